@@ -1,0 +1,108 @@
+"""What must hold for an endpoint, and whether it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from collectors.sketch import Sketch
+from collectors.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One bound: ``metric`` at ``quantile`` (None: a share or a mean) must be at most ``limit``."""
+
+    metric: str
+    quantile: float | None
+    limit: float
+
+    @property
+    def name(self) -> str:
+        """``ttft_p95_s``, ``error_rate``."""
+        if self.quantile is None:
+            return self.metric
+        base = self.metric.removesuffix("_s")
+        return f"{base}_p{self.quantile * 100:g}_s"
+
+    @classmethod
+    def parse(cls, name: str, limit: float) -> Target:
+        """From a settings key: ``ttft_p95_s``, ``itl_p99_s``, ``e2e_p90_s``, ``tpot_p50_s``, ``queue_p95_s``, ``error_rate``.
+
+        Raises ValueError on any other name, and on a limit that cannot be met.
+        """
+        if not limit > 0:
+            raise ValueError(f"{name}: the limit must be above 0, not {limit}")
+        if name == "error_rate":
+            if limit >= 1:
+                raise ValueError(f"error_rate: a share below 1 is expected, not {limit} (1 % is 0.01)")
+            return cls("error_rate", None, limit)
+        parts = name.split("_")
+        if len(parts) == 3 and parts[0] in ("ttft", "itl", "tpot", "e2e", "queue") and parts[2] == "s":
+            digits = parts[1].removeprefix("p")
+            if parts[1].startswith("p") and digits.replace(".", "", 1).isdigit() and 0 < float(digits) < 100:
+                return cls(f"{parts[0]}_s", float(digits) / 100, limit)
+        raise ValueError(f"{name}: expected error_rate, or ttft, itl, tpot, e2e or queue with a percentile, such as ttft_p95_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """All of the targets must hold."""
+
+    targets: tuple[Target, ...] = ()
+
+    @classmethod
+    def from_mapping(cls, limits: Mapping[str, float]) -> Objective:
+        return cls(tuple(Target.parse(name, limit) for name, limit in limits.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Attainment:
+    """How one target was met over a span of windows."""
+
+    target: Target
+    observed: float | None
+    """The metric over the whole span (sketches merged, never a mean of percentiles). None: unknown."""
+    bad_share: float | None
+    """Share of requests (or token gaps) that were worse than the limit."""
+    burn_rate: float | None
+    """``bad_share`` over the share that the objective allows: 1 spends the budget just so, above 1 breaches it.
+
+    Source: Google SRE Workbook, chapter 5, "Alerting on SLOs".
+    """
+    samples: float
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.observed is None else self.observed <= self.target.limit
+
+
+def merged(windows: Sequence[Window], metric: str) -> Sketch | None:
+    """The metric's sketch over all windows; None where no window has it."""
+    sketches = [w.sketches[metric] for w in windows if metric in w.sketches]
+    return Sketch.merge(sketches) if sketches else None
+
+
+def total(windows: Sequence[Window], counter: str) -> float | None:
+    """The counter's increase over all windows that know it; None where none does."""
+    known = [value for w in windows if (value := w.count(counter)) is not None]
+    return sum(known) if known else None
+
+
+def attainment(windows: Sequence[Window], target: Target) -> Attainment:
+    """Judge one target over ``windows`` of one endpoint and source."""
+    if target.metric == "error_rate":
+        errors, requests = total(windows, "errors"), total(windows, "requests")
+        if errors is None or not requests:
+            return Attainment(target, None, None, None, requests or 0.0)
+        share = min(1.0, errors / requests)
+        return Attainment(target, share, share, share / target.limit, requests)
+    sketch = merged(windows, target.metric)
+    assert target.quantile is not None  # parse() gives every latency target one
+    if sketch is None or sketch.count <= 0:
+        return Attainment(target, None, None, None, 0.0)
+    observed = sketch.quantile(target.quantile)
+    bad = sketch.share_above(target.limit)
+    if observed is None:  # beyond the source's last bound: known to be at least that
+        observed = sketch.bounds(target.quantile)[0]
+    return Attainment(target, observed, bad, bad / (1 - target.quantile), sketch.count)

@@ -1,0 +1,92 @@
+"""A change of Shape, with why, what it is expected to do, what it costs, and what was not chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from actuators.shape import Shape
+from analyzers.finding import Evidence, Reason
+from analyzers.prediction import Prediction
+
+Direction = Literal["grow", "shrink", "reshape"]
+Risk = Literal["low", "medium", "high"]
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """US dollars of reserved capacity. None: the price is not known, and no saving is claimed."""
+
+    per_hour: float | None
+    per_1k_tokens: float | None
+    """Per 1,000 tokens (prompt and output together) that the workload really has."""
+    per_request: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in Money.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One shape that was considered."""
+
+    shape: Shape
+    money: Money
+    prediction: Prediction | None
+    """None: refused; ``verdict`` says why."""
+    verdict: str
+    """``chosen``, ``current``, or a stable code for why not: MISSES_OBJECTIVE, COSTS_MORE, SATURATES, CANNOT_PREDICT ..."""
+    why: str
+    """One sentence with numbers."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape.as_dict(),
+            "label": self.shape.label(),
+            "money": self.money.as_dict(),
+            "prediction": self.prediction.as_dict() if self.prediction else None,
+            "verdict": self.verdict,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The decision, without identity, time, plan or state: those are the agent's."""
+
+    endpoint: str
+    direction: Direction
+    current: Option
+    proposed: Option
+    reasons: tuple[Reason, ...]
+    options: tuple[Option, ...]
+    """All that were considered, ranked: chosen first."""
+    saving_per_month: float | None
+    """US dollars, 730 hours; negative where it costs more; None where a price is unknown."""
+    risk: Risk
+    risk_reasons: tuple[str, ...]
+    workload: Mapping[str, float]
+    """The load that was replayed: request rate, mean lengths, cache hit share, peak factor."""
+    evidence: Evidence
+
+    @property
+    def fingerprint(self) -> str:
+        """The same advice seen again refreshes one row instead of adding another."""
+        after = self.proposed.shape.as_dict()
+        return f"{self.endpoint}/{self.direction}/{sorted(after.items(), key=str)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "endpoint": self.endpoint,
+            "direction": self.direction,
+            "current": self.current.as_dict(),
+            "proposed": self.proposed.as_dict(),
+            "reasons": [{"code": r.code, "text": r.text, "numbers": dict(r.numbers)} for r in self.reasons],
+            "options": [o.as_dict() for o in self.options],
+            "saving_per_month": self.saving_per_month,
+            "risk": self.risk,
+            "risk_reasons": list(self.risk_reasons),
+            "workload": dict(self.workload),
+            "evidence": {k: getattr(self.evidence, k) for k in Evidence.__slots__},
+        }

@@ -1,0 +1,52 @@
+"""What every source is: the protocol, and what it is made from. Registered in the entry-point group ``flyball.collectors``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from collectors.clock import Clock
+from collectors.http import Http
+from collectors.window import Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One address to read: a replica of an endpoint."""
+
+    name: str
+    url: str
+    """Base address, without a trailing slash."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent with each request. May hold a secret: never logged."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceContext:
+    """What a collector is given when it is made."""
+
+    endpoint: str
+    model: str | None
+    http: Http
+    clock: Clock
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The source's own settings, validated by its ``Options`` model."""
+
+
+class Collector(Protocol):
+    """One source of one endpoint. It may keep state between reads; it must not raise anything but ``CollectError``."""
+
+    source: ClassVar[str]
+    """The name in ``Window.source`` and in the settings."""
+
+    async def read(self, target: Target) -> Sequence[Reading]:
+        """Read one target once: one Reading for each engine behind it, each with its own ``target``.
+
+        Raises ``CollectError`` with a stable ``kind`` when it cannot be read, is not what it should be, or holds values
+        that cannot be true (negative counters, for instance). Partial truth is left out, not guessed.
+        """
+
+
+#: What the entry point must be: called once for each endpoint that names the source.
+CollectorFactory = Callable[[SourceContext], Collector]

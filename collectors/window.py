@@ -1,0 +1,141 @@
+"""The nouns of telemetry: what a source read, and the window that readings add up to.
+
+Unknown is ``None`` or an absent key, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from collectors.sketch import Sketch
+
+#: Canonical names that a source may put into a Reading. A source leaves out what it does not know.
+COUNTERS = (
+    "requests",  # finished requests, errors included
+    "errors",  # of those, failed: 5xx, aborted by the server, broken stream
+    "prompt_tokens",
+    "cached_prompt_tokens",  # of the prompt tokens, served from the prefix cache
+    "output_tokens",
+    "preemptions",
+)
+HISTOGRAMS = (
+    "ttft_s",  # request sent to first token
+    "itl_s",  # gap between consecutive output tokens after the first
+    "tpot_s",  # of one request: (end-to-end - TTFT) / (output tokens - 1)
+    "e2e_s",  # request sent to last token
+    "queue_s",  # arrival at the engine to its first scheduling
+    "prompt_length",  # tokens
+    "output_length",  # tokens
+)
+GAUGES = (
+    "running",  # sequences in the batch
+    "waiting",  # sequences that wait for capacity
+    "kv_usage",  # 0..1
+    "cpu_usage",  # 0..1 of the host
+    "memory_usage",  # 0..1 of the host
+    "gpu_usage",  # 0..1
+    "gpu_memory_usage",  # 0..1; engines preallocate it, so never a signal to act on
+    "gpu_power_w",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A cumulative histogram as Prometheus exposes it.
+
+    ``edges`` are the finite upper bounds (``le``), ascending; ``counts`` the cumulative counts at each of them and, last,
+    at +Inf, so ``len(counts) == len(edges) + 1``. ``total`` is the sum of the observed values.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[float, ...]
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one target said at one moment. Counters and histograms are cumulative since the target started."""
+
+    target: str
+    """Which replica or engine, stable between readings: the address, and the engine's index where there are several."""
+    at: float
+    """When it was read: our clock, Unix seconds."""
+    counters: Mapping[str, float] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    started_at: float | None = None
+    """When the target says that it started, by its own clock. Only compared with itself, to see a restart."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Model, engine version, KV capacity: text, as the target gave it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A gauge over a window: time-weighted mean, maximum, and last value."""
+
+    mean: float
+    maximum: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Telemetry of one endpoint from one source over one fixed interval."""
+
+    endpoint: str
+    source: str
+    start: float
+    """Unix seconds, a multiple of ``duration_s``."""
+    duration_s: float
+    coverage: float
+    """Share of the interval really observed, 0..1, over all targets. 0 is a gap that was noticed."""
+    targets: int = 0
+    """How many targets were read."""
+    restarts: int = 0
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """By canonical counter name: the increase within the window, over all targets."""
+    sketches: Mapping[str, Sketch] = field(default_factory=dict)
+    """By canonical histogram name."""
+    gauges: Mapping[str, Gauge] = field(default_factory=dict)
+    """By canonical gauge name. ``running`` and ``waiting`` are summed over targets, shares are the mean over targets."""
+    errors: Mapping[str, int] = field(default_factory=dict)
+    """Failed reads by class (``timeout``, ``http_401`` ...): why coverage is below 1."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def end(self) -> float:
+        return self.start + self.duration_s
+
+    def count(self, name: str) -> float | None:
+        """The increase of a counter, or None where it is unknown."""
+        return self.counts.get(name)
+
+    def rate(self, name: str) -> float | None:
+        """The increase of a counter per second of *observed* time, or None where it is unknown."""
+        value = self.counts.get(name)
+        if value is None or self.coverage <= 0:
+            return None
+        return value / (self.duration_s * self.coverage)
+
+    def quantile(self, name: str, q: float) -> float | None:
+        """A quantile of a latency or length, or None where nothing was observed or it lies beyond the last bound."""
+        sketch = self.sketches.get(name)
+        return sketch.quantile(q) if sketch is not None else None
+
+    def mean(self, name: str) -> float | None:
+        """The mean of a gauge, or of a latency or length, or None where it is unknown."""
+        gauge = self.gauges.get(name)
+        if gauge is not None:
+            return gauge.mean
+        sketch = self.sketches.get(name)
+        return sketch.mean if sketch is not None else None
+
+
+class CollectError(Exception):
+    """A source could not be read. ``kind`` is a stable class for counting, ``detail`` says what and what to do."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
