@@ -42,7 +42,9 @@ class Target:
             digits = parts[1].removeprefix("p")
             if parts[1].startswith("p") and digits.replace(".", "", 1).isdigit() and 0 < float(digits) < 100:
                 return cls(f"{parts[0]}_s", float(digits) / 100, limit)
-        raise ValueError(f"{name}: expected error_rate, or ttft, itl, tpot, e2e or queue with a percentile, such as ttft_p95_s")
+        raise ValueError(
+            f"{name}: expected error_rate, or ttft, itl, tpot, e2e or queue with a percentile, such as ttft_p95_s"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +108,10 @@ def attainment(windows: Sequence[Window], target: Target) -> Attainment:
     if observed is None:  # beyond the source's last bound: known to be at least that
         observed = sketch.bounds(target.quantile)[0]
     return Attainment(target, observed, bad, bad / (1 - target.quantile), sketch.count)
+
+
+def sustained_breach(windows: Sequence[Window], name: str, objective: Objective, run: int = 3) -> bool:
+    """Whether each of the last ``run`` windows that saw traffic missed the target of that name."""
+    target = next(t for t in objective.targets if t.name == name)
+    judged = [a for w in windows if (a := attainment([w], target)).observed is not None]
+    return len(judged) >= run and all(a.met is False for a in judged[-run:])

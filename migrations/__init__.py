@@ -1,0 +1,1 @@
+"""The SQL schema's history (Alembic)."""

@@ -1,0 +1,78 @@
+"""What `flyball check` finds beyond the file itself: plugins that are missing, options that they refuse, things that do not answer."""
+
+from __future__ import annotations
+
+from actuators.base import ActuatorError
+from agent import plugins
+from agent.clock import WallClock
+from agent.configfile import Loaded, Loc, Problem
+from agent.plugins import PluginError
+from agent.watch import Watched
+from agent.wiring import watched_of
+from collectors.http import Http
+from collectors.window import CollectError
+
+
+def check_plugins(loaded: Loaded) -> list[Problem]:
+    """Sources and systems that are not there, and options that they do not know. Offline."""
+    problems: list[Problem] = []
+    for i, endpoint in enumerate(loaded.settings.endpoints):
+        at: Loc = ("endpoints", i)
+        for name, options in endpoint.sources.items():
+            problems += _options(loaded, (*at, "sources", name), plugins.COLLECTORS, name, options)
+        actuator = endpoint.actuator
+        where: Loc = (*at, "actuator", "options") if actuator.options else (*at, "actuator")
+        problems += _options(loaded, where, plugins.ACTUATORS, actuator.system, actuator.options)
+        if endpoint.mode != "observe" and actuator.system == "none":
+            what = f"mode is {endpoint.mode}, but no system can change this endpoint"
+            problems.append(_problem(loaded, (*at, "mode"), what, "Set actuator.system, or mode: observe"))
+    return problems
+
+
+def _options(loaded: Loaded, loc: Loc, group: str, name: str, options: dict[str, object]) -> list[Problem]:
+    try:
+        wrong = plugins.check_options(group, name, options)
+    except PluginError as error:
+        return [_problem(loaded, loc, str(error), "Correct the name, or install the package that has it")]
+    return [
+        _problem(loaded, (*loc, *where), what, f"See the options of {name} in docs/settings.md")
+        for where, what in wrong
+    ]
+
+
+def _problem(loaded: Loaded, loc: Loc, what: str, do: str) -> Problem:
+    field = ".".join(str(part) for part in loc)
+    return Problem(str(loaded.path), loaded.line(loc), field, what, do)
+
+
+async def check_live(loaded: Loaded) -> list[Problem]:
+    """Reach every source and system once; sends nothing but reads."""
+    clock = WallClock()
+    http = Http(ca_file=loaded.settings.tls_ca_file, monotonic=clock.monotonic)
+    problems: list[Problem] = []
+    try:
+        for i, endpoint in enumerate(loaded.settings.endpoints):
+            watched = watched_of(loaded.settings, endpoint, http, clock)
+            problems += await _reach(loaded, ("endpoints", i), watched)
+    finally:
+        await http.aclose()
+    return problems
+
+
+async def _reach(loaded: Loaded, at: Loc, watched: Watched) -> list[Problem]:
+    problems: list[Problem] = []
+    try:
+        watched.live = await watched.actuator.live()
+        if not watched.live.ready:
+            what = f"is not ready: {watched.live.detail or 'it does not answer'}"
+            problems.append(_problem(loaded, (*at, "actuator"), what, "Start it, or correct the url"))
+    except ActuatorError as error:
+        problems.append(_problem(loaded, (*at, "actuator"), str(error), "Correct the address or the credentials"))
+    for name, collector in watched.collectors.items():
+        for target in watched.targets():
+            try:
+                await collector.read(target)
+            except CollectError as error:
+                where = (*at, "sources", name)
+                problems.append(_problem(loaded, where, f"{target.url} cannot be read: {error.kind}", error.detail))
+    return problems

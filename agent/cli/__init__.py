@@ -1,0 +1,42 @@
+"""The command line. Each command is thin: it opens the store, calls what the daemon and the pages call, and prints.
+
+Heavy modules are imported where they are used, so that `flyball --help` and the listings answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from agent.cli import inspect, operate, setup
+from agent.cli.output import console
+
+app = typer.Typer(
+    name="flyball",
+    help="The governor for deployed AI models: watches, replays, resizes with approval, verifies, and undoes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+setup.add(app)
+operate.add(app)
+inspect.add(app)
+
+
+def main() -> None:
+    """The entry point: errors that a person can mend are one line each, and exit code 2."""
+    from agent.configfile import BadSettings
+    from agent.plugins import PluginError
+    from agent.store import StoreError
+
+    try:
+        app()
+    except BadSettings as error:
+        for problem in error.problems:
+            console.print(f"[red]error[/red] {problem}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except (StoreError, PluginError) as error:
+        console.print(f"[red]error[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,92 @@
+"""Running: `flyball run`, `pause`, `resume`, `report`, `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.cli.inspect import opened
+from agent.cli.output import DEFAULT_CONFIG, ConfigOption, Output, OutputOption, actor, console, fail, print_json, text
+
+
+def add(app: typer.Typer) -> None:
+    app.command()(run)
+    app.command()(pause)
+    app.command()(resume)
+    app.command()(report)
+    app.command()(demo)
+
+
+def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Run the daemon until SIGTERM. SIGHUP reloads the settings."""
+    from agent import daemon, logs
+    from agent.check import check_plugins
+    from agent.configfile import BadSettings, load
+
+    loaded = load(config)
+    problems = check_plugins(loaded)
+    if problems:
+        raise BadSettings(problems)
+    logs.configure(loaded.settings.log_level)
+    raise typer.Exit(daemon.run(config))
+
+
+def pause(
+    config: ConfigOption = DEFAULT_CONFIG,
+    reason: Annotated[str, typer.Option(help="Why, for the others.")] = "by hand",
+) -> None:
+    """Stop the next operation, whichever it is. Watching and proposing go on."""
+    from agent.clock import WallClock
+    from agent.store import control
+
+    with opened(config) as (store, _), store.write() as db:
+        control.pause(db, now=WallClock().now(), by=actor(), reason=reason)
+    console.print("Paused: nothing is applied until `flyball resume`")
+
+
+def resume(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Let operations go on."""
+    from agent.clock import WallClock
+    from agent.store import control
+
+    with opened(config) as (store, _), store.write() as db:
+        if not control.resume(db, now=WallClock().now(), by=actor()):
+            raise fail("nothing is paused")
+    console.print("Resumed")
+
+
+def report(
+    config: ConfigOption = DEFAULT_CONFIG,
+    days: Annotated[float, typer.Option(min=0.001, help="Of the last so many days.")] = 7.0,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Where to write it; default: the settings' report directory.")
+    ] = None,
+    output: OutputOption = Output.table,
+) -> None:
+    """Write the report of the days up to now."""
+    from agent.clock import WallClock
+    from agent.report import summary, weekly
+
+    now = WallClock().now()
+    with opened(config) as (store, settings):
+        if output is Output.json:
+            return print_json(summary(store, settings, start=now - days * 86_400, end=now))
+        path = weekly(store, settings, start=now - days * 86_400, end=now, now=now, path=to)
+    console.print(f"Wrote {text(path)}")
+    return None
+
+
+def demo(
+    once: Annotated[
+        bool, typer.Option("--once", help="End when the story is told, instead of keeping the page up.")
+    ] = False,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Where to leave everything; default: a new demo-... folder.")
+    ] = None,
+) -> None:
+    """Show the whole loop on a small fleet of emulated endpoints, on this machine, in about two minutes."""
+    from agent.demo import show
+
+    raise typer.Exit(show(directory, once=once))

@@ -1,0 +1,81 @@
+"""How things are printed: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+#: For messages; what was asked for goes to standard output.
+console = Console(stderr=True)
+stdout = Console()
+
+
+class Output(StrEnum):
+    table = "table"
+    json = "json"
+
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", envvar="FLYBALL_CONFIG", help="The settings file.", show_default=True)
+]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Tables for people, JSON for programs.")]
+DEFAULT_CONFIG = Path("flyball.yaml")
+
+
+def print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, sort_keys=False, default=str))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]], empty: str) -> None:
+    """A table, or one line where there is nothing in it."""
+    if not rows:
+        stdout.print(empty)
+        return
+    made = Table(title=title, title_justify="left", header_style="bold")
+    for name in columns:
+        made.add_column(name, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    stdout.print(made)
+
+
+def number(value: float | None, unit: str = "", digits: int = 3) -> str:
+    """``-`` for what is not known."""
+    return "-" if value is None else f"{value:.{digits}g}{unit}"
+
+
+def money(value: float | None) -> str:
+    return "-" if value is None else f"${value:,.0f}" if abs(value) >= 100 else f"${value:,.2f}"
+
+
+def moment(value: float | None) -> str:
+    return "-" if value is None else datetime.fromtimestamp(value).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def text(value: Any) -> str:
+    """Text from elsewhere, so that it cannot act as markup."""
+    return "-" if value in (None, "") else escape(str(value))
+
+
+def actor() -> str:
+    """Who calls: the operating system's user."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"cli:uid-{os.getuid()}"
+
+
+def fail(message: str, code: int = 1) -> typer.Exit:
+    """Print why, and return what is to be raised."""
+    console.print(f"[red]error[/red] {escape(message)}", soft_wrap=True, highlight=False)
+    return typer.Exit(code)

@@ -1,0 +1,88 @@
+"""`flyball init`, `flyball check`, `flyball db`: before anything runs."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent.cli.output import DEFAULT_CONFIG, ConfigOption, Output, OutputOption, console, fail, print_json, stdout
+
+
+def add(app: typer.Typer) -> None:
+    app.command()(init)
+    app.command()(check)
+    database = typer.Typer(help="The database's schema.", no_args_is_help=True)
+    database.command("upgrade")(db_upgrade)
+    database.command("current")(db_current)
+    app.add_typer(database, name="db")
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = DEFAULT_CONFIG,
+    force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
+) -> None:
+    """Write a commented settings file to start from."""
+    if path.exists() and not force:
+        raise fail(f"{path} is there already; edit it, or write over it with --force", 2)
+    path.write_text(files("agent").joinpath("flyball.example.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    console.print(f"Wrote {path}. Set your endpoint's url and objective, then: flyball check -c {path} --live")
+
+
+def check(
+    config: ConfigOption = DEFAULT_CONFIG,
+    live: Annotated[bool, typer.Option("--live", help="Also reach each endpoint, source and system once.")] = False,
+    output: OutputOption = Output.table,
+) -> None:
+    """Validate the settings: every problem with its file, line, field, and what to do. Exit code 2 when there is one."""
+    from agent.check import check_live, check_plugins
+    from agent.configfile import BadSettings, load
+
+    try:
+        loaded = load(config)
+        problems = check_plugins(loaded)
+        if live and not problems:
+            problems = asyncio.run(check_live(loaded))
+    except BadSettings as error:
+        problems = list(error.problems)
+    if output is Output.json:
+        fields = ("file", "line", "field", "what", "do")
+        print_json(
+            {
+                "schema_version": 1,
+                "ok": not problems,
+                "problems": [{f: getattr(p, f) for f in fields} for p in problems],
+            }
+        )
+    else:
+        for problem in problems:
+            stdout.print(f"[red]error[/red] {problem}", highlight=False, soft_wrap=True, markup=True)
+        if not problems:
+            stdout.print(f"{config}: fine{', and everything answers' if live else ''}")
+    if problems:
+        raise typer.Exit(2)
+
+
+def db_upgrade(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Bring the schema to what this Flyball needs. Safe to call at any time, by several at once."""
+    from agent.configfile import load
+    from agent.store import Store
+
+    store = Store(load(config).settings.database)
+    stdout.print(f"{store.where} is at schema {store.upgrade()}", highlight=False, soft_wrap=True)
+
+
+def db_current(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption = Output.table) -> None:
+    """Show the schema's revision, and the one that this Flyball needs."""
+    from agent.configfile import load
+    from agent.store import Store
+
+    store = Store(load(config).settings.database)
+    current, head = store.current(), store.head()
+    if output is Output.json:
+        print_json({"schema_version": 1, "database": store.where, "current": current, "needed": head})
+    else:
+        stdout.print(f"{store.where}: schema {current or 'none'}, needed {head}", highlight=False, soft_wrap=True)

@@ -1,0 +1,218 @@
+"""One Flyball: all of its parts over one set of settings, and the cycles that the daemon repeats and the simulated world steps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import structlog
+
+from agent.apply import LEASE, Applier, Lead
+from agent.approvals import ApprovalService, Ruling
+from agent.clock import WallClock
+from agent.loops import Loop
+from agent.metrics import Metrics
+from agent.reflect import Reflector
+from agent.settings import Settings
+from agent.slack.receive import Receiver
+from agent.slack.send import Sender
+from agent.spool import Spool
+from agent.store import Store, control, windows
+from agent.tracing import Tracing
+from agent.watch import Watched, Watcher
+from agent.wiring import watched_of
+from collectors.clock import Clock
+from collectors.http import Http
+
+log = structlog.get_logger()
+
+#: A leader that does not renew its lease for so long is taken to be dead.
+LEASE_S = 30.0
+HOUSEKEEPING_S = 60.0
+
+
+class Governor:
+    """The whole loop. Holds no thread and no timer: whoever owns it calls the cycles."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        clock: Clock,
+        *,
+        holder: str,
+        http: Http,
+        make_watched: Callable[[Settings, Any, Http, Clock], Watched] = watched_of,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.clock = clock
+        self.http = http
+        self.metrics = Metrics()
+        self.tracing = Tracing(settings.otlp)
+        self.holder = holder
+        self.lead: Lead | None = None
+        self.watched = {e.name: make_watched(settings, e, http, clock) for e in settings.endpoints}
+        self.approvals = ApprovalService(store, clock, self._ruled)
+        self.receiver = Receiver(settings.slack, store, self.approvals, clock)
+        self.sender = Sender(settings, store, self.approvals, http, clock, self.metrics)
+        self.spool = Spool(settings.state_dir / "spool")
+        self.watcher = Watcher(self.watched, settings.collect, store, self.spool, clock, self.metrics)
+        self.reflector = Reflector(settings, store, clock, self.metrics)
+        self.applier = Applier(self.watched, self.watcher, settings, store, clock, self.metrics)
+        make = self._loop
+        self.loops = [
+            make("lead", LEASE_S / 3, self.take_lead),
+            make("collect", settings.collect.interval_s, self.collect),
+            make("decide", settings.decide.interval_s, self.decide),
+            make("act", settings.decide.act_interval_s, self.act),
+            make("notify", 1.0, self.notify),
+            make("housekeeping", HOUSEKEEPING_S, self.keep_house),
+        ]
+
+    def _loop(self, name: str, interval_s: float, cycle: Callable[[], Any]) -> Loop:
+        return Loop(name, interval_s, cycle, self.clock, self.metrics)
+
+    # -- cycles --------------------------------------------------------------------------------------------------------
+
+    async def take_lead(self) -> Lead | None:
+        """Take or renew the lease. Whoever does not lead stands by."""
+
+        def ask() -> int | None:
+            with self.store.write() as db:
+                return control.acquire(db, LEASE, self.holder, self.clock.now(), LEASE_S)
+
+        epoch = await asyncio.to_thread(ask)
+        if (epoch is None) != (self.lead is None):
+            log.info("leading" if epoch is not None else "standing_by", holder=self.holder, epoch=epoch)
+        self.lead = Lead(self.holder, epoch) if epoch is not None else None
+        self.metrics.leading.set(self.lead is not None)
+        return self.lead
+
+    async def collect(self) -> None:
+        if self.lead is not None:
+            with self.tracing.tracer.start_as_current_span("collect"):
+                await self.watcher.cycle()
+
+    async def decide(self) -> None:
+        """Analyze every endpoint. One that fails does not keep the others from being analyzed."""
+        if self.lead is None:
+            return
+        failed: list[Exception] = []
+        with self.tracing.tracer.start_as_current_span("decide"):
+            for name, watched in self.watched.items():
+                structlog.contextvars.bind_contextvars(endpoint=name)
+                with self.tracing.tracer.start_as_current_span(
+                    "analyze", attributes={"flyball.endpoint": name}
+                ) as span:
+                    try:
+                        decision = await self.reflector.cycle(watched)
+                    except Exception as error:
+                        log.exception("analysis_failed")
+                        failed.append(error)
+                        continue
+                    finally:
+                        structlog.contextvars.unbind_contextvars("endpoint")
+                    if decision is not None and decision.recommendation is not None:
+                        span.set_attribute("flyball.direction", decision.recommendation.direction)
+        if failed:
+            raise failed[0]  # the loop's edge counts it
+
+    async def act(self) -> None:
+        if self.lead is not None:
+            with self.tracing.tracer.start_as_current_span("act"):
+                await self.applier.cycle(self.lead)
+
+    async def notify(self) -> None:
+        if self.lead is not None:
+            await self.sender.cycle()
+
+    async def keep_house(self) -> None:
+        """Roll windows up, age them out, and leave a sign of life for those who look into the database."""
+        await asyncio.to_thread(self._keep_house)
+
+    def _keep_house(self) -> None:
+        now, keep, raw = self.clock.now(), self.settings.retention, self.settings.collect.window_s
+        with self.store.write() as db:
+            beats = {loop.name: {"last_ok_at": loop.beat.last_ok_at, "errors": loop.beat.errors} for loop in self.loops}
+            control.put(db, "heartbeat", beats, now, self.holder)
+            if self.lead is None:
+                return
+            windows.roll_up(db, now, raw)
+            days = {raw: keep.raw_days, 300.0: keep.five_minutes_days, 3600.0: keep.hours_days}
+            windows.age_out(db, now, {width: d * 86_400 for width, d in days.items()})
+
+    # -- health --------------------------------------------------------------------------------------------------------
+
+    def alive(self) -> dict[str, str]:
+        """What is wrong with the loops; empty when all ran lately."""
+        now = self.clock.now()
+        return {
+            loop.name: loop.beat.last_error or "has not ended a cycle lately"
+            for loop in self.loops
+            if loop.beat.last_ok_at is not None and not loop.alive(now)
+        } | {
+            loop.name: loop.beat.last_error
+            for loop in self.loops
+            if loop.beat.last_ok_at is None and loop.beat.last_error
+        }
+
+    def ready(self) -> bool:
+        """Whether the first cycles are through."""
+        return all(loop.beat.last_ok_at is not None for loop in self.loops if loop.name in ("lead", "collect", "act"))
+
+    def _ruled(self, ruling: Ruling, action: str, channel: str) -> None:
+        self.metrics.rulings.labels(channel, action, ruling.code).inc()
+        level = log.info if ruling.accepted else log.warning
+        level("ruling", recommendation=ruling.recommendation_id, action=action, channel=channel, code=ruling.code)
+
+    async def close(self) -> None:
+        """Stop reading, keep what was read, give the lease up."""
+        await self.watcher.stop()
+        await self.watcher.close_windows()
+        with self.store.write() as db:
+            control.release(db, LEASE, self.holder)
+        self.tracing.close()
+
+
+async def propose(store: Store, settings: Settings, endpoint: str, changes: dict[str, Any], by: str) -> str:
+    """A person's own wish as a recommendation, with or without a daemon; returns its id.
+
+    ``changes`` as for ``Shape.with_``. Raises ValueError where it breaks a guardrail or changes nothing, ActuatorError
+    where no plan leads there.
+    """
+    clock = WallClock()
+    http = Http(ca_file=settings.tls_ca_file, monotonic=clock.monotonic)
+    try:
+        governor = Governor(settings, store, clock, holder=by, http=http)
+        watched = governor.watched[endpoint]
+        live = await governor.watcher.look(watched)
+        if live is None:
+            raise ValueError(f"{endpoint}: its system does not say what is live; see `flyball check --live`")
+        wanted = watched.catalogue.with_size(live.shape, changes.pop("size", live.shape.size)).with_(**changes)
+        return await governor.reflector.request(watched, wanted, by)
+    finally:
+        await http.aclose()
+
+
+def last_due(schedule: str, timezone: str, now: float) -> float:
+    """The last moment at or before ``now`` at which a weekly schedule such as ``mon 08:00`` was due; Unix seconds."""
+    day, clock = schedule.split()
+    hour, minute = (int(part) for part in clock.split(":"))
+    local = datetime.fromtimestamp(now, ZoneInfo(timezone))
+    weekday = ("mon", "tue", "wed", "thu", "fri", "sat", "sun").index(day)
+    due = (local - timedelta(days=(local.weekday() - weekday) % 7)).replace(
+        hour=hour, minute=minute, second=0, microsecond=0
+    )
+    if due > local:
+        due -= timedelta(days=7)
+    return due.timestamp()
+
+
+def report_path(directory: Path, end: float) -> Path:
+    """Where the report of the week that ends at ``end`` is written."""
+    return directory / f"flyball-{datetime.fromtimestamp(end, ZoneInfo('UTC')):%Y-%m-%d}.html"

@@ -1,0 +1,59 @@
+"""Finds sources and systems by entry point, so that a stranger's package can add one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+COLLECTORS = "flyball.collectors"
+ACTUATORS = "flyball.actuators"
+
+
+class PluginError(Exception):
+    """A source or system is not there, cannot be loaded, or refuses its options. The text says what to do."""
+
+
+def names(group: str) -> list[str]:
+    return sorted(point.name for point in entry_points(group=group))
+
+
+def load(group: str, name: str) -> Any:
+    """The factory of that name. Raises ``PluginError``."""
+    point: EntryPoint | None = next(iter(entry_points(group=group, name=name)), None)
+    kind = group.removeprefix("flyball.").removesuffix("s")
+    if point is None:
+        raise PluginError(f"no {kind} is called {name!r}; there are: {', '.join(names(group))}")
+    try:
+        return point.load()
+    except ImportError as error:
+        raise PluginError(f"the {kind} {name!r} cannot be loaded: {error}. Install what it needs") from error
+
+
+def options_of(factory: Any) -> type[BaseModel] | None:
+    """The pydantic model of a factory's options, which stands beside it in its module."""
+    import sys
+
+    found = getattr(sys.modules[factory.__module__], "Options", None)
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def check_options(group: str, name: str, options: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+    """What is wrong with a plugin's options: where, and what. Raises ``PluginError`` where the plugin is not there."""
+    model = options_of(load(group, name))
+    if model is None:
+        return []
+    try:
+        model.model_validate(dict(options))
+    except ValidationError as error:
+        known = ", ".join(model.model_fields) or "none"
+        return [
+            (
+                tuple(e["loc"]),
+                f"{e['msg'].lower()}; known options: {known}" if e["type"] == "extra_forbidden" else e["msg"],
+            )
+            for e in error.errors()
+        ]
+    return []

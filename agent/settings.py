@@ -1,0 +1,406 @@
+"""What a person may set, with the unit, the default and the reason under each field.
+
+The reference page (docs/settings.md) and the JSON Schema for editors are generated from this module.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from actuators.shape import EngineValue, Shape
+from analyzers.objective import Objective
+
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Dollars = Annotated[float, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+class ShapeSettings(_Section):
+    """What an endpoint runs on, as far as its system cannot tell it itself."""
+
+    replicas: int | None = Field(None, ge=0)
+    """How many replicas. Default: unknown."""
+    size: str | None = None
+    """A VM size or instance type, priced under `sizes`. Default: unknown."""
+    accelerator: str | None = None
+    """A GPU by its short name, such as H100, L40S, A100-80GB. Default: unknown."""
+    accelerator_count: int | None = Field(None, ge=1)
+    """GPUs per replica. Default: unknown."""
+    engine: dict[str, EngineValue] = {}
+    """Engine limits by their vLLM names, such as max_num_seqs. Default: unknown."""
+    billing: Literal["hourly", "per_token", "ptu", "serverless"] = "hourly"
+    """How it is paid for. Default: hourly, as VMs and GPUs are."""
+
+    def shape(self) -> Shape:
+        return Shape(**self.model_dump())
+
+
+class SizeSettings(_Section):
+    """One size that endpoints may run on: its price, and what decides its speed."""
+
+    price_per_hour: Dollars | None = None
+    """US dollars per replica-hour, at the rate that you really pay. Default: unknown, and no saving is claimed."""
+    accelerator: str | None = None
+    """A GPU by its short name; its bandwidth, arithmetic and memory come from the built-in table. Default: none."""
+    accelerator_count: int = Field(1, ge=1)
+    """GPUs per replica. Default: 1."""
+    bandwidth_gb_s: float | None = Field(None, gt=0)
+    """Memory bandwidth in GB/s of one accelerator, where the built-in table does not have it or is wrong."""
+    tflops_bf16: float | None = Field(None, gt=0)
+    """Dense bf16 arithmetic in TFLOP/s of one accelerator, where the built-in table does not have it or is wrong."""
+    memory_gb: float | None = Field(None, gt=0)
+    """Memory in GB of one accelerator, where the built-in table does not have it or is wrong."""
+
+
+class ActuatorSettings(_Section):
+    """The system that holds the endpoint, and how to reach it."""
+
+    system: str = "none"
+    """An actuator by name (`flyball check` lists them). Default: none, which only reads."""
+    options: dict[str, Any] = {}
+    """The actuator's own settings; each actuator's page lists them."""
+
+
+class ChangeWindow(_Section):
+    """When changes may start, in the settings' time zone."""
+
+    days: str = "mon-sun"
+    """Days, such as `mon-fri` or `sat,sun`. Default: every day."""
+    start: time = time(0, 0)
+    """From this time of day. Default: midnight."""
+    end: time = time(23, 59, 59)
+    """Until this time of day. Default: the end of the day."""
+
+    @field_validator("days")
+    @classmethod
+    def _days(cls, value: str) -> str:
+        weekdays(value)
+        return value
+
+
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def weekdays(text: str) -> frozenset[int]:
+    """``mon-fri,sun`` as 0 (Monday) to 6. Raises ValueError."""
+    days: set[int] = set()
+    for part in text.lower().replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        last = last or first
+        if first not in _DAYS or last not in _DAYS:
+            raise ValueError(f"{text!r} is not a set of days; write for instance mon-fri or sat,sun")
+        i = _DAYS.index(first)
+        days.add(i)
+        while _DAYS[i] != last:
+            i = (i + 1) % 7
+            days.add(i)
+    return frozenset(days)
+
+
+class PolicySettings(_Section):
+    """Which shapes may be proposed, and how sure a proposal must be."""
+
+    min_replicas: int = Field(1, ge=0)
+    """Never fewer. Default: 1."""
+    max_replicas: int | None = Field(None, ge=1)
+    """Never more. Default: the current count, so that replicas are only proposed once you say how far."""
+    sizes: list[str] = []
+    """Names under `sizes` that may be proposed beside the current one. Default: none."""
+    engine: dict[str, list[EngineValue]] = {}
+    """Values that may be proposed, by engine argument: `max_num_seqs: [64, 128, 256]`. Default: none."""
+    max_step_replicas: int = Field(2, ge=1)
+    """Replicas added or removed in one change, at most. Default: 2."""
+    budget_per_month: Dollars | None = None
+    """US dollars a month (730 h) that a proposed shape may cost, at most. Default: no bound."""
+    margin: float = Field(0.1, ge=0, lt=1)
+    """The prediction must meet each limit with this share to spare. Default: 0.1."""
+    growth: float = Field(1.2, ge=1)
+    """A smaller shape must carry this multiple of the load that was observed. Default: 1.2."""
+    min_saving_per_month: Dollars = 20.0
+    """US dollars a month below which a smaller shape is not worth its disruption. Default: 20."""
+    min_saving_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the cost below which a smaller shape is not worth its disruption. Default: 0.1."""
+    evidence_s: Seconds = 3600.0
+    """Span of telemetry that a decision rests on. Default: one hour."""
+    min_coverage: float = Field(0.8, gt=0, le=1)
+    """Share of that span that must have been observed. Default: 0.8."""
+    min_requests: int = Field(50, ge=1)
+    """Requests in that span below which nothing is concluded. Default: 50."""
+    stable_cycles: int = Field(3, ge=1)
+    """Analyses in a row that must come to the same advice before it is given, or withdrawn. Default: 3."""
+    cooldown_s: float = Field(3600.0, ge=0)
+    """After a change, none is proposed for so long. Default: one hour; keep it well above the cold start."""
+    expires_s: Seconds = 86_400.0
+    """A recommendation can be approved for so long. Default: 24 h."""
+    change_windows: list[ChangeWindow] = []
+    """When changes may start. Default: at any time."""
+    auto: list[Literal["grow", "shrink", "reshape"]] = ["grow"]
+    """In `auto` mode, the directions that need no person. Default: grow only."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> PolicySettings:
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
+        return self
+
+
+class VerifySettings(_Section):
+    """How a change is checked."""
+
+    warmup_s: float = Field(120.0, ge=0)
+    """Not judged for so long after the change is ready. Default: 2 min."""
+    windows: int = Field(5, ge=1)
+    """Whole windows after the warm-up that are judged. Default: 5."""
+    deadline_s: Seconds = 3600.0
+    """Judged by what is there at this time after the warm-up, at the latest. Default: one hour."""
+    load_tolerance: float = Field(0.2, gt=0, lt=1)
+    """Load within this share of the load before counts as equal. Default: 0.2."""
+
+
+class EndpointSettings(_Section):
+    """One deployed model that answers requests."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    """A short name: lower-case letters, digits, dots, dashes."""
+    url: str = Field(pattern=r"^https?://[^/\s?#]+(/[^\s?#]*)?$")
+    """Its address, with http:// or https:// and no path behind the server's root."""
+    model: str | None = None
+    """The model's name as the server knows it. Default: the only one that it serves."""
+    role: Literal["production", "reference"] = "production"
+    """`reference` is the yardstick that others are compared with. Default: production."""
+    mode: Literal["observe", "approve", "auto"] = "observe"
+    """observe says and never does; approve waits for a person; auto acts inside the policy. Default: observe."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token. By reference only: `${NAME}` from the environment, or `file:PATH`."""
+    sources: dict[str, dict[str, Any]] = Field(default={"vllm": {}}, min_length=1)
+    """Where its telemetry comes from, by collector, with that collector's own settings. The first one is judged. Default: vllm."""
+    objective: dict[str, float] = {}
+    """What must hold: ttft_p95_s, itl_p95_s, e2e_p99_s ... in seconds; error_rate as a share."""
+    shape: ShapeSettings = ShapeSettings()
+    """What it runs on, where its system cannot tell."""
+    price_per_hour: Dollars | None = None
+    """US dollars per replica-hour, where `sizes` does not have it. Default: unknown, and no saving is claimed."""
+    actuator: ActuatorSettings = ActuatorSettings()
+    """The system that can change it."""
+    policy: PolicySettings = PolicySettings()
+    """Which shapes may be proposed."""
+    verify: VerifySettings = VerifySettings()
+    """How a change is checked."""
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @field_validator("objective")
+    @classmethod
+    def _objective(cls, value: dict[str, float]) -> dict[str, float]:
+        Objective.from_mapping(value)
+        return value
+
+    def wanted(self) -> Objective:
+        return Objective.from_mapping(self.objective)
+
+
+class CollectSettings(_Section):
+    interval_s: Seconds = 15.0
+    """Between two readings of one target. Default: 15 s, as Prometheus does."""
+    window_s: Seconds = 60.0
+    """Length of a window. Default: one minute."""
+    timeout_s: Seconds = 10.0
+    """A reading that takes longer is a failure. Default: 10 s."""
+    max_backoff_s: Seconds = 300.0
+    """Longest pause after repeated failures. Default: 5 min."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> CollectSettings:
+        if self.window_s < self.interval_s:
+            raise ValueError(f"window_s ({self.window_s:g}) must be at least interval_s ({self.interval_s:g})")
+        return self
+
+
+class DecideSettings(_Section):
+    interval_s: Seconds = 60.0
+    """Between two analyses of one endpoint. Default: one minute."""
+    act_interval_s: Seconds = 2.0
+    """Between two looks for approved changes and their progress. Default: 2 s."""
+    seed: int = 7
+    """Of the replays' random draws, so that a decision can be repeated. Default: 7."""
+
+
+class RetentionSettings(_Section):
+    raw_days: float = Field(7.0, gt=0)
+    """Windows as collected are kept for so long. Default: 7 days."""
+    five_minutes_days: float = Field(30.0, gt=0)
+    """5-minute windows are kept for so long. Default: 30 days."""
+    hours_days: float = Field(400.0, gt=0)
+    """1-hour windows are kept for so long. Default: 400 days."""
+
+
+class ReportSettings(_Section):
+    schedule: str = "mon 08:00"
+    """Day of the week and time, in the settings' time zone. Default: Monday, 8:00."""
+    directory: Path = Path("reports")
+    """Where reports are written. Default: reports/ beside the settings file."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule(cls, value: str) -> str:
+        if not re.fullmatch(r"(mon|tue|wed|thu|fri|sat|sun) ([01]\d|2[0-3]):[0-5]\d", value):
+            raise ValueError(f"{value!r} is not a day and a time; write for instance 'mon 08:00'")
+        return value
+
+
+class SlackSettings(_Section):
+    webhook_url: SecretStr
+    """The incoming webhook. By reference only. Must be at hooks.slack.com or hooks.slack-gov.com, unless `allow_hosts` says otherwise."""
+    signing_secret: SecretStr | None = None
+    """The app's signing secret: without it messages carry no buttons. By reference only."""
+    previous_signing_secret: SecretStr | None = None
+    """Accepted beside the new one while it is rotated. By reference only."""
+    approvers: list[str] = []
+    """Slack user ids (U...) that may decide; nobody else can. Without any, messages carry no buttons."""
+    app_id: str | None = None
+    """When set, clicks from any other app are refused."""
+    team_id: str | None = None
+    """When set, clicks from any other workspace are refused."""
+    channel_id: str | None = None
+    """When set, clicks from any other channel are refused."""
+    allow_hosts: list[str] = ["hooks.slack.com", "hooks.slack-gov.com"]
+    """Hosts that messages may be sent to. Others, such as a stand-in on 127.0.0.1, must be named."""
+
+    @field_validator("approvers")
+    @classmethod
+    def _ids(cls, value: list[str]) -> list[str]:
+        for user in value:
+            if not re.fullmatch(r"[UW][A-Z0-9]{2,20}", user):
+                raise ValueError(
+                    f"{user!r} is not a Slack user id; in Slack: profile, three dots, 'Copy member ID' (U012AB3CD)"
+                )
+        return value
+
+
+class WebSettings(_Section):
+    host: str = "127.0.0.1"
+    """Address to listen on. Default: loopback; anything else needs `token`."""
+    port: int = Field(8321, ge=0, le=65535)
+    """Port. Default: 8321."""
+    token: SecretStr | None = None
+    """Pages and API ask for it. By reference only. Default: none, which only loopback allows."""
+    public_url: str | None = None
+    """How people reach the page, for links in Slack. Default: http://HOST:PORT."""
+
+    @model_validator(mode="after")
+    def _exposed(self) -> WebSettings:
+        if self.host not in ("127.0.0.1", "::1", "localhost") and self.token is None:
+            raise ValueError(f"host {self.host} can be reached from elsewhere: set web.token, or listen on 127.0.0.1")
+        return self
+
+
+class OtlpSettings(_Section):
+    endpoint: str
+    """An OTLP/HTTP receiver, such as http://127.0.0.1:4318; traces of each cycle go there."""
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise ValueError(f"{name!r} is not a time zone; write for instance Europe/Berlin") from error
+    return name
+
+
+class Settings(BaseSettings):
+    """Flyball's settings. `FLYBALL_` environment variables stand above the file: `FLYBALL_WEB__PORT=9000`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        env_prefix="FLYBALL_",
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
+        frozen=True,
+    )
+
+    database: str = "sqlite:///flyball.db"
+    """Where everything is kept: `sqlite:///PATH`, or `postgresql+psycopg://USER@HOST/DB`; a password by reference. Default: beside the file."""
+    state_dir: Path = Path("flyball-state")
+    """Process records, logs and the spool. Default: flyball-state/ beside the settings file."""
+    timezone: Annotated[str, AfterValidator(_zone)] = "UTC"
+    """Of schedules and change windows. Default: UTC."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged. Default: info."""
+    collect: CollectSettings = CollectSettings()
+    """How telemetry is read."""
+    decide: DecideSettings = DecideSettings()
+    """How often the loop reflects and acts."""
+    retention: RetentionSettings = RetentionSettings()
+    """How long telemetry is kept."""
+    report: ReportSettings = ReportSettings()
+    """The weekly report."""
+    web: WebSettings = WebSettings()
+    """Pages, API and receivers."""
+    slack: SlackSettings | None = None
+    """Notices and approvals in Slack. Default: none."""
+    otlp: OtlpSettings | None = None
+    """Where traces go. Default: nowhere."""
+    tls_ca_file: Path | None = None
+    """Certificates to trust beside the system's, for endpoints with a private authority. Default: the system's only."""
+    sizes: dict[str, SizeSettings] = {}
+    """The sizes that endpoints may run on, by name."""
+    endpoints: list[EndpointSettings] = []
+    """The deployed models."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment over the file, and nothing else: a stray .env must not steer a governor."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        seen: set[str] = set()
+        for endpoint in self.endpoints:
+            if endpoint.name in seen:
+                raise ValueError(f"two endpoints are called {endpoint.name!r}: names must differ")
+            seen.add(endpoint.name)
+            for size in endpoint.policy.sizes:
+                if size not in self.sizes:
+                    raise ValueError(
+                        f"endpoint {endpoint.name}: policy.sizes names {size!r}, which `sizes` does not have"
+                    )
+        return self
+
+    def endpoint(self, name: str) -> EndpointSettings:
+        """By name. Raises KeyError."""
+        return next((e for e in self.endpoints if e.name == name), None) or _missing(name)
+
+
+def _missing(name: str) -> EndpointSettings:
+    raise KeyError(name)
+
+
+#: Fields that hold secrets, as paths with * for any list index: the file may only refer to them.
+SECRET_FIELDS = (
+    ("endpoints", "*", "api_key"),
+    ("slack", "webhook_url"),
+    ("slack", "signing_secret"),
+    ("slack", "previous_signing_secret"),
+    ("web", "token"),
+)

@@ -1,0 +1,162 @@
+"""Recommendations and outcomes as Block Kit. Pure: rows in, JSON out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from slack_sdk.models.blocks import (
+    ActionsBlock,
+    Block,
+    ButtonElement,
+    ConfirmObject,
+    ContextBlock,
+    DividerBlock,
+    HeaderBlock,
+    MarkdownTextObject,
+    PlainTextObject,
+    SectionBlock,
+)
+
+from actuators.shape import Shape
+
+Row = Mapping[str, Any]
+_SECTION, _CONTEXT, _HEADER = 2900, 1900, 150
+
+
+def recommendation(row: Row, tokens: Mapping[str, str] | None, page_url: str) -> dict[str, Any]:
+    """The message of one recommendation. Without ``tokens`` it carries no buttons, and says where to decide."""
+    body = row["body"]
+    endpoint, current, proposed = body["endpoint"], body["current"], body["proposed"]
+    title = f"{endpoint}: {_verb(body['direction'])} proposed"
+    blocks: list[Block] = [
+        HeaderBlock(text=PlainTextObject(text=_cut(title, _HEADER))),
+        _section(f"*Now:* {_escape(_label(current))}\n*Proposed:* {_escape(_label(proposed))}"),
+        _section("*Why*\n" + "\n".join(f"• {_escape(r['text'])}" for r in body["reasons"])),
+        _section("*Expected*\n" + _expected(current, proposed)),
+        _section(
+            f"*Money:* {_money(row)}\n*Risk:* {body['risk']}"
+            + "".join(f"\n• {_escape(t)}" for t in body["risk_reasons"])
+        ),
+    ]
+    if tokens:
+        blocks.append(_buttons(row, tokens))
+    until = datetime.fromtimestamp(row["expires_at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+    foot = [
+        f"Plan `{row['plan_hash'][:19] or 'none: Flyball can only read this system'}`",
+        f"until {until}",
+        f"revision {row['revision']}",
+    ]
+    if not tokens:
+        foot.append(f"`flyball recommendations show {row['id']}`")
+    foot.append(f"<{page_url}/recommendations/{row['id']}|details>")
+    blocks += [DividerBlock(), ContextBlock(elements=[MarkdownTextObject(text=_cut(" · ".join(foot), _CONTEXT))])]
+    return {
+        "text": _cut(f"{title}: {_label(current)} → {_label(proposed)}", _SECTION),
+        "blocks": [b.to_dict() for b in blocks],
+    }
+
+
+def decided(row: Row, who: str, what: str) -> dict[str, Any]:
+    """What the message becomes once it is decided: the same facts, and no buttons."""
+    body = row["body"]
+    line = f"*{_escape(body['endpoint'])}*: {_escape(_label(body['current']))} → {_escape(_label(body['proposed']))}"
+    text = f"{what} by <@{who}>" if who else what
+    blocks = [_section(line), ContextBlock(elements=[MarkdownTextObject(text=text)])]
+    return {"replace_original": True, "text": f"{body['endpoint']}: {what}", "blocks": [b.to_dict() for b in blocks]}
+
+
+def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
+    """How a change ended."""
+    what = {
+        "succeeded": "change verified",
+        "rolled_back": "change rolled back; the endpoint is frozen until a person unfreezes it",
+        "failed": "change failed; the endpoint is frozen until a person unfreezes it",
+    }[row["state"]]
+    plan = row["plan"]
+    shapes = f"{Shape.from_dict(plan['before']).label()} → {Shape.from_dict(plan['after']).label()}"
+    lines = [
+        f"• {s['metric']}: promised {s['predicted']:.3g} ({s['low']:.3g} to {s['high']:.3g}), came {s['observed']:.3g}"
+        for s in ledger
+        if s["observed"] is not None and s["metric"].endswith("_s") and "_p95" in s["metric"]
+    ]
+    blocks: list[Block] = [
+        HeaderBlock(text=PlainTextObject(text=_cut(f"{row['endpoint']}: {what}", _HEADER))),
+        _section(f"{_escape(shapes)}\n{_escape(row['state_reason'])}"),
+    ]
+    if lines:
+        blocks.append(_section("*Promised and observed*\n" + "\n".join(lines)))
+    foot = f"<{page_url}/changes/{row['id']}|journal and evidence>"
+    blocks.append(ContextBlock(elements=[MarkdownTextObject(text=foot)]))
+    return {"text": f"{row['endpoint']}: {what}", "blocks": [b.to_dict() for b in blocks]}
+
+
+def _buttons(row: Row, tokens: Mapping[str, str]) -> ActionsBlock:
+    shrink = row["body"]["direction"] == "shrink" or row["body"]["risk"] == "high"
+    sure = ConfirmObject(
+        title="Apply this change?",
+        text=PlainTextObject(text=_cut(f"{row['body']['endpoint']} becomes {_label(row['body']['proposed'])}", 290)),
+        confirm="Apply",
+        deny="Not yet",
+    )
+    return ActionsBlock(
+        block_id=f"flyball-{row['id']}-{row['revision']}",
+        elements=[
+            ButtonElement(
+                text="Approve",
+                action_id="flyball_approve",
+                value=tokens["approve"],
+                style="primary",
+                confirm=sure if shrink else None,
+            ),
+            ButtonElement(text="Reject", action_id="flyball_reject", value=tokens["reject"], style="danger"),
+            ButtonElement(text="Snooze a day", action_id="flyball_snooze", value=tokens["snooze"]),
+        ],
+    )
+
+
+def _expected(current: Mapping[str, Any], proposed: Mapping[str, Any]) -> str:
+    prediction = proposed["prediction"]
+    if prediction is None:
+        return "Nothing supports a prediction for this shape."
+    before = (current["prediction"] or {"metrics": {}})["metrics"]
+    lines = []
+    for metric, interval in prediction["metrics"].items():
+        if "_p95" not in metric and metric != "output_tokens_per_s":
+            continue
+        then = f"{before[metric]['mid']:.3g} → " if metric in before else ""
+        lines.append(f"• {metric}: {then}*{interval['mid']:.3g}* ({interval['low']:.3g} to {interval['high']:.3g})")
+    error = {k: v for k, v in prediction["error"].items() if v is not None}
+    known = ", ".join(f"{k} {v:.0%}" for k, v in sorted(error.items())) or "not measured on this endpoint yet"
+    return "\n".join([*lines, f"Method: {prediction['method']}; its error so far: {known}"])
+
+
+def _money(row: Row) -> str:
+    saving = row["saving_per_month"]
+    per_1k = row["body"]["proposed"]["money"]["per_1k_tokens"]
+    tail = f"; ${per_1k:.4f} per 1k tokens" if per_1k is not None else ""
+    if saving is None:
+        return "unknown: the price of a shape is not set"
+    return (f"saves ${saving:,.0f} a month" if saving >= 0 else f"costs ${-saving:,.0f} more a month") + tail
+
+
+def _verb(direction: str) -> str:
+    return {"grow": "a larger shape", "shrink": "a smaller shape", "reshape": "a change of limits"}[direction]
+
+
+def _label(option: Mapping[str, Any]) -> str:
+    return str(option["label"])
+
+
+def _section(text: str) -> SectionBlock:
+    return SectionBlock(text=MarkdownTextObject(text=_cut(text, _SECTION)))
+
+
+def _escape(text: str) -> str:
+    """Slack's control characters, so that a model's name cannot mention anybody."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

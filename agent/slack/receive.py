@@ -1,0 +1,159 @@
+"""What Slack posts when a button is pressed: is it really Slack, is it new, who is it, and which button.
+
+Fails closed: without a signing secret or without approvers nothing is accepted. A malformed request is refused, never an error of
+ours; neither its body nor the secret is ever logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import structlog
+from slack_sdk.signature import Clock as SlackClock
+from slack_sdk.signature import SignatureVerifier
+
+from agent.approvals import ApprovalService, Ruling
+from agent.settings import SlackSettings
+from agent.store import Store, recommendations
+from collectors.clock import Clock
+
+log = structlog.get_logger()
+
+MAX_BODY = 64 * 1024
+#: Slack's own window, and how long a signature is remembered: longer than the window, so that none can come twice.
+WINDOW_S, REMEMBER_S = 300.0, 600.0
+_ACTIONS = {"flyball_approve": "approve", "flyball_reject": "reject", "flyball_snooze": "snooze"}
+
+
+class Refused(Exception):
+    """The request is not taken. ``status`` is the HTTP status, ``code`` is stable."""
+
+    def __init__(self, status: int, code: str) -> None:
+        super().__init__(code)
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is said back, to the message's ``response_url``. ``row`` is the recommendation, where there is one."""
+
+    ruling: Ruling
+    user: str
+    response_url: str | None
+    row: Mapping[str, Any] | None
+
+
+class _Now(SlackClock):
+    """Slack's verifier asks this for the time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def now(self) -> float:
+        return self._clock.now()
+
+
+class Receiver:
+    """Verifies a click and hands it to the ApprovalService."""
+
+    def __init__(self, settings: SlackSettings | None, store: Store, approvals: ApprovalService, clock: Clock) -> None:
+        self._settings = settings
+        self._store = store
+        self._approvals = approvals
+        self._clock = clock
+
+    def click(self, headers: Mapping[str, str], body: bytes) -> Reply:
+        """``headers`` with lower-case names, ``body`` as it came. Raises ``Refused``."""
+        settings = self._settings
+        if settings is None or settings.signing_secret is None or not settings.approvers:
+            raise Refused(403, "not_configured")
+        if len(body) > MAX_BODY:
+            raise Refused(413, "too_large")
+        self._verify(settings, headers, body)
+        payload = _payload(body)
+        self._pin(settings, payload)
+        user, action, token = _press(payload)
+        ruling = self._approvals.redeem(
+            token, action=action, actor=f"slack:{user}", channel="slack", allowed=user in settings.approvers
+        )
+        row = None
+        if ruling.recommendation_id:
+            with self._store.read() as db:
+                row = recommendations.get(db, ruling.recommendation_id)
+        url = payload.get("response_url")
+        return Reply(ruling, user, url if isinstance(url, str) and allowed_url(url, settings) else None, row)
+
+    def _verify(self, settings: SlackSettings, headers: Mapping[str, str], body: bytes) -> None:
+        stamp, signature = headers.get("x-slack-request-timestamp", ""), headers.get("x-slack-signature", "")
+        if not stamp.isascii() or not stamp.isdigit() or not signature.isascii():
+            raise Refused(401, "bad_signature")
+        if abs(self._clock.now() - int(stamp)) > WINDOW_S:
+            raise Refused(401, "stale")
+        try:
+            text = body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Refused(401, "bad_signature") from error
+        secrets = [s for s in (settings.signing_secret, settings.previous_signing_secret) if s is not None]
+        verifiers = [SignatureVerifier(s.get_secret_value(), _Now(self._clock)) for s in secrets]
+        if not any(v.is_valid(body=text, timestamp=stamp, signature=signature) for v in verifiers):
+            raise Refused(401, "bad_signature")
+        seen = hashlib.sha256(f"{stamp}:{signature}".encode()).hexdigest()
+        with self._store.write() as db:
+            if not recommendations.first_time(db, seen, self._clock.now(), REMEMBER_S):
+                raise Refused(401, "replayed")
+
+    def _pin(self, settings: SlackSettings, payload: Mapping[str, Any]) -> None:
+        pins = (
+            (settings.app_id, payload.get("api_app_id"), "wrong_app"),
+            (settings.team_id, _id(payload.get("team")), "wrong_team"),
+            (settings.channel_id, _id(payload.get("channel")), "wrong_channel"),
+        )
+        for wanted, found, code in pins:
+            if wanted is not None and found != wanted:
+                raise Refused(403, code)
+
+
+def allowed_url(url: str, settings: SlackSettings) -> bool:
+    """Whether a message may be sent there: a named host, over TLS; plain HTTP to a named loopback address alone."""
+    parts = urlsplit(url)
+    if parts.hostname is None or parts.username is not None:
+        return False
+    host = parts.hostname.lower()
+    with_port = parts.netloc.lower()
+    if host not in settings.allow_hosts and with_port not in settings.allow_hosts:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and host in ("127.0.0.1", "::1", "localhost"))
+
+
+def _payload(body: bytes) -> Mapping[str, Any]:
+    try:
+        fields = parse_qs(body.decode("utf-8"), strict_parsing=True, max_num_fields=10)
+        payload = json.loads(fields["payload"][0])
+    except (ValueError, KeyError, RecursionError) as error:
+        raise Refused(400, "malformed") from error
+    if not isinstance(payload, dict) or payload.get("type") != "block_actions":
+        raise Refused(400, "malformed")
+    return payload
+
+
+def _press(payload: Mapping[str, Any]) -> tuple[str, str, str]:
+    """(user id, action, token) of the one button that was pressed."""
+    user, actions = payload.get("user"), payload.get("actions")
+    name = _id(user)
+    if name is None or not isinstance(actions, list) or len(actions) != 1 or not isinstance(actions[0], dict):
+        raise Refused(400, "malformed")
+    action, token = _ACTIONS.get(str(actions[0].get("action_id"))), actions[0].get("value")
+    if action is None or not isinstance(token, str) or not token:
+        raise Refused(400, "malformed")
+    return name, action, token
+
+
+def _id(value: object) -> str | None:
+    found = value.get("id") if isinstance(value, dict) else None
+    return found if isinstance(found, str) else None

@@ -1,0 +1,143 @@
+"""Gets messages out of the outbox to Slack. An outage delays messages and decides nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from agent.approvals import ApprovalService
+from agent.metrics import Metrics
+from agent.settings import Settings, SlackSettings
+from agent.slack import message
+from agent.slack.receive import Reply, allowed_url
+from agent.store import Store, changes, outbox, recommendations
+from collectors.clock import Clock
+from collectors.http import Http
+from collectors.window import CollectError
+
+log = structlog.get_logger()
+
+#: What Slack will never take, however often it is tried. Source: Slack's list of incoming webhook errors.
+PERMANENT = ("invalid_payload", "no_text", "no_service", "no_active_hooks", "invalid_token", "channel_not_found",
+             "channel_is_archived", "action_prohibited", "posting_to_general_channel_denied", "team_disabled",
+             "user_not_found", "invalid_blocks")  # fmt: skip
+GIVE_UP_S = 86_400.0
+
+
+class Sender:
+    """Delivers the outbox through the incoming webhook."""
+
+    def __init__(
+        self, settings: Settings, store: Store, approvals: ApprovalService, http: Http, clock: Clock, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._approvals = approvals
+        self._http = http
+        self._clock = clock
+        self._metrics = metrics
+
+    async def cycle(self) -> int:
+        """Send what is due, one at a time. Returns how many got out."""
+        slack = self._settings.slack
+        if slack is None:
+            return 0
+        with self._store.read() as db:
+            due = outbox.due(db, self._clock.now())
+        sent = 0
+        for item in due:
+            payload = self._payload(item, slack)
+            if payload is None:
+                continue
+            problem, retry_s = await self._post(slack.webhook_url.get_secret_value(), payload, slack)
+            self._settle(item, problem, retry_s)
+            sent += problem is None
+        return sent
+
+    async def answer(self, reply: Reply) -> None:
+        """Tell the people in the channel what came of a click. Best effort: the decision stands either way."""
+        slack = self._settings.slack
+        if slack is None or reply.response_url is None:
+            return
+        if reply.ruling.accepted and reply.row is not None:
+            payload = message.decided(reply.row, reply.user, reply.row["state"])
+        else:
+            payload = {
+                "response_type": "ephemeral",
+                "replace_original": False,
+                "text": f"Not done: {reply.ruling.text}.",
+            }
+        problem, _ = await self._post(reply.response_url, payload, slack)
+        if problem is not None:
+            log.warning("slack_answer_failed", error=problem)
+
+    def _payload(self, item: outbox.Row, slack: SlackSettings) -> dict[str, Any] | None:
+        """The message as it is now; None, and the item closed, where there is nothing to say any more."""
+        now = self._clock.now()
+        with self._store.write() as db:
+            if item["kind"] == "change":
+                row = changes.get(db, item["subject"])
+                if row is not None:
+                    return message.change(row, changes.ledger(db, change_id=row["id"]), self._page())
+                outbox.sent(db, item["id"], now)
+                return None
+            row = recommendations.get(db, item["subject"])
+            if (
+                row is None
+                or row["state"] not in (*recommendations.OPEN, "approved")
+                or row["revision"] != item["revision"]
+            ):
+                outbox.sent(db, item["id"], now)
+                return None
+            endpoint = self._settings.endpoint(row["endpoint"])
+            can_decide = (
+                slack.signing_secret is not None and slack.approvers and endpoint.mode != "observe" and row["plan_hash"]
+            )
+            tokens = (
+                self._approvals.issue_tokens(db, row) if can_decide and row["state"] in recommendations.OPEN else None
+            )
+            return message.recommendation(row, {str(k): v for k, v in tokens.items()} if tokens else None, self._page())
+
+    async def _post(self, url: str, payload: dict[str, Any], slack: SlackSettings) -> tuple[str | None, float | None]:
+        """(problem or None, seconds until another try or None for never)."""
+        if not allowed_url(url, slack):
+            return "the webhook's host is not among slack.allow_hosts", None
+        try:
+            answer = await self._http.request("POST", url, json=payload, timeout_s=10.0)
+        except CollectError as error:
+            return f"{error.kind}", 30.0
+        if answer.status == 200:
+            return None, None
+        text = answer.body[:100].decode("ascii", "replace").strip()
+        if answer.status == 429:
+            after = answer.headers.get("retry-after", "")
+            return "rate limited", float(after) if after.isdigit() else 30.0
+        permanent = text in PERMANENT or answer.status in (403, 404, 410)
+        return f"HTTP {answer.status} {text}", None if permanent else 60.0
+
+    def _settle(self, item: outbox.Row, problem: str | None, retry_s: float | None) -> None:
+        now = self._clock.now()
+        self._metrics.messages.labels("slack", "sent" if problem is None else "failed").inc()
+        with self._store.write() as db:
+            if problem is None:
+                outbox.sent(db, item["id"], now)
+                if item["kind"] == "recommendation":
+                    recommendations.move(
+                        db,
+                        item["subject"],
+                        from_states=["proposed"],
+                        to="notified",
+                        now=now,
+                        by="flyball",
+                        reason="sent to Slack",
+                    )
+                return
+            late = now - item["created_at"] > GIVE_UP_S
+            wait = None if retry_s is None or late else min(3600.0, retry_s * 2.0 ** min(7, item["attempts"]))
+            outbox.failed(db, item["id"], error=problem, retry_at=None if wait is None else now + wait)
+        log.warning("slack_failed", subject=item["subject"], error=problem, again_in_s=wait)
+
+    def _page(self) -> str:
+        web = self._settings.web
+        return (web.public_url or f"http://{web.host}:{web.port}").rstrip("/")

@@ -1,0 +1,53 @@
+"""The append-only, hash-chained record of who did, or was refused, what."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from agent.store import schema
+
+_T = schema.audit
+_START = "0" * 64
+_LOCK = 0x666C796175646974  # "flyaudit"
+
+
+def append(
+    db: sa.Connection, *, at: float, actor: str, action: str, subject: str, body: Mapping[str, Any] | None = None
+) -> str:
+    """Add one row within the caller's transaction; returns its hash. ``body`` must not hold secrets."""
+    if db.dialect.name == "postgresql":  # SQLite's write transactions are one at a time already
+        db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+    previous = db.execute(sa.select(_T.c.hash).order_by(_T.c.id.desc()).limit(1)).scalar_one_or_none() or _START
+    text = json.dumps(body or {}, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    row = {"at": at, "actor": actor, "action": action, "subject": subject, "body": text, "previous": previous}
+    digest = _digest(row)
+    db.execute(sa.insert(_T).values(**row, hash=digest))
+    return digest
+
+
+def verify(db: sa.Connection) -> int | None:
+    """The id of the first row that was altered, or from before which one is missing; None when the chain holds."""
+    previous = _START
+    for row in map(dict, db.execute(sa.select(_T).order_by(_T.c.id)).mappings()):
+        if row["previous"] != previous or row["hash"] != _digest(row):
+            return int(row["id"])
+        previous = row["hash"]
+    return None
+
+
+def entries(db: sa.Connection, subject: str | None = None, limit: int = 200) -> list[dict[str, Any]]:
+    """The newest rows first."""
+    query = sa.select(_T).order_by(_T.c.id.desc()).limit(limit)
+    if subject is not None:
+        query = query.where(_T.c.subject == subject)
+    return [dict(row) for row in db.execute(query).mappings()]
+
+
+def _digest(row: Mapping[str, Any]) -> str:
+    fields = [row["previous"], repr(float(row["at"])), row["actor"], row["action"], row["subject"], row["body"]]
+    return hashlib.sha256(json.dumps(fields, separators=(",", ":")).encode()).hexdigest()

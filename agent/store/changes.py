@@ -1,0 +1,139 @@
+"""Changes: their journal of intents, their outcome, and the ledger of predicted against observed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from agent.store import audit, schema
+
+_T = schema.changes
+_J = schema.journal
+_L = schema.ledger
+Row = dict[str, Any]
+
+
+def start(db: sa.Connection, row: Mapping[str, Any]) -> bool:
+    """Begin a change. False when one is under way on this endpoint: the database's own index says so."""
+    try:
+        with db.begin_nested():
+            db.execute(sa.insert(_T).values(**row))
+    except IntegrityError:
+        return False
+    body = {"endpoint": row["endpoint"], "plan_hash": row["plan_hash"], "recommendation": row["recommendation_id"]}
+    audit.append(db, at=row["created_at"], actor=row["approved_by"], action="apply", subject=row["id"], body=body)
+    return True
+
+
+def move(
+    db: sa.Connection, identity: str, *, from_states: Iterable[str], to: str, now: float, reason: str, **values: Any
+) -> bool:
+    """Change the state where it is still one of ``from_states``. False: it is elsewhere by now."""
+    touched = db.execute(
+        sa.update(_T)
+        .where(_T.c.id == identity, _T.c.state.in_(list(from_states)))
+        .values(state=to, state_reason=reason, **values)
+    ).rowcount
+    if touched:
+        audit.append(db, at=now, actor="flyball", action=to, subject=identity, body={"reason": reason})
+    return touched == 1
+
+
+def update(db: sa.Connection, identity: str, **values: Any) -> None:
+    db.execute(sa.update(_T).where(_T.c.id == identity).values(**values))
+
+
+def get(db: sa.Connection, identity: str) -> Row | None:
+    """By id, or by the only one that starts so."""
+    rows = db.execute(sa.select(_T).where(_T.c.id.startswith(identity, autoescape=True)).limit(2)).mappings().all()
+    return dict(rows[0]) if len(rows) == 1 else None
+
+
+def listed(
+    db: sa.Connection,
+    *,
+    endpoint: str | None = None,
+    states: Iterable[str] | None = None,
+    since: float | None = None,
+    limit: int = 100,
+) -> list[Row]:
+    """Newest first."""
+    query = sa.select(_T).order_by(_T.c.created_at.desc(), _T.c.id).limit(limit)
+    if endpoint is not None:
+        query = query.where(_T.c.endpoint == endpoint)
+    if states is not None:
+        query = query.where(_T.c.state.in_(list(states)))
+    if since is not None:
+        query = query.where(_T.c.created_at >= since)
+    return [dict(row) for row in db.execute(query).mappings()]
+
+
+def active(db: sa.Connection) -> list[Row]:
+    """Those under way, oldest first."""
+    return listed(db, states=schema.ACTIVE_CHANGE, limit=1000)[::-1]
+
+
+def request_rollback(db: sa.Connection, identity: str, *, now: float, by: str) -> bool:
+    """A person wants it undone. Taken up at the next step. False when there is nothing to undo."""
+    touched = db.execute(
+        sa.update(_T)
+        .where(_T.c.id == identity, _T.c.state.in_(["applying", "warming", "verifying", "succeeded"]))
+        .values(rollback_requested=sa.true())
+    ).rowcount
+    if touched:
+        audit.append(db, at=now, actor=by, action="request_rollback", subject=identity)
+    return touched == 1
+
+
+def intend(db: sa.Connection, row: Mapping[str, Any]) -> None:
+    """Write down what is about to be done, before it is done."""
+    db.execute(sa.insert(_J).values(**row, state="intended", detail=""))
+
+
+def settle(
+    db: sa.Connection, change_id: str, direction: str, step: int, *, state: str, detail: str, now: float
+) -> None:
+    """Write down what came of it."""
+    db.execute(
+        sa.update(_J)
+        .where(_J.c.change_id == change_id, _J.c.direction == direction, _J.c.step == step)
+        .values(state=state, detail=detail, done_at=now)
+    )
+
+
+def journal(db: sa.Connection, change_id: str, direction: str | None = None) -> list[Row]:
+    query = sa.select(_J).where(_J.c.change_id == change_id).order_by(_J.c.id)
+    if direction is not None:
+        query = query.where(_J.c.direction == direction)
+    return [dict(row) for row in db.execute(query).mappings()]
+
+
+def add_ledger(db: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        db.execute(sa.insert(_L), [dict(row) for row in rows])
+
+
+def ledger(
+    db: sa.Connection, *, endpoint: str | None = None, change_id: str | None = None, since: float | None = None
+) -> list[Row]:
+    """Newest first."""
+    query = sa.select(_L).order_by(_L.c.at.desc(), _L.c.id)
+    if endpoint is not None:
+        query = query.where(_L.c.endpoint == endpoint)
+    if change_id is not None:
+        query = query.where(_L.c.change_id == change_id)
+    if since is not None:
+        query = query.where(_L.c.at >= since)
+    return [dict(row) for row in db.execute(query).mappings()]
+
+
+def measured_error(db: sa.Connection, endpoint: str) -> dict[str, float]:
+    """Median relative error by metric, over the comparable rows of this endpoint. Metrics never measured are absent."""
+    errors: dict[str, list[float]] = {}
+    for row in ledger(db, endpoint=endpoint):
+        if row["comparable"] and row["error"] is not None:
+            errors.setdefault(row["metric"], []).append(abs(row["error"]))
+    return {metric: sorted(values)[len(values) // 2] for metric, values in errors.items()}

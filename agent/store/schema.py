@@ -1,0 +1,304 @@
+"""The tables. Times are Unix seconds in floats, money is US dollars; unknown is NULL."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+
+def _real(name: str, *, nullable: bool = True) -> sa.Column[float]:
+    return sa.Column(name, sa.Double, nullable=nullable)
+
+
+def _text(name: str, *, nullable: bool = False) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=nullable)
+
+
+def _serial() -> sa.Column[int]:
+    return sa.Column("id", _Id, primary_key=True, autoincrement=True)
+
+
+#: Plain columns for a person's own SQL; ``sketches`` is what they are made from and what merges.
+windows = sa.Table(
+    "windows",
+    metadata,
+    _serial(),
+    _text("endpoint"),
+    _text("source"),
+    _real("start", nullable=False),
+    _real("duration_s", nullable=False),
+    _real("coverage", nullable=False),
+    sa.Column("targets", sa.Integer, nullable=False),
+    sa.Column("restarts", sa.Integer, nullable=False),
+    _real("requests"),
+    _real("errors"),
+    _real("prompt_tokens"),
+    _real("cached_prompt_tokens"),
+    _real("output_tokens"),
+    _real("preemptions"),
+    *[_real(f"{m}_p{q}_s") for m in ("ttft", "itl", "tpot", "e2e", "queue") for q in (50, 95, 99)],
+    *[_real(f"{g}_{how}") for g in ("running", "waiting", "kv_usage") for how in ("mean", "max")],
+    _real("gpu_usage_mean"),
+    _real("cpu_usage_mean"),
+    _real("cost_usd"),
+    sa.Column("sketches", sa.LargeBinary, nullable=False),
+    sa.Column("gauges", sa.JSON, nullable=False),
+    sa.Column("read_errors", sa.JSON, nullable=False),
+    sa.Column("facts", sa.JSON, nullable=False),
+    sa.UniqueConstraint("endpoint", "source", "duration_s", "start"),
+)
+
+#: How each source of each endpoint fares, for `flyball status` while no daemon runs.
+sources = sa.Table(
+    "sources",
+    metadata,
+    sa.Column("endpoint", sa.Text, primary_key=True),
+    sa.Column("source", sa.Text, primary_key=True),
+    _real("last_ok_at"),
+    _real("last_error_at"),
+    _text("last_error", nullable=True),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("failures_in_a_row", sa.Integer, nullable=False),
+    _real("next_try_at"),
+)
+
+endpoints = sa.Table(
+    "endpoints",
+    metadata,
+    sa.Column("endpoint", sa.Text, primary_key=True),
+    sa.Column("shape", sa.JSON, nullable=False),
+    _text("shape_version"),
+    sa.Column("ready", sa.Boolean, nullable=False),
+    _text("detail"),
+    _real("seen_at", nullable=False),
+    _real("price_per_hour"),
+    _text("frozen_because", nullable=True),
+    _real("frozen_at"),
+    _real("last_change_at"),
+)
+
+findings = sa.Table(
+    "findings",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("endpoint", sa.Text, nullable=False, index=True),
+    _text("kind"),
+    _text("severity"),
+    _text("code"),
+    sa.Column("body", sa.JSON, nullable=False),
+    _real("first_seen_at", nullable=False),
+    _real("last_seen_at", nullable=False),
+    sa.Column("active", sa.Boolean, nullable=False),
+)
+
+calibrations = sa.Table(
+    "calibrations",
+    metadata,
+    _serial(),
+    sa.Column("endpoint", sa.Text, nullable=False, index=True),
+    _text("key"),
+    _real("fitted_at", nullable=False),
+    sa.Column("body", sa.JSON, nullable=False),
+)
+
+recommendations = sa.Table(
+    "recommendations",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("endpoint", sa.Text, nullable=False, index=True),
+    sa.Column("fingerprint", sa.Text, nullable=False, index=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    _text("state"),
+    _text("state_reason"),
+    _text("state_by"),
+    _text("requested_by"),
+    _text("plan_hash"),
+    sa.Column("plan", sa.JSON, nullable=False),
+    sa.Column("body", sa.JSON, nullable=False),
+    _real("saving_per_month"),
+    _real("created_at", nullable=False),
+    _real("refreshed_at", nullable=False),
+    _real("expires_at", nullable=False),
+    _real("snoozed_until"),
+    _real("decided_at"),
+)
+
+#: Every press of a button or call of a command, accepted or refused.
+approvals = sa.Table(
+    "approvals",
+    metadata,
+    _serial(),
+    sa.Column("recommendation_id", sa.Text, nullable=False, index=True),
+    _text("action"),
+    _text("actor"),
+    _text("channel"),
+    _text("plan_hash"),
+    sa.Column("accepted", sa.Boolean, nullable=False),
+    _text("reason"),
+    _real("at", nullable=False),
+)
+
+#: What a button carries is one of these, opaque and for one use; the rest stays here.
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    _text("recommendation_id"),
+    sa.Column("revision", sa.Integer, nullable=False),
+    _text("plan_hash"),
+    _text("action"),
+    _real("expires_at", nullable=False),
+    _real("used_at"),
+)
+
+#: Signatures of requests that were seen, so that none is taken twice.
+seen_signatures = sa.Table(
+    "seen_signatures",
+    metadata,
+    sa.Column("signature", sa.Text, primary_key=True),
+    _real("seen_at", nullable=False),
+)
+
+ACTIVE_CHANGE = ("applying", "warming", "verifying", "rolling_back")
+
+changes = sa.Table(
+    "changes",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    _text("recommendation_id"),
+    sa.Column("endpoint", sa.Text, nullable=False, index=True),
+    _text("state"),
+    _text("state_reason"),
+    _text("approved_by"),
+    _text("plan_hash"),
+    sa.Column("plan", sa.JSON, nullable=False),
+    sa.Column("rollback_plan", sa.JSON(none_as_null=True)),
+    sa.Column("prediction", sa.JSON(none_as_null=True)),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    _real("created_at", nullable=False),
+    _real("applied_at"),
+    _real("judged_from"),
+    _real("finished_at"),
+    sa.Column("rollback_requested", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("outcome", sa.JSON(none_as_null=True)),
+)
+#: Never two changes at once on one endpoint: the database itself refuses the second.
+sa.Index(
+    "uq_changes_active",
+    changes.c.endpoint,
+    unique=True,
+    sqlite_where=changes.c.state.in_(ACTIVE_CHANGE),
+    postgresql_where=changes.c.state.in_(ACTIVE_CHANGE),
+)
+
+#: Intents, written before each operation, and what came of it.
+journal = sa.Table(
+    "journal",
+    metadata,
+    _serial(),
+    _text("change_id"),
+    _text("direction"),
+    sa.Column("step", sa.Integer, nullable=False),
+    _text("token"),
+    sa.Column("operation", sa.JSON, nullable=False),
+    _text("state"),
+    _text("detail"),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    _real("intent_at", nullable=False),
+    _real("done_at"),
+    sa.UniqueConstraint("change_id", "direction", "step"),
+)
+
+#: Predicted against observed, a row a metric.
+ledger = sa.Table(
+    "ledger",
+    metadata,
+    _serial(),
+    sa.Column("change_id", sa.Text, nullable=False, index=True),
+    sa.Column("endpoint", sa.Text, nullable=False, index=True),
+    _text("metric"),
+    _text("method"),
+    _real("low"),
+    _real("predicted"),
+    _real("high"),
+    _real("before"),
+    _real("observed"),
+    sa.Column("inside", sa.Boolean),
+    _real("error"),
+    sa.Column("comparable", sa.Boolean, nullable=False),
+    _real("at", nullable=False),
+    sa.UniqueConstraint("change_id", "metric"),
+)
+
+#: Append-only, hash-chained: who did or was refused what, and when.
+audit = sa.Table(
+    "audit",
+    metadata,
+    _serial(),
+    _real("at", nullable=False),
+    _text("actor"),
+    _text("action"),
+    _text("subject"),
+    sa.Column("body", sa.Text, nullable=False),
+    _text("previous"),
+    _text("hash"),
+    sa.UniqueConstraint("previous"),
+)
+
+#: Messages to be sent, until they are.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    _serial(),
+    _text("channel"),
+    _text("kind"),
+    _text("subject"),
+    sa.Column("revision", sa.Integer, nullable=False),
+    _text("state"),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    _text("error", nullable=True),
+    _real("created_at", nullable=False),
+    _real("next_try_at", nullable=False),
+    _real("sent_at"),
+    sa.UniqueConstraint("channel", "kind", "subject", "revision"),
+)
+
+reports = sa.Table(
+    "reports",
+    metadata,
+    _serial(),
+    _real("period_start", nullable=False),
+    _real("period_end", nullable=False),
+    _real("made_at", nullable=False),
+    _text("path"),
+    sa.Column("summary", sa.JSON, nullable=False),
+    sa.UniqueConstraint("period_start", "period_end"),
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    _text("holder"),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    _real("expires_at", nullable=False),
+)
+
+#: The brake and other single values: paused, heartbeat of each loop.
+control = sa.Table(
+    "control",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
+    _real("at", nullable=False),
+    _text("by"),
+)

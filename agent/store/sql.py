@@ -1,0 +1,34 @@
+"""The few statements that differ between SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+
+def upsert(
+    db: sa.Connection,
+    table: sa.Table,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    key: Sequence[str],
+    update: Sequence[str] = (),
+) -> int:
+    """Insert rows; where ``key`` is there already, set the ``update`` columns, or leave the row alone when there are none.
+
+    Returns how many rows were written.
+    """
+    if not rows:
+        return 0
+    make = sqlite.insert if db.dialect.name == "sqlite" else postgresql.insert
+    statement = make(table)
+    if update:
+        statement = statement.on_conflict_do_update(
+            index_elements=list(key), set_={name: statement.excluded[name] for name in update}
+        )
+    else:
+        statement = statement.on_conflict_do_nothing(index_elements=list(key))
+    return db.execute(statement, [dict(row) for row in rows]).rowcount

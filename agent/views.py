@@ -1,0 +1,269 @@
+"""What people and programs are shown, as plain JSON: the same for pages, their .json twins, the command line and the report.
+
+Reads the database alone, so that it works while the daemon runs and while it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from actuators.shape import Plan, Shape
+from agent.settings import EndpointSettings, Settings
+from agent.store import Store, changes, control, fleet, outbox, recommendations, windows
+from agent.store import audit as audit_table
+from analyzers.objective import attainment, total
+from collectors.window import Window
+
+SCHEMA_VERSION = 1
+#: The loop counts as running when its last heartbeat is no older than this many analyses.
+MISSED_BEATS = 3
+View = dict[str, Any]
+
+
+def status(store: Store, settings: Settings, now: float) -> View:
+    """Flyball's own health: the loop, the leader, the brake, what could not be read or delivered."""
+    with store.read() as db:
+        beat = control.get(db, "heartbeat")
+        leader = control.leader(db, "leader")
+        paused = control.paused(db)
+        troubled = [s for s in fleet.sources(db) if s["failures_in_a_row"]]
+        undelivered = outbox.undelivered(db)
+        reports = outbox.reports(db, limit=1)
+        frozen = [e.name for e in settings.endpoints if (row := fleet.get(db, e.name)) and row["frozen_because"]]
+        open_rows = recommendations.listed(db, states=recommendations.OPEN)
+        active = changes.active(db)
+        broken_at = audit_table.verify(db)
+    patience = MISSED_BEATS * max(settings.decide.interval_s, settings.collect.interval_s)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "running": beat is not None and now - beat["at"] <= patience,
+        "last_cycle_at": beat["at"] if beat else None,
+        "loops": beat["value"] if beat else {},
+        "leader": {"holder": leader["holder"], "epoch": leader["epoch"]}
+        if leader and leader["expires_at"] > now
+        else None,
+        "paused": {"by": paused["by"], "at": paused["at"], "reason": paused["value"]["reason"]} if paused else None,
+        "database": store.where,
+        "schema": store.current(),
+        "endpoints": len(settings.endpoints),
+        "open_recommendations": len(open_rows),
+        "active_changes": len(active),
+        "frozen": frozen,
+        "sources_in_trouble": [
+            {k: s[k] for k in ("endpoint", "source", "last_error", "failures_in_a_row", "last_ok_at")} for s in troubled
+        ],
+        "undelivered": [{k: m[k] for k in ("channel", "kind", "subject", "attempts", "error")} for m in undelivered],
+        "last_report": {k: reports[0][k] for k in ("made_at", "path")} if reports else None,
+        "audit_intact": broken_at is None,
+    }
+
+
+def endpoints(store: Store, settings: Settings, now: float) -> View:
+    """Every endpoint against its objective."""
+    with store.read() as db:
+        rows = [_endpoint(db, settings, e, now) for e in settings.endpoints]
+    return {"schema_version": SCHEMA_VERSION, "endpoints": rows}
+
+
+def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
+    """One endpoint with its series for charts. Raises KeyError."""
+    chosen = settings.endpoint(name)
+    with store.read() as db:
+        view = _endpoint(db, settings, chosen, now)
+        rows = _recent(db, settings, chosen, now)
+        view["series"] = [_point(w) for w in rows]
+        view["recommendations"] = [_brief(r) for r in recommendations.listed(db, endpoint=name, limit=20)]
+        view["changes"] = [_change(r) for r in changes.listed(db, endpoint=name, limit=20)]
+    return {"schema_version": SCHEMA_VERSION, "endpoint": view}
+
+
+def _recent(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float) -> list[Window]:
+    source, width = next(iter(e.sources)), settings.collect.window_s
+    return windows.load(db, e.name, source, now - max(e.policy.evidence_s, 30 * width), now, width)
+
+
+def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float) -> View:
+    known = fleet.get(db, e.name)
+    rows = _recent(db, settings, e, now)
+    observed = [w for w in rows if w.coverage > 0]
+    span = sum(w.coverage * w.duration_s for w in observed)
+    requests = total(observed, "requests")
+    price = known["price_per_hour"] if known else None
+    tokens: list[float] = [t for n in ("prompt_tokens", "output_tokens") if (t := total(observed, n)) is not None]
+    spent = price * span / 3600 if price is not None else None
+    shape = Shape.from_dict(known["shape"]) if known else e.shape.shape()
+    return {
+        "name": e.name,
+        "url": e.url,
+        "model": e.model,
+        "role": e.role,
+        "mode": e.mode,
+        "system": e.actuator.system,
+        "shape": shape.as_dict(),
+        "label": shape.label(),
+        "ready": known["ready"] if known else None,
+        "detail": known["detail"] if known else "",
+        "seen_at": known["seen_at"] if known else None,
+        "frozen": known["frozen_because"] if known else None,
+        "window": {
+            "start": rows[0].start if rows else None,
+            "end": rows[-1].end if rows else None,
+            "coverage": span / sum([w.duration_s for w in rows]) if rows else None,
+            "newest_at": observed[-1].end if observed else None,
+        },
+        "objective": [
+            {
+                "target": a.target.name,
+                "limit": a.target.limit,
+                "observed": a.observed,
+                "met": a.met,
+                "burn_rate": a.burn_rate,
+                "samples": a.samples,
+            }
+            for a in (attainment(observed, t) for t in e.wanted().targets)
+        ],
+        "load": {
+            "requests": requests,
+            "requests_per_s": requests / span if requests is not None and span > 0 else None,
+            "running_mean": _gauge(observed, "running"),
+            "waiting_mean": _gauge(observed, "waiting"),
+            "kv_usage_mean": _gauge(observed, "kv_usage"),
+            "gpu_usage_mean": _gauge(observed, "gpu_usage"),
+        },
+        "money": {
+            "usd_per_hour": price,
+            "usd_per_month": price * 730 if price is not None else None,
+            "usd_per_1k_tokens": 1000 * spent / sum(tokens)
+            if spent is not None and len(tokens) == 2 and sum(tokens)
+            else None,
+            "usd_per_request": spent / requests if spent is not None and requests else None,
+        },
+        "findings": [f["body"] for f in fleet.findings(db, e.name)],
+        "sources": [
+            {
+                "source": s["source"],
+                "last_ok_at": s["last_ok_at"],
+                "last_error": s["last_error"] if s["failures_in_a_row"] else None,
+                "failures": s["failures"],
+                "failures_in_a_row": s["failures_in_a_row"],
+                "next_try_at": s["next_try_at"],
+            }
+            for s in fleet.sources(db, e.name)
+        ],
+    }
+
+
+def _gauge(rows: Sequence[Window], name: str) -> float | None:
+    values: list[float] = [w.gauges[name].mean for w in rows if name in w.gauges]
+    return sum(values) / len(values) if values else None
+
+
+def _point(w: Window) -> View:
+    point: View = {
+        "start": w.start,
+        "duration_s": w.duration_s,
+        "coverage": w.coverage,
+        "requests_per_s": w.rate("requests"),
+    }
+    for metric in ("ttft", "itl", "e2e"):
+        for label, q in (("p50", 0.5), ("p95", 0.95)):
+            point[f"{metric}_{label}_s"] = w.quantile(f"{metric}_s", q)
+    for name in ("running", "waiting", "kv_usage"):
+        point[f"{name}_mean"] = w.gauges[name].mean if name in w.gauges else None
+    return point
+
+
+def recommendation_list(store: Store, *, endpoint_name: str | None = None, states: Sequence[str] | None = None) -> View:
+    """Newest first."""
+    with store.read() as db:
+        rows = recommendations.listed(db, endpoint=endpoint_name, states=states)
+    return {"schema_version": SCHEMA_VERSION, "recommendations": [_brief(r) for r in rows]}
+
+
+def recommendation(store: Store, identity: str) -> View | None:
+    """One, whole: alternatives, plan, who decided what. None where the id is unknown or not unique."""
+    with store.read() as db:
+        row = recommendations.get(db, identity)
+        if row is None:
+            return None
+        decisions = recommendations.decisions(db, row["id"])
+    view = _brief(row) | {"body": row["body"], "plan": row["plan"], "decisions": decisions}
+    return {"schema_version": SCHEMA_VERSION, "recommendation": view}
+
+
+def _brief(row: Mapping[str, Any]) -> View:
+    body = row["body"]
+    keys = ("id", "endpoint", "revision", "state", "state_reason", "state_by", "requested_by", "plan_hash", "saving_per_month",
+            "created_at", "refreshed_at", "expires_at", "snoozed_until", "decided_at")  # fmt: skip
+    return {k: row[k] for k in keys} | {
+        "direction": body["direction"],
+        "current": body["current"]["label"],
+        "proposed": body["proposed"]["label"],
+        "reasons": body["reasons"],
+        "risk": body["risk"],
+        "risk_reasons": body["risk_reasons"],
+        "predicted": (body["proposed"]["prediction"] or {}).get("metrics", {}),
+        "predicted_now": (body["current"]["prediction"] or {}).get("metrics", {}),
+    }
+
+
+def change_list(store: Store, *, endpoint_name: str | None = None, since: float | None = None) -> View:
+    """Newest first, each with its row of predicted against observed."""
+    with store.read() as db:
+        rows = [
+            _change(r) | {"ledger": _ledger(db, r["id"])}
+            for r in changes.listed(db, endpoint=endpoint_name, since=since)
+        ]
+    return {"schema_version": SCHEMA_VERSION, "changes": rows}
+
+
+def change(store: Store, identity: str) -> View | None:
+    """One, whole: plan, journal, outcome, ledger, audit. None where the id is unknown or not unique."""
+    with store.read() as db:
+        row = changes.get(db, identity)
+        if row is None:
+            return None
+        view = _change(row) | {
+            "plan": row["plan"],
+            "rollback_plan": row["rollback_plan"],
+            "journal": changes.journal(db, row["id"]),
+            "ledger": _ledger(db, row["id"]),
+            "audit": audit_table.entries(db, row["id"]),
+        }
+    return {"schema_version": SCHEMA_VERSION, "change": view}
+
+
+def _change(row: Mapping[str, Any]) -> View:
+    plan = Plan.from_dict(row["plan"])
+    keys = ("id", "recommendation_id", "endpoint", "state", "state_reason", "approved_by", "plan_hash", "created_at",
+            "applied_at", "finished_at", "rollback_requested", "outcome")  # fmt: skip
+    return {k: row[k] for k in keys} | {"before": plan.before.label(), "after": plan.after.label()}
+
+
+def _ledger(db: sa.Connection, change_id: str) -> list[View]:
+    keys = ("metric", "method", "low", "predicted", "high", "before", "observed", "inside", "error", "comparable", "at")
+    return [{k: row[k] for k in keys} for row in reversed(changes.ledger(db, change_id=change_id))]
+
+
+def accuracy(store: Store, since: float | None = None) -> View:
+    """How good the promises were: by metric, how many, the median error, and how often the 80 % interval held."""
+    with store.read() as db:
+        rows = [r for r in changes.ledger(db, since=since) if r["comparable"] and r["error"] is not None]
+    metrics = sorted({r["metric"] for r in rows})
+    table = []
+    for metric in metrics:
+        mine = [r for r in rows if r["metric"] == metric]
+        errors = sorted(abs(r["error"]) for r in mine)
+        held = [r["inside"] for r in mine if r["inside"] is not None]
+        table.append(
+            {
+                "metric": metric,
+                "n": len(mine),
+                "median_error": errors[len(errors) // 2],
+                "held_share": sum(held) / len(held) if held else None,
+            }
+        )
+    return {"schema_version": SCHEMA_VERSION, "accuracy": table}

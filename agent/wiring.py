@@ -1,0 +1,134 @@
+"""Makes the parts from the settings: collectors and actuators by name, policies and catalogues for the analyzers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from actuators.base import Actuator, HttpAnswer, SystemContext
+from agent import plugins
+from agent.settings import EndpointSettings, Settings, SizeSettings
+from agent.watch import Watched
+from analyzers.hardware import ACCELERATORS, Hardware
+from analyzers.policy import Catalogue, Policy
+from collectors.base import Collector, SourceContext
+from collectors.clock import Clock
+from collectors.http import Http
+
+
+def policy_of(endpoint: EndpointSettings) -> Policy:
+    p = endpoint.policy
+    return Policy(
+        min_replicas=p.min_replicas,
+        max_replicas=p.max_replicas,
+        sizes=tuple(p.sizes),
+        engine={name: tuple(values) for name, values in p.engine.items()},
+        max_step_replicas=p.max_step_replicas,
+        budget_per_month=p.budget_per_month,
+        margin=p.margin,
+        growth=p.growth,
+        min_saving_per_month=p.min_saving_per_month,
+        min_saving_share=p.min_saving_share,
+        min_coverage=p.min_coverage,
+        min_requests=p.min_requests,
+    )
+
+
+def _own_hardware(name: str, size: SizeSettings) -> Hardware | None:
+    """A size's own figures over the built-in table's. None where it states none, or not enough of them."""
+    if size.bandwidth_gb_s is None and size.tflops_bf16 is None and size.memory_gb is None:
+        return None
+    known = ACCELERATORS.get(size.accelerator) if size.accelerator else None
+    bandwidth = size.bandwidth_gb_s or (known.bandwidth_gb_s if known else None)
+    tflops = size.tflops_bf16 or (known.tflops_bf16 if known else None)
+    memory = size.memory_gb or (known.memory_gb if known else None)
+    if bandwidth is None or tflops is None or memory is None:
+        return None
+    return Hardware(name, bandwidth, tflops, memory, "settings", "")
+
+
+def catalogue_of(settings: Settings, endpoint: EndpointSettings) -> Catalogue:
+    """Prices and hardware of all sizes, as this endpoint sees them."""
+    own = {name: h for name, size in settings.sizes.items() if (h := _own_hardware(name, size)) is not None}
+    built = {
+        name: (name if name in own else size.accelerator, size.accelerator_count)
+        for name, size in settings.sizes.items()
+        if name in own or size.accelerator is not None
+    }
+    return Catalogue(
+        prices={name: size.price_per_hour for name, size in settings.sizes.items()},
+        built={name: (accelerator, count) for name, (accelerator, count) in built.items() if accelerator is not None},
+        hardware={**ACCELERATORS, **own},
+        own_size=endpoint.shape.size,
+        own_price=endpoint.price_per_hour,
+    )
+
+
+class _Caller:
+    """The HTTP caller that actuators are handed: the one client, behind their own protocol."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    async def __call__(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        json: Any = None,
+        timeout_s: float = 10.0,
+    ) -> HttpAnswer:
+        answer = await self._http.call(method, url, headers=headers, json=json, timeout_s=timeout_s)
+        return HttpAnswer(answer.status, answer.headers, answer.body)
+
+
+def watched_of(settings: Settings, endpoint: EndpointSettings, http: Http, clock: Clock) -> Watched:
+    """One endpoint with its sources and its system. Raises ``PluginError``."""
+    return Watched(
+        settings=endpoint,
+        catalogue=catalogue_of(settings, endpoint),
+        collectors={
+            name: _collector(settings, endpoint, name, options, http, clock)
+            for name, options in endpoint.sources.items()
+        },
+        actuator=actuator_of(settings, endpoint, http),
+    )
+
+
+def _collector(
+    settings: Settings, endpoint: EndpointSettings, name: str, options: Mapping[str, Any], http: Http, clock: Clock
+) -> Collector:
+    context = SourceContext(
+        endpoint=endpoint.name,
+        model=endpoint.model,
+        http=http,
+        clock=clock,
+        options={**_with_timeout(name, options, settings.collect.timeout_s)},
+    )
+    made: Collector = plugins.load(plugins.COLLECTORS, name)(context)
+    return made
+
+
+def _with_timeout(name: str, options: Mapping[str, Any], timeout_s: float) -> Mapping[str, Any]:
+    """The settings' own timeout, for a source that has one and was not given another."""
+    model = plugins.options_of(plugins.load(plugins.COLLECTORS, name))
+    if model is not None and "timeout_s" in model.model_fields and "timeout_s" not in options:
+        return {**options, "timeout_s": timeout_s}
+    return options
+
+
+def actuator_of(settings: Settings, endpoint: EndpointSettings, http: Http) -> Actuator:
+    key = endpoint.api_key
+    context = SystemContext(
+        endpoint=endpoint.name,
+        url=endpoint.url,
+        model=endpoint.model,
+        shape=endpoint.shape.shape(),
+        state_dir=settings.state_dir / "endpoints" / endpoint.name,
+        http=_Caller(http),
+        headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
+        options=dict(endpoint.actuator.options),
+    )
+    made: Actuator = plugins.load(plugins.ACTUATORS, endpoint.actuator.system)(context)
+    return made

@@ -1,0 +1,117 @@
+"""What may be proposed for one endpoint, and what counts as evidence. The settings give the values and their reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from actuators.shape import EngineValue, Shape
+from analyzers.hardware import Hardware
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    min_replicas: int = 1
+    max_replicas: int | None = None
+    sizes: Sequence[str] = ()
+    engine: Mapping[str, Sequence[EngineValue]] = field(default_factory=dict)
+    max_step_replicas: int = 2
+    budget_per_month: float | None = None
+    margin: float = 0.1
+    growth: float = 1.2
+    min_saving_per_month: float = 20.0
+    min_saving_share: float = 0.1
+    min_coverage: float = 0.8
+    min_requests: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What sizes cost and what they are made of."""
+
+    prices: Mapping[str, float | None] = field(default_factory=dict)
+    """US dollars per replica-hour, by size."""
+    built: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Accelerator and count per replica, by size."""
+    hardware: Mapping[str, Hardware] = field(default_factory=dict)
+    """By accelerator."""
+    own_size: str | None = None
+    own_price: float | None = None
+    """US dollars per replica-hour of the size that the endpoint has now, where ``prices`` does not have it."""
+
+    def with_size(self, shape: Shape, size: str | None) -> Shape:
+        """The shape on that size, with the accelerators that the size is known to have."""
+        if size is None or size not in self.built:
+            return shape.with_(size=size) if size != shape.size else shape
+        accelerator, count = self.built[size]
+        return shape.with_(size=size, accelerator=accelerator, accelerator_count=count)
+
+    def per_replica_hour(self, shape: Shape) -> float | None:
+        listed = self.prices.get(shape.size) if shape.size is not None else None
+        if listed is not None:
+            return listed
+        return self.own_price if shape.size == self.own_size else None
+
+    def per_hour(self, shape: Shape) -> float | None:
+        """US dollars per hour of the whole shape, reserved whether used or not; None where unknown."""
+        each = self.per_replica_hour(shape)
+        return None if each is None or shape.replicas is None else each * shape.replicas
+
+
+def violations(shape: Shape, current: Shape, policy: Policy, catalogue: Catalogue) -> list[str]:
+    """The guardrails that a shape breaks, each as one sentence. Asked when proposing, and again right before applying."""
+    broken: list[str] = []
+    if shape.replicas is None:
+        return ["the replica count is not known"]
+    if shape.replicas < policy.min_replicas:
+        broken.append(f"{shape.replicas} replicas are fewer than min_replicas {policy.min_replicas}")
+    top = policy.max_replicas if policy.max_replicas is not None else current.replicas
+    if top is not None and shape.replicas > top:
+        broken.append(f"{shape.replicas} replicas are more than max_replicas {top}")
+    if current.replicas is not None and abs(shape.replicas - current.replicas) > policy.max_step_replicas:
+        broken.append(
+            f"{abs(shape.replicas - current.replicas)} replicas at once are more than max_step_replicas "
+            f"{policy.max_step_replicas}"
+        )
+    if shape.size != current.size and shape.size not in policy.sizes:
+        broken.append(f"size {shape.size} is not among the policy's sizes")
+    for name, value in shape.engine.items():
+        if value != current.engine.get(name) and value not in policy.engine.get(name, ()):
+            broken.append(f"{name}={value} is not among the policy's values")
+    per_hour = catalogue.per_hour(shape)
+    if policy.budget_per_month is not None:
+        if per_hour is None:
+            broken.append("the budget cannot be checked: the price of this shape is not known")
+        elif per_hour * HOURS_PER_MONTH > policy.budget_per_month:
+            broken.append(
+                f"${per_hour * HOURS_PER_MONTH:,.0f} a month is above the budget of ${policy.budget_per_month:,.0f}"
+            )
+    return broken
+
+
+HOURS_PER_MONTH = 730.0
+
+
+def candidates(current: Shape, policy: Policy, catalogue: Catalogue) -> list[Shape]:
+    """Every shape that the guardrails allow, the current one first."""
+    if current.replicas is None:
+        return [current]
+    top = policy.max_replicas if policy.max_replicas is not None else current.replicas
+    low = max(policy.min_replicas, 1, current.replicas - policy.max_step_replicas)
+    counts = range(low, min(top, current.replicas + policy.max_step_replicas) + 1)
+    sizes = dict.fromkeys([current.size, *policy.sizes])
+    settings: list[dict[str, EngineValue]] = [dict(current.engine)]
+    for name, values in policy.engine.items():
+        settings = [{**s, name: v} for s in settings for v in dict.fromkeys([*_known(s, name), *values])]
+    found = [current]
+    for size in sizes:
+        for replicas in counts:
+            for engine in settings:
+                shape = catalogue.with_size(current, size).with_(replicas=replicas, engine=engine)
+                if shape != current and not violations(shape, current, policy, catalogue):
+                    found.append(shape)
+    return found
+
+
+def _known(engine: Mapping[str, EngineValue], name: str) -> list[EngineValue]:
+    return [engine[name]] if name in engine else []

@@ -1,0 +1,217 @@
+"""Did the change do what was promised? Judged at equal load, against what was before.
+
+A breach that was there before at the same load is not the change's fault; one that is new, or a rise of errors, is. Source of the
+rules: facts of the field, "verify, calibrate, roll back": three windows in a row, equal load, not comparable beyond 20 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from analyzers.objective import Objective, attainment, merged, sustained_breach, total
+from analyzers.prediction import Prediction
+from collectors.window import Window
+
+State = Literal["pending", "succeeded", "regressed"]
+
+#: A metric that was over its limit and stays within this share of what it was has not been helped.
+NO_HELP = 0.1
+#: Errors may rise by this share of requests before they count as a regression.
+ERROR_RISE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One row of the ledger."""
+
+    metric: str
+    method: str
+    low: float | None
+    predicted: float | None
+    high: float | None
+    before: float | None
+    observed: float | None
+    comparable: bool
+
+    @property
+    def inside(self) -> bool | None:
+        if self.low is None or self.high is None or self.observed is None:
+            return None
+        return self.low <= self.observed <= self.high
+
+    @property
+    def error(self) -> float | None:
+        """(observed - predicted) / predicted."""
+        if self.predicted is None or self.observed is None or self.predicted <= 0:
+            return None
+        return (self.observed - self.predicted) / self.predicted
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    state: State
+    code: str
+    text: str
+    load_ratio: float | None
+    """Request rate after over before."""
+    comparable: bool
+    scores: tuple[Scored, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "state": self.state,
+            "code": self.code,
+            "text": self.text,
+            "load_ratio": self.load_ratio,
+            "comparable": self.comparable,
+        }
+
+
+def judge(
+    before: Sequence[Window],
+    after: Sequence[Window],
+    objective: Objective,
+    prediction: Prediction | None,
+    *,
+    needed: int,
+    final: bool,
+    load_tolerance: float,
+) -> Verdict:
+    """``before``/``after``: windows of the judged source, warm-up left out. ``needed`` whole windows are waited for unless ``final``."""
+    judged = [w for w in after if w.coverage > 0.5]
+    ratio = _load_ratio(before, judged)
+    comparable = (
+        ratio is not None and abs(ratio - 1) <= load_tolerance and _same_lengths(before, judged, load_tolerance)
+    )
+    scores = tuple(_scores(before, judged, objective, prediction, comparable))
+
+    def verdict(state: State, code: str, text: str) -> Verdict:
+        return Verdict(state, code, text, ratio, comparable, scores)
+
+    worse = _regression(before, judged, objective, ratio, load_tolerance)
+    if worse is not None:
+        return verdict("regressed", *worse)
+    if len(judged) < needed and not final:
+        return verdict("pending", "WAITING", f"{len(judged)} of {needed} windows are there")
+    if not judged:
+        return verdict("regressed", "BLIND", "nothing could be read since the change, so it cannot be vouched for")
+    missed = [a for t in objective.targets if (a := attainment(judged, t)).met is False]
+    if not missed:
+        if comparable or (ratio is not None and ratio > 1):
+            return verdict("succeeded", "OBJECTIVE_MET", "the objective is met at equal load")
+        if not final:
+            return verdict(
+                "pending", "LOAD_DIFFERS", f"the load is {_share(ratio)} of what it was: waiting for equal load"
+            )
+        return verdict("succeeded", "MET_AT_OTHER_LOAD", f"the objective is met, at {_share(ratio)} of the load before")
+    names = ", ".join(a.target.name for a in missed)
+    if not final and not comparable:
+        return verdict("pending", "LOAD_DIFFERS", f"{names} missed, at {_share(ratio)} of the load before: waiting")
+    helped = [a.target.name for a in missed if _helped(before, a.target.name, a.observed, objective)]
+    if len(helped) == len(missed):
+        return verdict("succeeded", "IMPROVED", f"{names} still missed, but clearly better than before")
+    return verdict("regressed", "NO_HELP", f"{names} missed, and no better than before the change")
+
+
+def _regression(
+    before: Sequence[Window], after: Sequence[Window], objective: Objective, ratio: float | None, load_tolerance: float
+) -> tuple[str, str] | None:
+    if ratio is not None and ratio > 1 + load_tolerance:
+        return None  # more load than before: a breach now says nothing about the change
+    for target in objective.targets:
+        if target.quantile is None or not sustained_breach(after, target.name, objective):
+            continue
+        then, now = attainment(before, target), attainment(after[-3:], target)
+        if then.met is True or (then.observed is not None and (now.observed or 0.0) > then.observed * (1 + NO_HELP)):
+            was = f"{then.observed:.3g}" if then.observed is not None else "unknown"
+            text = (
+                f"{target.name} is {now.observed:.3g} s in three windows in a row; the limit is {target.limit:g} s, "
+                f"before the change it was {was} s at the same load"
+            )
+            return "BREACH_AFTER_CHANGE", text
+    rise = _error_rate(after) - _error_rate(before)
+    if len(after) >= 2 and rise > ERROR_RISE:
+        return "ERRORS_ROSE", f"{_error_rate(after):.1%} of the requests fail, {_error_rate(before):.1%} did before"
+    return None
+
+
+def _error_rate(windows: Sequence[Window]) -> float:
+    errors, requests = total(windows, "errors"), total(windows, "requests")
+    return errors / requests if errors is not None and requests else 0.0
+
+
+def _load_ratio(before: Sequence[Window], after: Sequence[Window]) -> float | None:
+    then, now = _rate(before), _rate(after)
+    return now / then if then and now is not None else None
+
+
+def _rate(windows: Sequence[Window]) -> float | None:
+    requests = total(windows, "requests")
+    observed = sum(w.coverage * w.duration_s for w in windows if w.count("requests") is not None)
+    return requests / observed if requests is not None and observed > 0 else None
+
+
+def _same_lengths(before: Sequence[Window], after: Sequence[Window], tolerance: float) -> bool:
+    """Whether tokens per request stayed alike, where they are known at all."""
+    for counter in ("prompt_tokens", "output_tokens"):
+        per_request: list[float] = []
+        for windows in (before, after):
+            tokens, requests = total(windows, counter), total(windows, "requests")
+            if tokens is not None and requests:
+                per_request.append(tokens / requests)
+        if len(per_request) == 2 and per_request[0] > 0 and abs(per_request[1] / per_request[0] - 1) > tolerance:
+            return False
+    return True
+
+
+def _helped(before: Sequence[Window], name: str, observed: float | None, objective: Objective) -> bool:
+    then = attainment(before, next(t for t in objective.targets if t.name == name)).observed
+    return then is not None and observed is not None and observed < then * (1 - NO_HELP)
+
+
+def _scores(
+    before: Sequence[Window],
+    after: Sequence[Window],
+    objective: Objective,
+    prediction: Prediction | None,
+    comparable: bool,
+) -> list[Scored]:
+    if prediction is None:
+        return []
+    named = {t.name: t for t in objective.targets}
+    rows: list[Scored] = []
+    for metric, interval in prediction.metrics.items():
+        target = named.get(metric)
+        then = attainment(before, target).observed if target else observed_metric(before, metric)
+        now = attainment(after, target).observed if target else observed_metric(after, metric)
+        if now is None:
+            continue
+        rows.append(Scored(metric, prediction.method, interval.low, interval.mid, interval.high, then, now, comparable))
+    return rows
+
+
+def observed_metric(windows: Sequence[Window], metric: str) -> float | None:
+    """A predicted metric, as it was observed: ``ttft_p50_s``, ``requests_per_s``, ``output_tokens_per_s``, ``running_mean`` ..."""
+    if not windows:
+        return None
+    parts = metric.split("_")
+    if len(parts) == 3 and parts[1].startswith("p") and parts[2] == "s":
+        sketch = merged(windows, f"{parts[0]}_s")
+        return sketch.quantile(float(parts[1][1:]) / 100) if sketch is not None else None
+    counters: Mapping[str, str] = {"requests_per_s": "requests", "output_tokens_per_s": "output_tokens"}
+    if metric in counters:
+        count = total(windows, counters[metric])
+        observed = sum(w.coverage * w.duration_s for w in windows if w.count(counters[metric]) is not None)
+        return count / observed if count is not None and observed > 0 else None
+    for suffix, pick in (("_mean", "mean"), ("_max", "maximum")):
+        gauges = [w.gauges[metric.removesuffix(suffix)] for w in windows if metric.removesuffix(suffix) in w.gauges]
+        if metric.endswith(suffix) and gauges:
+            values: list[float] = [getattr(g, pick) for g in gauges]
+            return max(values) if pick == "maximum" else sum(values) / len(values)
+    return None
+
+
+def _share(ratio: float | None) -> str:
+    return "an unknown share" if ratio is None else f"{ratio:.0%}"
