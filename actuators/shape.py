@@ -48,12 +48,12 @@ class Shape:
 
     def label(self) -> str:
         """One short line for people: ``2 x Standard_NC24ads_A100_v4, max_num_seqs=64``."""
-        what = self.size or (
-            f"{self.accelerator_count or 1} x {self.accelerator}" if self.accelerator else None
-        )
+        what = self.size or (f"{self.accelerator_count or 1} x {self.accelerator}" if self.accelerator else None)
         parts = []
         if self.replicas is not None:
-            parts.append(f"{self.replicas} x {what}" if what else f"{self.replicas} replica{'s' * (self.replicas != 1)}")
+            parts.append(
+                f"{self.replicas} x {what}" if what else f"{self.replicas} replica{'s' * (self.replicas != 1)}"
+            )
         elif what:
             parts.append(what)
         if self.min_replicas is not None or self.max_replicas is not None:

@@ -74,7 +74,7 @@ def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
     with store.read() as db:
         view = _endpoint(db, settings, chosen, now)
         rows = _recent(db, settings, chosen, now)
-        view["series"] = [_point(w) for w in rows]
+        view["series"] = [point(w) for w in rows]
         view["recommendations"] = [_brief(r) for r in recommendations.listed(db, endpoint=name, limit=20)]
         view["changes"] = [_change(r) for r in changes.listed(db, endpoint=name, limit=20)]
     return {"schema_version": SCHEMA_VERSION, "endpoint": view}
@@ -93,6 +93,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
     requests = total(observed, "requests")
     price = known["price_per_hour"] if known else None
     tokens: list[float] = [t for n in ("prompt_tokens", "output_tokens") if (t := total(observed, n)) is not None]
+    all_tokens = sum(tokens) if len(tokens) == 2 else None
     spent = price * span / 3600 if price is not None else None
     shape = Shape.from_dict(known["shape"]) if known else e.shape.shape()
     return {
@@ -136,9 +137,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
         "money": {
             "usd_per_hour": price,
             "usd_per_month": price * 730 if price is not None else None,
-            "usd_per_1k_tokens": 1000 * spent / sum(tokens)
-            if spent is not None and len(tokens) == 2 and sum(tokens)
-            else None,
+            "usd_per_1k_tokens": 1000 * spent / all_tokens if spent is not None and all_tokens else None,
             "usd_per_request": spent / requests if spent is not None and requests else None,
         },
         "findings": [f["body"] for f in fleet.findings(db, e.name)],
@@ -161,7 +160,7 @@ def _gauge(rows: Sequence[Window], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _point(w: Window) -> View:
+def point(w: Window) -> View:
     point: View = {
         "start": w.start,
         "duration_s": w.duration_s,

@@ -68,6 +68,8 @@ class Reading:
     """When the target says that it started, by its own clock. Only compared with itself, to see a restart."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Model, engine version, KV capacity: text, as the target gave it."""
+    samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """By canonical histogram name: single values that this very reading measured. Not cumulative."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,29 @@ def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
     return {"text": f"{row['endpoint']}: {what}", "blocks": [b.to_dict() for b in blocks]}
 
 
+def report(path: str, row: Row, page_url: str) -> dict[str, Any]:
+    """The week in a few lines, and where the whole report is."""
+    figures = row["summary"]
+    held = (
+        f"{figures['promises_held']} of {figures['promises']} promises held"
+        if figures["promises"]
+        else "no promise was due"
+    )
+    lines = [
+        "Spent: unknown" if figures["spent_usd"] is None else f"Spent: ${figures['spent_usd']:,.2f}",
+        f"Saving realised: ${figures['saving_realised_usd_per_month']:,.0f} a month; waiting for a decision: "
+        f"${figures['saving_waiting_usd_per_month']:,.0f} a month",
+        f"Changes: {figures['changes']['succeeded']} verified, {figures['changes']['rolled_back']} rolled back; {held}",
+    ]
+    where = f"`{_escape(path)}` · <{page_url}/reports|on the page>"
+    blocks: list[Block] = [
+        HeaderBlock(text=PlainTextObject(text="Flyball: the weekly report")),
+        _section("\n".join(lines)),
+        ContextBlock(elements=[MarkdownTextObject(text=_cut(where, _CONTEXT))]),
+    ]
+    return {"text": "Flyball: the weekly report", "blocks": [b.to_dict() for b in blocks]}
+
+
 def _buttons(row: Row, tokens: Mapping[str, str]) -> ActionsBlock:
     shrink = row["body"]["direction"] == "shrink" or row["body"]["risk"] == "high"
     sure = ConfirmObject(

@@ -82,6 +82,8 @@ class Sender:
                     return message.change(row, changes.ledger(db, change_id=row["id"]), self._page())
                 outbox.sent(db, item["id"], now)
                 return None
+            if item["kind"] == "report":
+                return message.report(item["subject"], outbox.reports(db, limit=1)[0], self._page())
             row = recommendations.get(db, item["subject"])
             if (
                 row is None

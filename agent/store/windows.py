@@ -53,6 +53,20 @@ def latest(db: sa.Connection, endpoint: str, duration_s: float, source: str) -> 
     return _window(dict(row._mapping)) if row is not None else None
 
 
+def spent(db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float) -> float | None:
+    """US dollars over windows of one resolution, gaps included: reserved capacity costs whether watched or not. None: unknown."""
+    total: float | None = db.execute(
+        sa.select(sa.func.sum(_T.c.cost_usd)).where(
+            _T.c.endpoint == endpoint,
+            _T.c.source == source,
+            _T.c.duration_s == duration_s,
+            _T.c.start >= start,
+            _T.c.start < end,
+        )
+    ).scalar_one()
+    return total
+
+
 def roll_up(db: sa.Connection, now: float, raw_s: float) -> int:
     """Merge whole 5-minute and 1-hour spans that have ended. Returns how many windows were made."""
     made = 0
@@ -87,22 +101,9 @@ def _roll_level(db: sa.Connection, now: float, finer: float, coarse: float) -> i
         for window in load(db, endpoint, source, start, until, finer):
             groups[window.start // coarse * coarse].append(window)
         for begin, members in groups.items():
-            cost = _cost(db, endpoint, source, begin, coarse, finer)
+            cost = spent(db, endpoint, source, begin, begin + coarse, finer)
             made.append({**_row(merge(members, begin, coarse), None), "cost_usd": cost})
     return upsert(db, _T, made, key=_KEY)
-
-
-def _cost(db: sa.Connection, endpoint: str, source: str, start: float, span: float, duration_s: float) -> float | None:
-    total: float | None = db.execute(
-        sa.select(sa.func.sum(_T.c.cost_usd)).where(
-            _T.c.endpoint == endpoint,
-            _T.c.source == source,
-            _T.c.duration_s == duration_s,
-            _T.c.start >= start,
-            _T.c.start < start + span,
-        )
-    ).scalar_one()
-    return total
 
 
 def age_out(db: sa.Connection, now: float, keep_s: Mapping[float, float]) -> int:

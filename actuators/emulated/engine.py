@@ -1,0 +1,260 @@
+"""The emulated engine: a continuous-batching scheduler, iteration by iteration. Pure: no clock, no sockets.
+
+It schedules as vLLM's V1 engine does: FCFS admission, chunked prefill, ``max_num_seqs``, ``max_num_batched_tokens``, KV blocks
+with preemption by recomputation. How long an iteration takes is a linear function of what is in it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a replica of one size has."""
+
+    bandwidth_gb_s: float
+    tflops: float
+    kv_tokens: int
+
+
+#: An A100 80 GB by its data sheet, and the tokens of KV cache beside an 8B model in bfloat16 (131,072 bytes each).
+REFERENCE = Size(bandwidth_gb_s=2039.0, tflops=312.0, kv_tokens=400_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of an iteration: ``base + per_sequence D + per_context C + per_prefill P + per_prefill_context Q``.
+
+    D counts decoding sequences, C their context tokens, P prefill tokens, Q prefill tokens times the tokens before them. The
+    defaults are the roofline of an 8B model in bfloat16 on ``REFERENCE``: weights and cache over bandwidth, arithmetic at half
+    its peak.
+    """
+
+    base_s: float = 8.0e-3
+    per_sequence_s: float = 2.0e-5
+    per_context_token_s: float = 6.5e-8
+    per_prefill_token_s: float = 1.0e-4
+    per_prefill_context_token_s: float = 3.4e-9
+
+    def on(self, size: Size) -> Timing:
+        """The same model on another size, by the roofline: decoding waits for memory, prefill for arithmetic."""
+        memory, arithmetic = REFERENCE.bandwidth_gb_s / size.bandwidth_gb_s, REFERENCE.tflops / size.tflops
+        return Timing(
+            self.base_s * memory,
+            self.per_sequence_s * memory,
+            self.per_context_token_s * memory,
+            self.per_prefill_token_s * arithmetic,
+            self.per_prefill_context_token_s * arithmetic,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Engine limits by their vLLM names, and the size of the KV cache."""
+
+    kv_tokens: int
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    max_model_len: int = 4096
+    block_size: int = 16
+
+    @property
+    def blocks(self) -> int:
+        return self.kv_tokens // self.block_size
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request on its way through the engine. Times are the server's monotonic clock."""
+
+    prompt: int
+    output: int
+    """Tokens that it will produce."""
+    arrived: float
+    on_token: Callable[[Sequence, float], None]
+    """Called with each token that comes out, at its time."""
+    output_limited: bool = True
+    """It ends because it may produce no more (``length``), not because it is done (``stop``)."""
+    produced: int = 0
+    computed: int = 0
+    """Tokens whose KV entries are there."""
+    blocks: int = 0
+    decoding: bool = False
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float = 0.0
+    preemptions: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.produced
+
+    @property
+    def finished(self) -> bool:
+        return self.produced >= self.output
+
+
+@dataclass(slots=True)
+class Iteration:
+    """What one iteration does."""
+
+    decoding: list[Sequence] = field(default_factory=list)
+    context: int = 0
+    chunks: list[tuple[Sequence, int]] = field(default_factory=list)
+    """(sequence, prefill tokens computed in it)"""
+    prefill: int = 0
+    prefill_context: float = 0.0
+    started: list[Sequence] = field(default_factory=list)
+    """Scheduled for the first time."""
+    preempted: int = 0
+
+    def seconds(self, timing: Timing) -> float:
+        return (
+            timing.base_s
+            + timing.per_sequence_s * len(self.decoding)
+            + timing.per_context_token_s * self.context
+            + timing.per_prefill_token_s * self.prefill
+            + timing.per_prefill_context_token_s * self.prefill_context
+        )
+
+
+class Scheduler:
+    """Which sequences run. ``begin`` plans an iteration, ``end`` takes its tokens out."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.running: list[Sequence] = []
+        """In the order of their admission; partly prefilled ones included."""
+        self.waiting: deque[Sequence] = deque()
+        self.free_blocks = limits.blocks
+
+    @property
+    def idle(self) -> bool:
+        return not self.running and not self.waiting
+
+    @property
+    def outstanding(self) -> int:
+        return len(self.running) + len(self.waiting)
+
+    @property
+    def kv_usage(self) -> float:
+        return 1.0 - self.free_blocks / self.limits.blocks if self.limits.blocks else 0.0
+
+    def fits(self, prompt: int, output: int) -> bool:
+        """Whether a request can ever be served."""
+        return prompt + output <= min(self.limits.max_model_len, self.limits.blocks * self.limits.block_size)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Abort it, wherever it is."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._free(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def begin(self) -> Iteration:
+        """Plan the next iteration from what has arrived."""
+        iteration = Iteration()
+        budget = self.limits.max_num_batched_tokens - self._decode(iteration)
+        position = 0
+        while position < len(self.running) and budget > 0:
+            sequence = self.running[position]
+            if not sequence.decoding:
+                taken = self._chunk(iteration, sequence, budget)
+                if not taken:  # two half prefilled prompts must not wait for each other's blocks
+                    self._preempt(self.running.pop(), iteration)
+                    continue
+                budget -= taken
+            position += 1
+        if iteration.preempted:  # as vLLM: nobody is admitted in an iteration that had to preempt
+            return iteration
+        while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
+            sequence = self.waiting[0]
+            taken = self._chunk(iteration, sequence, budget)
+            if not taken:
+                break
+            budget -= taken
+            self.running.append(self.waiting.popleft())
+            iteration.started.append(sequence)
+        return iteration
+
+    def end(self, iteration: Iteration, now: float) -> list[Sequence]:
+        """Let the iteration's tokens out; gives the sequences that have finished. Those aborted meanwhile give nothing."""
+        out = [s for s in iteration.decoding if s.blocks]
+        for sequence in out:
+            sequence.computed += 1
+        for sequence, tokens in iteration.chunks:
+            if not sequence.blocks:
+                continue
+            sequence.computed += tokens
+            if sequence.computed == sequence.tokens:
+                sequence.decoding = True
+                out.append(sequence)
+        finished = []
+        for sequence in out:
+            sequence.produced += 1
+            if sequence.finished:
+                finished.append(sequence)
+                self.running.remove(sequence)
+                self._free(sequence)
+            sequence.on_token(sequence, now)
+        return finished
+
+    def _decode(self, iteration: Iteration) -> int:
+        """Take every decoding sequence into the iteration; preempt the latest admitted where blocks run out."""
+        position = 0
+        while position < len(self.running):
+            sequence = self.running[position]
+            position += 1
+            if not sequence.decoding:
+                continue
+            while not self._grow(sequence, sequence.tokens):
+                victim = self.running.pop()
+                self._preempt(victim, iteration)
+                if victim is sequence:
+                    break
+            if sequence.decoding:
+                iteration.decoding.append(sequence)
+                iteration.context += sequence.tokens
+        return len(iteration.decoding)
+
+    def _chunk(self, iteration: Iteration, sequence: Sequence, budget: int) -> int:
+        """Prefill as much of it as budget and blocks allow; gives how many tokens."""
+        room = (sequence.blocks + self.free_blocks) * self.limits.block_size - sequence.computed
+        tokens = min(sequence.tokens - sequence.computed, budget, room)
+        if tokens <= 0:
+            return 0
+        self._grow(sequence, sequence.computed + tokens)
+        iteration.chunks.append((sequence, tokens))
+        iteration.prefill += tokens
+        iteration.prefill_context += (sequence.computed + tokens / 2) * tokens
+        return tokens
+
+    def _grow(self, sequence: Sequence, tokens: int) -> bool:
+        needed = -(-tokens // self.limits.block_size) - sequence.blocks
+        if needed > self.free_blocks:
+            return False
+        if needed > 0:
+            self.free_blocks -= needed
+            sequence.blocks += needed
+        return True
+
+    def _preempt(self, sequence: Sequence, iteration: Iteration) -> None:
+        iteration.preempted += 1
+        if sequence in iteration.decoding:
+            iteration.decoding.remove(sequence)
+            iteration.context -= sequence.tokens
+        self._free(sequence)
+        sequence.computed, sequence.decoding = 0, False
+        sequence.preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _free(self, sequence: Sequence) -> None:
+        self.free_blocks += sequence.blocks
+        sequence.blocks = 0

@@ -1,0 +1,87 @@
+"""The system ``none``: an endpoint that Flyball watches and nobody lets it change. It only reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import ClassVar, NoReturn
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from actuators.base import Actuator, ActuatorError, CannotPlan, Live, Step, SystemContext
+from actuators.shape import Operation, Plan, Shape
+
+_HOW = "change it by hand and state the new shape in the settings, or name the `system` that holds the endpoint"
+
+
+class Options(BaseModel):
+    """The system ``none`` has no settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReadOnly:
+    """See ``actuators.base.Actuator``. The live shape is the one that the settings state."""
+
+    system: ClassVar[str] = "none"
+    changes: ClassVar[Sequence[str]] = ()
+
+    def __init__(self, context: SystemContext) -> None:
+        self.context = context
+        try:
+            Options(**context.options)
+        except ValidationError as error:
+            fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
+            text = f"endpoint {context.endpoint}, none: {fields} is not known: the system none has no options"
+            raise ActuatorError("BAD_OPTIONS", text) from None
+
+    async def live(self) -> Live:
+        shape = self.context.shape
+        text = json.dumps(shape.as_dict(), sort_keys=True)
+        version = hashlib.sha256(text.encode()).hexdigest()[:16]
+        problems = []
+        for path in ("/health", "/v1/models"):
+            problem = await self._problem(path)
+            if problem is None:
+                return Live(shape, version, ready=True)
+            problems.append(problem)
+        return Live(shape, version, ready=False, detail="; ".join(problems))
+
+    async def plan(self, live: Live, wanted: Shape) -> Plan:
+        if wanted != live.shape:
+            raise CannotPlan("READ_ONLY", f"{self.context.endpoint} has the system none, which changes nothing: {_HOW}")
+        return Plan(
+            endpoint=self.context.endpoint,
+            system=self.system,
+            before=live.shape,
+            after=wanted,
+            version=live.version,
+            operations=(),
+            restarts=False,
+            downtime_s=0.0,
+            way_back="nothing is done",
+        )
+
+    async def do(self, operation: Operation, token: str) -> None:
+        self._refuse(operation, token)
+
+    async def done(self, operation: Operation, token: str) -> Step:
+        self._refuse(operation, token)
+
+    def _refuse(self, operation: Operation, token: str) -> NoReturn:
+        raise ActuatorError("READ_ONLY", f"step {operation.name} ({token}) is refused: {_HOW}")
+
+    async def _problem(self, path: str) -> str | None:
+        """Why the address does not answer well, or None."""
+        url = self.context.url.rstrip("/") + path
+        try:
+            answer = await self.context.http("GET", url, headers=self.context.headers, timeout_s=5.0)
+        except (OSError, ValueError) as error:
+            return f"{url}: {error}"
+        return None if answer.status == 200 else f"{url}: status {answer.status}"
+
+
+def make(context: SystemContext) -> Actuator:
+    """The entry point."""
+    return ReadOnly(context)

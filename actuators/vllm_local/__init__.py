@@ -1,0 +1,1 @@
+"""vLLM servers as processes on this host: several replicas behind one address."""

@@ -1,0 +1,157 @@
+"""Charts, defined once and drawn as SVG without a browser or a network. Pure: series in, SVG out.
+
+What is unknown leaves a gap in the line; it is never drawn as 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+Point = Mapping[str, Any]
+_WIDTH, _HEIGHT = 520, 150
+_BLUE, _LIGHT, _RED, _GREY = "#2f6db3", "#9dbfe3", "#c0392b", "#7a7f87"
+
+
+#: The grammar that this Altair writes, for the converter: "6.1".
+_GRAMMAR = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def _svg(chart: alt.LayerChart | alt.FacetChart) -> str:
+    """Inline SVG that fits its place, with ids that do not clash with those of other charts on the page."""
+    spec = chart.configure_view(stroke=None).configure_axis(
+        grid=True,
+        gridColor="#e8eaee",
+        domainColor="#b6bcc6",
+        tickColor="#b6bcc6",
+        labelColor="#4b5058",
+        titleColor="#4b5058",
+        titleFontWeight="normal",
+    )
+    svg: str = vl_convert.vegalite_to_svg(spec.to_json(), vl_version=_GRAMMAR)
+    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', svg)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{own}-\1)", svg)
+
+
+def _time() -> alt.X:
+    return alt.X("t:T", title=None, axis=alt.Axis(format="%H:%M", labelOverlap=True))
+
+
+def latency(
+    series: Sequence[Point], metric: str, limit: float | None, title: str, marks: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """p50 and p95 of ``metric`` (``ttft``, ``itl``, ``e2e``; seconds) over time, the objective's limit, and changes as vertical marks.
+
+    ``marks``: ``{"at": Unix seconds, "what": label}``.
+    """
+    rows = [
+        {"t": p["start"] * 1000, "v": p[f"{metric}_{q}_s"], "q": q}
+        for p in series
+        for q in ("p50", "p95")
+        if p.get(f"{metric}_p95_s") is not None or q == "p50"
+    ]
+    colour = alt.Color("q:N", title=None, scale=alt.Scale(domain=["p50", "p95"], range=[_LIGHT, _BLUE]))
+    lines = alt.Chart(alt.InlineData(rows)).mark_line(interpolate="step-after", strokeWidth=1.6).encode(
+        x=_time(), y=alt.Y("v:Q", title=f"{title} (s)", axis=alt.Axis(tickCount=4)), color=colour
+    )  # fmt: skip
+    return _svg(_with_marks(lines, limit, marks).properties(width=_WIDTH, height=_HEIGHT))
+
+
+def load(series: Sequence[Point], marks: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Requests per second, and the requests that wait, over time."""
+    rows = [
+        {"t": p["start"] * 1000, "v": p[name], "what": what}
+        for p in series
+        for name, what in (("requests_per_s", "requests/s"), ("waiting_mean", "waiting"))
+    ]
+    colour = alt.Color("what:N", title=None, scale=alt.Scale(domain=["requests/s", "waiting"], range=[_BLUE, _RED]))
+    lines = alt.Chart(alt.InlineData(rows)).mark_line(interpolate="step-after", strokeWidth=1.6).encode(
+        x=_time(), y=alt.Y("v:Q", title="load", axis=alt.Axis(tickCount=4)), color=colour
+    )  # fmt: skip
+    return _svg(_with_marks(lines, None, marks).properties(width=_WIDTH, height=_HEIGHT))
+
+
+def _with_marks(
+    lines: alt.Chart, limit: float | None, marks: Sequence[Mapping[str, Any]]
+) -> alt.LayerChart | alt.FacetChart:
+    layers: list[alt.Chart] = [lines]
+    if limit is not None:
+        rule = alt.Chart(alt.InlineData([{"limit": limit}])).mark_rule(color=_RED, strokeDash=[4, 3])
+        layers.append(rule.encode(y="limit:Q"))
+    if marks:
+        data = alt.InlineData([{"t": m["at"] * 1000, "what": m["what"]} for m in marks])
+        layers.append(alt.Chart(data).mark_rule(color=_GREY, strokeDash=[2, 2]).encode(x="t:T"))
+        text = alt.Chart(data).mark_text(align="left", dx=3, fontSize=9, color=_GREY)
+        layers.append(text.encode(x="t:T", y=alt.value(6), text="what:N"))
+    return alt.layer(*layers)
+
+
+def front(options: Sequence[Mapping[str, Any]], metric: str, limit: float | None) -> str | None:
+    """Cost against latency of every shape that was considered. None where no price or no prediction is known.
+
+    ``options``: as in a recommendation's body.
+    """
+    rows = [
+        {
+            "cost": o["money"]["per_hour"],
+            "low": i["low"],
+            "v": i["mid"],
+            "high": i["high"],
+            "label": o["label"] if o["verdict"] in ("chosen", "current") else "",
+            "verdict": o["verdict"] if o["verdict"] in ("chosen", "current") else "other",
+        }
+        for o in options
+        if o["money"]["per_hour"] is not None and o["prediction"] and (i := o["prediction"]["metrics"].get(metric))
+    ]
+    if not rows:
+        return None
+    data = alt.InlineData(rows)
+    x = alt.X("cost:Q", title="US dollars per hour", scale=alt.Scale(zero=False, padding=24))
+    colour = alt.Color(
+        "verdict:N", title=None, scale=alt.Scale(domain=["current", "chosen", "other"], range=[_GREY, _BLUE, "#c9ced6"])
+    )
+    y = alt.Y("v:Q", title=f"{metric} predicted", scale=alt.Scale(type="log"), axis=alt.Axis(tickCount=4))
+    bars = (
+        alt.Chart(data)
+        .mark_rule(strokeWidth=1.5)
+        .encode(x=x, y=alt.Y("low:Q", scale=alt.Scale(type="log")), y2="high:Q", color=colour)
+    )
+    dots = alt.Chart(data).mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=colour)
+    names = alt.Chart(data).mark_text(align="left", dx=8, fontSize=10).encode(x=x, y=y, text="label:N")
+    layers: list[alt.Chart] = [bars, dots, names]
+    if limit is not None:
+        layers.append(
+            alt.Chart(alt.InlineData([{"limit": limit}])).mark_rule(color=_RED, strokeDash=[4, 3]).encode(y="limit:Q")
+        )
+    return _svg(alt.layer(*layers).properties(width=_WIDTH, height=200))
+
+
+def promises(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Predicted (80 % interval) against observed, relative to the prediction. None where nothing can be compared."""
+    data = [
+        {
+            "what": f"{r['endpoint']}: {r['metric']}",
+            "low": r["low"] / r["predicted"],
+            "high": r["high"] / r["predicted"],
+            "seen": r["observed"] / r["predicted"],
+            "inside": "inside" if r["inside"] else "outside",
+        }
+        for r in rows
+        if r["predicted"] and r["observed"] is not None and r["low"] is not None
+    ]
+    if not data:
+        return None
+    inline = alt.InlineData(data)
+    y = alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=260))
+    x = alt.X("low:Q", title="observed / predicted", scale=alt.Scale(zero=False))
+    bars = alt.Chart(inline).mark_bar(height=7, color="#cfdcec").encode(y=y, x=x, x2="high:Q")
+    colour = alt.Color("inside:N", title=None, scale=alt.Scale(domain=["inside", "outside"], range=[_BLUE, _RED]))
+    dots = alt.Chart(inline).mark_point(filled=True, size=45, opacity=1).encode(y=y, x="seen:Q", color=colour)
+    one = alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(color=_GREY, strokeDash=[3, 3]).encode(x="one:Q")
+    return _svg(alt.layer(bars, one, dots).properties(width=_WIDTH - 120, height={"step": 18}))

@@ -1,0 +1,218 @@
+"""The weekly report: what was spent, what was promised, what came, and what to decide. One HTML file that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import sqlalchemy as sa
+
+from agent import charts, views
+from agent.settings import EndpointSettings, Settings
+from agent.store import Store, changes, outbox, windows
+from agent.store import recommendations as advice
+from agent.store.windows import ROLLUPS
+from analyzers.objective import attainment, total
+from analyzers.policy import HOURS_PER_MONTH
+from collectors.window import Window
+
+SCHEMA_VERSION = 1
+#: No chart has more points than this: the resolution is chosen so.
+_POINTS = 700
+
+
+def summary(store: Store, settings: Settings, *, start: float, end: float) -> dict[str, Any]:
+    """The report's figures as JSON. ``start``/``end`` in Unix seconds."""
+    with store.read() as db:
+        endpoints = [_endpoint(db, settings, e, start, end) for e in settings.endpoints]
+        done = [c for c in changes.listed(db, since=start, limit=1000) if c["created_at"] < end]
+        promised = [r for r in changes.ledger(db, since=start) if r["at"] < end]
+        waiting = advice.listed(db, states=advice.OPEN)
+    spent = [e["spent_usd"] for e in endpoints if e["spent_usd"] is not None]
+    kept = [
+        c["outcome"]["saving_per_hour"]
+        for c in done
+        if c["state"] == "succeeded" and c["outcome"] and c["outcome"]["saving_per_hour"]
+    ]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "start": start,
+        "end": end,
+        "endpoints": endpoints,
+        "spent_usd": sum(spent) if spent else None,
+        "saving_realised_usd_per_month": sum(kept) * HOURS_PER_MONTH if kept else 0.0,
+        "saving_waiting_usd_per_month": sum(r["saving_per_month"] for r in waiting if (r["saving_per_month"] or 0) > 0),
+        "changes": {
+            state: sum(c["state"] == state for c in done)
+            for state in ("succeeded", "rolled_back", "failed", "applying", "warming", "verifying", "rolling_back")
+        },
+        "promises": len([r for r in promised if r["comparable"] and r["inside"] is not None]),
+        "promises_held": len([r for r in promised if r["comparable"] and r["inside"]]),
+        "open_recommendations": len(waiting),
+    }
+
+
+def weekly(
+    store: Store,
+    settings: Settings,
+    *,
+    start: float,
+    end: float,
+    now: float,
+    path: Path | None = None,
+    only_with_data: bool = False,
+) -> Path | None:
+    """Write the report of ``start``..``end`` and note it. None where ``only_with_data`` and nothing was observed."""
+    figures = summary(store, settings, start=start, end=end)
+    if only_with_data and not any(e["coverage"] for e in figures["endpoints"]):
+        return None
+    file = path or settings.report.directory / f"flyball-{datetime.fromtimestamp(end, UTC):%Y-%m-%d-%H%M}.html"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(_render(store, settings, figures, now), encoding="utf-8")
+    partial.replace(file)
+    with store.write() as db:
+        outbox.add_report(db, start=start, end=end, now=now, path=str(file), summary=figures)
+        if settings.slack is not None:
+            outbox.put(db, channel="slack", kind="report", subject=str(file), revision=int(end), now=now)
+    return file
+
+
+def _rows(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> list[Window]:
+    """The span at the finest resolution that fits into a chart and reaches back far enough."""
+    raw = settings.collect.window_s
+    widths = [w for w in (raw, *(r for r in ROLLUPS if r > raw)) if (end - start) / w <= _POINTS] or [ROLLUPS[-1]]
+    for width in widths:
+        rows = windows.load(db, e.name, next(iter(e.sources)), start, end, width)
+        if rows:
+            return rows
+    return windows.load(db, e.name, next(iter(e.sources)), start, end, raw)[-_POINTS:]
+
+
+def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> dict[str, Any]:
+    rows = _rows(db, settings, e, start, end)
+    observed = [w for w in rows if w.coverage > 0]
+    span = sum(w.duration_s for w in rows)
+    tokens = [t for n in ("prompt_tokens", "output_tokens") if (t := total(observed, n)) is not None]
+    return {
+        "name": e.name,
+        "mode": e.mode,
+        "coverage": sum(w.coverage * w.duration_s for w in rows) / span if span else None,
+        "requests": total(observed, "requests"),
+        "tokens": sum(tokens) if tokens else None,
+        "spent_usd": windows.spent(db, e.name, rows[0].source, start, end, rows[0].duration_s) if rows else None,
+        "objective": [
+            {
+                "target": a.target.name,
+                "limit": a.target.limit,
+                "observed": a.observed,
+                "met": a.met,
+                "burn_rate": a.burn_rate,
+            }
+            for a in (attainment(observed, t) for t in e.wanted().targets)
+        ],
+    }
+
+
+def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: float) -> str:
+    since, until = figures["start"], figures["end"]
+    done = views.change_list(store, since=since)["changes"]
+    parts = []
+    for e in settings.endpoints:
+        with store.read() as db:
+            rows = _rows(db, settings, e, since, until)
+        series = [views.point(w) for w in rows]
+        marks = [
+            {"at": c[key], "what": what}
+            for c in done
+            if c["endpoint"] == e.name
+            for key, what in (("applied_at", "changed"), ("finished_at", c["state"].replace("_", " ")))
+            if c[key]
+        ]
+        parts.append({"name": e.name, "charts": _charts(e, series, marks), "options": _options(store, e)})
+    ledger = [{**row, "endpoint": c["endpoint"]} for c in done for row in c["ledger"] if row["comparable"]]
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            figures=figures,
+            endpoints=parts,
+            changes=done,
+            promises=charts.promises([r for r in ledger if r["metric"].endswith("_s") and "_p" in r["metric"]]),
+            accuracy=views.accuracy(store)["accuracy"],
+            waiting=views.recommendation_list(store, states=advice.OPEN)["recommendations"],
+            status=views.status(store, settings, now),
+            now=now,
+            css=environment().loader.get_source(environment(), "style.css")[0],  # type: ignore[union-attr]
+        )
+    )
+
+
+def _charts(e: EndpointSettings, series: Sequence[Mapping[str, Any]], marks: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not series:
+        return []
+    names = {"ttft": "time to first token", "itl": "gap between tokens", "e2e": "end to end"}
+    drawn = [charts.load(series, marks)]
+    for target in e.wanted().targets:
+        metric = target.metric.removesuffix("_s")
+        if metric in names:
+            drawn.append(charts.latency(series, metric, target.limit, names[metric], marks))
+    return drawn
+
+
+def _options(store: Store, e: EndpointSettings) -> dict[str, Any] | None:
+    """The trade-off of the newest recommendation: every shape that was considered, and the front of cost and latency."""
+    with store.read() as db:
+        rows = advice.listed(db, endpoint=e.name, limit=20)
+    row = max(rows, key=lambda r: (len(r["body"]["options"]) > 2, r["created_at"]), default=None)
+    if row is None:
+        return None
+    targets = [t for t in e.wanted().targets if t.quantile is not None]
+    options = row["body"]["options"]
+    chart = charts.front(options, targets[0].name, targets[0].limit) if targets else None
+    return {"rows": options, "chart": chart, "metrics": [t.name for t in targets]}
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """The templates of pages and reports, autoescaped, with the filters that both use."""
+    found = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader("agent", "web/templates"), jinja2.PackageLoader("agent", "web/static")]
+        ),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent}
+    return found
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def _money(value: float | None) -> str:
+    if value is None:
+        return "-"
+    sign, size = ("-" if value < 0 else ""), abs(value)
+    return (
+        f"{sign}${size:,.0f}"
+        if size >= 100
+        else f"{sign}${size:,.2f}"
+        if size >= 0.1 or size == 0
+        else f"{sign}${size:.3g}"
+    )
+
+
+def _moment(value: float | None, style: str = "%Y-%m-%d %H:%M") -> str:
+    return "-" if value is None else f"{datetime.fromtimestamp(value, UTC):{style}} UTC"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"

@@ -1,0 +1,219 @@
+"""The routes. Each page is a view of ``agent.views`` drawn by a template, and the same view as JSON at its .json twin."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import BackgroundTasks, FastAPI, Form, HTTPException, Request
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+
+from agent import charts, views
+from agent.approvals import ACTIONS
+from agent.report import environment
+from agent.slack.receive import MAX_BODY, Refused
+from agent.store import control, outbox
+from agent.store.recommendations import OPEN
+from agent.web.guard import CSRF, SESSION, Guard, csrf_holds, csrf_of
+
+if TYPE_CHECKING:
+    from agent.governor import Governor
+
+
+def create_app(governor: Governor) -> FastAPI:
+    """The application of one governor."""
+    app = FastAPI(title="Flyball", docs_url=None, redoc_url=None)
+    guard = Guard(governor.settings.web)
+    app.middleware("http")(guard)
+    app.mount("/static", StaticFiles(packages=[("agent", "web/static")]), name="static")
+    _health(app, governor)
+    _slack(app, governor)
+    _pages(app, governor)
+    _decisions(app, governor)
+    _login(app, guard)
+    return app
+
+
+def _health(app: FastAPI, governor: Governor) -> None:
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        """200 while every loop ended a cycle lately: the loop itself, not only the server that answers."""
+        wrong = governor.alive()
+        return JSONResponse({"ok": not wrong, "loops": wrong}, 503 if wrong else 200)
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """200 once the first cycles are through."""
+        ready = governor.ready()
+        return JSONResponse({"ready": ready, "leading": governor.lead is not None}, 200 if ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return PlainTextResponse(governor.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _slack(app: FastAPI, governor: Governor) -> None:
+    @app.post("/slack/actions")
+    async def actions(request: Request, later: BackgroundTasks) -> Response:
+        """A click in Slack. Answered at once; what came of it is told through the message itself."""
+        body = await _bounded(request, MAX_BODY)
+        if body is None:
+            return PlainTextResponse("too_large", 413)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        try:
+            reply = await asyncio.to_thread(governor.receiver.click, headers, body)
+        except Refused as refused:
+            governor.metrics.rulings.labels("slack", "unknown", refused.code).inc()
+            return PlainTextResponse(refused.code, refused.status)
+        later.add_task(governor.sender.answer, reply)
+        return Response(status_code=200)
+
+
+async def _bounded(request: Request, limit: int) -> bytes | None:
+    """The body, or None when it is larger than ``limit`` bytes."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _pages(app: FastAPI, governor: Governor) -> None:
+    for path, (template, view) in _views(governor).items():
+        _page(app, governor, path, template, view)
+
+
+_View = Callable[..., dict[str, Any] | None]
+
+
+def _views(governor: Governor) -> dict[str, tuple[str, _View]]:
+    """Path to template and view. A view returns None, or raises KeyError, for what is not there."""
+    store, settings, clock = governor.store, governor.settings, governor.clock
+
+    def overview() -> dict[str, Any]:
+        data = views.endpoints(store, settings, clock.now())
+        return data | {"open": views.recommendation_list(store, states=OPEN)["recommendations"]}
+
+    def changes() -> dict[str, Any]:
+        return views.change_list(store) | {"accuracy": views.accuracy(store)["accuracy"]}
+
+    def reports() -> dict[str, Any]:
+        with store.read() as db:
+            return {"schema_version": views.SCHEMA_VERSION, "reports": outbox.reports(db)}
+
+    return {
+        "/": ("overview.html", overview),
+        "/endpoints/{name}": ("endpoint.html", lambda name: views.endpoint(store, settings, name, clock.now())),
+        "/recommendations": ("recommendations.html", lambda: views.recommendation_list(store)),
+        "/recommendations/{identity}": ("recommendation.html", lambda identity: views.recommendation(store, identity)),
+        "/changes": ("changes.html", changes),
+        "/changes/{identity}": ("change.html", lambda identity: views.change(store, identity)),
+        "/status": ("status.html", lambda: views.status(store, settings, clock.now())),
+        "/reports": ("reports.html", reports),
+    }
+
+
+def _page(app: FastAPI, governor: Governor, path: str, template: str, view: _View) -> None:
+    """One page and its .json twin."""
+
+    async def data(request: Request) -> dict[str, Any]:
+        try:
+            found = await asyncio.to_thread(view, **request.path_params)
+        except KeyError:
+            found = None
+        if found is None:
+            raise HTTPException(404, "there is no such thing here")
+        return found
+
+    async def html(request: Request) -> Response:
+        return await asyncio.to_thread(_render, request, governor, template, await data(request))
+
+    async def as_json(request: Request) -> Response:
+        return JSONResponse(await data(request))
+
+    twin = "/index.json" if path == "/" else f"{path}.json"
+    app.add_api_route(twin, as_json, methods=["GET"], name=f"{template} as JSON")
+    app.add_api_route(path, html, methods=["GET"], name=template, response_class=HTMLResponse)
+
+
+def _render(request: Request, governor: Governor, template: str, data: dict[str, Any], status: int = 200) -> Response:
+    token = csrf_of(request)
+    with governor.store.read() as db:
+        paused = control.paused(db)
+    html = environment().get_template(template).render(
+        **data, now=governor.clock.now(), csrf=token, paused=paused, path=request.url.path, open_states=OPEN,
+        drawn=_drawn(governor, template, data), modes={e.name: e.mode for e in governor.settings.endpoints},
+    )  # fmt: skip
+    response = HTMLResponse(html, status)
+    response.set_cookie(CSRF, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+    return response
+
+
+def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]:
+    """The charts of a page."""
+    if template == "endpoint.html":
+        e = data["endpoint"]
+        marks = [{"at": c["applied_at"], "what": "changed"} for c in e["changes"] if c["applied_at"]]
+        drawn = [charts.load(e["series"], marks)] if e["series"] else []
+        for goal in e["objective"]:
+            metric = goal["target"].split("_")[0]
+            if metric in ("ttft", "itl", "e2e") and e["series"]:
+                drawn.append(charts.latency(e["series"], metric, goal["limit"], metric.upper(), marks))
+        return drawn
+    if template == "recommendation.html":
+        r = data["recommendation"]
+        targets = [t for t in governor.settings.endpoint(r["endpoint"]).wanted().targets if t.quantile is not None]
+        chart = charts.front(r["body"]["options"], targets[0].name, targets[0].limit) if targets else None
+        return [chart] if chart else []
+    if template == "changes.html":
+        rows = [{**row, "endpoint": c["endpoint"]} for c in data["changes"] for row in c["ledger"] if row["comparable"]]
+        chart = charts.promises([r for r in rows if "_p95" in r["metric"]])
+        return [chart] if chart else []
+    return []
+
+
+def _decisions(app: FastAPI, governor: Governor) -> None:
+    @app.post("/recommendations/{identity}/decide")
+    async def decide(
+        request: Request,
+        identity: str,
+        action: Annotated[str, Form()],
+        plan_hash: Annotated[str, Form()],
+        csrf: Annotated[str, Form()],
+    ) -> Response:
+        """A decision on the page, for the plan that the page showed."""
+        if not csrf_holds(request, csrf) or action not in ACTIONS:
+            raise HTTPException(403, "this form did not come from this page; load it again")
+        ruling = await asyncio.to_thread(
+            governor.approvals.decide,
+            identity,
+            action=action,
+            actor=f"page:{request.client.host if request.client else 'unknown'}",
+            channel="page",
+            plan_hash=plan_hash,
+        )
+        if not ruling.accepted:
+            return _render(request, governor, "refused.html", {"text": ruling.text, "identity": identity}, 409)
+        return RedirectResponse(f"/recommendations/{ruling.recommendation_id}", 303)
+
+
+def _login(app: FastAPI, guard: Guard) -> None:
+    @app.get("/login")
+    async def ask(to: str = "/") -> Response:
+        return HTMLResponse(environment().get_template("login.html").render(to=to, wrong=False))
+
+    @app.post("/login")
+    async def enter(request: Request, token: Annotated[str, Form()], to: Annotated[str, Form()] = "/") -> Response:
+        """Trade the token for a cookie."""
+        if not guard.is_token(token):
+            return HTMLResponse(environment().get_template("login.html").render(to=to, wrong=True), 401)
+        local = to if to.startswith("/") and not to.startswith(("//", "/\\")) else "/"
+        response = RedirectResponse(local, 303)
+        secure = request.url.scheme == "https"
+        response.set_cookie(SESSION, guard.session(), httponly=True, samesite="strict", secure=secure, max_age=86_400)
+        return response

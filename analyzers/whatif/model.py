@@ -1,0 +1,152 @@
+"""The engine that is simulated: what an iteration costs, what it may hold, and the ENGINE.json that carries both.
+
+Owns the nouns and their validation. Does not simulate, does not fit, and reads no files: text in, text out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """Seconds of one engine iteration: ``base_s + per_sequence_s * D + per_context_token_s * C + per_prefill_token_s * P +
+    per_prefill_context_token_s * Q``.
+
+    D: decoding sequences. C: the sum over them of prompt tokens + output tokens produced so far. P: prefill tokens computed.
+    Q: the sum over the prefill chunks of (tokens before the chunk + half the chunk) * chunk tokens.
+    """
+
+    base_s: float
+    per_sequence_s: float = 0.0
+    per_context_token_s: float = 0.0
+    per_prefill_token_s: float = 0.0
+    per_prefill_context_token_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"iteration.{name} must be a finite number of seconds, 0 or more, not {value!r}")
+        if not any(getattr(self, name) > 0 for name in self.__slots__):
+            raise ValueError("iteration: all coefficients are 0, so nothing would take any time; give at least base_s")
+
+    def as_tuple(self) -> tuple[float, float, float, float, float]:
+        """In the order of the formula."""
+        return (
+            self.base_s,
+            self.per_sequence_s,
+            self.per_context_token_s,
+            self.per_prefill_token_s,
+            self.per_prefill_context_token_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the scheduler may hold at once. ``None`` is unknown, and simulated as unlimited."""
+
+    max_num_seqs: int
+    """Sequences in the batch, partly prefilled ones included."""
+    max_num_batched_tokens: int
+    """Tokens computed in one iteration: one for each decoding sequence, the rest for prefill."""
+    kv_tokens: int | None = None
+    """Tokens that the KV cache holds, over all its blocks."""
+    block_size: int = 16
+    max_model_len: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is None and name in ("kv_tokens", "max_model_len"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"limits.{name} must be a whole number, 1 or more, not {value!r}")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"limits: max_num_batched_tokens ({self.max_num_batched_tokens}) is below max_num_seqs ({self.max_num_seqs}), "
+                "so a full batch could not decode; raise the one or lower the other (vLLM refuses to start like this too)"
+            )
+        if self.kv_tokens is not None and self.kv_tokens < self.block_size:
+            raise ValueError(
+                f"limits: kv_tokens ({self.kv_tokens}) is less than one block of {self.block_size} tokens; "
+                "give the whole cache in tokens (vLLM logs it as 'GPU KV cache size')"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModel:
+    """All that a replay needs to know of an engine."""
+
+    iteration: Iteration
+    limits: Limits
+    chunked_prefill: bool = True
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """Provenance and uncertainty, as plain JSON. Nothing in it changes a replay."""
+
+    def with_limits(self, **changes: Any) -> EngineModel:
+        """A copy with the named limits changed. Raises ValueError where they contradict each other."""
+        return replace(self, limits=replace(self.limits, **changes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ENGINE.json form, as plain values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "iteration": asdict(self.iteration),
+            "limits": asdict(self.limits),
+            "chunked_prefill": self.chunked_prefill,
+            "source": dict(self.source),
+        }
+
+    def to_json(self) -> str:
+        """The ENGINE.json text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: object) -> EngineModel:
+        """The reverse of ``to_dict``. Raises ValueError that names the field: unknown, missing, or not what it must be."""
+        top = _object(data, "", ("schema_version", "iteration", "limits", "chunked_prefill", "source"))
+        version = top.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version: {version!r} is not known to this program, which reads {SCHEMA_VERSION}")
+        for name in ("iteration", "limits"):
+            if name not in top:
+                raise ValueError(f"{name}: missing")
+        chunked = top.get("chunked_prefill", True)
+        if not isinstance(chunked, bool):
+            raise ValueError(f"chunked_prefill must be true or false, not {chunked!r}")
+        source = top.get("source", {})
+        if not isinstance(source, Mapping):
+            raise ValueError("source must be an object")
+        iteration = _object(top["iteration"], "iteration.", tuple(f.name for f in fields(Iteration)))
+        limits = _object(top["limits"], "limits.", tuple(f.name for f in fields(Limits)))
+        for prefix, given, needed in (
+            ("iteration.", iteration, tuple(f.name for f in fields(Iteration))),
+            ("limits.", limits, ("max_num_seqs", "max_num_batched_tokens")),
+        ):
+            for name in needed:
+                if name not in given:
+                    raise ValueError(f"{prefix}{name}: missing")
+        return cls(Iteration(**iteration), Limits(**limits), chunked, dict(source))
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineModel:
+        """From the ENGINE.json text. Raises ValueError, also where it is not JSON."""
+        return cls.from_dict(json.loads(text))
+
+
+def _object(data: object, prefix: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+    """``data`` as a JSON object that has no other fields than ``known``."""
+    where = prefix.rstrip(".") or "the engine file"
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where}: expected an object")
+    for name in data:
+        if name not in known:
+            raise ValueError(f"{prefix}{name}: unknown field; known here: {', '.join(known)}")
+    return data

@@ -1,0 +1,132 @@
+"""Windows to workload: the traffic that was, drawn again request by request.
+
+Windows keep rates and length distributions, not single requests. Arrivals are drawn as a Poisson process with each window's own
+rate, lengths from each window's own distributions. Owns no clock and no randomness but the seed it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from analyzers.prediction import CannotPredict
+from collectors.sketch import Sketch
+from collectors.window import Window
+from collectors.workload import Floats, Ints, Workload
+
+
+def workload_from_windows(
+    windows: Sequence[Window], *, seed: int, scale: float = 1.0, max_requests: int = 20_000
+) -> Workload:
+    """The workload that ``windows`` describe, with arrivals at ``scale`` times the observed rate.
+
+    Windows that were not observed (coverage 0), or whose request count is unknown, are left out: time closes over them, they are
+    no quiet time. Windows observed as empty are quiet time. Where more than ``max_requests`` are expected, windows are taken
+    evenly over the span, whole and in order, so that rates stay what they were; of a single window, a shorter piece.
+    Lengths: the window's ``prompt_length`` and ``output_length`` sketches, else those of all windows, else mean tokens per request.
+    Prompt and output lengths are drawn independently of each other: windows do not hold their joint distribution.
+    Raises CannotPredict ``NO_TRAFFIC`` where no rate or no lengths are known.
+    """
+    if not scale > 0 or max_requests < 1:
+        raise ValueError(f"scale ({scale}) must be above 0 and max_requests ({max_requests}) at least 1")
+    rng = np.random.default_rng(seed)
+    known = [w for w in windows if w.coverage > 0 and w.count("requests") is not None]
+    expected = sum((w.rate("requests") or 0.0) * w.duration_s for w in known) * scale
+    if not expected > 0:
+        raise CannotPredict(
+            "NO_TRAFFIC",
+            f"none of {len(windows)} windows holds a request; give a span that saw traffic, or a trace",
+        )
+    share = min(1.0, max_requests / expected)
+    chosen, piece = _thinned(known, share)
+    lengths = _Lengths(known)
+
+    arrivals: list[Floats] = []
+    columns: list[tuple[Ints, Ints, Ints]] = []
+    at = 0.0
+    for window in chosen:
+        span = window.duration_s * piece
+        n = int(rng.poisson((window.rate("requests") or 0.0) * scale * span))
+        if n:
+            arrivals.append(at + np.sort(rng.random(n)) * span)
+            columns.append(lengths.draw(window, n, rng))
+        at += span
+    if not arrivals:  # a handful expected, none drawn: one request keeps the answer defined
+        busiest = max(chosen, key=lambda w: w.rate("requests") or 0.0)
+        arrivals.append(np.array([0.5 * at]))
+        columns.append(lengths.draw(busiest, 1, rng))
+    prompt, output, prefix = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return Workload(np.concatenate(arrivals), prompt, output, prefix)
+
+
+def scaled(workload: Workload, factor: float) -> Workload:
+    """The same requests, arriving ``factor`` times as fast."""
+    return Workload(workload.arrival_s / factor, workload.prompt_tokens, workload.output_tokens, workload.prefix_tokens)
+
+
+def _thinned(windows: Sequence[Window], share: float) -> tuple[list[Window], float]:
+    """Every n-th window so that about ``share`` of the requests remain, and which part of each one's duration to take."""
+    if share >= 1.0:
+        return list(windows), 1.0
+    keep = max(1, int(share * len(windows)))
+    picked = [windows[int((i + 0.5) * len(windows) / keep)] for i in range(keep)]
+    requests = sum(w.rate("requests") or 0.0 for w in picked)
+    if requests <= 0:  # the few picked were quiet ones
+        picked = [max(windows, key=lambda w: w.rate("requests") or 0.0)]
+        requests = picked[0].rate("requests") or 0.0
+    wanted = share * sum((w.rate("requests") or 0.0) * w.duration_s for w in windows)
+    have = sum((w.rate("requests") or 0.0) * w.duration_s for w in picked)
+    return picked, min(1.0, wanted / have)
+
+
+class _Lengths:
+    """Draws of prompt, output and cached prefix, window by window, with the whole span to fall back on."""
+
+    def __init__(self, windows: Sequence[Window]) -> None:
+        self._sketches: dict[str, Sketch] = {}
+        self._means: dict[str, float] = {}
+        for name, counter in (("prompt_length", "prompt_tokens"), ("output_length", "output_tokens")):
+            present = [w.sketches[name] for w in windows if name in w.sketches and w.sketches[name].count > 0]
+            if present:
+                self._sketches[name] = Sketch.merge(present)
+            mean = _per_request(windows, counter)
+            if mean is not None:
+                self._means[name] = mean
+            if not present and mean is None:
+                raise CannotPredict(
+                    "NO_TRAFFIC",
+                    f"no window knows {name} or {counter}; a source that counts tokens is needed to replay its requests",
+                )
+
+    def draw(self, window: Window, n: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+        """(n,) prompt tokens, output tokens, and prefix tokens in the cache."""
+        prompt = np.maximum(1, self._column(window, "prompt_length", "prompt_tokens", n, rng))
+        output = self._column(window, "output_length", "output_tokens", n, rng)
+        cached, tokens = window.count("cached_prompt_tokens"), window.count("prompt_tokens")
+        share = min(1.0, cached / tokens) if cached is not None and tokens else 0.0
+        prefix = np.minimum(prompt - 1, np.floor(share * prompt + rng.random(n)).astype(np.int64))
+        return prompt, output, np.maximum(0, prefix)
+
+    def _column(self, window: Window, name: str, counter: str, n: int, rng: np.random.Generator) -> Ints:
+        sketch = window.sketches.get(name)
+        if sketch is None or sketch.count <= 0:
+            mean = _per_request([window], counter)
+            sketch = self._sketches.get(name) if mean is None else None
+            if sketch is None:
+                # Only a mean: every request has it, the fraction drawn, so that token rates come out right.
+                return np.floor((mean if mean is not None else self._means[name]) + rng.random(n)).astype(np.int64)
+        drawn = sketch.sample(rng.random(n)) * _to_exact_mean(sketch)
+        return np.floor(drawn + rng.random(n)).astype(np.int64)
+
+
+def _to_exact_mean(sketch: Sketch) -> float:
+    """A coarse histogram's draws lie anywhere in its bins, but its mean is exact: the factor that brings them there."""
+    mean = float(sketch.sample((np.arange(200) + 0.5) / 200).mean())
+    return sketch.mean / mean if sketch.mean and mean > 0 else 1.0
+
+
+def _per_request(windows: Sequence[Window], counter: str) -> float | None:
+    both = [(t, r) for w in windows if (t := w.count(counter)) is not None and (r := w.count("requests"))]
+    requests = sum(r for _, r in both)
+    return sum(t for t, _ in both) / requests if requests else None

@@ -1,0 +1,221 @@
+"""Readings in, windows out: the differences of counters, the splitting over windows, and what was not seen.
+
+Owns the arithmetic of time. Does no I/O and reads no clock: each reading says when it was made, and ``close`` is told
+the time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from collectors.accumulator import Accumulator
+from collectors.increase import Increase, increase
+from collectors.window import Reading, Window
+
+#: A gap is written as this many empty windows at most; after a clock that jumped by years the older ones are left out.
+_MAX_GAP_WINDOWS = 10_000
+#: How long a target that failed last is missed, when nobody says that it is gone: longer than any backoff.
+_FAILING_S = 3600.0
+
+
+@dataclass(slots=True)
+class _Presence:
+    """From when to when a target was there to be read."""
+
+    first: float
+    last: float
+    failing: bool = False
+    gone: float | None = None
+
+    def missed_until(self, max_gap_s: float) -> float:
+        """Until when it is missed after its last sign: one that fails is retried rarely, one that was read is just gone."""
+        return self.last + (_FAILING_S if self.failing else max_gap_s)
+
+    def within(self, start: float, end: float, max_gap_s: float) -> float:
+        """Seconds of [start, end) in which it should have been observed."""
+        until = end if self.missed_until(max_gap_s) >= end else self.last
+        until = until if self.gone is None else min(self.gone, end)
+        return max(0.0, min(end, until) - max(start, self.first))
+
+
+class WindowBuilder:
+    """The windows of one endpoint from one source.
+
+    Call ``add`` or ``failed`` for each target in each cycle, then ``close(now)``: the reading after a window's end
+    brings what happened in its last seconds. Two readings of a target at most ``max_gap_s`` apart observe all that
+    lies between them; further apart they observe nothing, because nobody knows when in between it happened.
+    """
+
+    def __init__(self, endpoint: str, source: str, window_s: float, *, max_gap_s: float) -> None:
+        if not (window_s > 0 and max_gap_s > 0):
+            raise ValueError("a window builder needs a window_s and a max_gap_s above 0")
+        self._endpoint = endpoint
+        self._source = source
+        self._window_s = float(window_s)
+        self._max_gap_s = max_gap_s
+        self._open: dict[int, Accumulator] = {}
+        self._next: int | None = None
+        """Which window closes next, counted from the Unix epoch; None before anything was seen."""
+        self._first: int | None = None
+        self._last: dict[str, Reading] = {}
+        self._present: dict[str, _Presence] = {}
+
+    def add(self, reading: Reading) -> None:
+        """What a target said. A reading older than the target's last one counts as the error ``clock_back``."""
+        before = self._last.get(reading.target)
+        if before is not None and reading.at < before.at:
+            self._seen(reading.target, before.at).errors["clock_back"] += 1
+            self._last[reading.target] = reading  # the clock was set: go on from here
+            return
+        window = self._seen(reading.target, reading.at)
+        window.read.add(reading.target)
+        self._present[reading.target].failing = False
+        window.facts[reading.target] = reading.facts
+        for name, values in reading.samples.items():
+            window.sample(name, values)
+        if before is None or reading.at > before.at:
+            self._last[reading.target] = reading
+        for name, value in reading.gauges.items():
+            window.point(reading.target, name, value)
+        if before is None:
+            return
+        happened = increase(before, reading)
+        window.restarts += happened.restarted
+        if 0 < reading.at - before.at <= self._max_gap_s:
+            self._spread(before, reading, happened)
+
+    def failed(self, target: str, at: float, kind: str) -> None:
+        """A target could not be read, with all engines behind it. ``kind`` is ``CollectError.kind``."""
+        behind = [t for t in self._present if t == target or t.startswith((f"{target}#", f"{target}@"))] or [target]
+        for each in behind:
+            window = self._seen(each, at)
+            self._present[each].failing = True
+        window.errors[kind] += 1
+
+    def gone(self, target: str, at: float) -> None:
+        """A target is no longer there by intention (a replica was removed): from then on it is not missed."""
+        if target in self._present:
+            self._present[target].gone = at
+
+    def observe(
+        self,
+        at: float,
+        *,
+        target: str = "",
+        requests: float | None = None,
+        errors: float | None = None,
+        counts: Mapping[str, float] | None = None,
+        samples: Mapping[str, Sequence[float]] | None = None,
+        spans_s: float = 0.0,
+    ) -> None:
+        """What somebody measured itself, not as differences of counters. All of it falls into the window of ``at``.
+
+        counts: increases by canonical counter name, beside ``requests`` and ``errors``.
+        samples: values by canonical histogram name.
+        spans_s: the seconds before ``at`` that this observes, for the coverage.
+        """
+        window = self._seen(target, at)
+        window.read.add(target)
+        given = {"requests": requests, "errors": errors, **(counts or {})}
+        for name, more in given.items():
+            if more is not None:
+                window.count(name, more)
+        for name, values in (samples or {}).items():
+            window.sample(name, values)
+        for overlapped, _, seconds in self._split(at - spans_s, at):
+            overlapped.observed[target] = overlapped.observed.get(target, 0.0) + seconds
+
+    def close(self, until: float) -> list[Window]:
+        """Every window that ended by ``until``, oldest first, those without any reading included. Each comes once."""
+        closed: list[Window] = []
+        if self._next is None:
+            return closed
+        ended = self._index(until)  # the first that has not
+        while self._next < ended:
+            window = self._open.pop(self._next, None)
+            if window is None and self._next < ended - _MAX_GAP_WINDOWS:
+                self._next = min([ended - _MAX_GAP_WINDOWS, *self._open])
+                continue
+            closed.append(self._closed(window or self._new(self._next)))
+            self._next += 1
+        self._forget()
+        return closed
+
+    def _closed(self, window: Accumulator) -> Window:
+        start, end = window.start, window.end
+        expected = sum(presence.within(start, end, self._max_gap_s) for presence in self._present.values())
+        observed = sum(window.observed.values())
+        return Window(
+            endpoint=self._endpoint,
+            source=self._source,
+            start=start,
+            duration_s=self._window_s,
+            coverage=min(1.0, observed / max(expected, end - start)),
+            targets=len(window.read),
+            restarts=window.restarts,
+            counts=dict(window.counts),
+            sketches=window.sketches(),
+            gauges=window.gauges(),
+            errors=dict(window.errors),
+            facts=window.told(),
+        )
+
+    def _forget(self) -> None:
+        """Drop targets that nobody tried to read for long, so that replicas that come and go leave nothing behind."""
+        assert self._next is not None
+        now = self._next * self._window_s
+        for target in [t for t, presence in self._present.items() if presence.missed_until(self._max_gap_s) < now]:
+            del self._present[target]
+            self._last.pop(target, None)
+
+    def _seen(self, target: str, at: float) -> Accumulator:
+        """The window of ``at``; the oldest open one where that is closed."""
+        if self._next is None:
+            self._next = self._first = self._index(at)
+        presence = self._present.get(target)
+        if presence is None or presence.gone is not None:
+            # What is there when we begin was there before: the first window is not whole.
+            begin = self._index(at) * self._window_s if self._index(at) == self._first else at
+            self._present[target] = _Presence(begin, at)
+        else:
+            presence.last = max(presence.last, at)
+        return self._window(max(self._index(at), self._next))
+
+    def _index(self, at: float) -> int:
+        return math.floor(at / self._window_s)
+
+    def _window(self, index: int) -> Accumulator:
+        window = self._open.get(index)
+        if window is None:
+            window = self._open[index] = self._new(index)
+        return window
+
+    def _new(self, index: int) -> Accumulator:
+        return Accumulator(index * self._window_s, (index + 1) * self._window_s)
+
+    def _split(self, start: float, end: float) -> Iterator[tuple[Accumulator, float, float]]:
+        """The open windows that (start, end) touches: where the span begins in each, and how long it is there."""
+        assert self._next is not None
+        for index in range(max(self._next, self._index(start)), self._index(end) + 1):
+            begin = max(start, index * self._window_s)
+            seconds = min(end, (index + 1) * self._window_s) - begin
+            if seconds > 0:
+                yield self._window(index), begin, seconds
+
+    def _spread(self, before: Reading, after: Reading, happened: Increase) -> None:
+        """Spread what happened between two readings evenly over the windows that they touch."""
+        target, span = after.target, after.at - before.at
+        for window, start, seconds in self._split(before.at, after.at):
+            share = seconds / span
+            window.observed[target] = window.observed.get(target, 0.0) + seconds
+            for name, more in happened.counts.items():
+                window.count(name, share * more)
+            for filled in happened.histograms:
+                window.fill(filled.name, filled.edges, filled.increments * share, filled.total * share)
+            for name, value in after.gauges.items():
+                if name in before.gauges:
+                    slope = (value - before.gauges[name]) / span
+                    first = before.gauges[name] + slope * (start - before.at)
+                    window.course(target, name, first, first + slope * seconds, seconds)

@@ -1,0 +1,350 @@
+"""vLLM's own ``/metrics``, versions 0.6 to 0.33, old and new spellings.
+
+Owns the names and what they mean in Flyball's words. Adds nothing up over time: that is the window builder's.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from collectors.base import SourceContext, Target
+from collectors.exposition import Exposition, Labels, Samples
+from collectors.http import Answer, Http
+from collectors.window import CollectError, Histogram, Reading
+
+#: A page older or newer than this is a stale cache's, or one of the two clocks is wrong: neither is fit to decide on.
+_MAX_SKEW_S = 300.0
+_VERSION_TRIES = 3
+_MAX_TARGETS = 4096
+_MAX_ENGINES = 256
+
+#: Canonical name to vLLM's, the preferred first: where a version exposes both, both count the same things.
+_COUNTERS: Mapping[str, tuple[str, ...]] = {
+    "prompt_tokens": ("vllm:prompt_tokens_total",),
+    "output_tokens": ("vllm:generation_tokens_total",),
+    "preemptions": ("vllm:num_preemptions_total",),
+    # 0.17 and later count cached prompt tokens as such; before, the hits of the prefix cache are the same tokens.
+    "cached_prompt_tokens": (
+        "vllm:prompt_tokens_cached_total",
+        "vllm:prefix_cache_hits_total",
+        "vllm:gpu_prefix_cache_hits_total",
+    ),
+}
+_HISTOGRAMS: Mapping[str, tuple[str, ...]] = {
+    "ttft_s": ("vllm:time_to_first_token_seconds",),
+    # Until 0.11 the gap between tokens had the name of what is TPOT elsewhere.
+    "itl_s": ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+    "tpot_s": ("vllm:request_time_per_output_token_seconds",),
+    "e2e_s": ("vllm:e2e_request_latency_seconds",),
+    "queue_s": ("vllm:request_queue_time_seconds", "vllm:time_in_queue_requests"),
+    "prompt_length": ("vllm:request_prompt_tokens",),
+    "output_length": ("vllm:request_generation_tokens",),
+}
+_KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+_RUNNING = "vllm:num_requests_running"
+_WAITING = "vllm:num_requests_waiting"
+_WAITING_BY_REASON = "vllm:num_requests_waiting_by_reason"
+_SWAPPED = "vllm:num_requests_swapped"
+_FINISHED = "vllm:request_success_total"  # in spite of its name with aborts and errors
+_CONFIG = "vllm:cache_config_info"
+_HTTP = "http_requests_total"
+_STARTED = "process_start_time_seconds"
+_CREATED = "vllm:generation_tokens_created"
+
+_PLAIN = {name for names in _COUNTERS.values() for name in names} | {
+    *_KV_USAGE,
+    *(_RUNNING, _WAITING, _WAITING_BY_REASON, _SWAPPED, _FINISHED, _CONFIG, _HTTP, _STARTED, _CREATED),
+}
+_NAMES = _PLAIN | {
+    name + part for names in _HISTOGRAMS.values() for name in names for part in ("_bucket", "_sum", "_count")
+}
+
+
+class Options(BaseModel):
+    """Settings of the ``vllm`` source."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(default="/metrics", pattern=r"^/")
+    """Where the metrics are, under the target's address. Default: vLLM's own."""
+    timeout_s: float = Field(default=5.0, gt=0, le=60)
+    """Seconds for one page, connecting included. Default 5: a third of the usual interval between reads."""
+    max_series: int = Field(default=20_000, gt=0)
+    """Refuse a page with more series of the wanted names. One engine has about 200: the default serves 100."""
+
+
+class _Engine(NamedTuple):
+    """Whose series it is. ``rank`` is None before the engine label came (0.8 and older)."""
+
+    model: str | None
+    rank: str | None
+
+
+class VllmCollector:
+    """One endpoint's vLLM servers."""
+
+    source: ClassVar[str] = "vllm"
+
+    def __init__(self, context: SourceContext) -> None:
+        self._context = context
+        self._options = Options.model_validate(dict(context.options))
+        self._exposition = Exposition(_NAMES, max_series=self._options.max_series)
+        self._versions: dict[str, _Version] = {}
+
+    async def read(self, target: Target) -> Sequence[Reading]:
+        """One Reading for each engine behind the address.
+
+        Raises CollectError; besides the kinds of ``Http``: not_metrics, not_vllm, truncated, too_large, invalid_value,
+        clock_skew, model_not_found.
+        """
+        answer = await self._context.http.get(
+            target.url + self._options.path, headers=target.headers, timeout_s=self._options.timeout_s
+        )
+        now = self._context.clock.now()
+        check_clock(answer, now)
+        samples = self._exposition.parse(answer.body, answer.headers.get("content-type", ""))
+        readings = readings_of(samples, target.name, self._context.model, now)
+        version = await self._version(target, readings[0].started_at)
+        if version is None:
+            return readings
+        return [_with_fact(reading, "engine_version", version) for reading in readings]
+
+    async def _version(self, target: Target, started_at: float | None) -> str | None:
+        """What ``/version`` says, asked once for each start; a server without it is tolerated."""
+        known = self._versions.get(target.name)
+        if known is None or known.started_at != started_at:
+            known = _Version(None, 0, started_at)
+        if known.text is None and known.tries < _VERSION_TRIES:
+            text = await _fetch_version(self._context.http, target, self._options.timeout_s)
+            known = _Version(text, known.tries + 1, started_at)
+            if len(self._versions) >= _MAX_TARGETS:
+                self._versions.clear()
+            self._versions[target.name] = known
+        return known.text
+
+
+def make(context: SourceContext) -> VllmCollector:
+    """The entry point. Raises pydantic's ValidationError on options that are not those of ``Options``."""
+    return VllmCollector(context)
+
+
+class _Version(NamedTuple):
+    text: str | None
+    tries: int
+    started_at: float | None
+
+
+async def _fetch_version(http: Http, target: Target, timeout_s: float) -> str | None:
+    try:
+        answer = await http.get(target.url + "/version", headers=target.headers, timeout_s=timeout_s, max_bytes=4096)
+        version = json.loads(answer.body)["version"]
+    except (CollectError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return version if isinstance(version, str) else None
+
+
+def check_clock(answer: Answer, now: float) -> None:
+    """Raises CollectError ``clock_skew`` when the answer's Date is more than five minutes from ``now``."""
+    date = answer.headers.get("date")
+    if date is None:
+        return
+    try:
+        there = email.utils.parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return
+    if abs(there - now) > _MAX_SKEW_S:
+        raise CollectError(
+            "clock_skew",
+            f"the answer is dated {there - now:+.0f} s from our clock: a cache gives old pages, or a clock is wrong. "
+            "Set both by NTP, and read past any cache",
+        )
+
+
+def readings_of(samples: Samples, target: str, model: str | None, at: float) -> list[Reading]:
+    """A page as readings, the lowest engine first.
+
+    Raises CollectError: not_vllm, model_not_found, invalid_value, truncated, too_large.
+    """
+    by_engine: dict[_Engine, Samples] = {}
+    for name, series in samples.items():
+        if not name.startswith("vllm:"):
+            continue
+        for labels, value in series:
+            engine = _Engine(labels.get("model_name"), labels.get("engine"))
+            by_engine.setdefault(engine, {}).setdefault(name, []).append((labels, value))
+    # cache_config_info has no model in any version, and none but the engine in some.
+    engines = [e for e in by_engine if e.model is not None]
+    if not engines:
+        raise CollectError("not_vllm", "the page has metrics, but none of vLLM's. Check the address")
+    wanted = sorted((e for e in engines if model is None or e.model == model), key=_order)
+    if not wanted:
+        there = ", ".join(sorted({e.model for e in engines if e.model is not None}))
+        raise CollectError("model_not_found", f"the server has no model {model}; it has {there}")
+    if len(wanted) > _MAX_ENGINES:
+        raise CollectError("too_large", f"the page has {len(wanted)} engines, more than {_MAX_ENGINES}")
+    several_models = len({e.model for e in wanted}) > 1
+    readings = []
+    for number, engine in enumerate(wanted):
+        mine = by_engine[engine]
+        config = next((by_engine[e] for e in by_engine if e.model is None and e.rank == engine.rank), {})
+        readings.append(
+            Reading(
+                target=_target(target, engine, several_models),
+                at=at,
+                # The HTTP layer counts for the whole server: once, with its first engine.
+                counters=_counters(mine, samples.get(_HTTP, ()) if number == 0 else ()),
+                histograms=_histograms(mine),
+                gauges=_gauges(mine),
+                started_at=_started_at(samples, mine),
+                facts=_facts(engine, mine.get(_CONFIG) or config.get(_CONFIG) or ()),
+            )
+        )
+    return readings
+
+
+def _order(engine: _Engine) -> tuple[str, int, str]:
+    rank = engine.rank or "0"
+    return engine.model or "", int(rank) if rank.isdigit() else 0, rank
+
+
+def _target(target: str, engine: _Engine, several_models: bool) -> str:
+    name = f"{target}@{engine.model}" if several_models else target
+    return name if engine.rank in (None, "0") else f"{name}#{engine.rank}"
+
+
+def _counters(samples: Samples, http: Iterable[tuple[Labels, float]]) -> dict[str, float]:
+    counters: dict[str, float] = {}
+    for name, spellings in _COUNTERS.items():
+        for spelling in spellings:
+            value = _sum(samples, spelling)
+            if value is not None:
+                counters[name] = value
+                break
+    finished = _sum(samples, _FINISHED)
+    if finished is not None:
+        failed = _total(_HTTP, [value for labels, value in http if _is_failure(labels)])
+        broken = _sum(samples, _FINISHED, finished_reason="error") or 0.0
+        if failed is not None:
+            counters["requests"] = finished + failed
+            counters["errors"] = broken + failed
+    return counters
+
+
+def _is_failure(labels: Labels) -> bool:
+    return labels.get("status", "").startswith("5") and labels.get("handler", "").startswith("/v1/")
+
+
+def _gauges(samples: Samples) -> dict[str, float]:
+    gauges: dict[str, float] = {}
+    running = _sum(samples, _RUNNING)
+    if running is not None:
+        gauges["running"] = running
+    # Requests that wait for something else than capacity (an adapter, a transfer) are no reason to grow.
+    waiting = _sum(samples, _WAITING_BY_REASON, reason="capacity")
+    if waiting is None:
+        waiting = _sum(samples, _WAITING)
+        swapped = _sum(samples, _SWAPPED)  # v0 moved running sequences out to wait for memory
+        waiting = waiting + swapped if waiting is not None and swapped is not None else waiting
+    if waiting is not None:
+        gauges["waiting"] = waiting
+    usage = next((value for name in _KV_USAGE if (value := _sum(samples, name)) is not None), None)
+    if usage is not None:
+        if usage > 1.001:
+            raise CollectError("invalid_value", f"the KV cache is used to {usage}, and its whole is 1")
+        gauges["kv_usage"] = min(1.0, usage)
+    return gauges
+
+
+def _sum(samples: Samples, name: str, **labels: str) -> float | None:
+    """The sum over all series with these labels; None where there is none, or where one is NaN."""
+    values = [
+        value for found, value in samples.get(name, ()) if all(found.get(key) == want for key, want in labels.items())
+    ]
+    return _total(name, values) if values else None
+
+
+def _total(name: str, values: Sequence[float]) -> float | None:
+    """Raises CollectError on values that a count cannot have."""
+    if any(value < 0 or math.isinf(value) for value in values):
+        raise CollectError("invalid_value", f"{name} is {min(values)}, which cannot be")
+    total = math.fsum(values)
+    return None if math.isnan(total) else total
+
+
+def _histograms(samples: Samples) -> dict[str, Histogram]:
+    histograms: dict[str, Histogram] = {}
+    for name, spellings in _HISTOGRAMS.items():
+        for spelling in spellings:
+            if spelling + "_bucket" in samples:
+                histogram = _histogram(spelling, samples)
+                if histogram is not None:
+                    histograms[name] = histogram
+                break
+    return histograms
+
+
+def _histogram(name: str, samples: Samples) -> Histogram | None:
+    total = _sum(samples, name + "_sum")
+    if name + "_sum" not in samples or name + "_count" not in samples:
+        raise CollectError("truncated", f"{name} has buckets but no sum or no count: half of a page")
+    counts: dict[str, float] = {}
+    for labels, value in samples[name + "_bucket"]:
+        edge = labels.get("le", "")
+        counts[edge] = counts.get(edge, 0.0) + value
+    try:
+        pairs = sorted((float(edge), count) for edge, count in counts.items())
+    except ValueError as error:
+        raise CollectError("invalid_value", f"{name} has a bucket without a number for its edge: {error}") from error
+    if total is None or any(math.isnan(count) for _, count in pairs):
+        return None
+    edges, reached = zip(*pairs, strict=True)
+    if edges[-1] != math.inf:
+        raise CollectError("truncated", f"{name} has no +Inf bucket: half of a page")
+    if reached[0] < 0 or math.isinf(reached[-1]) or any(a > b for a, b in itertools.pairwise(reached)):
+        raise CollectError("invalid_value", f"{name} has bucket counts that are negative or fall, which cannot be")
+    return Histogram(edges[:-1], reached, total)
+
+
+def _started_at(samples: Samples, mine: Samples) -> float | None:
+    for series in (samples.get(_STARTED), mine.get(_CREATED)):
+        if series and math.isfinite(series[0][1]):
+            return series[0][1]
+    return None
+
+
+def _facts(engine: _Engine, config: Sequence[tuple[Labels, float]] | tuple[()]) -> dict[str, str]:
+    facts = {} if engine.model is None else {"model": engine.model}
+    labels = config[0][0] if config else {}
+    for fact, label in (
+        ("block_size", "block_size"),
+        ("num_gpu_blocks", "num_gpu_blocks"),
+        ("gpu_memory_utilization", "gpu_memory_utilization"),
+        ("prefix_caching", "enable_prefix_caching"),
+    ):
+        if labels.get(label, "None") != "None":
+            facts[fact] = labels[label]
+    size, blocks = facts.get("block_size", ""), facts.get("num_gpu_blocks", "")
+    if labels.get("kv_cache_size_tokens", "").isdigit():  # exact also where layers share or skip the cache
+        facts["kv_tokens"] = labels["kv_cache_size_tokens"]
+    elif size.isdigit() and blocks.isdigit():
+        facts["kv_tokens"] = str(int(size) * int(blocks))
+    return facts
+
+
+def _with_fact(reading: Reading, name: str, text: str) -> Reading:
+    return Reading(
+        reading.target,
+        reading.at,
+        reading.counters,
+        reading.histograms,
+        reading.gauges,
+        reading.started_at,
+        {**reading.facts, name: text},
+    )

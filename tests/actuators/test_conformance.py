@@ -1,0 +1,216 @@
+"""What every system must do, run over each one that is registered. A system of another package is checked as far as a stage for it is known."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from actuators.base import Actuator, ActuatorError, CannotPlan, Live, Progress, SystemContext
+from actuators.emulated.engine import Size
+from actuators.emulated.fleet import EmulatedSpec, Fleet
+from actuators.shape import Operation, Plan, Shape
+from actuators.vllm_local.actuator import teardown
+from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
+
+REGISTERED = sorted(entry_points(group="flyball.actuators"), key=lambda e: e.name)
+OURS = {"emulated", "none", "vllm-local"}
+
+
+@dataclass
+class Stage:
+    """A real system with one endpoint on it."""
+
+    entry: EntryPoint
+    of: SystemContext
+    caller: Caller
+    there: Shape | None
+    """Another shape that it can reach; None where it changes nothing."""
+
+    def make(self) -> Actuator:
+        made: Actuator = self.entry.load()(self.of)
+        return made
+
+
+SIZES = {"emu-s": Size(900.0, 120.0, 60_000), "emu-l": Size(2000.0, 300.0, 200_000)}
+
+
+@contextlib.contextmanager
+def _emulated(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    shape = Shape(replicas=1, size="emu-s")
+    with Fleet(folder / "fleet") as fleet:
+        url = fleet.start(EmulatedSpec("chat", "tiny", shape, SIZES, cold_start_s=0.1))
+        caller = Caller()
+        there = Shape(replicas=2, size="emu-l", engine={"max_num_seqs": 8})
+        yield Stage(entry, context(folder, url, shape, {}, caller), caller, there)
+
+
+@contextlib.contextmanager
+def _none(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    with _emulated(entry, folder) as stage:
+        yield replace(stage, there=None)
+
+
+@contextlib.contextmanager
+def _vllm_local(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    caller, shape = Caller(), Shape(replicas=1, engine={"max_num_seqs": 4})
+    options = {"model": "none", "env": {"PYTHONPATH": str(STANDIN)}}
+    of = context(folder, f"http://127.0.0.1:{free_port()}", shape, options, caller)
+    stage = Stage(entry, of, caller, Shape(replicas=2, engine={"max_num_seqs": 8}))
+    try:
+        asyncio.run(reach(stage.make, shape, "deploy"))
+        yield stage
+    finally:
+        teardown(folder)
+
+
+STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
+    "emulated": _emulated,
+    "none": _none,
+    "vllm-local": _vllm_local,
+}
+
+
+@pytest.fixture(params=REGISTERED, ids=lambda e: e.name)
+def entry(request: pytest.FixtureRequest) -> EntryPoint:
+    found: EntryPoint = request.param
+    return found
+
+
+@pytest.fixture
+def stage(entry: EntryPoint, tmp_path: Path) -> Iterator[Stage]:
+    if entry.name not in STAGES:
+        pytest.skip(f"no stage is known for the system {entry.name}: add one to STAGES")
+    with STAGES[entry.name](entry, tmp_path) as built:
+        yield built
+
+
+def test_ours_are_registered() -> None:
+    assert {e.name for e in REGISTERED} >= OURS
+
+
+def test_its_options_forbid_what_they_do_not_know_and_say_its_name(entry: EntryPoint, tmp_path: Path) -> None:
+    options = import_module(entry.module).Options
+    assert issubclass(options, BaseModel)
+    assert options.model_config.get("extra") == "forbid"
+    with pytest.raises(ActuatorError, match="modle") as refused:
+        entry.load()(context(tmp_path, "http://127.0.0.1:9", Shape(replicas=1), {"modle": 1}))
+    assert refused.value.code == "BAD_OPTIONS"
+    assert "chat" in refused.value.detail
+
+
+def test_it_says_what_it_can_change(stage: Stage) -> None:
+    actuator = stage.make()
+    assert actuator.system == stage.entry.name
+    assert {c for c in actuator.changes if not c.startswith("engine.")} <= set(Shape.__slots__)
+
+
+def test_live_only_reads_and_says_the_same_twice(stage: Stage) -> None:
+    stage.caller.sent.clear()
+    first, second = (asyncio.run(stage.make().live()) for _ in range(2))
+    assert first == second
+    assert first.ready
+    assert first.version
+    assert {method for method, _ in stage.caller.sent} <= {"GET"}
+
+
+def test_a_plan_is_deterministic_only_reads_and_survives_json(stage: Stage) -> None:
+    live = asyncio.run(stage.make().live())
+    wanted = stage.there or live.shape
+    stage.caller.sent.clear()
+    one, two = (asyncio.run(stage.make().plan(live, wanted)) for _ in range(2))
+    assert one.hash == two.hash
+    assert (one.before, one.after, one.version) == (live.shape, wanted, live.version)
+    assert (one.endpoint, one.system) == ("chat", stage.entry.name)
+    assert Plan.from_dict(json.loads(json.dumps(one.as_dict()))).hash == one.hash
+    assert all(o.deadline_s > 0 and o.summary for o in one.operations)
+    assert {method for method, _ in stage.caller.sent} <= {"GET"}
+    assert asyncio.run(stage.make().live()) == live
+
+
+def test_the_plan_to_where_it_is_does_nothing(stage: Stage) -> None:
+    live = asyncio.run(stage.make().live())
+    plan = asyncio.run(stage.make().plan(live, live.shape))
+    assert (plan.operations, plan.restarts, plan.downtime_s) == ((), False, 0.0)
+
+
+def test_there_and_back_with_every_step_done_twice(stage: Stage) -> None:
+    if stage.there is None:
+        pytest.skip(f"{stage.entry.name} changes nothing")
+    there = stage.there
+
+    async def story() -> None:
+        before = await stage.make().live()
+        plan = await stage.make().plan(before, there)
+        assert plan.operations
+        await carry_out(stage.make, plan, "go")
+        after = await stage.make().live()
+        assert (after.shape, after.ready) == (there, True)
+        assert after.version != before.version
+        last = plan.operations[-1]
+        await stage.make().do(last, f"go/{len(plan.operations) - 1}")  # once more, long after
+        assert (await stage.make().done(last, f"go/{len(plan.operations) - 1}")).progress is Progress.DONE
+        assert await stage.make().live() == after
+        back = await reach(stage.make, before.shape, "back")
+        assert (back.shape, back.ready) == (before.shape, True)
+        assert back.version not in (before.version, after.version)
+
+    asyncio.run(story())
+
+
+def test_a_plan_of_yesterday_changes_nothing_today(stage: Stage) -> None:
+    if stage.there is None:
+        pytest.skip(f"{stage.entry.name} changes nothing")
+    there = stage.there
+
+    async def story() -> None:
+        old = await stage.make().plan(await stage.make().live(), there)
+        live = await reach(stage.make, there.with_(replicas=1), "today")
+        with pytest.raises(ActuatorError) as refused:
+            await stage.make().do(old.operations[0], "yesterday/0")
+        assert refused.value.code == "STALE_PLAN"
+        assert (await stage.make().live()).version == live.version
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("change", [{"billing": "ptu"}, {"capacity": 10}, {"replicas": None}, {"replicas": -1}])
+def test_what_it_cannot_do_is_a_clear_refusal(stage: Stage, change: dict[str, object]) -> None:
+    live = asyncio.run(stage.make().live())
+    with pytest.raises(CannotPlan) as refused:
+        asyncio.run(stage.make().plan(live, live.shape.with_(**change)))
+    assert refused.value.code.isupper()
+    assert len(refused.value.detail) > 20
+
+
+def test_an_unknown_step_is_refused(stage: Stage) -> None:
+    step = Operation("paint_it_red", {}, 1.0, "")
+    for call in (stage.make().do, stage.make().done):
+        with pytest.raises(ActuatorError):
+            asyncio.run(call(step, "t"))
+
+
+def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_path: Path) -> None:
+    options = {"vllm-local": {"model": "m"}}.get(entry.name, {})
+    of = context(tmp_path, f"http://127.0.0.1:{free_port()}", Shape(replicas=1), options)
+    live: Live | None = None
+    error: ActuatorError | None = None
+    try:
+        live = asyncio.run(entry.load()(of).live())
+    except ActuatorError as raised:
+        error = raised
+    if live is not None:
+        assert live.detail
+        assert not live.ready or live.shape.replicas == 0
+    else:
+        assert error is not None
+        assert error.retry
+        assert of.url in error.detail

@@ -1,0 +1,87 @@
+"""What every registered source must be. A stranger's source is tested by installing it beside this."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tomllib
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from collectors.base import SourceContext, Target
+from collectors.http import Http
+from collectors.window import COUNTERS, GAUGES, HISTOGRAMS, CollectError, Reading
+from tests.collectors.clocks import SetClock
+from tests.collectors.servers import answering, serve
+
+DECLARED = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
+#: Ours as the project declares them, and those of every installed package.
+REGISTERED: dict[str, Any] = {
+    entry.name: entry.load()
+    for entry in (
+        *(EntryPoint(name, where, "flyball.collectors") for name, where in DECLARED["flyball.collectors"].items()),
+        *entry_points(group="flyball.collectors"),
+    )
+}
+
+
+def options_of(make: Any) -> type[BaseModel]:
+    found = getattr(make, "Options", None) or sys.modules[make.__module__].Options
+    assert issubclass(found, BaseModel)
+    return found
+
+
+def test_our_own_are_registered() -> None:
+    assert {"vllm", "probe", "host"} <= set(REGISTERED)
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_its_options_refuse_what_they_do_not_know_and_explain_each_field(name: str) -> None:
+    options = options_of(REGISTERED[name])
+    options()
+    with pytest.raises(ValidationError):
+        options.model_validate({"no_such_option": 1})
+    assert options.__doc__
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_it_reads_or_raises_collect_error_and_nothing_else(name: str) -> None:
+    async def read(url: str) -> None:
+        http = Http()
+        try:
+            collector = REGISTERED[name](SourceContext("chat", "m", http, SetClock(), {}))
+            assert collector.source == name
+            for _ in range(2):
+                try:
+                    readings = await collector.read(Target("a", url))
+                except CollectError as error:
+                    assert error.kind == error.kind.lower()  # noqa: PT017
+                    assert error.detail  # noqa: PT017
+                else:
+                    check(readings)
+        finally:
+            await http.aclose()
+
+    def check(readings: Any) -> None:
+        assert len({r.target for r in readings}) == len(readings) > 0
+        for reading in readings:
+            assert isinstance(reading, Reading)
+            assert reading.target.startswith("a")
+            assert set(reading.counters) <= set(COUNTERS)
+            assert set(reading.histograms) | set(reading.samples) <= set(HISTOGRAMS)
+            assert set(reading.gauges) <= set(GAUGES)
+
+    for handler in (
+        answering("<html>", kind="text/html"),
+        answering("no", "503 Service Unavailable"),
+        answering(b"\x00\xff" * 100),
+        answering("{}", kind="application/json"),
+        answering("", "302 Found", location="/"),
+    ):
+        with serve(handler) as served:
+            asyncio.run(read(served.url))
+    asyncio.run(read(served.url))  # and now it is down

@@ -1,0 +1,97 @@
+"""A real vLLM server (CPU build) for tests: where it is installed, a tiny model with random weights, and its environment.
+
+The model and its tokenizer are made on the spot by vLLM's own interpreter: nothing is downloaded. Speed means nothing here: tests
+assert states, counts and order.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODEL_NAME = "tiny"
+MAX_MODEL_LEN = 2048
+
+#: Environment of a replica: offline, one small KV cache, few threads.
+ENVIRONMENT: Mapping[str, str] = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+#: Arguments of a replica beside its engine limits, by their vLLM names.
+ARGUMENTS: Mapping[str, Any] = {
+    "load_format": "dummy",
+    "max_model_len": MAX_MODEL_LEN,
+    "enforce_eager": True,
+    "dtype": "bfloat16",
+}
+
+_MAKE_MODEL = """
+import json, sys
+from pathlib import Path
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+folder = Path(sys.argv[1])
+tokenizer = Tokenizer(models.BPE())
+tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+tokenizer.decoder = decoders.ByteLevel()
+trainer = trainers.BpeTrainer(
+    vocab_size=512, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+)
+tokenizer.train_from_iterator(["the governor measures the engine and moves the valve"] * 50, trainer)
+fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+fast.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\\n{% endfor %}assistant:"
+fast.save_pretrained(folder)
+config = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128, "intermediate_size": 256,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 512,
+    "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 1, "torch_dtype": "bfloat16",
+    "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False,
+}
+(folder / "config.json").write_text(json.dumps(config))
+"""
+
+
+def vllm_python() -> str:
+    """The interpreter that has vLLM. Skips the test, with what to do, where there is none."""
+    own = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
+    path = Path(os.environ.get("FLYBALL_TEST_VLLM_PYTHON") or own)
+    if not path.exists():
+        pytest.skip(f"no vLLM: {path} is missing; run .ci/install-vllm, or set FLYBALL_TEST_VLLM_PYTHON")
+    return str(path)
+
+
+def tiny_model(folder: Path) -> Path:
+    """A folder with the model's config and tokenizer, made once for each ``folder``."""
+    model = folder / "tiny-model"
+    if not (model / "config.json").exists():
+        model.mkdir(parents=True, exist_ok=True)
+        command = [vllm_python(), "-c", _MAKE_MODEL, str(model)]
+        made = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=300)
+        assert made.returncode == 0, f"the tiny model could not be made:\n{made.stderr[-2000:]}"
+    return model
+
+
+def vllm_options(folder: Path, **more: Any) -> dict[str, Any]:
+    """Options of the system ``vllm-local`` that deploy the tiny model."""
+    return {
+        "python": vllm_python(),
+        "model": str(tiny_model(folder)),
+        "served_model_name": MODEL_NAME,
+        "args": dict(ARGUMENTS),
+        "env": dict(ENVIRONMENT),
+        "ready_timeout_s": 600.0,
+        **more,
+    }
