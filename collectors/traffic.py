@@ -140,7 +140,8 @@ async def simulate(
     """Send the plan's traffic and wait for the answers.
 
     Cancelling stops it within a moment and gives what there is, marked ``cancelled``. Before the first request two small
-    ones, in which it is cancelled as anything else, measure how many tokens a word has. Raises CollectError when even those fail: then nothing is sent.
+    ones (cancelled as anything else is) measure how many tokens a word has. Raises CollectError when even those fail: then
+    nothing is sent.
     """
     words = await _calibrate(plan, target, http)
     run = _Run(plan, target, http, clock, words, on_result or (lambda _: None))

@@ -1,0 +1,5 @@
+"""``python -m agent`` is ``flyball``."""
+
+from agent.cli import main
+
+main()
