@@ -9,6 +9,7 @@ each operation the brake and the lease's epoch are read again. (4) Each state ha
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -512,6 +513,8 @@ def _ledger_rows(change: changes.Row, scores: tuple[Scored, ...], now: float) ->
             "high": s.high,
             "before": s.before,
             "observed": s.observed,
+            "observed_low": s.at_least,
+            "observed_high": None if s.at_most is None or math.isinf(s.at_most) else s.at_most,
             "inside": s.inside,
             "error": s.error,
             "comparable": s.comparable,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -39,8 +39,26 @@ def _svg(chart: alt.LayerChart | alt.FacetChart) -> str:
     return re.sub(r"url\(#([^)]+)\)", rf"url(#{own}-\1)", svg)
 
 
-def _time() -> alt.X:
-    return alt.X("t:T", title=None, axis=alt.Axis(format="%H:%M", labelOverlap=True))
+def _time(series: Sequence[Point]) -> alt.X:
+    """UTC, as all that is written on the pages; with the day where the span has several."""
+    span = series[-1]["start"] - series[0]["start"] if series else 0.0
+    axis = alt.Axis(format="%b %d" if span > 3 * _DAY else "%d. %H:%M" if span > _DAY else "%H:%M", labelOverlap=True)
+    return alt.X("t:T", title=None, scale=alt.Scale(type="utc"), axis=axis)
+
+
+_DAY = 86_400.0
+
+
+def _steps(series: Sequence[Point], name: str) -> Iterator[dict[str, float | None]]:
+    """Each window as a level from its start to its end. None, which breaks the line, where the value or the window is missing."""
+    for p, following in zip(series, [*series[1:], None], strict=True):
+        start, end = p["start"] * 1000, (p["start"] + p["duration_s"]) * 1000
+        if p[name] is None:
+            yield {"t": start, "v": None}
+            continue
+        yield from ({"t": start, "v": p[name]}, {"t": end, "v": p[name]})
+        if following is None or following["start"] * 1000 > end:
+            yield {"t": end, "v": None}
 
 
 def latency(
@@ -50,29 +68,21 @@ def latency(
 
     ``marks``: ``{"at": Unix seconds, "what": label}``.
     """
-    rows = [
-        {"t": p["start"] * 1000, "v": p[f"{metric}_{q}_s"], "q": q}
-        for p in series
-        for q in ("p50", "p95")
-        if p.get(f"{metric}_p95_s") is not None or q == "p50"
-    ]
+    rows = [{**step, "q": q} for q in ("p50", "p95") for step in _steps(series, f"{metric}_{q}_s")]
     colour = alt.Color("q:N", title=None, scale=alt.Scale(domain=["p50", "p95"], range=[_LIGHT, _BLUE]))
-    lines = alt.Chart(alt.InlineData(rows)).mark_line(interpolate="step-after", strokeWidth=1.6).encode(
-        x=_time(), y=alt.Y("v:Q", title=f"{title} (s)", axis=alt.Axis(tickCount=4)), color=colour
+    lines = alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=1.6).encode(
+        x=_time(series), y=alt.Y("v:Q", title=f"{title} (s)", axis=alt.Axis(tickCount=4)), color=colour
     )  # fmt: skip
     return _svg(_with_marks(lines, limit, marks).properties(width=_WIDTH, height=_HEIGHT))
 
 
 def load(series: Sequence[Point], marks: Sequence[Mapping[str, Any]] = ()) -> str:
     """Requests per second, and the requests that wait, over time."""
-    rows = [
-        {"t": p["start"] * 1000, "v": p[name], "what": what}
-        for p in series
-        for name, what in (("requests_per_s", "requests/s"), ("waiting_mean", "waiting"))
-    ]
+    names = (("requests_per_s", "requests/s"), ("waiting_mean", "waiting"))
+    rows = [{**step, "what": what} for name, what in names for step in _steps(series, name)]
     colour = alt.Color("what:N", title=None, scale=alt.Scale(domain=["requests/s", "waiting"], range=[_BLUE, _RED]))
-    lines = alt.Chart(alt.InlineData(rows)).mark_line(interpolate="step-after", strokeWidth=1.6).encode(
-        x=_time(), y=alt.Y("v:Q", title="load", axis=alt.Axis(tickCount=4)), color=colour
+    lines = alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=1.6).encode(
+        x=_time(series), y=alt.Y("v:Q", title="load", axis=alt.Axis(tickCount=4)), color=colour
     )  # fmt: skip
     return _svg(_with_marks(lines, None, marks).properties(width=_WIDTH, height=_HEIGHT))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from actuators.base import ActuatorError
 from agent import plugins
 from agent.clock import WallClock
-from agent.configfile import Loaded, Loc, Problem
+from agent.configfile import Loaded, Loc, Problem, field_name, nearest
 from agent.plugins import PluginError
 from agent.watch import Watched
 from agent.wiring import watched_of
@@ -19,30 +19,35 @@ def check_plugins(loaded: Loaded) -> list[Problem]:
     for i, endpoint in enumerate(loaded.settings.endpoints):
         at: Loc = ("endpoints", i)
         for name, options in endpoint.sources.items():
-            problems += _options(loaded, (*at, "sources", name), plugins.COLLECTORS, name, options)
+            source: Loc = (*at, "sources", name)
+            problems += _options(loaded, source, source, plugins.COLLECTORS, name, options)
         actuator = endpoint.actuator
-        where: Loc = (*at, "actuator", "options") if actuator.options else (*at, "actuator")
-        problems += _options(loaded, where, plugins.ACTUATORS, actuator.system, actuator.options)
+        system: Loc = (*at, "actuator")
+        problems += _options(
+            loaded, (*system, "system"), (*system, "options"), plugins.ACTUATORS, actuator.system, actuator.options
+        )
         if endpoint.mode != "observe" and actuator.system == "none":
             what = f"mode is {endpoint.mode}, but no system can change this endpoint"
             problems.append(_problem(loaded, (*at, "mode"), what, "Set actuator.system, or mode: observe"))
     return problems
 
 
-def _options(loaded: Loaded, loc: Loc, group: str, name: str, options: dict[str, object]) -> list[Problem]:
+def _options(loaded: Loaded, named: Loc, loc: Loc, group: str, name: str, options: dict[str, object]) -> list[Problem]:
+    """Of the plugin that is named at ``named`` and has its options at ``loc``."""
     try:
         wrong = plugins.check_options(group, name, options)
     except PluginError as error:
-        return [_problem(loaded, loc, str(error), "Correct the name, or install the package that has it")]
+        return [_problem(loaded, named, str(error), "Correct the name, or install the package that has it")]
     return [
-        _problem(loaded, (*loc, *where), what, f"See the options of {name} in docs/settings.md")
-        for where, what in wrong
+        _problem(loaded, (*loc, *bad.loc), f"is not an option of {name}", nearest(str(bad.loc[-1]), bad.known))
+        if bad.unknown
+        else _problem(loaded, (*loc, *bad.loc), bad.what, f"See the options of {name} in docs/settings.md")
+        for bad in wrong
     ]
 
 
 def _problem(loaded: Loaded, loc: Loc, what: str, do: str) -> Problem:
-    field = ".".join(str(part) for part in loc)
-    return Problem(str(loaded.path), loaded.line(loc), field, what, do)
+    return Problem(str(loaded.path), loaded.line(loc), field_name(loc), what, do)
 
 
 async def check_live(loaded: Loaded) -> list[Problem]:

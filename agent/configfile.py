@@ -5,19 +5,24 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_settings import SettingsError
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
-from agent.settings import SECRET_FIELDS, Settings
+from agent.settings import SECRET_FIELDS, Conflict, Settings
 
 Loc = tuple[str | int, ...]
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_ENVIRONMENT = "environment"
+#: No setting is nested so deep; a YAML alias that holds itself is.
+_DEEPEST = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +71,35 @@ def load(path: Path) -> Loaded:
     data, lines = _parse(name, text)
     base = path.resolve().parent
     problems: list[Problem] = []
-    data = _resolve(name, data, lines, base, problems)
+    referring: set[Loc] = set()
+    data = _resolve(_Reading(name, lines, base, problems, referring), data)
     if problems:
         raise BadSettings(problems)
     try:
         settings = Settings(**data)
     except ValidationError as error:
-        raise BadSettings([_problem(name, lines, item) for item in error.errors()]) from error
-    return Loaded(_anchored(settings, base), path, lines)
+        raise BadSettings([_problem(name, lines, item, referring) for item in error.errors()]) from error
+    except SettingsError as error:
+        do = "Write it as JSON, or unset the variable"
+        raise BadSettings([Problem(_ENVIRONMENT, None, _variable(error), "cannot be understood", do)]) from error
+    return Loaded(_anchored(name, lines, settings, base), path, lines)
 
 
 def _parse(name: str, text: str) -> tuple[dict[str, Any], dict[Loc, int]]:
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or "is not YAML"
-        do = "Check the indentation and the quotes around this line"
-        raise BadSettings([Problem(name, mark.line + 1 if mark else None, "", f"not YAML: {what}", do)]) from error
     lines: dict[Loc, int] = {}
     problems: list[Problem] = []
-    if node is not None:
-        _walk(name, node, (), lines, problems)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _walk(name, node, (), lines, problems)
+        data = None if problems else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        do = "Check the indentation and the quotes around this line"
+        raise BadSettings([Problem(name, mark.line + 1 if mark else None, "", f"not YAML: {what}", do)]) from error
     if problems:
         raise BadSettings(problems)
-    data = yaml.safe_load(text)
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -100,16 +109,26 @@ def _parse(name: str, text: str) -> tuple[dict[str, Any], dict[Loc, int]]:
 
 
 def _walk(name: str, node: yaml.Node, loc: Loc, lines: dict[Loc, int], problems: list[Problem]) -> None:
+    """Note the line of every field; keys that are written twice, or that are no names, are problems."""
     lines[loc] = node.start_mark.line + 1
+    if len(loc) > _DEEPEST:
+        problems.append(Problem(name, lines[loc], "", "is nested without end", "Remove the alias that holds itself"))
+        return
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            here = key.start_mark.line + 1
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                what = f"{key.value!r} is not a name" if isinstance(key, yaml.ScalarNode) else "the key is not a name"
+                problems.append(Problem(name, here, field_name(loc), what, "Put the key in quotes"))
+                continue
             if key.value in seen:
-                here = key.start_mark.line + 1
-                problems.append(Problem(name, here, _field((*loc, key.value)), "is written twice", "Keep one of them"))
+                problems.append(
+                    Problem(name, here, field_name((*loc, key.value)), "is written twice", "Keep one of them")
+                )
             seen.add(key.value)
             _walk(name, value, (*loc, key.value), lines, problems)
-            lines[(*loc, key.value)] = key.start_mark.line + 1
+            lines[(*loc, key.value)] = here
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
             _walk(name, value, (*loc, i), lines, problems)
@@ -121,7 +140,8 @@ def _line(lines: Mapping[Loc, int], loc: Loc) -> int | None:
     return lines.get(loc)
 
 
-def _field(loc: Loc) -> str:
+def field_name(loc: Loc) -> str:
+    """``endpoints[0].policy.sizes``."""
     text = ""
     for part in loc:
         text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
@@ -133,40 +153,68 @@ def _is_secret(loc: Loc) -> bool:
     return generic in SECRET_FIELDS
 
 
-def _resolve(
-    name: str, value: Any, lines: Mapping[Loc, int], base: Path, problems: list[Problem], loc: Loc = ()
-) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One file while its references are resolved."""
+
+    name: str
+    lines: Mapping[Loc, int]
+    base: Path
+    problems: list[Problem]
+    referring: set[Loc]
+    """Fields whose value came from elsewhere, and so may be secret: it is not shown."""
+
+
+def _resolve(reading: _Reading, value: Any, loc: Loc = ()) -> Any:
     """Put values in place of ``${NAME}`` and ``file:PATH``; refuse secrets that are written out."""
     if isinstance(value, dict):
-        return {k: _resolve(name, v, lines, base, problems, (*loc, k)) for k, v in value.items()}
+        return {k: _resolve(reading, v, (*loc, k)) for k, v in value.items()}
     if isinstance(value, list):
-        return [_resolve(name, v, lines, base, problems, (*loc, i)) for i, v in enumerate(value)]
-    if not isinstance(value, str):
-        return value
+        return [_resolve(reading, v, (*loc, i)) for i, v in enumerate(value)]
+    secret = _is_secret(loc)
 
     def wrong(what: str, do: str) -> None:
-        problems.append(Problem(name, _line(lines, loc), _field(loc), what, do))
+        reading.problems.append(Problem(reading.name, _line(reading.lines, loc), field_name(loc), what, do))
 
-    secret = _is_secret(loc)
+    if not isinstance(value, str):
+        if secret and value is not None:
+            wrong(*_WRITTEN_OUT)
+        return value
     if secret and value.startswith("file:"):
-        path = base / value.removeprefix("file:")
-        try:
-            return path.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            wrong(f"the secret's file cannot be read ({error.strerror})", f"Create {path}, readable by Flyball alone")
-            return value
+        return _secret_file(reading.base / value.removeprefix("file:"), wrong)
     if secret and not _REFERENCE.fullmatch(value):
-        wrong("a secret is written into the file", "Refer to it: ${NAME} from the environment, or file:PATH")
+        wrong(*_WRITTEN_OUT)
         return value
 
     def from_environment(match: re.Match[str]) -> str:
         found = os.environ.get(match[1])
-        if found is None:
-            wrong(f"the environment variable {match[1]} is not set", f"Export {match[1]} before Flyball starts")
+        if not found:
+            wrong(
+                f"the environment variable {match[1]} is not set, or empty", f"Export {match[1]} before Flyball starts"
+            )
             return match[0]
+        reading.referring.add(loc)
         return found
 
     return _REFERENCE.sub(from_environment, value)
+
+
+_WRITTEN_OUT = ("a secret is written into the file", "Refer to it: ${NAME} from the environment, or file:PATH")
+
+
+def _secret_file(path: Path, wrong: Callable[[str, str], None]) -> str:
+    do = f"Put the secret into {path}, readable by Flyball alone"
+    try:
+        found = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        wrong(f"the secret's file cannot be read ({error.strerror})", do)
+        return ""
+    except UnicodeDecodeError:
+        wrong("the secret's file is not text", do)
+        return ""
+    if not found:
+        wrong("the secret's file is empty", do)
+    return found
 
 
 _MESSAGES = {
@@ -180,37 +228,63 @@ _MESSAGES = {
     "dict_type": ("is not a mapping", "Write `key: value` lines under it"),
     "list_type": ("is not a list", "Write lines that start with `- ` under it"),
     "model_type": ("is not a mapping", "Write `key: value` lines under it"),
+    "model_attributes_type": ("is not a mapping", "Write `key: value` lines under it"),
 }
 
 
-def _problem(name: str, lines: Mapping[Loc, int], item: Mapping[str, Any]) -> Problem:
-    loc: Loc = tuple(item["loc"])
+def nearest(given: str, known: Iterable[str]) -> str:
+    """What to do about an unknown name: the nearest known one, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(names) or 'none'}"
+
+
+def _problem(name: str, lines: Mapping[Loc, int], item: Mapping[str, Any], referring: Container[Loc]) -> Problem:
+    conflict = item.get("ctx", {}).get("error")
+    loc: Loc = (*item["loc"], *(conflict.loc if isinstance(conflict, Conflict) else ()))
     kind = str(item["type"])
+    field, line, file = field_name(loc), _line(lines, loc), name
+    if loc not in lines and (variable := _set_by(loc)):
+        field, line, file = variable, None, _ENVIRONMENT
     if kind == "extra_forbidden":
-        known = _known_fields(loc[:-1])
-        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-        do = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(sorted(known))}"
-        return Problem(name, _line(lines, loc), _field(loc), "is not a setting", do)
+        return Problem(file, line, field, "is not a setting", nearest(str(loc[-1]), _known_fields(loc[:-1])))
     if kind in _MESSAGES:
-        what, do = _MESSAGES[kind]
-        return Problem(name, _line(lines, loc), _field(loc), what, do)
+        return Problem(file, line, field, *_MESSAGES[kind])
     message = str(item["msg"]).removeprefix("Value error, ")
-    shown = (
-        "" if _is_secret(loc) or not isinstance(item.get("input"), str | int | float) else f" (found {item['input']!r})"
-    )
-    return Problem(
-        name, _line(lines, loc), _field(loc), message[:1].lower() + message[1:] + shown, "See docs/settings.md"
-    )
+    found = item.get("input")
+    public = isinstance(found, str | int | float) and not _is_secret(loc) and loc not in referring
+    shown = f" (found {found!r})" if public and file == name else ""
+    return Problem(file, line, field, message[:1].lower() + message[1:] + shown, "See docs/settings.md")
+
+
+def _set_by(loc: Loc) -> str | None:
+    """The environment variable that sets this field, as it is written there; None where none does."""
+    present = {key.upper(): key for key in os.environ}
+    for depth in range(len(loc), 0, -1):
+        name = "FLYBALL_" + "__".join(str(part) for part in loc[:depth]).upper()
+        if name in present:
+            return present[name]
+    return None
+
+
+def _variable(error: SettingsError) -> str:
+    """``error parsing value for field "endpoints" ...``: which variable that is."""
+    named = re.search(r'field "(\w+)"', str(error))
+    return f"FLYBALL_{named[1].upper()}" if named else "FLYBALL_..."
 
 
 def _known_fields(loc: Loc) -> list[str]:
     """The names of the fields of the model at ``loc``."""
     model: Any = Settings
+    below_name = False
     for part in loc:
-        if isinstance(part, int):
+        if isinstance(part, int) or below_name:  # an item of a list, or a name of the person's own
+            below_name = False
             continue
         field = getattr(model, "model_fields", {}).get(part)
-        model = _model_in(field.annotation) if field is not None else model
+        if field is not None:
+            below_name = getattr(field.annotation, "__origin__", None) is dict
+            model = _model_in(field.annotation)
     return list(getattr(model, "model_fields", {}))
 
 
@@ -224,9 +298,15 @@ def _model_in(annotation: Any) -> Any:
     return None
 
 
-def _anchored(settings: Settings, base: Path) -> Settings:
+def _anchored(name: str, lines: Mapping[Loc, int], settings: Settings, base: Path) -> Settings:
     """Relative paths stand for paths beside the settings file, wherever Flyball is started from."""
-    url = make_url(settings.database)
+    try:
+        url = make_url(settings.database)
+    except (ArgumentError, ValueError) as error:
+        do = "Write sqlite:///PATH or postgresql+psycopg://USER@HOST/DB"
+        raise BadSettings(
+            [Problem(name, _line(lines, ("database",)), "database", "is not a database's address", do)]
+        ) from error
     if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
         url = url.set(database=str(base / url.database))
     return settings.model_copy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -40,20 +41,32 @@ def options_of(factory: Any) -> type[BaseModel] | None:
     return found if isinstance(found, type) and issubclass(found, BaseModel) else None
 
 
-def check_options(group: str, name: str, options: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
-    """What is wrong with a plugin's options: where, and what. Raises ``PluginError`` where the plugin is not there."""
+@dataclass(frozen=True, slots=True)
+class BadOption:
+    """One thing that is wrong with a plugin's options."""
+
+    loc: tuple[str | int, ...]
+    what: str
+    unknown: bool
+    """Whether the plugin has no option of this name; ``known`` are those that it has."""
+    known: tuple[str, ...]
+
+
+def check_options(group: str, name: str, options: Mapping[str, Any]) -> list[BadOption]:
+    """What is wrong with a plugin's options. Raises ``PluginError`` where the plugin is not there."""
     model = options_of(load(group, name))
     if model is None:
         return []
     try:
         model.model_validate(dict(options))
     except ValidationError as error:
-        known = ", ".join(model.model_fields) or "none"
+        known = tuple(model.model_fields)
         return [
-            (
-                tuple(e["loc"]),
-                f"{e['msg'].lower()}; known options: {known}" if e["type"] == "extra_forbidden" else e["msg"],
-            )
-            for e in error.errors()
+            BadOption(tuple(e["loc"]), _said(e["msg"]), e["type"] == "extra_forbidden", known) for e in error.errors()
         ]
     return []
+
+
+def _said(message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -83,28 +84,47 @@ def weekly(
 
 
 def _rows(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> list[Window]:
-    """The span at the finest resolution that fits into a chart and reaches back far enough."""
+    """The whole span, in order: at the finest resolution that fits into a chart, its two ends at a finer one."""
     raw = settings.collect.window_s
-    widths = [w for w in (raw, *(r for r in ROLLUPS if r > raw)) if (end - start) / w <= _POINTS] or [ROLLUPS[-1]]
-    for width in widths:
-        rows = windows.load(db, e.name, next(iter(e.sources)), start, end, width)
-        if rows:
-            return rows
-    return windows.load(db, e.name, next(iter(e.sources)), start, end, raw)[-_POINTS:]
+    coarser = [w for w in ROLLUPS if w > raw]
+    fits = [i for i, w in enumerate([raw, *coarser]) if (end - start) / w <= _POINTS]
+    widths = [raw, *coarser][: fits[0] + 1 if fits else None]
+    return _tiled(db, e, start, end, widths)
+
+
+def _tiled(db: sa.Connection, e: EndpointSettings, start: float, end: float, widths: Sequence[float]) -> list[Window]:
+    """Windows of the last of ``widths`` (seconds, ascending), and of those before it where it does not reach."""
+    if not widths or end - start < widths[0]:
+        return []
+    *finer, width = widths
+    rows = windows.load(db, e.name, next(iter(e.sources)), start, end, width)
+    if not rows:
+        return _tiled(db, e, start, end, finer)
+    return [*_tiled(db, e, start, rows[0].start, finer), *rows, *_tiled(db, e, rows[-1].end, end, finer)]
+
+
+def _spent(db: sa.Connection, rows: Sequence[Window]) -> float | None:
+    """US dollars of these windows; None where no price was known in any of them."""
+    parts: list[float] = []
+    for width, group in groupby(rows, key=lambda w: w.duration_s):
+        run = list(group)
+        cost = windows.spent(db, run[0].endpoint, run[0].source, run[0].start, run[-1].end, width)
+        parts += [cost] if cost is not None else []
+    return sum(parts) if parts else None
 
 
 def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> dict[str, Any]:
     rows = _rows(db, settings, e, start, end)
     observed = [w for w in rows if w.coverage > 0]
-    span = sum(w.duration_s for w in rows)
+    span = end - rows[0].start if rows else 0.0  # since it was first watched: time without any window is a gap
     tokens = [t for n in ("prompt_tokens", "output_tokens") if (t := total(observed, n)) is not None]
     return {
         "name": e.name,
         "mode": e.mode,
-        "coverage": sum(w.coverage * w.duration_s for w in rows) / span if span else None,
+        "coverage": min(1.0, sum(w.coverage * w.duration_s for w in rows) / span) if rows else None,
         "requests": total(observed, "requests"),
         "tokens": sum(tokens) if tokens else None,
-        "spent_usd": windows.spent(db, e.name, rows[0].source, start, end, rows[0].duration_s) if rows else None,
+        "spent_usd": _spent(db, rows),
         "objective": [
             {
                 "target": a.target.name,
@@ -124,7 +144,7 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
     parts = []
     for e in settings.endpoints:
         with store.read() as db:
-            rows = _rows(db, settings, e, since, until)
+            rows = _rows(db, settings, e, since, until)[-2 * _POINTS :]
         series = [views.point(w) for w in rows]
         marks = [
             {"at": c[key], "what": what}

@@ -22,6 +22,14 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Dollars = Annotated[float, Field(ge=0)]
 
 
+class Conflict(ValueError):
+    """Two settings that do not fit together. ``loc`` is the one to look at, under the model that found it."""
+
+    def __init__(self, loc: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.loc = loc
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
@@ -151,7 +159,8 @@ class PolicySettings(_Section):
     @model_validator(mode="after")
     def _bounds(self) -> PolicySettings:
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
+            text = f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})"
+            raise Conflict(("max_replicas",), text)
         return self
 
 
@@ -226,7 +235,8 @@ class CollectSettings(_Section):
     @model_validator(mode="after")
     def _fits(self) -> CollectSettings:
         if self.window_s < self.interval_s:
-            raise ValueError(f"window_s ({self.window_s:g}) must be at least interval_s ({self.interval_s:g})")
+            text = f"window_s ({self.window_s:g}) must be at least interval_s ({self.interval_s:g})"
+            raise Conflict(("window_s",), text)
         return self
 
 
@@ -304,7 +314,8 @@ class WebSettings(_Section):
     @model_validator(mode="after")
     def _exposed(self) -> WebSettings:
         if self.host not in ("127.0.0.1", "::1", "localhost") and self.token is None:
-            raise ValueError(f"host {self.host} can be reached from elsewhere: set web.token, or listen on 127.0.0.1")
+            text = f"host {self.host} can be reached from elsewhere: set web.token, or listen on 127.0.0.1"
+            raise Conflict(("host",), text)
         return self
 
 
@@ -332,7 +343,7 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    database: str = "sqlite:///flyball.db"
+    database: str = Field("sqlite:///flyball.db", repr=False)
     """Where everything is kept: `sqlite:///PATH`, or `postgresql+psycopg://USER@HOST/DB`; a password by reference. Default: beside the file."""
     state_dir: Path = Path("flyball-state")
     """Process records, logs and the spool. Default: flyball-state/ beside the settings file."""
@@ -376,15 +387,16 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         seen: set[str] = set()
-        for endpoint in self.endpoints:
+        for i, endpoint in enumerate(self.endpoints):
             if endpoint.name in seen:
-                raise ValueError(f"two endpoints are called {endpoint.name!r}: names must differ")
+                raise Conflict(
+                    ("endpoints", i, "name"), f"two endpoints are called {endpoint.name!r}: names must differ"
+                )
             seen.add(endpoint.name)
-            for size in endpoint.policy.sizes:
+            for j, size in enumerate(endpoint.policy.sizes):
                 if size not in self.sizes:
-                    raise ValueError(
-                        f"endpoint {endpoint.name}: policy.sizes names {size!r}, which `sizes` does not have"
-                    )
+                    at = ("endpoints", i, "policy", "sizes", j)
+                    raise Conflict(at, f"policy.sizes names {size!r}, which `sizes` does not have")
         return self
 
     def endpoint(self, name: str) -> EndpointSettings:

@@ -90,6 +90,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
     rows = _recent(db, settings, e, now)
     observed = [w for w in rows if w.coverage > 0]
     span = sum(w.coverage * w.duration_s for w in observed)
+    until = max(rows[-1].end, now - MISSED_BEATS * settings.collect.window_s) if rows else now
     requests = total(observed, "requests")
     price = known["price_per_hour"] if known else None
     tokens: list[float] = [t for n in ("prompt_tokens", "output_tokens") if (t := total(observed, n)) is not None]
@@ -112,7 +113,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
         "window": {
             "start": rows[0].start if rows else None,
             "end": rows[-1].end if rows else None,
-            "coverage": span / sum([w.duration_s for w in rows]) if rows else None,
+            "coverage": span / (until - rows[0].start) if rows else None,
             "newest_at": observed[-1].end if observed else None,
         },
         "objective": [
@@ -243,7 +244,21 @@ def _change(row: Mapping[str, Any]) -> View:
 
 
 def _ledger(db: sa.Connection, change_id: str) -> list[View]:
-    keys = ("metric", "method", "low", "predicted", "high", "before", "observed", "inside", "error", "comparable", "at")
+    keys = (
+        "metric",
+        "method",
+        "low",
+        "predicted",
+        "high",
+        "before",
+        "observed",
+        "observed_low",
+        "observed_high",
+        "inside",
+        "error",
+        "comparable",
+        "at",
+    )
     return [{k: row[k] for k in keys} for row in reversed(changes.ledger(db, change_id=change_id))]
 
 

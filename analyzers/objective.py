@@ -73,6 +73,10 @@ class Attainment:
     Source: Google SRE Workbook, chapter 5, "Alerting on SLOs".
     """
     samples: float
+    at_least: float | None = None
+    """The least that ``observed`` can be: a histogram only says in which bucket it lies."""
+    at_most: float | None = None
+    """The most that it can be; infinite beyond the last bucket."""
 
     @property
     def met(self) -> bool | None:
@@ -103,11 +107,11 @@ def attainment(windows: Sequence[Window], target: Target) -> Attainment:
     assert target.quantile is not None  # parse() gives every latency target one
     if sketch is None or sketch.count <= 0:
         return Attainment(target, None, None, None, 0.0)
-    observed = sketch.quantile(target.quantile)
+    observed, (least, most) = sketch.quantile(target.quantile), sketch.bounds(target.quantile)
     bad = sketch.share_above(target.limit)
     if observed is None:  # beyond the source's last bound: known to be at least that
-        observed = sketch.bounds(target.quantile)[0]
-    return Attainment(target, observed, bad, bad / (1 - target.quantile), sketch.count)
+        observed = least
+    return Attainment(target, observed, bad, bad / (1 - target.quantile), sketch.count, least, most)
 
 
 def sustained_breach(windows: Sequence[Window], name: str, objective: Objective, run: int = 3) -> bool:

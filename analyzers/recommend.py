@@ -174,11 +174,11 @@ def _against_shrinking(s: Situation, findings: Sequence[Finding], current: _Judg
     prediction = current.option.prediction
     for target in s.objective.targets:
         interval = prediction.metrics.get(target.name) if prediction else None
-        seen = attainment(s.windows, target).observed
+        seen = attainment(s.windows, target).at_least
         if interval is not None and seen is not None and seen > interval.high:
             numbers = {"observed": seen, "predicted_high": interval.high}
             text = (
-                f"the model is too hopeful here: {target.name} is {seen:.3g} s, at most {interval.high:.3g} s were "
+                f"the model is too hopeful here: {target.name} is at least {seen:.3g} s, at most {interval.high:.3g} s were "
                 "predicted for the shape that it has; a smaller one is not proposed on its word"
             )
             against.append(Reason("MODEL_TOO_HOPEFUL", text, numbers))

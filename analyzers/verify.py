@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from analyzers.objective import Objective, attainment, merged, sustained_breach, total
 from analyzers.prediction import Prediction
+from collectors.sketch import Sketch
 from collectors.window import Window
 
 State = Literal["pending", "succeeded", "regressed"]
@@ -34,12 +35,18 @@ class Scored:
     before: float | None
     observed: float | None
     comparable: bool
+    at_least: float | None = None
+    """The least and the most that ``observed`` can be: a histogram only says in which bucket it lies."""
+    at_most: float | None = None
 
     @property
     def inside(self) -> bool | None:
+        """Whether what was observed, as far as the source tells it apart, agrees with the predicted interval."""
         if self.low is None or self.high is None or self.observed is None:
             return None
-        return self.low <= self.observed <= self.high
+        least = self.observed if self.at_least is None else self.at_least
+        most = self.observed if self.at_most is None else self.at_most
+        return least <= self.high and most >= self.low
 
     @property
     def error(self) -> float | None:
@@ -85,7 +92,7 @@ def judge(
     comparable = (
         ratio is not None and abs(ratio - 1) <= load_tolerance and _same_lengths(before, judged, load_tolerance)
     )
-    scores = tuple(_scores(before, judged, objective, prediction, comparable))
+    scores = tuple(_scores(before, judged, prediction, comparable))
 
     def verdict(state: State, code: str, text: str) -> Verdict:
         return Verdict(state, code, text, ratio, comparable, scores)
@@ -174,32 +181,45 @@ def _helped(before: Sequence[Window], name: str, observed: float | None, objecti
 def _scores(
     before: Sequence[Window],
     after: Sequence[Window],
-    objective: Objective,
     prediction: Prediction | None,
     comparable: bool,
 ) -> list[Scored]:
     if prediction is None:
         return []
-    named = {t.name: t for t in objective.targets}
     rows: list[Scored] = []
     for metric, interval in prediction.metrics.items():
-        target = named.get(metric)
-        then = attainment(before, target).observed if target else observed_metric(before, metric)
-        now = attainment(after, target).observed if target else observed_metric(after, metric)
+        now = observed_metric(after, metric)
         if now is None:
             continue
-        rows.append(Scored(metric, prediction.method, interval.low, interval.mid, interval.high, then, now, comparable))
+        then, (least, most) = observed_metric(before, metric), _bounds(after, metric, now)
+        promised = (interval.low, interval.mid, interval.high)
+        rows.append(Scored(metric, prediction.method, *promised, then, now, comparable, least, most))
     return rows
+
+
+def _bounds(windows: Sequence[Window], metric: str, observed: float) -> tuple[float, float]:
+    """The least and the most that an observed metric can be."""
+    sketch, q = _percentile(windows, metric)
+    return (observed, observed) if sketch is None else sketch.bounds(q)
+
+
+def _percentile(windows: Sequence[Window], metric: str) -> tuple[Sketch | None, float]:
+    """The sketch and the share that a name such as ``ttft_p95_s`` stands for; (None, 0) where it is no percentile, or unknown."""
+    parts = metric.split("_")
+    if len(parts) != 3 or parts[2] != "s" or not parts[1].startswith("p"):
+        return None, 0.0
+    sketch = merged(windows, f"{parts[0]}_s")
+    return (sketch, float(parts[1][1:]) / 100) if sketch is not None and sketch.count > 0 else (None, 0.0)
 
 
 def observed_metric(windows: Sequence[Window], metric: str) -> float | None:
     """A predicted metric, as it was observed: ``ttft_p50_s``, ``requests_per_s``, ``output_tokens_per_s``, ``running_mean`` ..."""
     if not windows:
         return None
-    parts = metric.split("_")
-    if len(parts) == 3 and parts[1].startswith("p") and parts[2] == "s":
-        sketch = merged(windows, f"{parts[0]}_s")
-        return sketch.quantile(float(parts[1][1:]) / 100) if sketch is not None else None
+    sketch, q = _percentile(windows, metric)
+    if sketch is not None:
+        value = sketch.quantile(q)
+        return sketch.bounds(q)[0] if value is None else value  # beyond the source's last bound: at least that
     counters: Mapping[str, str] = {"requests_per_s": "requests", "output_tokens_per_s": "output_tokens"}
     if metric in counters:
         count = total(windows, counters[metric])

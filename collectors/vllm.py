@@ -44,6 +44,7 @@ _HISTOGRAMS: Mapping[str, tuple[str, ...]] = {
     "tpot_s": ("vllm:request_time_per_output_token_seconds",),
     "e2e_s": ("vllm:e2e_request_latency_seconds",),
     "queue_s": ("vllm:request_queue_time_seconds", "vllm:time_in_queue_requests"),
+    "prefill_s": ("vllm:request_prefill_time_seconds",),
     "prompt_length": ("vllm:request_prompt_tokens",),
     "output_length": ("vllm:request_generation_tokens",),
 }

@@ -25,6 +25,7 @@ HISTOGRAMS = (
     "tpot_s",  # of one request: (end-to-end - TTFT) / (output tokens - 1)
     "e2e_s",  # request sent to last token
     "queue_s",  # arrival at the engine to its first scheduling
+    "prefill_s",  # first scheduling to first token: TTFT without the queue, of the same requests
     "prompt_length",  # tokens
     "output_length",  # tokens
 )

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from agent.cli import inspect, operate, setup
-from agent.cli.output import console
+from agent.cli.output import fail
 
 app = typer.Typer(
     name="flyball",
@@ -35,8 +35,8 @@ def main() -> None:
         app()
     except BadSettings as error:
         for problem in error.problems:
-            console.print(f"[red]error[/red] {problem}", highlight=False, soft_wrap=True)
+            fail(str(problem))
         sys.exit(2)
     except (StoreError, PluginError) as error:
-        console.print(f"[red]error[/red] {error}", highlight=False, soft_wrap=True)
+        fail(str(error))
         sys.exit(2)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli.output import DEFAULT_CONFIG, ConfigOption, Output, OutputOption, console, fail, print_json, stdout
+from agent.cli.output import DEFAULT_CONFIG, ConfigOption, Output, OutputOption, console, fail, print_json, stdout, text
 
 
 def add(app: typer.Typer) -> None:
@@ -28,7 +28,11 @@ def init(
     """Write a commented settings file to start from."""
     if path.exists() and not force:
         raise fail(f"{path} is there already; edit it, or write over it with --force", 2)
-    path.write_text(files("agent").joinpath("flyball.example.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    example = files("agent").joinpath("flyball.example.yaml").read_text(encoding="utf-8")
+    try:
+        path.write_text(example, encoding="utf-8")
+    except OSError as error:
+        raise fail(f"{path} cannot be written: {error.strerror}", 2) from error
     console.print(f"Wrote {path}. Set your endpoint's url and objective, then: flyball check -c {path} --live")
 
 
@@ -59,9 +63,9 @@ def check(
         )
     else:
         for problem in problems:
-            stdout.print(f"[red]error[/red] {problem}", highlight=False, soft_wrap=True, markup=True)
+            stdout.print(f"[red]error[/red] {text(problem)}", highlight=False, soft_wrap=True)
         if not problems:
-            stdout.print(f"{config}: fine{', and everything answers' if live else ''}")
+            stdout.print(f"{text(config)}: fine{', and everything answers' if live else ''}", highlight=False)
     if problems:
         raise typer.Exit(2)
 

@@ -9,7 +9,9 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
@@ -21,6 +23,14 @@ from starlette.routing import Route
 
 from agent.clock import WallClock
 from collectors.http import Http
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to the demo."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class SlackStandIn:
@@ -50,12 +60,10 @@ class SlackStandIn:
             Route("/actions/{message}", self._answer, methods=["POST"]),
         ]
         config = uvicorn.Config(Starlette(routes=routes), host="127.0.0.1", port=0, log_config=None, access_log=False)
-        self._server = uvicorn.Server(config)
-        self._server.capture_signals = _no_signals  # type: ignore[method-assign]
-        self._serving = asyncio.create_task(self._server.serve())
-        while not self._server.started:
-            await asyncio.sleep(0.02)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+        listening = socket.create_server(("127.0.0.1", 0))  # the port is known before the server runs
+        self.port = listening.getsockname()[1]
+        self._server = _Server(config)
+        self._serving = asyncio.create_task(self._server.serve([listening]))
 
     async def stop(self) -> None:
         for task in self._presses:
@@ -122,9 +130,3 @@ def _button(message: Mapping[str, Any], press: str) -> Mapping[str, Any] | None:
                 found: Mapping[str, Any] = element
                 return found
     return None
-
-
-class _no_signals:  # noqa: N801  stands for a context manager function of uvicorn's
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...

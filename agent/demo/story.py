@@ -124,8 +124,7 @@ class Story:
 
     async def _stay(self, daemon: subprocess.Popen[bytes]) -> None:
         stdout.print(f"\nThe page stays up at [bold]http://127.0.0.1:{self._port}[/bold] until Ctrl-C.")
-        while daemon.poll() is None:
-            await asyncio.sleep(1)
+        await asyncio.to_thread(daemon.wait)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

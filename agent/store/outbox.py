@@ -53,6 +53,11 @@ def add_report(
     upsert(db, _R, [row], key=["period_start", "period_end"], update=["made_at", "path", "summary"])
 
 
+def report(db: sa.Connection, identity: int) -> Row | None:
+    row = db.execute(sa.select(_R).where(_R.c.id == identity)).mappings().one_or_none()
+    return dict(row) if row is not None else None
+
+
 def reports(db: sa.Connection, limit: int = 50) -> list[Row]:
     """Newest first."""
     query = sa.select(_R).order_by(_R.c.period_end.desc(), _R.c.id.desc()).limit(limit)

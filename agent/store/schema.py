@@ -232,6 +232,8 @@ ledger = sa.Table(
     _real("high"),
     _real("before"),
     _real("observed"),
+    _real("observed_low"),
+    _real("observed_high"),
     sa.Column("inside", sa.Boolean),
     _real("error"),
     sa.Column("comparable", sa.Boolean, nullable=False),

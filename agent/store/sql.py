@@ -31,4 +31,6 @@ def upsert(
         )
     else:
         statement = statement.on_conflict_do_nothing(index_elements=list(key))
-    return db.execute(statement, [dict(row) for row in rows]).rowcount
+    # without the option SQLAlchemy does not keep the driver's count for an INSERT, and PostgreSQL's would read as -1
+    counted = statement.execution_options(preserve_rowcount=True)
+    return db.execute(counted, [dict(row) for row in rows]).rowcount

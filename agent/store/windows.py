@@ -20,6 +20,8 @@ _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 #: Resolutions above the collected one, finest first: seconds.
 ROLLUPS = (300.0, 3600.0)
+#: A span is merged once, so not before its last collected window had this many windows' time to come in.
+SETTLE_WINDOWS = 2
 
 
 def save(db: sa.Connection, windows: Sequence[Window], price_per_hour: Mapping[str, float | None] | None = None) -> int:
@@ -68,9 +70,10 @@ def spent(db: sa.Connection, endpoint: str, source: str, start: float, end: floa
 
 
 def roll_up(db: sa.Connection, now: float, raw_s: float) -> int:
-    """Merge whole 5-minute and 1-hour spans that have ended. Returns how many windows were made."""
+    """Merge whole 5-minute and 1-hour spans that have ended and settled. Returns how many windows were made."""
     made = 0
     finer = raw_s
+    now -= SETTLE_WINDOWS * raw_s
     for coarse in ROLLUPS:
         if coarse <= finer:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import BackgroundTasks, FastAPI, Form, HTTPException, Request
@@ -16,7 +17,7 @@ from agent.report import environment
 from agent.slack.receive import MAX_BODY, Refused
 from agent.store import control, outbox
 from agent.store.recommendations import OPEN
-from agent.web.guard import CSRF, SESSION, Guard, csrf_holds, csrf_of
+from agent.web.guard import CSRF, SESSION, Guard, csrf_holds, csrf_of, local_path
 
 if TYPE_CHECKING:
     from agent.governor import Governor
@@ -86,6 +87,23 @@ async def _bounded(request: Request, limit: int) -> bytes | None:
 def _pages(app: FastAPI, governor: Governor) -> None:
     for path, (template, view) in _views(governor).items():
         _page(app, governor, path, template, view)
+
+    @app.get("/reports/{number}/page")
+    async def report_page(number: int) -> Response:
+        """A report as it was written. Only files that the store notes are ever read."""
+
+        def find() -> str | None:
+            with governor.store.read() as db:
+                row = outbox.report(db, number)
+            try:
+                return Path(row["path"]).read_text(encoding="utf-8") if row else None
+            except OSError:
+                return None
+
+        html = await asyncio.to_thread(find)
+        if html is None:
+            raise HTTPException(404, "this report is not there any more; write it again with `flyball report`")
+        return HTMLResponse(html)
 
 
 _View = Callable[..., dict[str, Any] | None]
@@ -167,7 +185,10 @@ def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]
         return drawn
     if template == "recommendation.html":
         r = data["recommendation"]
-        targets = [t for t in governor.settings.endpoint(r["endpoint"]).wanted().targets if t.quantile is not None]
+        watched = [
+            e for e in governor.settings.endpoints if e.name == r["endpoint"]
+        ]  # it may have been taken out since
+        targets = [t for e in watched for t in e.wanted().targets if t.quantile is not None]
         chart = charts.front(r["body"]["options"], targets[0].name, targets[0].limit) if targets else None
         return [chart] if chart else []
     if template == "changes.html":
@@ -182,9 +203,9 @@ def _decisions(app: FastAPI, governor: Governor) -> None:
     async def decide(
         request: Request,
         identity: str,
-        action: Annotated[str, Form()],
-        plan_hash: Annotated[str, Form()],
-        csrf: Annotated[str, Form()],
+        action: Annotated[str, Form()] = "",
+        plan_hash: Annotated[str, Form()] = "",
+        csrf: Annotated[str, Form()] = "",
     ) -> Response:
         """A decision on the page, for the plan that the page showed."""
         if not csrf_holds(request, csrf) or action not in ACTIONS:
@@ -212,8 +233,7 @@ def _login(app: FastAPI, guard: Guard) -> None:
         """Trade the token for a cookie."""
         if not guard.is_token(token):
             return HTMLResponse(environment().get_template("login.html").render(to=to, wrong=True), 401)
-        local = to if to.startswith("/") and not to.startswith(("//", "/\\")) else "/"
-        response = RedirectResponse(local, 303)
+        response = RedirectResponse(local_path(to), 303)
         secure = request.url.scheme == "https"
         response.set_cookie(SESSION, guard.session(), httponly=True, samesite="strict", secure=secure, max_age=86_400)
         return response

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import secrets
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -54,28 +54,32 @@ class Guard:
         return hmac.new(key, b"flyball session", hashlib.sha256).hexdigest()
 
     def is_token(self, given: str) -> bool:
-        return self._token is not None and hmac.compare_digest(given.encode(), self._token.encode())
+        return self._token is not None and _same(given, self._token)
 
     def allowed(self, request: Request) -> bool:
         """Whether the request carries the token, one way or the other."""
         if self._token is None:
             return True
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return self.is_token(bearer) or hmac.compare_digest(request.cookies.get(SESSION, ""), self.session())
+        return self.is_token(bearer) or _same(request.cookies.get(SESSION, ""), self.session())
 
     async def __call__(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        """Let the request through, or answer in its place; either way with the headers that bind the browser."""
+        response = self._refusal(request) or await call_next(request)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    def _refusal(self, request: Request) -> Response | None:
         path = request.url.path
         host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
         if not self._any_host and host not in self._hosts and path not in ("/healthz", "/readyz", "/slack/actions"):
             return PlainTextResponse("This is not a name of this page; set web.public_url\n", 421)
         if not path.startswith(_OPEN) and not self.allowed(request):
             if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-                return RedirectResponse(f"/login?to={path}", 303)
+                return RedirectResponse(f"/login?to={quote(path, safe='/')}", 303)
             return PlainTextResponse("A token is needed: Authorization: Bearer ...\n", 401)
-        response = await call_next(request)
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
-        return response
+        return None
 
 
 def csrf_of(request: Request) -> str:
@@ -87,4 +91,15 @@ def csrf_holds(request: Request, given: str) -> bool:
     """Whether a form came from one of our own pages."""
     cookie = request.cookies.get(CSRF, "")
     site = request.headers.get("sec-fetch-site", "same-origin")
-    return bool(cookie) and hmac.compare_digest(cookie, given) and site in ("same-origin", "none")
+    return bool(cookie) and _same(cookie, given) and site in ("same-origin", "none")
+
+
+def local_path(to: str) -> str:
+    """Where to go after the login: a path of ours, or the first page. Browsers read a backslash as a slash, and drop control characters."""
+    plain = to.startswith("/") and not to.startswith(("//", "/\\")) and to.isprintable()
+    return to if plain else "/"
+
+
+def _same(a: str, b: str) -> bool:
+    """Compared in constant time; bytes, since the comparison of text refuses what is not ASCII."""
+    return hmac.compare_digest(a.encode("utf-8", "replace"), b.encode("utf-8", "replace"))

@@ -85,7 +85,10 @@ def sight(window: Window, replicas: int) -> Sight | None:
     waiting = window.gauges.get("waiting")
     waits = waiting is not None and waiting.mean > max(0.5, 0.05 * running)
     constant = gauge is not None and gauge.mean >= 0.9 and gauge.maximum <= 1.02 * gauge.mean + 0.1 * replicas
-    if ttft is not None and queue is not None:
+    prefill = _mean(window, "prefill_s")
+    if prefill is not None:  # of the same requests: while a queue grows, TTFT and queue are of different ones
+        ttft = prefill
+    elif ttft is not None and queue is not None:
         ttft = max(0.0, ttft - queue) or None
     elif waits:
         ttft = None  # it holds an unknown queue
@@ -101,7 +104,7 @@ def sight(window: Window, replicas: int) -> Sight | None:
         e2e_s=None if waits else e2e,
         running=running / replicas,
         steady=waits or constant,
-        queue_known=queue is not None,
+        queue_known=prefill is not None or queue is not None,
         cached=min(0.99, cached / tokens) if cached is not None and tokens else 0.0,
         little=little,
     )

@@ -62,7 +62,7 @@ def upgrade() -> None:
         sa.Column("applied_at", sa.Double(), nullable=True),
         sa.Column("judged_from", sa.Double(), nullable=True),
         sa.Column("finished_at", sa.Double(), nullable=True),
-        sa.Column("rollback_requested", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("rollback_requested", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("outcome", sa.JSON(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_changes")),
     )
@@ -147,6 +147,8 @@ def upgrade() -> None:
         sa.Column("high", sa.Double(), nullable=True),
         sa.Column("before", sa.Double(), nullable=True),
         sa.Column("observed", sa.Double(), nullable=True),
+        sa.Column("observed_low", sa.Double(), nullable=True),
+        sa.Column("observed_high", sa.Double(), nullable=True),
         sa.Column("inside", sa.Boolean(), nullable=True),
         sa.Column("error", sa.Double(), nullable=True),
         sa.Column("comparable", sa.Boolean(), nullable=False),

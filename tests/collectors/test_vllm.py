@@ -51,6 +51,7 @@ def test_a_real_page_of_0_32() -> None:
         "tpot_s",
         "e2e_s",
         "queue_s",
+        "prefill_s",
         "prompt_length",
         "output_length",
     }
