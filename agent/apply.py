@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from zoneinfo import ZoneInfo
 
 import structlog
@@ -35,6 +35,9 @@ log = structlog.get_logger()
 
 Direction = Literal["apply", "rollback"]
 LEASE = "leader"
+#: A system that does not answer a call for so long keeps nobody else waiting. A step itself may take much longer.
+CALL_S = 60.0
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +78,15 @@ class Applier:
             approved = recommendations.listed(db, states=["approved"])[::-1]
         for change in asked_back:
             self._undo_succeeded(change)
-        for change in under_way:
-            watched = self._watched.get(change["endpoint"])
-            if watched is None:
-                log.warning("change_without_endpoint", change=change["id"], endpoint=change["endpoint"])
-                continue
-            await self._advance(change, watched, lead)
-        for row in approved:
-            await self._take_up(row, lead)
+        failed: list[Exception] = []
+        for step, row in [*((self._advance, c) for c in under_way), *((self._take_up, r) for r in approved)]:
+            try:
+                await step(row, lead)
+            except Exception as error:  # one endpoint's trouble does not keep the others waiting
+                log.exception("act_failed")
+                failed.append(error)
+        if failed:
+            raise failed[0]  # the loop's edge counts it
 
     # -- taking up -----------------------------------------------------------------------------------------------------
 
@@ -91,7 +95,7 @@ class Applier:
         watched = self._watched.get(row["endpoint"])
         if watched is None:
             return self._void(row, "the endpoint is no longer in the settings")
-        waits = self._waits(watched.settings)
+        waits = self._waits(row, watched.settings)
         if waits:
             log.info("change_waits", endpoint=row["endpoint"], id=row["id"], why=waits)
             return None
@@ -118,16 +122,21 @@ class Applier:
             log.info("change_begins", endpoint=row["endpoint"], id=row["id"], plan=plan.hash)
         return None
 
-    def _waits(self, endpoint: EndpointSettings) -> str | None:
+    def _waits(self, row: recommendations.Row, endpoint: EndpointSettings) -> str | None:
         """Why a change may not begin just now; None when it may."""
+        now = self._clock.now()
         with self._store.read() as db:
+            state = fleet.get(db, endpoint.name)
             if control.paused(db) is not None:
                 return "paused"
             if changes.listed(
                 db, endpoint=endpoint.name, states=("applying", "warming", "verifying", "rolling_back"), limit=1
             ):
                 return "another change is under way"
-        if not within(endpoint.policy.change_windows, self._clock.now(), self._settings.timezone):
+        last = state["last_change_at"] if state is not None else None
+        if last is not None and now < last + endpoint.policy.cooldown_s and row["requested_by"] == "flyball":
+            return "cooling down after the last change"
+        if not within(endpoint.policy.change_windows, now, self._settings.timezone):
             return "outside the change windows"
         return None
 
@@ -181,7 +190,14 @@ class Applier:
 
     # -- one change ----------------------------------------------------------------------------------------------------
 
-    async def _advance(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
+    async def _advance(self, change: changes.Row, lead: Lead) -> None:
+        watched = self._watched.get(change["endpoint"])
+        if watched is None:
+            log.warning("change_without_endpoint", change=change["id"], endpoint=change["endpoint"])
+            return
+        if watched.settings.mode == "observe" and change["state"] in ("applying", "rolling_back"):
+            self._finish(change, "failed", "its mode became observe on the way: nothing more is sent; see what is live")
+            return
         if change["rollback_requested"] and change["state"] in ("applying", "warming", "verifying"):
             self._turn_back(change, "asked for by a person")
             return
@@ -290,7 +306,7 @@ class Applier:
         """A person wants a finished change undone: the newest of its endpoint only, since it restores what was before it."""
         with self._store.write() as db:
             newest = changes.listed(db, endpoint=change["endpoint"], limit=1)[0]
-            if newest["id"] != change["id"]:
+            if newest["id"] != change["id"] or self._observes(change["endpoint"]):
                 changes.update(db, change["id"], rollback_requested=False)
                 return
         try:
@@ -306,6 +322,10 @@ class Applier:
         except IntegrityError:
             log.info("rollback_waits", change=change["id"], why="another change is under way")
 
+    def _observes(self, endpoint: str) -> bool:
+        watched = self._watched.get(endpoint)
+        return watched is None or watched.settings.mode == "observe"
+
     async def _roll_back(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
         if change["rollback_plan"] is None:
             live = await self._watcher.look(watched)
@@ -313,8 +333,10 @@ class Applier:
                 return
             before = Plan.from_dict(change["plan"]).before
             try:
-                plan = await watched.actuator.plan(live, before)
+                plan = await _in_time(watched.actuator.plan(live, before))
             except ActuatorError as error:
+                if error.retry:
+                    return
                 self._finish(change, "failed", f"{change['state_reason']}; no way back: {error}")
                 return
             with self._store.write() as db:
@@ -331,12 +353,11 @@ class Applier:
     def _finish(self, change: changes.Row, state: str, reason: str) -> None:
         """End the change. What was not succeeded freezes the endpoint: a person looks before anything else is done."""
         now = self._clock.now()
-        endpoint = self._settings.endpoint(change["endpoint"])
         with self._store.write() as db:
             if not changes.move(
                 db,
                 change["id"],
-                from_states=["verifying", "rolling_back"],
+                from_states=["applying", "verifying", "rolling_back"],
                 to=state,
                 now=now,
                 reason=reason,
@@ -344,12 +365,12 @@ class Applier:
                 rollback_requested=False,
             ):
                 return
-            if change["outcome"] is None and state != "succeeded" and not changes.ledger(db, change_id=change["id"]):
+            if state != "succeeded" and not changes.ledger(db, change_id=change["id"]):
                 changes.add_ledger(db, _unobserved(change, now))
             recommendations.move(
                 db,
                 change["recommendation_id"],
-                from_states=["applying"],
+                from_states=["applying", "succeeded"],
                 to=state,
                 now=now,
                 by="flyball",
@@ -359,7 +380,7 @@ class Applier:
             if state == "failed" or (state == "rolled_back" and not change["rollback_requested"]):
                 fleet.freeze(
                     db,
-                    endpoint.name,
+                    change["endpoint"],
                     reason=f"change {change['id']} {state.replace('_', ' ')}: {reason}",
                     now=now,
                     by="flyball",
@@ -381,13 +402,16 @@ class Applier:
             row = settled.get(i)
             if row is not None and row["state"] == "done":
                 continue
+            if row is not None and row["state"] == "failed":  # written down, and then we died
+                return False, f"{operation.summary}: {row['detail']}"
             token = f"{change['id']}:{direction}:{i}"
             if row is None or row["state"] == "intended":
-                began = await self._begin(change, operation, direction, i, token, watched, lead, known=row is not None)
+                intent_at = row["intent_at"] if row is not None else None
+                began = await self._begin(change, operation, direction, i, token, watched, lead, intent_at)
                 if began is not None:
                     return False, None if began == "later" else began
-            intent_at = row["intent_at"] if row is not None else self._clock.now()
-            finished, failure = await self._poll(change, operation, direction, i, token, watched, intent_at)
+            started_at = row["done_at"] if row is not None and row["state"] == "started" else self._clock.now()
+            finished, failure = await self._poll(change, operation, direction, i, token, watched, started_at)
             if not finished:
                 return False, failure
         return True, None
@@ -401,15 +425,16 @@ class Applier:
         token: str,
         watched: Watched,
         lead: Lead,
-        *,
-        known: bool,
+        intent_at: float | None,
     ) -> str | None:
-        """Write the intent, then do it. Returns None when it has begun, ``later``, or the failure."""
+        """Write the intent, unless it stands there since ``intent_at``, then do it. Returns None when it has begun,
+        ``later``, or the failure.
+        """
         now = self._clock.now()
         with self._store.write() as db:
             if control.paused(db) is not None or not control.holds(db, LEASE, lead.holder, lead.epoch, now):
                 return "later"
-            if not known:
+            if intent_at is None:
                 changes.intend(
                     db,
                     {
@@ -435,9 +460,9 @@ class Applier:
             what=operation.summary,
         )
         try:
-            await watched.actuator.do(operation, token)
+            await _in_time(watched.actuator.do(operation, token))
         except ActuatorError as error:
-            if error.retry:
+            if error.retry and now - (intent_at or now) <= operation.deadline_s:
                 log.warning(
                     "operation_retries", endpoint=change["endpoint"], change=change["id"], step=step, error=str(error)
                 )
@@ -455,10 +480,10 @@ class Applier:
         step: int,
         token: str,
         watched: Watched,
-        intent_at: float,
+        started_at: float,
     ) -> tuple[bool, str | None]:
         try:
-            state = await watched.actuator.done(operation, token)
+            state = await _in_time(watched.actuator.done(operation, token))
         except ActuatorError as error:
             log.warning(
                 "progress_unknown", endpoint=change["endpoint"], change=change["id"], step=step, error=str(error)
@@ -470,7 +495,7 @@ class Applier:
         if state is not None and state.progress is Progress.FAILED:
             self._settle(change, direction, step, "failed", state.detail)
             return False, f"{operation.summary}: {state.detail}"
-        if self._clock.now() - intent_at > operation.deadline_s:
+        if self._clock.now() - started_at > operation.deadline_s:
             detail = f"not done within {operation.deadline_s:.0f} s"
             self._settle(change, direction, step, "failed", detail)
             return False, f"{operation.summary}: {detail}"
@@ -479,6 +504,14 @@ class Applier:
     def _settle(self, change: changes.Row, direction: Direction, step: int, state: str, detail: str) -> None:
         with self._store.write() as db:
             changes.settle(db, change["id"], direction, step, state=state, detail=detail, now=self._clock.now())
+
+
+async def _in_time(call: Awaitable[_T]) -> _T:
+    """What a system answers; that it does not answer is an error like any other, which may pass."""
+    try:
+        return await asyncio.wait_for(call, CALL_S)
+    except TimeoutError as error:
+        raise ActuatorError("TIMEOUT", f"no answer within {CALL_S:g} s", retry=True) from error
 
 
 _REVISION = {"succeeded": 1, "rolled_back": 2, "failed": 3}
@@ -490,7 +523,7 @@ def within(allowed: list[ChangeWindow], now: float, timezone: str) -> bool:
         return True
     local = datetime.fromtimestamp(now, ZoneInfo(timezone))
     for window in allowed:
-        days, time = weekdays(window.days), local.time().replace(tzinfo=None)
+        days, time = weekdays(window.days), local.time().replace(microsecond=0, tzinfo=None)
         if window.start <= window.end:
             if local.weekday() in days and window.start <= time <= window.end:
                 return True

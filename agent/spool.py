@@ -9,8 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from agent.store.windows import pack, unpack
 from collectors.window import Gauge, Window
+
+log = structlog.get_logger()
 
 
 class Spool:
@@ -24,12 +28,20 @@ class Spool:
         """Windows that did not fit. Shown, never silent."""
 
     def put(self, windows: Sequence[Window]) -> bool:
-        """Keep a batch; True once it is on disk. False: the spool is full, and the batch was counted as dropped."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Keep a batch; True once it is on disk. False: it does not fit, or the disk refused it; it was counted as dropped."""
         data = json.dumps([_to_json(w) for w in windows]).encode()
-        if self.size() + len(data) > self._limit:
-            self.dropped += len(windows)
-            return False
+        try:
+            fits = self.size() + len(data) <= self._limit
+            if fits:
+                self._write(data)
+        except OSError as error:  # the disk is full or gone: say so, and let the loop go on
+            log.error("spool_unwritable", error=str(error))
+            fits = False
+        self.dropped += 0 if fits else len(windows)
+        return fits
+
+    def _write(self, data: bytes) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
         names = [int(p.stem) for p in self._files()]
         self._next = max([self._next, *names]) + 1
         path = self._folder / f"{self._next:012d}.json"
@@ -39,7 +51,6 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
-        return True
 
     def batches(self) -> list[Path]:
         """What waits, oldest first."""
@@ -49,7 +60,7 @@ class Spool:
         """The windows of one batch. Raises ValueError when the file is damaged."""
         try:
             return [_from_json(item) for item in json.loads(batch.read_bytes())]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{batch} is not a batch of windows: {error!r}") from error
 
     def remove(self, batch: Path) -> None:

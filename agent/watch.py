@@ -122,9 +122,10 @@ class Watcher:
         self._tasks |= tasks
         done, _ = await asyncio.wait(self._tasks, timeout=self._settings.interval_s) if self._tasks else (set(), set())
         self._tasks -= done
+        closed = await self.close_windows()
         for task in done:
-            task.result()  # a bug in our own code is the loop's to count, not to swallow
-        return await self.close_windows()
+            task.result()  # a bug in our own code is the loop's to count, not to swallow; the others' windows are safe by now
+        return closed
 
     async def stop(self) -> None:
         """End what still reads."""

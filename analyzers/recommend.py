@@ -106,6 +106,10 @@ def _judge(s: Situation, shape: Shape, catalogue: Catalogue, predict: Predict) -
         prediction, grown = predict(shape, 1.0), predict(shape, s.policy.growth)
     except CannotPredict as error:
         return _Judged(Option(shape, money, None, "CANNOT_PREDICT", error.detail), cost, None, False, False)
+    unknown = [t.name for t in latency_targets(s) if t.name not in prediction.metrics or t.name not in grown.metrics]
+    if unknown or not latency_targets(s):
+        why = f"the replay does not tell {', '.join(unknown) or 'any target of the objective'}, so nothing is claimed for it"
+        return _Judged(Option(shape, money, prediction, "CANNOT_PREDICT", why), cost, None, False, False)
     worst, name = _worst(s, prediction, "mid")
     meets = worst <= 1 - s.policy.margin and prediction.saturates <= MAX_SATURATION
     grown_worst, _ = _worst(s, grown, "high")

@@ -19,6 +19,9 @@ State = Literal["pending", "succeeded", "regressed"]
 
 #: A metric that was over its limit and stays within this share of what it was has not been helped.
 NO_HELP = 0.1
+#: Predicted, but not scored: load is asked of an endpoint, not promised by it; and gauges, read every few seconds, miss short waits
+#: and maxima.
+_NOT_SCORED = ("requests_per_s", "output_tokens_per_s", "waiting_mean", "kv_usage_max")
 #: Errors may rise by this share of requests before they count as a regression.
 ERROR_RISE = 0.01
 
@@ -104,6 +107,10 @@ def judge(
         return verdict("pending", "WAITING", f"{len(judged)} of {needed} windows are there")
     if not judged:
         return verdict("regressed", "BLIND", "nothing could be read since the change, so it cannot be vouched for")
+    if objective.targets and all(attainment(judged, t).observed is None for t in objective.targets):
+        if not final:
+            return verdict("pending", "WAITING", "no request was served since the change: waiting for one")
+        return verdict("regressed", "BLIND", "no request was served since the change, so it cannot be vouched for")
     missed = [a for t in objective.targets if (a := attainment(judged, t)).met is False]
     if not missed:
         if comparable or (ratio is not None and ratio > 1):
@@ -189,7 +196,7 @@ def _scores(
     rows: list[Scored] = []
     for metric, interval in prediction.metrics.items():
         now = observed_metric(after, metric)
-        if now is None:
+        if now is None or metric in _NOT_SCORED:
             continue
         then, (least, most) = observed_metric(before, metric), _bounds(after, metric, now)
         promised = (interval.low, interval.mid, interval.high)

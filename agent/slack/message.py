@@ -22,7 +22,8 @@ from slack_sdk.models.blocks import (
 from actuators.shape import Shape
 
 Row = Mapping[str, Any]
-_SECTION, _CONTEXT, _HEADER = 2900, 1900, 150
+#: Characters. Slack takes 3000 in a section, but refuses a message whose blocks together hold about 13,000: msg_blocks_too_long.
+_SECTION, _CONTEXT, _HEADER = 2400, 1500, 150
 
 
 def recommendation(row: Row, tokens: Mapping[str, str] | None, page_url: str) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def recommendation(row: Row, tokens: Mapping[str, str] | None, page_url: str) ->
     foot.append(f"<{page_url}/recommendations/{row['id']}|details>")
     blocks += [DividerBlock(), ContextBlock(elements=[MarkdownTextObject(text=_cut(" · ".join(foot), _CONTEXT))])]
     return {
-        "text": _cut(f"{title}: {_label(current)} → {_label(proposed)}", _SECTION),
+        "text": _cut(_escape(f"{title}: {_label(current)} → {_label(proposed)}"), _SECTION),
         "blocks": [b.to_dict() for b in blocks],
     }
 
@@ -65,6 +66,15 @@ def decided(row: Row, who: str, what: str) -> dict[str, Any]:
     text = f"{what} by <@{who}>" if who else what
     blocks = [_section(line), ContextBlock(elements=[MarkdownTextObject(text=text)])]
     return {"replace_original": True, "text": f"{body['endpoint']}: {what}", "blocks": [b.to_dict() for b in blocks]}
+
+
+def refused(why: str) -> dict[str, Any]:
+    """What only the one who pressed sees, when the click decided nothing."""
+    return {
+        "response_type": "ephemeral",
+        "replace_original": False,
+        "text": _cut(_escape(f"Not done: {why}."), _SECTION),
+    }
 
 
 def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:

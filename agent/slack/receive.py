@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 MAX_BODY = 64 * 1024
 #: Slack's own window, and how long a signature is remembered: longer than the window, so that none can come twice.
 WINDOW_S, REMEMBER_S = 300.0, 600.0
+_STAMP = re.compile(r"[0-9]{1,15}")
+_USER = re.compile(r"[A-Z0-9]{1,64}")
 _ACTIONS = {"flyball_approve": "approve", "flyball_reject": "reject", "flyball_snooze": "snooze"}
 
 
@@ -91,7 +94,7 @@ class Receiver:
 
     def _verify(self, settings: SlackSettings, headers: Mapping[str, str], body: bytes) -> None:
         stamp, signature = headers.get("x-slack-request-timestamp", ""), headers.get("x-slack-signature", "")
-        if not stamp.isascii() or not stamp.isdigit() or not signature.isascii():
+        if not _STAMP.fullmatch(stamp) or not signature.isascii():
             raise Refused(401, "bad_signature")
         if abs(self._clock.now() - int(stamp)) > WINDOW_S:
             raise Refused(401, "stale")
@@ -121,7 +124,10 @@ class Receiver:
 
 def allowed_url(url: str, settings: SlackSettings) -> bool:
     """Whether a message may be sent there: a named host, over TLS; plain HTTP to a named loopback address alone."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # "http://[" is no address
+        return False
     if parts.hostname is None or parts.username is not None:
         return False
     host = parts.hostname.lower()
@@ -146,10 +152,16 @@ def _press(payload: Mapping[str, Any]) -> tuple[str, str, str]:
     """(user id, action, token) of the one button that was pressed."""
     user, actions = payload.get("user"), payload.get("actions")
     name = _id(user)
-    if name is None or not isinstance(actions, list) or len(actions) != 1 or not isinstance(actions[0], dict):
+    if (
+        name is None
+        or not _USER.fullmatch(name)
+        or not isinstance(actions, list)
+        or len(actions) != 1
+        or not isinstance(actions[0], dict)
+    ):
         raise Refused(400, "malformed")
     action, token = _ACTIONS.get(str(actions[0].get("action_id"))), actions[0].get("value")
-    if action is None or not isinstance(token, str) or not token:
+    if action is None or not isinstance(token, str) or not token or not token.isascii():
         raise Refused(400, "malformed")
     return name, action, token
 

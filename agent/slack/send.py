@@ -14,7 +14,6 @@ from agent.slack.receive import Reply, allowed_url
 from agent.store import Store, changes, outbox, recommendations
 from collectors.clock import Clock
 from collectors.http import Http
-from collectors.window import CollectError
 
 log = structlog.get_logger()
 
@@ -63,11 +62,7 @@ class Sender:
         if reply.ruling.accepted and reply.row is not None:
             payload = message.decided(reply.row, reply.user, reply.row["state"])
         else:
-            payload = {
-                "response_type": "ephemeral",
-                "replace_original": False,
-                "text": f"Not done: {reply.ruling.text}.",
-            }
+            payload = message.refused(reply.ruling.text)
         problem, _ = await self._post(reply.response_url, payload, slack)
         if problem is not None:
             log.warning("slack_answer_failed", error=problem)
@@ -85,14 +80,17 @@ class Sender:
             if item["kind"] == "report":
                 return message.report(item["subject"], outbox.reports(db, limit=1)[0], self._page())
             row = recommendations.get(db, item["subject"])
+            endpoint = next(
+                (e for e in self._settings.endpoints if row is not None and e.name == row["endpoint"]), None
+            )
             if (
                 row is None
+                or endpoint is None
                 or row["state"] not in (*recommendations.OPEN, "approved")
                 or row["revision"] != item["revision"]
             ):
                 outbox.sent(db, item["id"], now)
                 return None
-            endpoint = self._settings.endpoint(row["endpoint"])
             can_decide = (
                 slack.signing_secret is not None and slack.approvers and endpoint.mode != "observe" and row["plan_hash"]
             )
@@ -106,15 +104,15 @@ class Sender:
         if not allowed_url(url, slack):
             return "the webhook's host is not among slack.allow_hosts", None
         try:
-            answer = await self._http.request("POST", url, json=payload, timeout_s=10.0)
-        except CollectError as error:
-            return f"{error.kind}", 30.0
+            answer = await self._http.call("POST", url, json=payload, timeout_s=10.0)
+        except (OSError, ValueError) as error:
+            return str(error).partition(":")[0], 30.0  # the kind alone: the rest names the address, which is a secret
         if answer.status == 200:
             return None, None
         text = answer.body[:100].decode("ascii", "replace").strip()
         if answer.status == 429:
             after = answer.headers.get("retry-after", "")
-            return "rate limited", float(after) if after.isdigit() else 30.0
+            return "rate limited", float(after) if after.isascii() and after.isdigit() else 30.0
         permanent = text in PERMANENT or answer.status in (403, 404, 410)
         return f"HTTP {answer.status} {text}", None if permanent else 60.0
 

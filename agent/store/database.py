@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -16,6 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+_WAL_TRIES = 200
 _MIGRATION_LOCK = 0x666C7962616C6C  # "flyball": the key of PostgreSQL's advisory lock
 
 
@@ -45,6 +48,9 @@ class Store:
             raise StoreError(f"database: {error}") from error
         except ModuleNotFoundError as error:
             raise StoreError(f"database: {error.name} is missing; pip install 'flyball[postgres]'") from error
+        # SQLite's transactions see one moment anyway; PostgreSQL's do at this level
+        repeatable = {"isolation_level": "REPEATABLE READ"} if self.backend == "postgresql" else {}
+        self._reading = self.engine.execution_options(**repeatable)
         self.where = parsed.render_as_string(hide_password=True)
 
     def close(self) -> None:
@@ -53,7 +59,7 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A read transaction: one consistent view."""
-        with self.engine.connect() as connection, connection.begin():
+        with self._reading.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -130,7 +136,7 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     def _connect(dbapi: Any, _record: Any) -> None:
         dbapi.isolation_level = None  # SQLAlchemy, not the driver, says when a transaction begins
         cursor = dbapi.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _use_wal(cursor)
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
@@ -141,6 +147,20 @@ def _sqlite(url: sa.URL) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _use_wal(cursor: Any) -> None:
+    """Switch to the write-ahead log. SQLite does not wait for its turn here as it does elsewhere: two first starts at once collide."""
+    for attempt in range(_WAL_TRIES):
+        try:
+            if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if attempt == _WAL_TRIES - 1:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _postgresql(url: sa.URL) -> sa.Engine:

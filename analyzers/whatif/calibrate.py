@@ -169,7 +169,8 @@ class _Fit:
             if group.itl:
                 out.append(("itl_s", math.log(got["itl_s"] / group.itl[0]), group.itl[1]))
             if group.ttft:
-                out.append(("ttft_s", math.log((got["ttft_s"] + overhead) / group.ttft[0]), group.ttft[1]))
+                outside = 0.0 if group.engine_ttft else overhead
+                out.append(("ttft_s", math.log((got["ttft_s"] + outside) / group.ttft[0]), group.ttft[1]))
             if group.e2e and not group.itl:
                 out.append(("e2e_s", math.log((got["e2e_s"] + overhead) / group.e2e[0]), group.e2e[1]))
         return out
@@ -258,6 +259,10 @@ def _prior(
         base = min(_unloaded(s, ratios) for s in known)
         values = [base * ratio for ratio in ratios]
         width = [0.4, 1.2, 1.2, 0.6 if hardware is not None else 1.2, 1.0]
+    outside = [s.overhead_s for s in known if s.overhead_s is not None and not s.steady]
+    if outside:  # seen directly
+        values.append(max(float(np.median(outside)), 1e-4))
+        return np.log(values), np.array([*width, 0.3])
     values.append(0.2 * values[0])
     return np.log(values), np.array([*width, 1.2])
 

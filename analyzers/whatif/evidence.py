@@ -41,6 +41,9 @@ class Sight:
     steady: bool
     """A full batch, or a closed loop of constant concurrency: the batch, not the arrival rate, is what is known."""
     queue_known: bool
+    overhead_s: float | None
+    """Mean time a request spends outside the engine before its first token, where the engine's own prefill time tells it apart.
+    ``ttft_s`` is then without it."""
     cached: float
     """Share of the prompt tokens that the prefix cache held."""
     little: bool
@@ -58,6 +61,8 @@ class Group:
     running: float
     steady: bool
     queue_known: bool
+    engine_ttft: bool
+    """``ttft`` is the engine's own prefill time, without what is spent outside the engine."""
     workload: Workload
     """Traffic of this group's rate and lengths; all at once where ``steady``."""
 
@@ -85,7 +90,11 @@ def sight(window: Window, replicas: int) -> Sight | None:
     waiting = window.gauges.get("waiting")
     waits = waiting is not None and waiting.mean > max(0.5, 0.05 * running)
     constant = gauge is not None and gauge.mean >= 0.9 and gauge.maximum <= 1.02 * gauge.mean + 0.1 * replicas
-    prefill = _mean(window, "prefill_s")
+    prefill, overhead = _mean(window, "prefill_s"), None
+    if prefill is not None and ttft is not None and queue is not None:
+        overhead = (
+            0.0 if waits else max(0.0, ttft - queue - prefill)
+        )  # under a growing queue these are of different requests
     if prefill is not None:  # of the same requests: while a queue grows, TTFT and queue are of different ones
         ttft = prefill
     elif ttft is not None and queue is not None:
@@ -105,6 +114,7 @@ def sight(window: Window, replicas: int) -> Sight | None:
         running=running / replicas,
         steady=waits or constant,
         queue_known=prefill is not None or queue is not None,
+        overhead_s=None if prefill is None else overhead or 0.0,
         cached=min(0.99, cached / tokens) if cached is not None and tokens else 0.0,
         little=little,
     )
@@ -117,11 +127,12 @@ def groups(sights: Sequence[Sight], seed: int, requests: int) -> list[Group]:
     """
     width = 0.5
     while True:
-        by_key: dict[tuple[int, int, int, bool, bool, int], list[Sight]] = {}
+        by_key: dict[tuple[int, int, int, bool, bool, bool, int], list[Sight]] = {}
         for s in sights:
             lengths = (round(math.log2(s.prompt) / (2 * width)), round(math.log2(s.output) / (2 * width)))
             key = (
-                round(math.log2(max(s.running, 0.02)) / width), *lengths, s.steady, s.queue_known, round(4 * s.cached),
+                round(math.log2(max(s.running, 0.02)) / width), *lengths, s.steady, s.queue_known, s.overhead_s is not None,
+                round(4 * s.cached),
             )  # fmt: skip
             by_key.setdefault(key, []).append(s)
         if len(by_key) <= MOST_GROUPS or width > 16:
@@ -143,6 +154,7 @@ def _group(sights: list[Sight], seed: int, requests: int) -> Group:
         running=running,
         steady=steady,
         queue_known=sights[0].queue_known,
+        engine_ttft=sights[0].overhead_s is not None,
         workload=_traffic(sights, seed, max(requests, int((8 if steady else 20) * running)), steady),
     )
 

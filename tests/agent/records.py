@@ -1,0 +1,196 @@
+"""Rows as the daemon would have written them, with figures that a person can check by head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from actuators.shape import Operation, Plan, Shape
+from agent.store import Store, changes, control, fleet, outbox, recommendations, windows
+from agent.store import audit as audit_table
+from analyzers.finding import Evidence, Finding, Reason
+from analyzers.prediction import Interval, Prediction
+from analyzers.recommendation import Money, Option, Recommendation
+from collectors.sketch import Sketch
+from collectors.window import Gauge, Window
+
+#: A whole hour, so that roll-ups begin with it.
+T0 = 1_800_000_000.0
+NASTY = "<script>alert(1)</script>"
+
+
+def window(
+    start: float,
+    *,
+    endpoint: str = "chat",
+    source: str = "vllm",
+    duration_s: float = 60.0,
+    coverage: float = 1.0,
+    counts: Mapping[str, float] | None = None,
+    ttft: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4),
+    running: float | None = 4.0,
+    waiting: float | None = 0.0,
+    errors: Mapping[str, int] | None = None,
+) -> Window:
+    """By default 120 requests of 100 prompt and 50 output tokens in a minute, without errors."""
+    whole = {"requests": 120.0, "errors": 0.0, "prompt_tokens": 12_000.0, "output_tokens": 6_000.0}
+    gauges = {
+        name: Gauge(value, value + 1.0, value)
+        for name, value in (("running", running), ("waiting", waiting))
+        if value is not None
+    }
+    return Window(
+        endpoint=endpoint,
+        source=source,
+        start=start,
+        duration_s=duration_s,
+        coverage=coverage,
+        targets=1,
+        counts=(whole if counts is None else counts) if coverage > 0 else {},
+        sketches={"ttft_s": Sketch.from_values(ttft)} if ttft and coverage > 0 else {},
+        gauges=gauges if coverage > 0 else {},
+        errors=errors or {},
+        facts={"model": "tiny"},
+    )
+
+
+BEFORE = Shape(replicas=2, size="small", engine={"max_num_seqs": 64})
+AFTER = Shape(replicas=1, size="small", engine={"max_num_seqs": 64})
+
+
+def plan(endpoint: str = "chat", before: Shape = BEFORE, after: Shape = AFTER, version: str = "v1") -> Plan:
+    steps = (Operation("scale", {"replicas": after.replicas}, 60.0, f"scale to {after.replicas}"),)
+    return Plan(endpoint, "emulated", before, after, version, steps, False, 0.0, "scale back")
+
+
+def prediction(mid: float = 0.4) -> Prediction:
+    interval = Interval(mid * 0.8, mid, mid * 1.2)
+    return Prediction({"ttft_p95_s": interval}, 0.0, "simulation", {"ttft_p95_s": 0.1})
+
+
+def advice(
+    endpoint: str = "chat", *, text: str = "half of it idles", before: Shape = BEFORE, after: Shape = AFTER
+) -> Recommendation:
+    """Two replicas at a dollar an hour become one: 730 dollars a month less."""
+    current = Option(before, Money(2.0, 0.02, 0.001), prediction(0.3), "current", "ttft_p95_s is at 40% of its limit")
+    chosen = Option(
+        after, Money(1.0, 0.01, 0.0005), prediction(0.4), "chosen", "ttft_p95_s would be at 40% of its limit"
+    )
+    other = Option(after.with_(size="big"), Money(None, None, None), None, "CANNOT_PREDICT", "never measured")
+    return Recommendation(
+        endpoint=endpoint,
+        direction="shrink",
+        current=current,
+        proposed=chosen,
+        reasons=(Reason("LOW_OCCUPANCY", text, {"running_peak": 4.0}),),
+        options=(chosen, current, other),
+        saving_per_month=730.0,
+        risk="medium",
+        risk_reasons=("its error is not measured yet",),
+        workload={"requests_per_s": 2.0},
+        evidence=Evidence(T0, T0 + 3600, 60, 1.0, 7200.0, "vllm"),
+    )
+
+
+def recommendation_row(
+    identity: str, endpoint: str = "chat", *, now: float = T0, state: str = "proposed", **values: Any
+) -> dict[str, Any]:
+    body, steps = advice(endpoint, text=values.pop("text", "half of it idles")), plan(endpoint)
+    return {
+        "id": identity,
+        "endpoint": endpoint,
+        "fingerprint": body.fingerprint,
+        "revision": 1,
+        "state": state,
+        "state_reason": "",
+        "state_by": "flyball",
+        "requested_by": "flyball",
+        "plan_hash": steps.hash,
+        "plan": steps.as_dict(),
+        "body": body.as_dict(),
+        "saving_per_month": 730.0,
+        "created_at": now,
+        "refreshed_at": now,
+        "expires_at": now + 86_400,
+        "snoozed_until": None,
+        "decided_at": None,
+    } | values
+
+
+def change_row(
+    identity: str, endpoint: str = "chat", *, now: float = T0, state: str = "applying", **values: Any
+) -> dict[str, Any]:
+    steps = plan(endpoint)
+    return {
+        "id": identity,
+        "recommendation_id": f"r-{identity}",
+        "endpoint": endpoint,
+        "state": state,
+        "state_reason": "",
+        "approved_by": "cli:ann",
+        "plan_hash": steps.hash,
+        "plan": steps.as_dict(),
+        "prediction": prediction().as_dict(),
+        "epoch": 1,
+        "created_at": now,
+    } | values
+
+
+def ledger_row(change_id: str, metric: str = "ttft_p95_s", endpoint: str = "chat", **values: Any) -> dict[str, Any]:
+    return {
+        "change_id": change_id, "endpoint": endpoint, "metric": metric, "method": "simulation", "low": 0.32,
+        "predicted": 0.4, "high": 0.48, "before": 0.3, "observed": 0.44, "inside": True, "error": 0.1,
+        "comparable": True, "at": T0,
+    } | values  # fmt: skip
+
+
+def shape_row(now: float = T0, **values: Any) -> dict[str, Any]:
+    return {
+        "shape": BEFORE.as_dict(), "shape_version": "v1", "ready": True, "detail": "", "seen_at": now, "price_per_hour": 2.0,
+    } | values  # fmt: skip
+
+
+def finding(endpoint: str = "chat", code: str = "LOW_OCCUPANCY", text: str = "half of it idles") -> Finding:
+    evidence = Evidence(T0, T0 + 3600, 60, 1.0, 7200.0, "vllm")
+    return Finding(endpoint, "idle", "info", Reason(code, text, {"running_peak": 4.0}), evidence)
+
+
+def fill(store: Store, *, now: float = T0 + 3600, text: str = "half of it idles") -> None:
+    """One hour of ``chat`` with a gap of ten minutes, one open recommendation, one succeeded and one rolled-back change."""
+    minutes = [window(T0 + 60 * i, coverage=0.0 if 20 <= i < 30 else 1.0) for i in range(60)]
+    with store.write() as db:
+        windows.save(db, minutes, {"chat": 2.0})
+        fleet.saw_shape(db, "chat", shape_row(now))
+        fleet.found(db, "chat", [finding(text=text)], now)
+        fleet.source_health(db, [_source("chat", "vllm", now)])
+        recommendations.insert(db, recommendation_row("aaaa0001", now=now, text=text))
+        _ended(db, "cccc0001", "succeeded", T0 + 600, text, {"saving_per_hour": 1.0, "per_hour_before": 2.0})
+        _ended(db, "cccc0002", "rolled_back", T0 + 1800, text, {"saving_per_hour": 1.0, "per_hour_before": 2.0})
+        changes.add_ledger(db, [ledger_row("cccc0001", at=T0 + 900)])
+        changes.add_ledger(db, [ledger_row("cccc0002", observed=0.8, inside=False, error=1.0, at=T0 + 2100)])
+        control.put(db, "heartbeat", {"collect": {"last_ok_at": now, "errors": 0}}, now, "host:1")
+        audit_table.append(db, at=now, actor="cli:ann", action="look", subject="flyball")
+        outbox.put(db, channel="slack", kind="recommendation", subject="aaaa0001", revision=1, now=now)
+
+
+def _ended(db: Any, identity: str, state: str, at: float, text: str, outcome: Mapping[str, Any]) -> None:
+    changes.start(db, change_row(identity, now=at))
+    steps = plan()
+    operation = {"name": "scale", "args": {}, "deadline_s": 60.0, "summary": steps.operations[0].summary}
+    changes.intend(
+        db,
+        {"change_id": identity, "direction": "apply", "step": 0, "token": f"{identity}/apply/0", "operation": operation,
+         "epoch": 1, "intent_at": at},
+    )  # fmt: skip
+    changes.settle(db, identity, "apply", 0, state="done", detail=text, now=at + 5)
+    changes.move(
+        db, identity, from_states=["applying"], to=state, now=at + 300, reason=text, applied_at=at + 10,
+        finished_at=at + 300, outcome=dict(outcome),
+    )  # fmt: skip
+
+
+def _source(endpoint: str, source: str, now: float) -> dict[str, Any]:
+    return {
+        "endpoint": endpoint, "source": source, "last_ok_at": now, "last_error_at": None, "last_error": None,
+        "failures": 0, "failures_in_a_row": 0, "next_try_at": None,
+    }  # fmt: skip
