@@ -106,18 +106,18 @@ class Applier:
         objection = self._objection(row, watched, plan, live.shape == plan.before, live.version)
         if objection:
             return self._void(row, objection)
-        with self._store.write() as db:
-            begun = changes.start(db, self._new_change(row, plan, lead))
-            if begun:
-                recommendations.move(
-                    db,
-                    row["id"],
-                    from_states=["approved"],
-                    to="applying",
-                    now=self._clock.now(),
-                    by="flyball",
-                    reason="taken up",
-                )
+        with self._store.write() as db, db.begin_nested() as both:
+            begun = recommendations.move(
+                db,
+                row["id"],
+                from_states=["approved"],
+                to="applying",
+                now=self._clock.now(),
+                by="flyball",
+                reason="taken up",
+            ) and changes.start(db, self._new_change(row, plan, lead))
+            if not begun:  # somebody else took it up, or another one
+                both.rollback()
         if begun:
             log.info("change_begins", endpoint=row["endpoint"], id=row["id"], plan=plan.hash)
         return None

@@ -53,10 +53,12 @@ class Scored:
 
     @property
     def error(self) -> float | None:
-        """(observed - predicted) / predicted."""
+        """(observed - predicted) / predicted, where the observation is only known as a range: from its nearest end, 0 within it."""
         if self.predicted is None or self.observed is None or self.predicted <= 0:
             return None
-        return (self.observed - self.predicted) / self.predicted
+        least = self.observed if self.at_least is None else self.at_least
+        most = self.observed if self.at_most is None else self.at_most
+        return (min(max(self.predicted, least), most) - self.predicted) / self.predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +164,17 @@ def _load_ratio(before: Sequence[Window], after: Sequence[Window]) -> float | No
 
 
 def _rate(windows: Sequence[Window]) -> float | None:
+    """Arrivals per second: the requests that ended, and those by which the backlog grew. A shape that chokes ends fewer."""
     requests = total(windows, "requests")
     observed = sum(w.coverage * w.duration_s for w in windows if w.count("requests") is not None)
-    return requests / observed if requests is not None and observed > 0 else None
+    if requests is None or observed <= 0:
+        return None
+    backlog = [
+        sum(w.gauges[g].last for g in ("running", "waiting"))
+        for w in windows
+        if {"running", "waiting"} <= set(w.gauges)
+    ]
+    return (requests + (backlog[-1] - backlog[0] if backlog else 0.0)) / observed
 
 
 def _same_lengths(before: Sequence[Window], after: Sequence[Window], tolerance: float) -> bool:

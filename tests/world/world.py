@@ -1,0 +1,293 @@
+"""A world to run governors in: simulated endpoints, one database, virtual time, and people who approve.
+
+The cycles are the product's own, stepped at their intervals as the daemon would; what is coarser than the daemon's defaults is stated
+in ``SETTINGS``. A governor that dies is replaced by one with another name, as systemd would start it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from actuators.shape import Shape
+from agent.approvals import Ruling
+from agent.clock import VirtualClock
+from agent.governor import Governor
+from agent.loops import Loop
+from agent.settings import EndpointSettings, Settings
+from agent.store import Store, changes, fleet, recommendations
+from agent.watch import Watched
+from agent.wiring import catalogue_of
+from collectors.clock import Clock
+from collectors.http import Answer, Http
+from tests.world.endpoint import SimulatedEndpoint, Traffic
+from tests.world.faults import Death, Faults, FaultyStore
+from tests.world.system import SimulatedActuator, SimulatedCollector, SimulatedSystem
+
+START = 1_700_000_400.0  # a Tuesday, 22:20 UTC, on a whole window
+NAME = "chat"
+SETTINGS: dict[str, Any] = {
+    "collect": {"interval_s": 10, "window_s": 20, "timeout_s": 5},
+    "decide": {"interval_s": 60, "act_interval_s": 5},
+    "sizes": {"vm-small": {"price_per_hour": 1.0}},
+}
+ENDPOINT: dict[str, Any] = {
+    "name": NAME,
+    "url": "http://sim.invalid",
+    "mode": "approve",
+    "objective": {"ttft_p95_s": 1.0, "itl_p95_s": 0.2, "error_rate": 0.02},
+    "shape": {"size": "vm-small"},
+    "policy": {
+        "max_replicas": 6,
+        "engine": {"max_num_seqs": [8, 16, 32]},
+        "evidence_s": 300,
+        "min_requests": 30,
+        "stable_cycles": 1,
+        "cooldown_s": 600,
+        "expires_s": 3600,
+    },
+    "verify": {"warmup_s": 20, "windows": 3, "deadline_s": 300, "load_tolerance": 0.3},
+}
+
+
+def shape(replicas: int, seqs: int = 16) -> Shape:
+    return Shape(replicas=replicas, size="vm-small", engine={"max_num_seqs": seqs})
+
+
+def endpoint_settings(**changed: Any) -> dict[str, Any]:
+    """``ENDPOINT`` with sections replaced or, where they are mappings, merged."""
+    merged = {k: ({**v, **changed[k]} if isinstance(v, Mapping) and k in changed else v) for k, v in ENDPOINT.items()}
+    return merged | {k: v for k, v in changed.items() if k not in merged or not isinstance(merged[k], Mapping)}
+
+
+class CountingHttp(Http):
+    """The real client, which counts what is sent. Nothing in the simulated world answers HTTP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[tuple[str, str]] = []
+
+    async def request(self, method: str, url: str, **options: Any) -> Answer:
+        self.sent.append((method, url))
+        return await super().request(method, url, **options)
+
+    async def call(self, method: str, url: str, **options: Any) -> Answer:
+        self.sent.append((method, url))
+        return await super().call(method, url, **options)
+
+
+class Process:
+    """One Flyball: its governor, its own view of the database, its faults, and when each loop is due."""
+
+    def __init__(self, world: World, holder: str) -> None:
+        self.faults = Faults()
+        self.store = FaultyStore(world.url, self.faults)
+        self.http = CountingHttp()
+        self.governor = Governor(
+            world.settings, self.store, world.clock, holder=holder, http=self.http, make_watched=self._watched(world)
+        )
+        self.due: dict[str, float] = {loop.name: world.clock.now() for loop in self.governor.loops}
+        self.alive = True
+
+    def _watched(self, world: World) -> Callable[[Settings, EndpointSettings, Http, Clock], Watched]:
+        def make(settings: Settings, endpoint: EndpointSettings, _http: Http, _clock: Clock) -> Watched:
+            system = world.systems[endpoint.name]
+            return Watched(
+                endpoint,
+                {"vllm": SimulatedCollector(system)},
+                SimulatedActuator(endpoint.name, system, self.faults),
+                catalogue_of(settings, endpoint),
+            )
+
+        return make
+
+    async def step(self, loop: Loop, now: float) -> None:
+        """One cycle; death ends the process where it happens."""
+        self.due[loop.name] = now + loop.interval_s
+        try:
+            await loop.once()
+        except Death:
+            await self.end()
+
+    async def end(self) -> None:
+        """Gone, without a word to anybody."""
+        if self.alive:
+            self.alive = False
+            await self.governor.watcher.stop()
+            await self.http.aclose()
+            self.store.close()
+            self.governor.tracing.close()
+
+
+class World:
+    """Use as ``async with World(tmp_path) as world``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        endpoints: Mapping[str, SimulatedEndpoint] | None = None,
+        replicas: int = 2,
+        rate: float = 3.0,
+        duration_s: float = 7200.0,
+        settings: Mapping[str, Any] | None = None,
+        endpoint: Mapping[str, Any] | None = None,
+        template: Path | None = None,
+        loops: tuple[str, ...] = ("lead", "collect", "decide", "act"),
+        revive: bool = True,
+    ) -> None:
+        """``template``: a migrated database to begin from. ``loops``: which cycles run; the others a test calls itself."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.clock = VirtualClock(START)
+        self.until = START + duration_s
+        self.endpoints = dict(
+            endpoints or {NAME: SimulatedEndpoint(shape(replicas), Traffic(rate), until=self.until, seed=3)}
+        )
+        self.systems = {name: SimulatedSystem(e, self.clock) for name, e in self.endpoints.items()}
+        self.url = f"sqlite:///{folder}/flyball.db"
+        stated = [endpoint_settings(**{**(endpoint or {}), "name": name}) for name in self.endpoints]
+        self.settings = Settings(
+            **{
+                **SETTINGS,
+                "database": self.url,
+                "state_dir": folder / "state",
+                "endpoints": stated,
+                **(settings or {}),
+            }
+        )
+        self._template = template
+        self._loops = loops
+        self._revive = revive
+        self.processes: list[Process] = []
+        self.deaths = 0
+
+    async def __aenter__(self) -> World:
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+        if self._template is not None:
+            shutil.copy(self._template, self.folder / "flyball.db")
+        self.store = Store(self.url)
+        self.store.upgrade()
+        self.start("flyball-1")
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        for process in self.processes:
+            await process.end()
+        self.store.close()
+        structlog.reset_defaults()
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def start(self, holder: str) -> Process:
+        process = Process(self, holder)
+        self.processes.append(process)
+        return process
+
+    @property
+    def process(self) -> Process:
+        """The newest one."""
+        return self.processes[-1]
+
+    @property
+    def governor(self) -> Governor:
+        return self.process.governor
+
+    @property
+    def system(self) -> SimulatedSystem:
+        return self.systems[NAME]
+
+    async def run(self, seconds: float) -> None:
+        """Step every living governor's loops, each when it is due."""
+        await self.until_true(lambda: False, seconds)
+
+    async def until_true(self, reached: Callable[[], bool], limit_s: float) -> bool:
+        """Run until ``reached``, asked after each cycle. False when ``limit_s`` passed first."""
+        end = self.clock.now() + limit_s
+        while not reached():
+            turns = [(p.due[loop.name], p, loop) for p in self._living() for loop in self._of(p)]
+            at, process, loop = min(turns, key=lambda turn: turn[0])
+            if at > end:
+                await self.clock.advance(end - self.clock.now())
+                return reached()
+            await self.clock.advance(max(0.0, at - self.clock.now()))
+            await process.step(loop, self.clock.now())
+            if not process.alive:
+                self.deaths += 1
+                if self._revive:
+                    self.start(f"flyball-{len(self.processes) + 1}")
+        return True
+
+    def _living(self) -> list[Process]:
+        return [p for p in self.processes if p.alive]
+
+    def _of(self, process: Process) -> list[Loop]:
+        return [loop for loop in process.governor.loops if loop.name in self._loops]
+
+    # -- people --------------------------------------------------------------------------------------------------------
+
+    async def ask(self, name: str = NAME, by: str = "ada", **changed: Any) -> str:
+        """A person asks for a change; returns the recommendation's id."""
+        watched = self.governor.watched[name]
+        live = await self.governor.watcher.look(watched)
+        assert live is not None
+        return await self.governor.reflector.request(watched, live.shape.with_(**changed), by)
+
+    def approve(self, identity: str, plan_hash: str | None = None) -> Ruling:
+        seen = self.recommendation(identity)["plan_hash"] if plan_hash is None else plan_hash
+        return self.governor.approvals.decide(identity, action="approve", actor="ada", channel="cli", plan_hash=seen)
+
+    async def ask_and_approve(self, name: str = NAME, **changed: Any) -> str:
+        identity = await self.ask(name, **changed)
+        assert self.approve(identity).accepted
+        return identity
+
+    # -- what is there -------------------------------------------------------------------------------------------------
+
+    def recommendation(self, identity: str) -> dict[str, Any]:
+        with self.store.read() as db:
+            row = recommendations.get(db, identity)
+        assert row is not None
+        return row
+
+    def recommendations(self, *states: str) -> list[dict[str, Any]]:
+        with self.store.read() as db:
+            return recommendations.listed(db, states=states or None)
+
+    def changes(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Oldest first."""
+        with self.store.read() as db:
+            return changes.listed(db, endpoint=name)[::-1]
+
+    def journal(self, change: str) -> list[dict[str, Any]]:
+        with self.store.read() as db:
+            return changes.journal(db, change)
+
+    def ledger(self, change: str) -> list[dict[str, Any]]:
+        with self.store.read() as db:
+            return changes.ledger(db, change_id=change)
+
+    def known(self, name: str = NAME) -> dict[str, Any]:
+        with self.store.read() as db:
+            row = fleet.get(db, name)
+        assert row is not None
+        return row
+
+    def ended(self) -> bool:
+        """Whether there was a change, and none is under way."""
+        rows = self.changes()
+        return bool(rows) and all(row["finished_at"] is not None for row in rows)
+
+
+def run(scenario: Callable[[], Any]) -> None:
+    """A test's coroutine, on a loop of its own."""
+    asyncio.run(scenario())
+
+
+__all__ = ["NAME", "START", "SQLAlchemyError", "World", "endpoint_settings", "run", "shape"]
