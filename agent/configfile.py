@@ -252,6 +252,8 @@ def _problem(name: str, lines: Mapping[Loc, int], item: Mapping[str, Any], refer
         return Problem(file, line, field, *_MESSAGES[kind])
     message = str(item["msg"]).removeprefix("Value error, ")
     found = item.get("input")
+    if isinstance(found, str) and (loc in referring or file != name):
+        message = message.replace(repr(found), "the value").replace(found or "''", "the value")
     public = isinstance(found, str | int | float) and not _is_secret(loc) and loc not in referring
     shown = f" (found {found!r})" if public and file == name else ""
     return Problem(file, line, field, message[:1].lower() + message[1:] + shown, "See docs/settings.md")

@@ -1,22 +1,77 @@
-"""Running: `flyball run`, `pause`, `resume`, `report`, `demo`."""
+"""Running: `flyball deploy`, `run`, `pause`, `resume`, `report`, `demo`."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.cli.inspect import opened
 from agent.cli.output import DEFAULT_CONFIG, ConfigOption, Output, OutputOption, actor, console, fail, print_json, text
 
+if TYPE_CHECKING:
+    from actuators.base import Live
+    from agent.settings import Settings
+    from agent.store import Store
+
 
 def add(app: typer.Typer) -> None:
+    app.command()(deploy)
     app.command()(run)
     app.command()(pause)
     app.command()(resume)
     app.command()(report)
     app.command()(demo)
+
+
+def deploy(
+    endpoint: Annotated[str, typer.Argument(help="The endpoint's name.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Put an endpoint up in the shape that the settings state, through its own system. What runs already is left alone."""
+    from agent.configfile import load
+    from agent.deploy import CannotDeploy
+    from agent.store import Store
+
+    settings = load(config).settings
+    if endpoint not in [e.name for e in settings.endpoints]:
+        raise fail(f"no endpoint is called {endpoint}; there are: {', '.join(e.name for e in settings.endpoints)}", 2)
+    store = Store(settings.database)
+    try:
+        store.upgrade()  # deploying comes before the daemon's first start
+        live = asyncio.run(_deploy(store, settings, endpoint, yes))
+    except CannotDeploy as error:
+        raise fail(str(error)) from error
+    finally:
+        store.close()
+    console.print(
+        f"{text(endpoint)} is up: {text(live.shape.label())}{'' if live.ready else f', but {text(live.detail)}'}"
+    )
+
+
+async def _deploy(store: Store, settings: Settings, endpoint: str, yes: bool) -> Live:
+    from agent.clock import WallClock
+    from agent.deploy import carry_out, prepare
+    from collectors.http import Http
+
+    clock = WallClock()
+    http = Http(ca_file=settings.tls_ca_file, monotonic=clock.monotonic)
+    try:
+        deployment = await prepare(store, settings, settings.endpoint(endpoint), http)
+        plan = deployment.plan
+        console.print(f"{text(endpoint)}: {text(plan.before.label())} → [bold]{text(plan.after.label())}[/bold]")
+        for operation in plan.operations:
+            console.print(f"  {text(operation.summary)} (at most {operation.deadline_s:.0f} s)", highlight=False)
+        if not yes:
+            typer.confirm("Deploy this?", abort=True)
+        return await carry_out(
+            deployment, store, clock, actor(), say=lambda line: console.print(text(line), highlight=False)
+        )
+    finally:
+        await http.aclose()
 
 
 def run(config: ConfigOption = DEFAULT_CONFIG) -> None:

@@ -220,10 +220,9 @@ def test_the_journal_keeps_intents_and_what_came_of_them_in_order(store: Store) 
 def test_the_ledger_says_how_good_the_promises_were(store: Store) -> None:
     with store.write() as db:
         changes.add_ledger(db, [])
-        changes.add_ledger(
-            db,
-            [ledger_row(f"c{i}", error=e, comparable=c, at=T0 + i) for i, (e, c) in enumerate([(0.1, True), (-0.3, True), (0.2, True), (9.0, False), (None, True)])],
-        )  # fmt: skip
+        seen = [(0.1, True), (-0.3, True), (0.2, True), (9.0, False), (None, True)]
+        rows = [ledger_row(f"c{i}", error=error, comparable=c, at=T0 + i) for i, (error, c) in enumerate(seen)]
+        changes.add_ledger(db, rows)
         assert changes.measured_error(db, "chat") == {"ttft_p95_s": 0.2}
         assert changes.measured_error(db, "nobody") == {}
         assert [r["change_id"] for r in changes.ledger(db, since=T0 + 3)] == ["c4", "c3"]

@@ -105,9 +105,13 @@ def test_the_password_is_never_shown() -> None:
 
 
 def test_a_write_that_fails_leaves_nothing(store: Store) -> None:
-    with pytest.raises(IntegrityError), store.write() as db:
-        for _ in range(2):
-            db.execute(sa.insert(schema.seen_signatures).values(signature="a", seen_at=1.0))
+    def twice() -> None:
+        with store.write() as db:
+            for _ in range(2):
+                db.execute(sa.insert(schema.seen_signatures).values(signature="a", seen_at=1.0))
+
+    with pytest.raises(IntegrityError):
+        twice()
     with store.read() as db:
         assert db.execute(sa.select(sa.func.count()).select_from(schema.seen_signatures)).scalar_one() == 0
 
