@@ -309,11 +309,12 @@ def _anchored(name: str, lines: Mapping[Loc, int], settings: Settings, base: Pat
         raise BadSettings(
             [Problem(name, _line(lines, ("database",)), "database", "is not a database's address", do)]
         ) from error
+    database = settings.database
     if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
-        url = url.set(database=str(base / url.database))
+        database = url.set(database=str(base / url.database)).render_as_string(hide_password=False)
     return settings.model_copy(
         update={
-            "database": url.render_as_string(hide_password=False),
+            "database": database,
             "state_dir": base / settings.state_dir,
             "report": settings.report.model_copy(update={"directory": base / settings.report.directory}),
             "tls_ca_file": base / settings.tls_ca_file if settings.tls_ca_file else None,

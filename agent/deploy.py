@@ -6,7 +6,7 @@ its prediction, its approval and its verification.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from actuators.base import Actuator, ActuatorError, Live, Progress
@@ -133,6 +133,6 @@ def _lease(name: str) -> str:
     return f"deploy:{name}"
 
 
-def _note(store: Store, clock: Clock, by: str, action: str, endpoint: str, body: dict[str, object]) -> None:
+def _note(store: Store, clock: Clock, by: str, action: str, endpoint: str, body: Mapping[str, object]) -> None:
     with store.write() as db:
         audit.append(db, at=clock.now(), actor=by, action=action, subject=endpoint, body=body)

@@ -36,6 +36,8 @@ log = structlog.get_logger()
 
 #: Advice that a person rejected is not given again for so long.
 REJECTED_S = 7 * 86_400.0
+#: So many windows must have passed since a change before anything is concluded from them.
+SETTLING_WINDOWS = 5
 #: A calibration is made again after so long, or when there is this many times the evidence.
 REFIT_S, REFIT_GROWTH = 3600.0, 1.25
 #: Figures that moved by this share make a new revision, and a new message.
@@ -107,7 +109,7 @@ class Reflector:
         source = next(iter(endpoint.sources))
         width = self._settings.collect.window_s
         end = now // width * width
-        start = end - endpoint.policy.evidence_s
+        start, settling = end - endpoint.policy.evidence_s, False
         with self._store.write() as db:
             fleet.saw_shape(
                 db,
@@ -123,8 +125,9 @@ class Reflector:
             )
             known = fleet.get(db, endpoint.name)
             if known is not None and known["last_change_at"] is not None:
-                settled = known["last_change_at"] + endpoint.verify.warmup_s
-                start = max(start, -(-settled // width) * width)
+                settled = -(-(known["last_change_at"] + endpoint.verify.warmup_s) // width) * width
+                settling = settled > start and end - settled < SETTLING_WINDOWS * width
+                start = max(start, settled)
             rows = windows.load(db, endpoint.name, source, start, end, width) if end > start else []
         return Situation(
             endpoint.name,
@@ -136,6 +139,7 @@ class Reflector:
             policy_of(endpoint),
             live.shape,
             per_hour,
+            settling,
         )
 
     def _think(self, watched: Watched, situation: Situation) -> tuple[list[Finding], Decision]:
@@ -354,6 +358,7 @@ class Reflector:
 
 _UNDECIDED = frozenset(
     (
+        "SETTLING",
         "NO_DATA",
         "STALE",
         "LOW_COVERAGE",

@@ -73,21 +73,23 @@ def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
     chosen = settings.endpoint(name)
     with store.read() as db:
         view = _endpoint(db, settings, chosen, now)
-        rows = _recent(db, settings, chosen, now)
+        rows = _recent(db, settings, chosen, now, 0.0)
         view["series"] = [point(w) for w in rows]
         view["recommendations"] = [_brief(r) for r in recommendations.listed(db, endpoint=name, limit=20)]
         view["changes"] = [_change(r) for r in changes.listed(db, endpoint=name, limit=20)]
     return {"schema_version": SCHEMA_VERSION, "endpoint": view}
 
 
-def _recent(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float) -> list[Window]:
+def _recent(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float, since: float) -> list[Window]:
+    """The span that the endpoint is judged by, but nothing from before ``since``: a change makes another endpoint of it."""
     source, width = next(iter(e.sources)), settings.collect.window_s
-    return windows.load(db, e.name, source, now - max(e.policy.evidence_s, 30 * width), now, width)
+    start = max(now - max(e.policy.evidence_s, 30 * width), -(-since // width) * width)
+    return windows.load(db, e.name, source, start, now, width)
 
 
 def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float) -> View:
     known = fleet.get(db, e.name)
-    rows = _recent(db, settings, e, now)
+    rows = _recent(db, settings, e, now, (known["last_change_at"] or 0.0) if known else 0.0)
     observed = [w for w in rows if w.coverage > 0]
     span = sum(w.coverage * w.duration_s for w in observed)
     until = max(rows[-1].end, now - MISSED_BEATS * settings.collect.window_s) if rows else now

@@ -32,6 +32,8 @@ class Situation:
     shape: Shape
     per_hour: float | None
     """US dollars per hour of the whole endpoint; None: unknown."""
+    settling: bool = False
+    """Whether the span is cut short by a change that has only just been made."""
 
     @property
     def evidence(self) -> Evidence:
@@ -50,6 +52,9 @@ class Situation:
 def missing_evidence(s: Situation) -> list[Reason]:
     """Why no decision can be made; empty where the evidence is whole."""
     evidence, policy = s.evidence, s.policy
+    if s.settling:
+        text = f"the last change is too recent: {sum(w.duration_s for w in s.windows):.0f} s of evidence since"
+        return [Reason("SETTLING", text, {"windows": float(len(s.windows))})]
     if not s.windows or evidence.coverage == 0:
         return [Reason("NO_DATA", f"nothing was read from {s.source} in the last {_span(s)}")]
     reasons: list[Reason] = []
@@ -80,8 +85,8 @@ def missing_evidence(s: Situation) -> list[Reason]:
 def analyze(s: Situation) -> list[Finding]:
     """All findings of one endpoint. With evidence missing, that is what is said; saturation and breach need some of it."""
     lacking = missing_evidence(s)
-    found = [_finding(s, "insufficient_data", "warning", reason) for reason in lacking]
-    if any(r.code in ("NO_DATA", "STALE") for r in lacking):
+    found = [_finding(s, "insufficient_data", "info" if s.settling else "warning", reason) for reason in lacking]
+    if any(r.code in ("NO_DATA", "STALE", "SETTLING") for r in lacking):
         return found
     found += _idle(s)
     if not any(r.code in ("LOW_COVERAGE", "FEW_REQUESTS", "UNKNOWN_REQUESTS") for r in lacking):

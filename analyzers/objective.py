@@ -108,7 +108,7 @@ def attainment(windows: Sequence[Window], target: Target) -> Attainment:
     if sketch is None or sketch.count <= 0:
         return Attainment(target, None, None, None, 0.0)
     observed, (least, most) = sketch.quantile(target.quantile), sketch.bounds(target.quantile)
-    bad = sketch.share_above(target.limit)
+    bad = max(0.0, round(sketch.share_above(target.limit), 9))  # spread buckets leave crumbs
     if observed is None:  # beyond the source's last bound: known to be at least that
         observed = least
     return Attainment(target, observed, bad, bad / (1 - target.quantile), sketch.count, least, most)

@@ -27,16 +27,18 @@ inspect.add(app)
 
 def main() -> None:
     """The entry point: errors that a person can mend are one line each, and exit code 2."""
+    try:
+        app()
+    except _mendable() as error:
+        for problem in getattr(error, "problems", (error,)):
+            fail(str(problem))
+        sys.exit(2)
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """Evaluated only once something was raised: by then what raised it is loaded anyway."""
     from agent.configfile import BadSettings
     from agent.plugins import PluginError
     from agent.store import StoreError
 
-    try:
-        app()
-    except BadSettings as error:
-        for problem in error.problems:
-            fail(str(problem))
-        sys.exit(2)
-    except (StoreError, PluginError) as error:
-        fail(str(error))
-        sys.exit(2)
+    return BadSettings, PluginError, StoreError

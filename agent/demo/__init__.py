@@ -23,5 +23,5 @@ def show(directory: Path | None, *, once: bool) -> int:
     except StoryError as error:
         console.print(f"[red]error[/red] {error}", soft_wrap=True, highlight=False)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -55,6 +56,9 @@ class Story:
 
     async def tell(self) -> int:
         """Returns 0 when every endpoint ended as expected."""
+        main = asyncio.current_task()
+        assert main is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, main.cancel)  # leave nothing running behind
         http = Http(monotonic=self._clock.monotonic)
         slack = SlackStandIn(http, self._clock, secret=secrets.token_hex(16), user=SLACK_USER)
         slack.actions_url = f"http://127.0.0.1:{self._port}/slack/actions"
@@ -124,7 +128,12 @@ class Story:
 
     async def _stay(self, daemon: subprocess.Popen[bytes]) -> None:
         stdout.print(f"\nThe page stays up at [bold]http://127.0.0.1:{self._port}[/bold] until Ctrl-C.")
-        await asyncio.to_thread(daemon.wait)
+        try:
+            await asyncio.to_thread(daemon.wait)
+        except asyncio.CancelledError:  # Ctrl-C is how this is meant to end
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

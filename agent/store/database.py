@@ -69,9 +69,12 @@ class Store:
             yield connection
 
     def current(self) -> str | None:
-        """The schema's revision, None for an empty database."""
-        with self.engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+        """The schema's revision, None for an empty database. Raises ``StoreError`` where it cannot be opened."""
+        try:
+            with self.engine.connect() as connection:
+                return MigrationContext.configure(connection).get_current_revision()
+        except SQLAlchemyError as error:
+            raise StoreError(f"database {self.where} cannot be opened: {_first_line(error)}") from error
 
     def head(self) -> str:
         """The revision that this Flyball works with."""
@@ -79,10 +82,7 @@ class Store:
 
     def check(self) -> None:
         """Raises ``StoreError`` unless the schema is just right, ``SchemaTooNew`` where it is ahead."""
-        try:
-            current = self.current()
-        except SQLAlchemyError as error:
-            raise StoreError(f"database {self.where} cannot be opened: {_first_line(error)}") from error
+        current = self.current()
         if current == self.head():
             return
         self._refuse_newer(current)

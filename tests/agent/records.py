@@ -156,18 +156,19 @@ def finding(endpoint: str = "chat", code: str = "LOW_OCCUPANCY", text: str = "ha
 
 
 def fill(store: Store, *, now: float = T0 + 3600, text: str = "half of it idles") -> None:
-    """One hour of ``chat`` with a gap of ten minutes, one open recommendation, one succeeded and one rolled-back change."""
-    minutes = [window(T0 + 60 * i, coverage=0.0 if 20 <= i < 30 else 1.0) for i in range(60)]
+    """The hour before ``now``: telemetry with a gap of ten minutes, one open recommendation, one succeeded and one rolled-back change."""
+    start = now // 60 * 60 - 3600
+    minutes = [window(start + 60 * i, coverage=0.0 if 20 <= i < 30 else 1.0) for i in range(60)]
     with store.write() as db:
         windows.save(db, minutes, {"chat": 2.0})
         fleet.saw_shape(db, "chat", shape_row(now))
         fleet.found(db, "chat", [finding(text=text)], now)
         fleet.source_health(db, [_source("chat", "vllm", now)])
         recommendations.insert(db, recommendation_row("aaaa0001", now=now, text=text))
-        _ended(db, "cccc0001", "succeeded", T0 + 600, text, {"saving_per_hour": 1.0, "per_hour_before": 2.0})
-        _ended(db, "cccc0002", "rolled_back", T0 + 1800, text, {"saving_per_hour": 1.0, "per_hour_before": 2.0})
-        changes.add_ledger(db, [ledger_row("cccc0001", at=T0 + 900)])
-        changes.add_ledger(db, [ledger_row("cccc0002", observed=0.8, inside=False, error=1.0, at=T0 + 2100)])
+        _ended(db, "cccc0001", "succeeded", start + 600, text, {"saving_per_hour": 1.0, "per_hour_before": 2.0})
+        _ended(db, "cccc0002", "rolled_back", start + 1800, text, {"saving_per_hour": 1.0, "per_hour_before": 2.0})
+        changes.add_ledger(db, [ledger_row("cccc0001", at=start + 900)])
+        changes.add_ledger(db, [ledger_row("cccc0002", observed=0.8, inside=False, error=1.0, at=start + 2100)])
         control.put(db, "heartbeat", {"collect": {"last_ok_at": now, "errors": 0}}, now, "host:1")
         audit_table.append(db, at=now, actor="cli:ann", action="look", subject="flyball")
         outbox.put(db, channel="slack", kind="recommendation", subject="aaaa0001", revision=1, now=now)

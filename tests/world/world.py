@@ -7,13 +7,14 @@ in ``SETTINGS``. A governor that dies is replaced by one with another name, as s
 from __future__ import annotations
 
 import asyncio
+import copy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from actuators.shape import Shape
 from agent.approvals import Ruling
@@ -125,6 +126,15 @@ class Process:
             self.governor.tracing.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A world between two instants, with no process alive: many futures may begin from it."""
+
+    database: Path
+    systems: Mapping[str, SimulatedSystem]
+    now: float
+
+
 class World:
     """Use as ``async with World(tmp_path) as world``."""
 
@@ -138,21 +148,24 @@ class World:
         duration_s: float = 7200.0,
         settings: Mapping[str, Any] | None = None,
         endpoint: Mapping[str, Any] | None = None,
-        template: Path | None = None,
+        snapshot: Snapshot | None = None,
         loops: tuple[str, ...] = ("lead", "collect", "decide", "act"),
         revive: bool = True,
     ) -> None:
-        """``template``: a migrated database to begin from. ``loops``: which cycles run; the others a test calls itself."""
+        """``snapshot``: where to begin, instead of from nothing. ``loops``: which cycles run; the others a test calls itself."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.clock = VirtualClock(START)
+        self.clock = VirtualClock(START if snapshot is None else snapshot.now)
         self.until = START + duration_s
-        self.endpoints = dict(
-            endpoints or {NAME: SimulatedEndpoint(shape(replicas), Traffic(rate), until=self.until, seed=3)}
-        )
-        self.systems = {name: SimulatedSystem(e, self.clock) for name, e in self.endpoints.items()}
+        if snapshot is None:
+            made = endpoints or {NAME: SimulatedEndpoint(shape(replicas), Traffic(rate), until=self.until, seed=3)}
+            self.systems = {name: SimulatedSystem(e, self.clock) for name, e in made.items()}
+        else:
+            self.systems = copy.deepcopy(dict(snapshot.systems))
+            for system in self.systems.values():
+                system.clock = self.clock
         self.url = f"sqlite:///{folder}/flyball.db"
-        stated = [endpoint_settings(**{**(endpoint or {}), "name": name}) for name in self.endpoints]
+        stated = [endpoint_settings(**{**(endpoint or {}), "name": name}) for name in self.systems]
         self.settings = Settings(
             **{
                 **SETTINGS,
@@ -162,7 +175,7 @@ class World:
                 **(settings or {}),
             }
         )
-        self._template = template
+        self._snapshot = snapshot
         self._loops = loops
         self._revive = revive
         self.processes: list[Process] = []
@@ -170,8 +183,8 @@ class World:
 
     async def __aenter__(self) -> World:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-        if self._template is not None:
-            shutil.copy(self._template, self.folder / "flyball.db")
+        if self._snapshot is not None:
+            shutil.copy(self._snapshot.database, self.folder / "flyball.db")
         self.store = Store(self.url)
         self.store.upgrade()
         self.start("flyball-1")
@@ -182,6 +195,15 @@ class World:
             await process.end()
         self.store.close()
         structlog.reset_defaults()
+
+    async def snapshot(self) -> Snapshot:
+        """End every process, and keep what the world is then."""
+        for process in self.processes:
+            await process.end()
+        self.store.close()  # the last connection folds the write-ahead log into the file
+        kept = self.folder / "snapshot.db"
+        shutil.copy(self.folder / "flyball.db", kept)
+        return Snapshot(kept, copy.deepcopy(self.systems), self.clock.now())
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
@@ -285,9 +307,6 @@ class World:
         return bool(rows) and all(row["finished_at"] is not None for row in rows)
 
 
-def run(scenario: Callable[[], Any]) -> None:
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """A test's coroutine, on a loop of its own."""
     asyncio.run(scenario())
-
-
-__all__ = ["NAME", "START", "SQLAlchemyError", "World", "endpoint_settings", "run", "shape"]
