@@ -84,7 +84,11 @@ async def _stop(server: asyncio.Server, writers: set[asyncio.StreamWriter]) -> N
     await asyncio.gather(*others, return_exceptions=True)
     for writer in writers:
         writer.transport.abort()
-    for _ in range(5):  # TLS needs a few turns to let go of its socket
+    closing = [asyncio.ensure_future(writer.wait_closed()) for writer in writers]
+    if closing:
+        await asyncio.wait(closing, timeout=5)
+        await asyncio.gather(*(task for task in closing if task.done()), return_exceptions=True)
+    for _ in range(5):  # TLS needs a few turns more to let go of its socket
         await asyncio.sleep(0)
 
 
