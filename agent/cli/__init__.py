@@ -29,6 +29,8 @@ def main() -> None:
     """The entry point: errors that a person can mend are one line each, and exit code 2."""
     try:
         app()
+    except SystemExit:
+        raise  # how every command ends; it must not make the next line load anything
     except _mendable() as error:
         for problem in getattr(error, "problems", (error,)):
             fail(str(problem))
@@ -36,7 +38,7 @@ def main() -> None:
 
 
 def _mendable() -> tuple[type[Exception], ...]:
-    """Evaluated only once something was raised: by then what raised it is loaded anyway."""
+    """Asked only once a command failed: by then what it needed is loaded anyway."""
     from agent.configfile import BadSettings
     from agent.plugins import PluginError
     from agent.store import StoreError

@@ -162,9 +162,9 @@ def _page(app: FastAPI, governor: Governor, path: str, template: str, view: _Vie
 def _render(request: Request, governor: Governor, template: str, data: dict[str, Any], status: int = 200) -> Response:
     token = csrf_of(request)
     with governor.store.read() as db:
-        paused = control.paused(db)
+        brake = control.paused(db)
     html = environment().get_template(template).render(
-        **data, now=governor.clock.now(), csrf=token, paused=paused, path=request.url.path, open_states=OPEN,
+        **data, now=governor.clock.now(), csrf=token, brake=brake, path=request.url.path, open_states=OPEN,
         drawn=_drawn(governor, template, data), modes={e.name: e.mode for e in governor.settings.endpoints},
     )  # fmt: skip
     response = HTMLResponse(html, status)

@@ -72,7 +72,7 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         path = request.url.path
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        host = _host_of(request)
         if not self._any_host and host not in self._hosts and path not in ("/healthz", "/readyz", "/slack/actions"):
             return PlainTextResponse("This is not a name of this page; set web.public_url\n", 421)
         if not path.startswith(_OPEN) and not self.allowed(request):
@@ -80,6 +80,14 @@ class Guard:
                 return RedirectResponse(f"/login?to={quote(path, safe='/')}", 303)
             return PlainTextResponse("A token is needed: Authorization: Bearer ...\n", 401)
         return None
+
+
+def _host_of(request: Request) -> str:
+    """The name that the browser asked for, without the port; empty where it is none."""
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def csrf_of(request: Request) -> str:

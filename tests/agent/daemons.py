@@ -100,7 +100,7 @@ class Daemon:
         try:
             return self.process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.process.send_signal(signal.SIGABRT)  # faulthandler writes into the log where each thread stands
             self.process.wait()
             raise AssertionError(f"SIGTERM did not end the daemon within {limit_s} s\n{self.tail()}") from None
 
@@ -118,7 +118,7 @@ class Daemon:
 def running(config: Path, name: str = "flyball", env: Mapping[str, str] | None = None) -> Iterator[Daemon]:
     """Start ``flyball run`` with the settings at ``config``; killed at the end where it still runs. Its log is ``name``.log."""
     log = config.parent / f"{name}.log"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", **(env or {})}
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "agent", "run", "-c", str(config)], stdout=file, stderr=file, env=environment

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.store import Store, schema, windows
@@ -176,7 +176,7 @@ def test_money_of_gaps_is_spent_and_unknown_prices_stay_unknown(store: Store) ->
 
 _parts = st.lists(
     st.tuples(
-        st.floats(0, 1),
+        st.just(0.0) | st.floats(1e-6, 1),
         st.floats(0, 1e6),
         st.lists(st.floats(1e-3, 1e3), max_size=5),
         st.floats(0, 100),
@@ -193,6 +193,7 @@ def _made(parts: list[tuple[float, float, list[float], float]]) -> list[Window]:
     ]
 
 
+@settings(deadline=None, max_examples=60)
 @given(_parts)
 def test_merging_loses_nothing(parts: list[tuple[float, float, list[float], float]]) -> None:
     rows = _made(parts)
@@ -209,6 +210,7 @@ def test_merging_loses_nothing(parts: list[tuple[float, float, list[float], floa
         assert one.gauges["running"].maximum == max(w.gauges["running"].maximum for w in known)
 
 
+@settings(deadline=None, max_examples=60)
 @given(_parts, st.integers(1, 4))
 def test_merging_in_two_steps_is_merging_at_once(
     parts: list[tuple[float, float, list[float], float]], cut: int

@@ -29,11 +29,11 @@ def using(work: Callable[[Http], Awaitable[T]], **settings: object) -> T:
     return asyncio.run(run())
 
 
-def get(url: str, timeout_s: float = 5.0, **settings: object) -> Answer:
+def get(url: str, timeout_s: float = 30.0, **settings: object) -> Answer:
     return using(lambda http: http.get(url, timeout_s=timeout_s), **settings)
 
 
-def kind_of(handler: Handler, timeout_s: float = 5.0, **settings: object) -> str:
+def kind_of(handler: Handler, timeout_s: float = 30.0, **settings: object) -> str:
     with serve(handler) as served, pytest.raises(CollectError) as caught:
         get(served.url + "/metrics?token=secret", timeout_s, **settings)
     assert "secret" not in caught.value.detail

@@ -15,7 +15,7 @@ from tests.collectors.clocks import SetClock
 from tests.collectors.servers import Handler, Request, answering, chat_events, serve, streaming
 
 
-def completion(handler: Handler, timeout_s: float = 5.0) -> Completion:
+def completion(handler: Handler, timeout_s: float = 30.0) -> Completion:
     async def run(url: str) -> Completion:
         http = Http()
         try:
@@ -27,7 +27,7 @@ def completion(handler: Handler, timeout_s: float = 5.0) -> Completion:
         return asyncio.run(run(served.url))
 
 
-def kind_of(handler: Handler, timeout_s: float = 5.0) -> str:
+def kind_of(handler: Handler, timeout_s: float = 30.0) -> str:
     with pytest.raises(CollectError) as caught:
         completion(handler, timeout_s)
     return caught.value.kind

@@ -27,10 +27,12 @@ class Faults:
         """Every instant that was passed, by name."""
         self.die_at: int | None = None
         """The number of the instant to die at; None: live."""
+        self.during = ""
+        """The loop whose cycle runs."""
         self.database_away = False
 
     def instant(self, name: str) -> None:
-        self.instants.append(name)
+        self.instants.append(f"{self.during}: {name}")
         if self.die_at is not None and len(self.instants) > self.die_at:
             self.die_at = None
             raise Death(name)

@@ -111,6 +111,7 @@ class Process:
     async def step(self, loop: Loop, now: float) -> None:
         """One cycle; death ends the process where it happens."""
         self.due[loop.name] = now + loop.interval_s
+        self.faults.during = loop.name
         try:
             await loop.once()
         except Death:
