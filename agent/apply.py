@@ -376,7 +376,8 @@ class Applier:
                 by="flyball",
                 reason=reason,
             )
-            fleet.changed(db, change["endpoint"], now)
+            if state != "succeeded":  # its shape changed once more; a success is judged since it was applied
+                fleet.changed(db, change["endpoint"], now)
             if state == "failed" or (state == "rolled_back" and not change["rollback_requested"]):
                 fleet.freeze(
                     db,
