@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import vl_convert
@@ -33,6 +33,7 @@ def _svg(chart: alt.LayerChart | alt.FacetChart) -> str:
         titleColor="#4b5058",
         titleFontWeight="normal",
     )
+    spec = spec.configure_legend(orient="top", direction="horizontal", labelColor="#4b5058", symbolStrokeWidth=3)
     svg: str = vl_convert.vegalite_to_svg(spec.to_json(), vl_version=_GRAMMAR)
     own = hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', svg)
@@ -42,7 +43,10 @@ def _svg(chart: alt.LayerChart | alt.FacetChart) -> str:
 def _time(series: Sequence[Point]) -> alt.X:
     """UTC, as all that is written on the pages; with the day where the span has several."""
     span = series[-1]["start"] - series[0]["start"] if series else 0.0
-    axis = alt.Axis(format="%b %d" if span > 3 * _DAY else "%d. %H:%M" if span > _DAY else "%H:%M", labelOverlap=True)
+    if span > 3 * _DAY:
+        axis = alt.Axis(format="%b %d", labelOverlap=True, tickCount={"interval": "day", "step": 1})
+    else:
+        axis = alt.Axis(format="%d. %H:%M" if span > _DAY else "%H:%M", labelOverlap=True)
     return alt.X("t:T", title=None, scale=alt.Scale(type="utc"), axis=axis)
 
 
@@ -73,7 +77,7 @@ def latency(
     lines = alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=1.6).encode(
         x=_time(series), y=alt.Y("v:Q", title=f"{title} (s)", axis=alt.Axis(tickCount=4)), color=colour
     )  # fmt: skip
-    return _svg(_with_marks(lines, limit, marks).properties(width=_WIDTH, height=_HEIGHT))
+    return _svg(_with_marks(lines, series, limit, marks).properties(width=_WIDTH, height=_HEIGHT))
 
 
 def load(series: Sequence[Point], marks: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -84,11 +88,11 @@ def load(series: Sequence[Point], marks: Sequence[Mapping[str, Any]] = ()) -> st
     lines = alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=1.6).encode(
         x=_time(series), y=alt.Y("v:Q", title="load", axis=alt.Axis(tickCount=4)), color=colour
     )  # fmt: skip
-    return _svg(_with_marks(lines, None, marks).properties(width=_WIDTH, height=_HEIGHT))
+    return _svg(_with_marks(lines, series, None, marks).properties(width=_WIDTH, height=_HEIGHT))
 
 
 def _with_marks(
-    lines: alt.Chart, limit: float | None, marks: Sequence[Mapping[str, Any]]
+    lines: alt.Chart, series: Sequence[Point], limit: float | None, marks: Sequence[Mapping[str, Any]]
 ) -> alt.LayerChart | alt.FacetChart:
     layers: list[alt.Chart] = [lines]
     if limit is not None:
@@ -97,9 +101,28 @@ def _with_marks(
     if marks:
         data = alt.InlineData([{"t": m["at"] * 1000, "what": m["what"]} for m in marks])
         layers.append(alt.Chart(data).mark_rule(color=_GREY, strokeDash=[2, 2]).encode(x="t:T"))
-        text = alt.Chart(data).mark_text(align="left", dx=3, fontSize=9, color=_GREY)
-        layers.append(text.encode(x="t:T", y=alt.value(6), text="what:N"))
+        layers += [
+            alt.Chart(alt.InlineData(named))
+            .mark_text(align=align, dx=dx, fontSize=9, color=_GREY)
+            .encode(x="t:T", y=alt.value(6), text="what:N")
+            for align, dx, named in _names(series, marks)
+            if named
+        ]
     return alt.layer(*layers)
+
+
+def _names(
+    series: Sequence[Point], marks: Sequence[Mapping[str, Any]]
+) -> list[tuple[Literal["left", "right"], int, list[dict[str, Any]]]]:
+    """The marks' labels, to the right or, near the end, to the left; where they would lie over one another, the last of them."""
+    start, end = (series[0]["start"], series[-1]["start"]) if series else (0.0, 0.0)
+    kept: list[dict[str, Any]] = []
+    for mark in sorted(marks, key=lambda m: m["at"]):
+        if kept and mark["at"] - kept[-1]["t"] / 1000 < 0.12 * (end - start):
+            kept.pop()
+        kept.append({"t": mark["at"] * 1000, "what": mark["what"]})
+    late = [k for k in kept if k["t"] / 1000 > start + 0.85 * (end - start)]
+    return [("left", 3, [k for k in kept if k not in late]), ("right", -3, late)]
 
 
 def front(options: Sequence[Mapping[str, Any]], metric: str, limit: float | None) -> str | None:
@@ -133,8 +156,14 @@ def front(options: Sequence[Mapping[str, Any]], metric: str, limit: float | None
         .encode(x=x, y=alt.Y("low:Q", scale=alt.Scale(type="log")), y2="high:Q", color=colour)
     )
     dots = alt.Chart(data).mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=colour)
-    names = alt.Chart(data).mark_text(align="left", dx=8, fontSize=10).encode(x=x, y=y, text="label:N")
-    layers: list[alt.Chart] = [bars, dots, names]
+    named = sorted((r for r in rows if r["label"]), key=lambda r: float(r["v"]))
+    names = [  # the lower one's below its dot, the other's above: current and chosen are often close
+        alt.Chart(alt.InlineData([row]))
+        .mark_text(align="left", dx=6, dy=-9 if i else 11, fontSize=10)
+        .encode(x=x, y=y, text="label:N")
+        for i, row in enumerate(named)
+    ]
+    layers: list[alt.Chart] = [bars, dots, *names]
     if limit is not None:
         layers.append(
             alt.Chart(alt.InlineData([{"limit": limit}])).mark_rule(color=_RED, strokeDash=[4, 3]).encode(y="limit:Q")

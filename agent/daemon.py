@@ -8,6 +8,8 @@ import os
 import secrets
 import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +17,15 @@ import structlog
 import uvicorn
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.interval import IntervalTrigger
 
+from actuators.base import ActuatorError
 from agent import systemd
+from agent.check import check_plugins
 from agent.clock import WallClock
 from agent.configfile import BadSettings, Loaded, load
 from agent.governor import Governor, last_due
+from agent.plugins import PluginError
 from agent.report import weekly
 from agent.settings import Settings
 from agent.store import Store, outbox
@@ -29,8 +35,11 @@ from collectors.http import Http
 log = structlog.get_logger()
 
 WEEK_S = 7 * 86_400.0
-#: SIGTERM must be obeyed within 10 s: what does not end by then is cut off.
-GRACE_S = 8.0
+#: SIGTERM must be obeyed within 10 s: tasks that do not end within the grace are cut off, and a thread that cannot be (one that waits
+#: for a locked database, say) ends with the process. What was not acknowledged may be lost then; what was is not.
+GRACE_S, CUT_OFF_S = 6.0, 9.0
+#: How often a missed report is looked for: also by a daemon that takes the lead over.
+CATCH_UP_S = 60.0
 
 
 class _Server(uvicorn.Server):
@@ -52,31 +61,55 @@ class Daemon:
         self._reload = asyncio.Event()
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self._settings = loaded.settings
+        self._next: Governor | None = None
+        self._reported: float | None = None
+        """The end of the newest period whose report is there, or has nothing to report."""
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT. Returns the exit code."""
         self._store.upgrade()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        self._listen(asyncio.get_running_loop())
         try:
             while not self._stop.is_set():
-                await self._serve(self._settings)
+                governor, self._next = self._next or self._make(self._settings), None
+                await self._serve(governor)
         finally:
             self._store.close()
-        systemd.notify("STOPPING=1")
         log.info("stopped")
         return 0
 
-    async def _serve(self, settings: Settings) -> None:
-        """Run under one set of settings until told to stop, or until new ones are accepted."""
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take signals in a thread of their own: the event loop may be held up by the very thing that shall end."""
+        reading, writing = socket.socketpair()
+        writing.setblocking(False)
+        signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)  # the number in the pipe is what counts
+
+        def wait() -> None:
+            with reading, writing:
+                while reading.recv(1)[0] == signal.SIGHUP:
+                    loop.call_soon_threadsafe(self._reload.set)
+                systemd.notify("STOPPING=1")
+                loop.call_soon_threadsafe(self._stop.set)
+                time.sleep(CUT_OFF_S)
+                log.error("cut_off", task="the process")
+                os._exit(1)
+
+        threading.Thread(target=wait, name="signals", daemon=True).start()
+
+    def _make(self, settings: Settings) -> Governor:
+        """All parts for these settings; nothing runs yet. Raises PluginError, ActuatorError, or OSError on the certificates' file."""
         http = Http(ca_file=settings.tls_ca_file, monotonic=self._clock.monotonic)
-        governor = Governor(settings, self._store, self._clock, holder=self._holder, http=http)
+        return Governor(settings, self._store, self._clock, holder=self._holder, http=http)
+
+    async def _serve(self, governor: Governor) -> None:
+        """Run under one set of settings until told to stop, or until new ones are accepted."""
+        settings = governor.settings
         server = _Server(_uvicorn(governor))
         ended = asyncio.Event()
-        scheduler = self._schedule(governor)
         await governor.take_lead()
+        scheduler = self._schedule(governor)
         tasks = [asyncio.create_task(loop.run(ended), name=loop.name) for loop in governor.loops]
         tasks.append(asyncio.create_task(server.serve(), name="web"))
         tasks.append(asyncio.create_task(self._watchdog(governor, ended), name="watchdog"))
@@ -90,7 +123,7 @@ class Daemon:
             server.should_exit = True
             await self._end(tasks)
             await governor.close()
-            await http.aclose()
+            await governor.http.aclose()
 
     async def _until_told(self, tasks: list[asyncio.Task[None]]) -> None:
         """Wait for a signal; a task that ends by itself is an error of ours, and ends the daemon."""
@@ -112,19 +145,34 @@ class Daemon:
         """Read the file again. A bad one is refused with its reasons, and the old settings go on."""
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={int(self._clock.monotonic() * 1e6)}")
         try:
-            settings = load(self._path).settings
+            loaded = load(self._path)
+            problems = [*map(str, check_plugins(loaded)), *self._obstacles(loaded.settings)]
+            governor = self._make(loaded.settings) if not problems else None
         except BadSettings as error:
-            for problem in error.problems:
-                log.error("reload_refused", problem=str(problem))
+            problems, governor = [str(problem) for problem in error.problems], None
+        except (PluginError, ActuatorError, OSError) as error:
+            problems, governor = [str(error)], None
+        if governor is None:
+            for problem in problems:
+                log.error("reload_refused", problem=problem)
             systemd.notify("READY=1", "STATUS=new settings refused, the old ones go on")
             return False
-        if settings.database != self._settings.database:
-            log.error("reload_refused", problem="the database cannot be changed while running; restart Flyball")
-            systemd.notify("READY=1")
-            return False
-        self._settings = settings
-        log.info("reloaded", endpoints=len(settings.endpoints))
+        self._settings, self._next = loaded.settings, governor
+        log.info("reloaded", endpoints=len(loaded.settings.endpoints))
         return True
+
+    def _obstacles(self, settings: Settings) -> list[str]:
+        """What stands against these settings, right as they may be."""
+        found = []
+        if settings.database != self._settings.database:
+            found.append("the database cannot be changed while running; restart Flyball")
+        new, old = (settings.web.host, settings.web.port), (self._settings.web.host, self._settings.web.port)
+        if new != old:
+            try:
+                socket.create_server(new).close()
+            except OSError as error:
+                found.append(f"web: {new[0]}:{new[1]} cannot be listened on: {error.strerror}")
+        return found
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
         _, late = await asyncio.wait(tasks, timeout=GRACE_S)
@@ -149,25 +197,27 @@ class Daemon:
         hour, minute = clock.split(":")
         scheduler = AsyncIOScheduler(timezone=settings.timezone)
         trigger = CronTrigger(day_of_week=day, hour=hour, minute=minute, timezone=settings.timezone)
-        scheduler.add_job(
-            self._report, trigger, args=[governor], coalesce=True, max_instances=1, misfire_grace_time=3600, id="report"
-        )
-        scheduler.add_job(self._report, args=[governor], misfire_grace_time=None, id="catch-up")
+        due = {"args": [governor], "coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+        scheduler.add_job(self._report, trigger, id="report", **due)
+        again = IntervalTrigger(seconds=CATCH_UP_S, timezone=settings.timezone)
+        scheduler.add_job(self._report, id="catch-up-at-once", **due)
+        scheduler.add_job(self._report, again, id="catch-up", **due)
         scheduler.start()
         return scheduler
 
     async def _report(self, governor: Governor) -> None:
         """Make the report that was due last, unless it is there, or nothing was watched yet by then."""
         settings = governor.settings
-        if governor.lead is None:
-            return
         end = last_due(settings.report.schedule, settings.timezone, self._clock.now())
+        if governor.lead is None or end == self._reported:
+            return
         try:
             made = await asyncio.to_thread(self._make_report, settings, end)
         except Exception:
             governor.metrics.cycle_errors.labels("report", "Exception").inc()
             log.exception("report_failed")
             return
+        self._reported = end
         if made is not None:
             log.info("report_made", path=str(made))
 

@@ -53,10 +53,11 @@ class Governor:
         self.clock = clock
         self.http = http
         self.metrics = Metrics()
-        self.tracing = Tracing(settings.otlp)
         self.holder = holder
         self.lead: Lead | None = None
         self.watched = {e.name: make_watched(settings, e, http, clock) for e in settings.endpoints}
+        self.tracing = Tracing(settings.otlp)  # starts a thread, so after all that may fail
+        self._made_at = clock.now()
         self.approvals = ApprovalService(store, clock, self._ruled)
         self.receiver = Receiver(settings.slack, store, self.approvals, clock)
         self.sender = Sender(settings, store, self.approvals, http, clock, self.metrics)
@@ -151,15 +152,14 @@ class Governor:
     def alive(self) -> dict[str, str]:
         """What is wrong with the loops; empty when all ran lately."""
         now = self.clock.now()
-        return {
-            loop.name: loop.beat.last_error or "has not ended a cycle lately"
-            for loop in self.loops
-            if loop.beat.last_ok_at is not None and not loop.alive(now)
-        } | {
-            loop.name: loop.beat.last_error
-            for loop in self.loops
-            if loop.beat.last_ok_at is None and loop.beat.last_error
-        }
+        wrong = {}
+        for loop in self.loops:
+            fresh = loop.beat.last_ok_at is None and now - self._made_at <= 3 * loop.interval_s + 60
+            if loop.beat.last_error and loop.beat.last_ok_at is None:
+                wrong[loop.name] = loop.beat.last_error
+            elif not fresh and not loop.alive(now):
+                wrong[loop.name] = loop.beat.last_error or "has not ended a cycle lately"
+        return wrong
 
     def ready(self) -> bool:
         """Whether the first cycles are through."""

@@ -75,9 +75,9 @@ class ActuatorSettings(_Section):
     """The system that holds the endpoint, and how to reach it."""
 
     system: str = "none"
-    """An actuator by name (`flyball check` lists them). Default: none, which only reads."""
+    """An actuator by name; docs/settings.md lists them. Default: none, which only reads."""
     options: dict[str, Any] = {}
-    """The actuator's own settings; each actuator's page lists them."""
+    """The actuator's own settings, listed under its name in docs/settings.md."""
 
 
 class ChangeWindow(_Section):

@@ -6,6 +6,7 @@ Reads the database alone, so that it works while the daemon runs and while it do
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import sqlalchemy as sa
@@ -272,13 +273,13 @@ def accuracy(store: Store, since: float | None = None) -> View:
     table = []
     for metric in metrics:
         mine = [r for r in rows if r["metric"] == metric]
-        errors = sorted(abs(r["error"]) for r in mine)
+        errors = [abs(r["error"]) for r in mine]
         held = [r["inside"] for r in mine if r["inside"] is not None]
         table.append(
             {
                 "metric": metric,
                 "n": len(mine),
-                "median_error": errors[len(errors) // 2],
+                "median_error": median(errors),
                 "held_share": sum(held) / len(held) if held else None,
             }
         )

@@ -6,7 +6,7 @@ One endpoint's trouble stays its own: each reading ends in a Reading or in a cou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,6 +60,8 @@ class Watched:
     price_per_hour: float | None = None
     """US dollars of the whole endpoint, as it is now; None: unknown."""
     live: Live | None = None
+    replicas: Mapping[str, str] = field(default_factory=dict)
+    """Name to address, as the system last said: they are read on while it says nothing."""
     builders: dict[str, WindowBuilder] = field(default_factory=dict)
     health: dict[tuple[str, str], Health] = field(default_factory=dict)
     """By source and target."""
@@ -78,16 +80,24 @@ class Watched:
         if shape.accelerator is None:
             shape = self.catalogue.with_size(shape, shape.size)
         self.live = replace(live, shape=shape)
+        self.replicas = dict(live.targets)
         self.price_per_hour = self.catalogue.per_hour(shape)
 
     def targets(self) -> list[Target]:
         """Each replica where the system knows them, otherwise the one address."""
         key = self.settings.api_key
         headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-        replicas = self.live.targets if self.live is not None else {}
-        if replicas:
-            return [Target(name, url, headers) for name, url in sorted(replicas.items())]
+        if self.replicas:
+            return [Target(name, url, headers) for name, url in sorted(self.replicas.items())]
         return [Target(self.settings.url, self.settings.url, headers)]
+
+    def left(self, names: Iterable[str], at: float) -> None:
+        """These targets are no longer there, by intention: nobody misses them in the windows from now on."""
+        for name in names:
+            for builder in self.builders.values():
+                builder.gone(name, at)
+            for source in self.collectors:
+                self.health.pop((source, name), None)
 
 
 class Watcher:
@@ -116,13 +126,15 @@ class Watcher:
     async def cycle(self) -> list[Window]:
         """Read everything that is due, close the windows that ended, and save them. Returns the windows.
 
-        What does not answer within one interval goes on by itself; the others are not held up.
+        What does not answer within one interval goes on by itself; the others are not held up. Windows close by the time at which
+        the readings began: whoever answered was read after their end, and lacks nothing in them, however long another one takes.
         """
+        begun = self._clock.now()
         tasks = {asyncio.create_task(self._endpoint(w)) for w in self._watched.values()}
         self._tasks |= tasks
         done, _ = await asyncio.wait(self._tasks, timeout=self._settings.interval_s) if self._tasks else (set(), set())
         self._tasks -= done
-        closed = await self.close_windows()
+        closed = await self.close_windows(begun)
         for task in done:
             task.result()  # a bug in our own code is the loop's to count, not to swallow; the others' windows are safe by now
         return closed
@@ -134,9 +146,9 @@ class Watcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
 
-    async def close_windows(self) -> list[Window]:
-        """Close and save the windows that ended by now."""
-        now = self._clock.now()
+    async def close_windows(self, until: float | None = None) -> list[Window]:
+        """Close and save the windows that ended by ``until``, or by now."""
+        now = self._clock.now() if until is None else until
         closed: list[Window] = []
         for watched in self._watched.values():
             for builder in watched.builders.values():
@@ -149,7 +161,7 @@ class Watcher:
 
     async def look(self, watched: Watched) -> Live | None:
         """Ask the system what is live; None, and a counted error, where it does not say."""
-        name = watched.settings.name
+        name, before = watched.settings.name, {target.name for target in watched.targets()}
         try:
             watched.saw(await asyncio.wait_for(watched.actuator.live(), self._settings.timeout_s))
         except (ActuatorError, TimeoutError) as error:
@@ -157,6 +169,7 @@ class Watcher:
             self._metrics.read_errors.labels(name, "system", getattr(error, "code", "timeout")).inc()
             log.warning("system_unreadable", endpoint=name, error=detail)
             watched.live = None
+        watched.left(before - {target.name for target in watched.targets()}, self._clock.now())
         return watched.live
 
     async def _endpoint(self, watched: Watched) -> None:
@@ -188,6 +201,8 @@ class Watcher:
             self._metrics.reads.labels(name, source).inc()
         except CollectError as error:
             now = self._clock.now()
+            if target.name not in {t.name for t in watched.targets()}:
+                return  # it was taken away while it was being read
             health.failed(now, str(error), self._settings.interval_s, self._settings.max_backoff_s)
             builder.failed(target.name, now, error.kind)
             self._metrics.read_errors.labels(name, source, error.kind).inc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import sqlalchemy as sa
@@ -136,4 +137,4 @@ def measured_error(db: sa.Connection, endpoint: str) -> dict[str, float]:
     for row in ledger(db, endpoint=endpoint):
         if row["comparable"] and row["error"] is not None:
             errors.setdefault(row["metric"], []).append(abs(row["error"]))
-    return {metric: sorted(values)[len(values) // 2] for metric, values in errors.items()}
+    return {metric: median(values) for metric, values in errors.items()}

@@ -71,7 +71,7 @@ class Daemon:
         """Wait until the first cycles are through."""
         self.until(lambda: self.get("/readyz")[0] == 200, "the daemon is ready")
 
-    def until(self, condition: Callable[[], _T | None], what: str, limit_s: float = 60.0) -> _T:
+    def until(self, condition: Callable[[], _T | None], what: str, limit_s: float = 120.0) -> _T:
         """Wait until ``condition`` gives something true. Fails, with the end of the log, when it does not, or the daemon ends."""
         end = time.monotonic() + limit_s
         while True:

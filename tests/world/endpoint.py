@@ -73,7 +73,7 @@ class SimulatedEndpoint:
     engine: EngineModel = ENGINE
     slowdown: Callable[[Shape], float] = lambda _shape: 1.0
     """The truth's own secret: how much slower than the engine it is on a shape."""
-    error_share: float = 0.0
+    error_share: Callable[[Shape], float] = lambda _shape: 0.0
     noise: float = 0.03
     seed: int = 1
     _course: _Course | None = None
@@ -169,7 +169,7 @@ class SimulatedEndpoint:
         course.taken = last
         prompt, output = course.prompt[first:last], course.output[first:last]
         self._count("requests", last - first)
-        self._count("errors", float(np.count_nonzero(self._rng.random(last - first) < self.error_share)))
+        self._count("errors", float(np.count_nonzero(self._rng.random(last - first) < self.error_share(self.shape))))
         self._count("prompt_tokens", float(prompt.sum()))
         self._count("output_tokens", float(output.sum()))
         for name in _TIMES:

@@ -27,14 +27,16 @@ class Faults:
         """Every instant that was passed, by name."""
         self.die_at: int | None = None
         """The number of the instant to die at; None: live."""
+        self.die_when: str | None = None
+        """The name of the instant to die at, the next time that it comes."""
         self.during = ""
         """The loop whose cycle runs."""
         self.database_away = False
 
     def instant(self, name: str) -> None:
         self.instants.append(f"{self.during}: {name}")
-        if self.die_at is not None and len(self.instants) > self.die_at:
-            self.die_at = None
+        if name == self.die_when or (self.die_at is not None and len(self.instants) > self.die_at):
+            self.die_at = self.die_when = None
             raise Death(name)
 
     def database(self) -> None:

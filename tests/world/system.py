@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -36,8 +36,8 @@ class SimulatedSystem:
     """How often each token came."""
     executed: list[tuple[str, Operation]] = field(default_factory=list)
     """What was really done: token and step, in order."""
-    refuse: list[ActuatorError] = field(default_factory=list)
-    """Raised by the next calls of ``do``, one each, before anything is done."""
+    refuse: Callable[[str], ActuatorError | None] = lambda _token: None
+    """By token: what ``do`` raises before anything is done."""
     never_done: bool = False
     hangs: bool = False
     unreadable: bool = False
@@ -109,8 +109,9 @@ class SimulatedActuator:
     async def do(self, operation: Operation, token: str) -> None:
         if self._system.hangs:
             await asyncio.Event().wait()
-        if self._system.refuse:
-            raise self._system.refuse.pop(0)
+        refused = self._system.refuse(token)
+        if refused is not None:
+            raise refused
         self._faults.instant("before a step")
         self._system.execute(operation, token)
         self._faults.instant("after a step")

@@ -1,0 +1,271 @@
+"""Adjusting, where the invariants do not reach: change windows, a person's way back, and one endpoint's trouble staying its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actuators.base import ActuatorError
+from agent.apply import within
+from agent.settings import ChangeWindow
+from agent.store import changes, control, fleet, outbox, windows
+from tests.world.endpoint import SimulatedEndpoint, Traffic
+from tests.world.laws import assert_lawful
+from tests.world.world import NAME, START, World, run, shape
+
+QUIET = ("lead", "collect", "act")
+OTHER = "search"
+
+
+def _at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("now", "timezone", "open_"),
+    [
+        ("2026-01-05T09:00:00", "UTC", True),  # a Monday
+        ("2026-01-05T08:59:59", "UTC", False),
+        ("2026-01-05T17:00:00", "UTC", True),
+        ("2026-01-05T17:00:00.900", "UTC", True),
+        ("2026-01-05T17:00:01", "UTC", False),
+        ("2026-01-10T12:00:00", "UTC", False),  # a Saturday
+        ("2026-01-05T08:30:00", "Europe/Berlin", True),  # 9:30 there
+        ("2026-01-05T16:30:00", "Europe/Berlin", False),
+        ("2026-07-06T07:30:00", "Europe/Berlin", True),  # summer time
+    ],
+)
+def test_office_hours(now: str, timezone: str, open_: bool) -> None:
+    office = ChangeWindow(days="mon-fri", start=time(9), end=time(17))
+    assert within([office], _at(now), timezone) is open_
+
+
+@pytest.mark.parametrize(
+    ("now", "open_"),
+    [
+        ("2026-01-09T23:00:00", True),  # Friday night
+        ("2026-01-10T03:00:00", True),  # which ends on Saturday
+        ("2026-01-10T23:00:00", False),
+        ("2026-01-09T03:00:00", False),  # Thursday's night is not named
+    ],
+)
+def test_over_midnight_the_day_is_the_one_on_which_it_begins(now: str, open_: bool) -> None:
+    assert within([ChangeWindow(days="fri", start=time(22), end=time(4))], _at(now), "UTC") is open_
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.floats(0, 4e9))
+def test_without_windows_and_with_the_default_one_any_time_is_right(now: float) -> None:
+    assert within([], now, "UTC")
+    assert within([ChangeWindow()], now, "America/New_York")
+
+
+def _two(folder: Path, **options: Any) -> World:
+    """Two endpoints alike."""
+    endpoints = {
+        n: SimulatedEndpoint(shape(2), Traffic(3.0), START + 7200, seed=i) for i, n in enumerate((NAME, OTHER))
+    }
+    return World(folder, endpoints=endpoints, loops=QUIET, **options)
+
+
+def test_one_endpoints_trouble_does_not_keep_another_waiting(tmp_path: Path) -> None:
+    """An actuator that breaks its contract raises what nobody foresaw, at every turn."""
+
+    async def scenario() -> None:
+        async with _two(tmp_path) as world:
+            await world.run(60)
+
+            def broken(_token: str) -> ActuatorError | None:
+                raise RuntimeError("a bug in a plugin")
+
+            world.systems[NAME].refuse = broken
+            await world.ask_and_approve(NAME, replicas=3)
+            await world.ask_and_approve(OTHER, replicas=3)
+            assert await world.until_true(lambda: any(c["state"] == "succeeded" for c in world.changes(OTHER)), 900)
+            assert world.systems[OTHER].shape == shape(3)
+            assert world.systems[NAME].executed == []
+            act = next(loop for loop in world.governor.loops if loop.name == "act")
+            assert act.beat.errors > 0
+            assert "a bug in a plugin" in (act.beat.last_error or "")
+
+    run(scenario)
+
+
+def test_a_collector_with_a_bug_costs_no_other_endpoint_a_window(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with _two(tmp_path) as world:
+            await world.run(25)
+            broken: Any = world.governor.watched[NAME].collectors["vllm"]
+
+            async def read(_target: Any) -> Any:
+                raise ZeroDivisionError
+
+            broken.read = read
+            await world.run(120)
+            with world.store.read() as db:
+                rows = windows.load(db, OTHER, "vllm", 0.0, 4e9, 20.0)
+            assert len(rows) >= 6
+            collect = next(loop for loop in world.governor.loops if loop.name == "collect")
+            assert collect.beat.errors > 0
+
+    run(scenario)
+
+
+def _undo(world: World, identity: str) -> None:
+    with world.store.write() as db:
+        assert changes.request_rollback(db, identity, now=world.clock.now(), by="ada")
+
+
+@pytest.mark.parametrize("when", ["applying", "warming", "verifying", "succeeded"])
+def test_a_person_may_have_it_back_at_any_time_and_nothing_is_frozen(when: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            await world.run(60)
+            await world.ask_and_approve(replicas=3)
+            assert await world.until_true(lambda: bool(world.changes()) and world.changes()[0]["state"] == when, 900)
+            (change,) = world.changes()
+            _undo(world, change["id"])
+            assert await world.until_true(lambda: world.changes()[0]["state"] == "rolled_back", 300)
+            await world.run(30)
+            assert world.system.shape == shape(2)
+            assert world.known()["frozen_because"] is None
+            assert_lawful(world)
+
+    run(scenario)
+
+
+def test_only_the_newest_change_is_taken_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            await world.run(60)
+            for number, replicas in enumerate((3, 4), 1):
+                identity = await world.ask_and_approve(replicas=replicas)
+                await world.run(30)
+                assert world.recommendation(identity)["state"] == "applying"
+                assert await world.until_true(world.ended, 900)
+                assert len(world.changes()) == number
+            first, second = world.changes()
+            _undo(world, first["id"])
+            await world.run(60)
+            assert [c["state"] for c in world.changes()] == ["succeeded", "succeeded"]
+            assert not world.changes()[0]["rollback_requested"]
+            _undo(world, second["id"])
+            await world.run(60)
+            assert [c["state"] for c in world.changes()] == ["succeeded", "rolled_back"]
+            assert world.system.shape == shape(3)
+
+    run(scenario)
+
+
+def test_a_second_approval_waits_until_the_first_change_has_ended(tmp_path: Path) -> None:
+    """And is void then, since the endpoint is not what its plan began from."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            await world.run(60)
+            await world.ask_and_approve(replicas=3)
+            second = await world.ask_and_approve(replicas=4)
+            assert await world.until_true(lambda: len(world.changes()) == 1, 60)
+            assert world.recommendation(second)["state"] == "approved"
+            assert await world.until_true(world.ended, 900)
+            await world.run(30)
+            assert world.recommendation(second)["state"] == "superseded"
+            assert len(world.changes()) == 1
+            assert_lawful(world)
+
+    run(scenario)
+
+
+def test_an_operation_has_its_whole_time_after_it_was_resumed(tmp_path: Path) -> None:
+    """Written down, then the process died, and came back only after the step's deadline: the step is begun now, and awaited."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET, revive=False) as world:
+            await world.run(60)
+            world.system.start_delay_s = 60.0
+            await world.ask_and_approve(replicas=3)
+            world.process.faults.die_when = "before a step"
+            await world.until_true(lambda: world.deaths == 1, 60)
+            assert world.system.executed == []
+            assert [row["state"] for row in world.journal(world.changes()[0]["id"])] == ["intended"]
+            await world.clock.advance(1000.0)
+            world.start("flyball-2")
+            assert await world.until_true(world.ended, 900)
+            assert world.changes()[0]["state"] == "succeeded"
+            assert len(world.system.executed) == 1
+
+    run(scenario)
+
+
+def test_a_paused_governor_begins_nothing_and_says_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            with world.store.write() as db:
+                control.pause(db, now=world.clock.now(), by="ada", reason="an incident")
+            await world.run(60)
+            identity = await world.ask_and_approve(replicas=3)
+            await world.run(120)
+            assert world.changes() == []
+            assert world.recommendation(identity)["state"] == "approved"
+            assert world.governor.metrics.registry.get_sample_value("flyball_paused") == 1.0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("slow", "state", "revision"), [(1.0, "succeeded", 1), (12.0, "rolled_back", 2)])
+def test_people_are_told_how_it_ended_once(slow: float, state: str, revision: int, tmp_path: Path) -> None:
+    slack = {"slack": {"webhook_url": "https://hooks.slack.com/services/T/B/x"}}
+
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET, settings=slack) as world:
+            await world.run(100)
+            world.system.endpoint.slowdown = lambda s: slow if s.replicas == 3 else 1.0
+            await world.ask_and_approve(replicas=3)
+            assert await world.until_true(world.ended, 900)
+            await world.run(60)
+            with world.store.read() as db:
+                told = [m for m in outbox.due(db, 4e9) if m["kind"] == "change"]
+            assert [(m["subject"], m["revision"]) for m in told] == [(world.changes()[0]["id"], revision)]
+            assert world.changes()[0]["state"] == state
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("fault", ["unreadable", "plan"])
+def test_a_way_back_that_cannot_be_read_just_now_is_tried_again(fault: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            await world.run(60)
+            await world.ask_and_approve(replicas=3)
+            assert await world.until_true(
+                lambda: bool(world.changes()) and world.changes()[0]["state"] == "warming", 300
+            )
+            _undo(world, world.changes()[0]["id"])
+            actuator: Any = world.governor.watched[NAME].actuator
+            really: Callable[..., Any] = actuator.plan
+            if fault == "unreadable":
+                world.system.unreadable = True
+            else:
+
+                async def plan(*_args: Any) -> Any:
+                    raise ActuatorError("UNREACHABLE", "try again", retry=True)
+
+                actuator.plan = plan
+            await world.run(60)
+            assert world.changes()[0]["state"] == "rolling_back"
+            world.system.unreadable = False
+            actuator.plan = really
+            assert await world.until_true(world.ended, 300)
+            assert world.changes()[0]["state"] == "rolled_back"
+            with world.store.read() as db:
+                known = fleet.get(db, NAME)
+            assert known is not None
+            assert known["frozen_because"] is None
+
+    run(scenario)

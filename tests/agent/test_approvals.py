@@ -1,0 +1,163 @@
+"""The one place where a recommendation is decided, as the page and the command line meet it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent.approvals import ACTIONS, SNOOZE_S, ApprovalService, Ruling
+from agent.clock import VirtualClock
+from agent.store import Store, audit, recommendations
+from tests.agent.records import T0, recommendation_row
+
+HASH = recommendation_row("x")["plan_hash"]
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock(T0)
+
+
+@pytest.fixture
+def heard() -> list[tuple[Ruling, str, str]]:
+    return []
+
+
+@pytest.fixture
+def service(store: Store, clock: VirtualClock, heard: list[tuple[Ruling, str, str]]) -> ApprovalService:
+    return ApprovalService(store, clock, lambda *ruling: heard.append(ruling))
+
+
+def _insert(store: Store, identity: str = "aaaa0001", **values: Any) -> None:
+    with store.write() as db:
+        recommendations.insert(db, recommendation_row(identity, **values))
+
+
+def _row(store: Store, identity: str = "aaaa0001") -> dict[str, Any]:
+    with store.read() as db:
+        row = recommendations.get(db, identity)
+    assert row is not None
+    return row
+
+
+def _decide(service: ApprovalService, action: Any = "approve", identity: str = "aaaa0001", plan: str = HASH) -> Ruling:
+    return service.decide(identity, action=action, actor="cli:ada", channel="cli", plan_hash=plan)
+
+
+@pytest.mark.parametrize(("action", "after"), [("approve", "approved"), ("reject", "rejected"), ("snooze", "snoozed")])
+def test_a_decision_moves_it_and_says_who(
+    action: str, after: str, service: ApprovalService, store: Store, heard: list[tuple[Ruling, str, str]]
+) -> None:
+    _insert(store)
+    ruling = _decide(service, action)
+    assert (ruling.accepted, ruling.code, ruling.recommendation_id) == (True, "accepted", "aaaa0001")
+    row = _row(store)
+    assert (row["state"], row["state_by"], row["decided_at"]) == (after, "cli:ada", T0)
+    assert row["snoozed_until"] == (T0 + SNOOZE_S if action == "snooze" else None)
+    assert [(r.code, a, c) for r, a, c in heard] == [("accepted", action, "cli")]
+
+
+def test_the_beginning_of_an_id_is_enough_while_it_is_the_only_one(service: ApprovalService, store: Store) -> None:
+    _insert(store, "aaaa0001")
+    _insert(store, "aaab0002")
+    assert _decide(service, identity="aaa").code == "unknown"
+    assert _decide(service, identity="aaaa").recommendation_id == "aaaa0001"
+
+
+@pytest.mark.parametrize(
+    ("values", "plan", "action", "code"),
+    [
+        ({}, "sha256:other", "approve", "superseded"),
+        ({}, "", "approve", "superseded"),
+        ({}, "sha256:other", "reject", "superseded"),
+        ({"plan_hash": ""}, "", "approve", "no_plan"),
+        ({"expires_at": T0}, HASH, "approve", "expired"),
+        ({"expires_at": T0}, HASH, "snooze", "expired"),
+        ({"state": "approved"}, HASH, "reject", "decided"),
+        ({"state": "expired"}, HASH, "approve", "decided"),
+        ({"state": "superseded"}, HASH, "approve", "decided"),
+        ({"state": "applying"}, HASH, "approve", "decided"),
+    ],
+)
+def test_what_cannot_be_decided_stays_as_it_is_and_the_attempt_is_kept(
+    values: dict[str, Any], plan: str, action: str, code: str, service: ApprovalService, store: Store
+) -> None:
+    _insert(store, **values)
+    before = _row(store)
+    ruling = _decide(service, action, plan=plan)
+    assert (ruling.accepted, ruling.code) == (False, code)
+    assert _row(store) == before
+    with store.read() as db:
+        assert [(d["action"], d["accepted"], d["reason"]) for d in recommendations.decisions(db, "aaaa0001")] == [
+            (action, False, code)
+        ]
+        assert audit.verify(db) is None
+        assert audit.entries(db)[0]["action"] == action
+
+
+def test_what_has_no_plan_can_still_be_rejected(service: ApprovalService, store: Store) -> None:
+    _insert(store, plan_hash="", plan={})
+    assert _decide(service, "reject", plan="").accepted
+
+
+def test_a_snoozed_one_can_be_decided_and_wakes_by_itself(
+    service: ApprovalService, store: Store, clock: VirtualClock
+) -> None:
+    _insert(store, expires_at=T0 + 7 * 86_400)
+    assert _decide(service, "snooze").accepted
+    clock.set(T0 + SNOOZE_S - 1)
+    with store.write() as db:
+        assert recommendations.expire(db, clock.now()) == []
+    assert _row(store)["state"] == "snoozed"
+    clock.set(T0 + SNOOZE_S)
+    with store.write() as db:
+        recommendations.expire(db, clock.now())
+    assert _row(store)["state"] == "proposed"
+    assert _decide(service).accepted
+
+
+def test_a_token_of_one_recommendation_decides_no_other(service: ApprovalService, store: Store) -> None:
+    _insert(store, "aaaa0001")
+    _insert(store, "bbbb0002")
+    with store.write() as db:
+        tokens = service.issue_tokens(db, _row(store, "aaaa0001"))
+    ruling = service.redeem(tokens["approve"], action="approve", actor="slack:U0ADA", channel="slack", allowed=True)
+    assert ruling.recommendation_id == "aaaa0001"
+    assert _row(store, "bbbb0002")["state"] == "proposed"
+
+
+def test_a_refused_click_does_not_spend_the_button(service: ApprovalService, store: Store) -> None:
+    _insert(store)
+    with store.write() as db:
+        token = service.issue_tokens(db, _row(store))["approve"]
+
+    def press(allowed: bool) -> str:
+        return service.redeem(token, action="approve", actor="slack:U", channel="slack", allowed=allowed).code
+
+    assert [press(False), press(True), press(True)] == ["not_allowed", "accepted", "used"]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    tries=st.lists(
+        st.tuples(st.sampled_from(ACTIONS), st.sampled_from([HASH, "sha256:x"]), st.integers(0, 4)), max_size=8
+    )
+)
+def test_whatever_is_tried_one_decision_stands(
+    tries: list[tuple[Any, str, int]], store: Store, service: ApprovalService
+) -> None:
+    """Approved and rejected are final; a snooze may be followed by one of them; every attempt is on record."""
+    with store.write() as db:
+        number = len(recommendations.listed(db, limit=10_000))
+    identity = f"{number:08x}"
+    _insert(store, identity)
+    accepted = [a for a, plan, _ in tries if _decide(service, a, identity, plan).accepted]
+    final = [a for a in accepted if a != "snooze"]
+    assert len(final) <= 1
+    assert not final or accepted[-1] == final[0]
+    with store.read() as db:
+        assert len(recommendations.decisions(db, identity)) == len(tries)
+        assert audit.verify(db) is None

@@ -1,0 +1,421 @@
+"""The pages: each with its .json twin, decisions by form, and the locks on all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent.clock import VirtualClock
+from agent.governor import Governor
+from agent.report import weekly
+from agent.settings import Settings
+from agent.store import Store, control, fleet, recommendations
+from agent.web.app import create_app
+from agent.web.guard import CSRF, SESSION
+from collectors.http import Http
+from tests.agent.records import NASTY, T0, fill, plan, recommendation_row, shape_row
+
+NOW = T0 + 3600
+PAGES = (
+    "/",
+    "/endpoints/chat",
+    "/recommendations",
+    "/recommendations/aaaa0001",
+    "/changes",
+    "/changes/cccc0002",
+    "/status",
+    "/reports",
+)
+ENDPOINT = {
+    "name": "chat",
+    "url": "http://127.0.0.1:1",
+    "mode": "approve",
+    "actuator": {"system": "emulated"},
+    "objective": {"ttft_p95_s": 1.0, "error_rate": 0.01},
+}
+
+
+class Browser:
+    """Calls the application as a server would, keeps cookies, follows no redirect."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._transport = httpx.ASGITransport(app)
+        self.cookies = httpx.Cookies()
+
+    def get(self, path: str, **request: Any) -> httpx.Response:
+        return asyncio.run(self._send("GET", path, request))
+
+    def post(self, path: str, **request: Any) -> httpx.Response:
+        return asyncio.run(self._send("POST", path, request))
+
+    async def _send(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=self._transport, base_url="http://127.0.0.1", cookies=self.cookies
+        ) as client:
+            answer = await client.request(method, path, **request)
+            self.cookies = client.cookies
+            return answer
+
+
+Make = Callable[..., tuple[Governor, Browser]]
+
+
+@pytest.fixture
+def made(tmp_path: Path, sqlite_template: Path) -> Iterator[Make]:
+    """A governor over a database of its own, with a client; nothing runs behind it."""
+    stores: list[Store] = []
+
+    def make(*, filled: bool = True, text: str = "half of it idles", **web: Any) -> tuple[Governor, Browser]:
+        path = tmp_path / f"flyball-{len(stores)}.db"
+        shutil.copy(sqlite_template, path)
+        store = Store(f"sqlite:///{path}")
+        stores.append(store)
+        if filled:
+            fill(store, now=NOW, text=text)
+        settings = Settings.model_validate(
+            {
+                "database": f"sqlite:///{path}",
+                "state_dir": tmp_path / "state",
+                "report": {"directory": tmp_path / "reports"},
+                "endpoints": [ENDPOINT],
+                "web": web,
+            }
+        )
+        clock = VirtualClock(NOW)
+        governor = Governor(settings, store, clock, holder="test:1", http=Http(monotonic=clock.monotonic))
+        return governor, Browser(create_app(governor))
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+def _twin(path: str) -> str:
+    return "/index.json" if path == "/" else f"{path}.json"
+
+
+# -- looking ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_and_its_twin(made: Make, path: str) -> None:
+    governor, client = made()
+    weekly(governor.store, governor.settings, start=T0, end=NOW, now=NOW)
+    page = client.get(path)
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert f'href="{_twin(path)}"' in page.text
+    twin = client.get(_twin(path))
+    assert twin.status_code == 200
+    assert twin.json()["schema_version"] == 1
+
+
+@pytest.mark.parametrize("path", ["/", "/endpoints/chat", "/recommendations", "/changes", "/status", "/reports"])
+def test_pages_of_an_empty_database(made: Make, path: str) -> None:
+    _, client = made(filled=False)
+    assert client.get(path).status_code == 200
+    assert client.get(_twin(path)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/endpoints/nobody", "/recommendations/zzzz", "/changes/zzzz", "/changes/cccc", "/reports/9/page", "/nowhere"],
+)
+def test_what_is_not_there_is_404(made: Make, path: str) -> None:
+    _, client = made()
+    assert client.get(path).status_code == 404
+    assert client.get(f"{path}.json").status_code == 404
+
+
+def test_the_twin_says_what_the_page_shows(made: Make) -> None:
+    _, client = made()
+    (goal, errors) = client.get("/endpoints/chat.json").json()["endpoint"]["objective"]
+    assert (goal["target"], goal["met"]) == ("ttft_p95_s", True)
+    assert errors["observed"] == 0.0
+    assert client.get("/changes/cccc0002.json").json()["change"]["state"] == "rolled_back"
+
+
+def test_a_gap_is_not_drawn_as_zero(made: Make) -> None:
+    _, client = made()
+    series = client.get("/endpoints/chat.json").json()["endpoint"]["series"]
+    gaps = [p for p in series if p["coverage"] == 0]
+    assert len(gaps) == 10
+    assert all(p["requests_per_s"] is None and p["ttft_p95_s"] is None for p in gaps)
+
+
+def test_advice_for_an_endpoint_that_was_taken_out_is_still_shown(made: Make) -> None:
+    governor, client = made()
+    with governor.store.write() as db:
+        recommendations.insert(db, recommendation_row("bbbb0001", "gone", now=NOW))
+    for path in ("/", "/recommendations", "/recommendations/bbbb0001"):
+        assert client.get(path).status_code == 200
+    assert 'value="approve"' not in client.get("/recommendations/bbbb0001").text
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_text_from_elsewhere_is_text(made: Make, path: str) -> None:
+    """Model names, error texts, reasons and who paused: none of it may act on a page."""
+    governor, client = made(text=NASTY)
+    with governor.store.write() as db:
+        control.pause(db, now=NOW, by=NASTY, reason=NASTY)
+        fleet.saw_shape(db, "chat", shape_row(NOW, ready=False, detail=NASTY, shape={"size": NASTY, "replicas": 1}))
+        fleet.freeze(db, "chat", reason=NASTY, now=NOW, by="flyball")
+        source = {
+            "endpoint": "chat", "source": NASTY, "last_ok_at": None, "last_error_at": NOW, "last_error": NASTY,
+            "failures": 1, "failures_in_a_row": 1, "next_try_at": None,
+        }  # fmt: skip
+        fleet.source_health(db, [source])
+    page = client.get(path).text
+    assert NASTY not in page
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_report_is_served_as_it_was_written(made: Make, tmp_path: Path) -> None:
+    governor, client = made()
+    path = weekly(governor.store, governor.settings, start=T0, end=NOW, now=NOW)
+    assert path is not None
+    (row,) = client.get("/reports.json").json()["reports"]
+    link = f"/reports/{row['id']}/page"
+    assert link in client.get("/reports").text
+    assert client.get(link).text == path.read_text()
+    assert client.get(link).headers["content-security-policy"].startswith("default-src 'none'")
+    path.unlink()
+    assert client.get(link).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/reports/1e0/page", "/reports/..%2f..%2fetc%2fpasswd/page", "/reports/-1/page"])
+def test_only_reports_that_are_noted_are_served(made: Make, path: str) -> None:
+    _, client = made()
+    assert client.get(path).status_code in (404, 422)
+
+
+# -- deciding -----------------------------------------------------------------------------------------------------------
+
+
+def _state(governor: Governor) -> str:
+    with governor.store.read() as db:
+        return str((recommendations.get(db, "aaaa0001") or {})["state"])
+
+
+def _form(client: Browser, **other: str) -> dict[str, str]:
+    client.get("/recommendations/aaaa0001")
+    return {"action": "approve", "plan_hash": plan().hash, "csrf": client.cookies[CSRF]} | other
+
+
+@pytest.mark.parametrize(("action", "state"), [("approve", "approved"), ("reject", "rejected"), ("snooze", "snoozed")])
+def test_a_decision_by_form(made: Make, action: str, state: str) -> None:
+    governor, client = made()
+    answer = client.post("/recommendations/aaaa0001/decide", data=_form(client, action=action))
+    assert (answer.status_code, answer.headers["location"]) == (303, "/recommendations/aaaa0001")
+    assert _state(governor) == state
+    with governor.store.read() as db:
+        (decision,) = recommendations.decisions(db, "aaaa0001")
+    assert (decision["channel"], decision["actor"], decision["accepted"]) == ("page", "page:127.0.0.1", True)
+
+
+def test_a_second_press_is_refused_and_said(made: Make) -> None:
+    governor, client = made()
+    form = _form(client)
+    assert client.post("/recommendations/aaaa0001/decide", data=form).status_code == 303
+    again = client.post("/recommendations/aaaa0001/decide", data=form | {"action": "reject"})
+    assert again.status_code == 409
+    assert "it is approved already" in again.text
+    assert _state(governor) == "approved"
+
+
+def test_another_plan_than_the_one_shown_is_refused(made: Make) -> None:
+    governor, client = made()
+    answer = client.post("/recommendations/aaaa0001/decide", data=_form(client, plan_hash="sha256:other"))
+    assert answer.status_code == 409
+    assert "the plan has changed since" in answer.text
+    assert _state(governor) == "proposed"
+
+
+@pytest.mark.parametrize("csrf", [None, "", "wrong", "ä"])
+def test_a_form_from_elsewhere_is_refused(made: Make, csrf: str | None) -> None:
+    governor, client = made()
+    form = _form(client)
+    form = {k: v for k, v in form.items() if k != "csrf"} | ({} if csrf is None else {"csrf": csrf})
+    assert client.post("/recommendations/aaaa0001/decide", data=form).status_code == 403
+    assert _state(governor) == "proposed"
+
+
+@pytest.mark.parametrize(
+    "headers", [{"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"cookie": f"{CSRF}="}]
+)
+def test_a_form_that_another_site_sent_is_refused(made: Make, headers: dict[str, str]) -> None:
+    governor, client = made()
+    form = _form(client)
+    if "cookie" in headers:
+        client.cookies.clear()
+    answer = client.post("/recommendations/aaaa0001/decide", data=form, headers=headers)
+    assert answer.status_code == 403
+    assert _state(governor) == "proposed"
+
+
+def test_an_unknown_action_is_refused(made: Make) -> None:
+    governor, client = made()
+    assert client.post("/recommendations/aaaa0001/decide", data=_form(client, action="apply")).status_code == 403
+    assert _state(governor) == "proposed"
+
+
+def test_get_never_changes_anything(made: Make) -> None:
+    _, client = made()
+    before = client.get("/recommendations/aaaa0001.json").json()
+    assert client.get("/recommendations/aaaa0001/decide", params=_form(client)).status_code == 405
+    for path in PAGES:
+        client.get(path, params={"action": "approve"})
+    assert client.get("/recommendations/aaaa0001.json").json() == before
+
+
+# -- locks --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/index.json", "/healthz", "/nowhere", "/static/style.css"])
+def test_every_answer_binds_the_browser(made: Make, path: str) -> None:
+    _, client = made()
+    headers = client.get(path).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "script-src" not in policy  # none is allowed at all
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(made: Make) -> None:
+    _, client = made()
+    cookie = client.get("/").headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+
+
+def test_other_host_names_are_refused(made: Make) -> None:
+    """DNS rebinding: a name of somebody else's that leads to this address."""
+    _, client = made(public_url="https://fly.example.org")
+    for host in ("evil.example.com", "evil.example.com:8321", "", "127.0.0.1.evil.com", "[::1"):
+        answer = client.get("/", headers={"host": host})
+        assert answer.status_code == 421, host
+        assert "content-security-policy" in answer.headers
+    for host in ("127.0.0.1:8321", "localhost", "[::1]:8321", "fly.example.org"):
+        assert client.get("/", headers={"host": host}).status_code == 200, host
+    assert client.get("/healthz", headers={"host": "10.0.0.7"}).status_code == 200  # a load balancer's probe
+
+
+TOKEN = "correct-horse"
+
+
+def test_a_token_is_asked_for(made: Make) -> None:
+    _, client = made(token=TOKEN)
+    for path in (*PAGES, "/index.json", "/metrics", "/openapi.json", "/reports/1/page"):
+        assert client.get(path).status_code == 401, path
+        assert client.get(path, headers={"authorization": "Bearer wrong"}).status_code == 401
+        assert client.get(path, headers={"authorization": "Bearer ä".encode()}).status_code == 401
+    assert client.post("/recommendations/aaaa0001/decide", data={"csrf": "x"}).status_code == 401
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_a_browser_is_sent_to_the_login_and_back(made: Make) -> None:
+    _, client = made(token=TOKEN)
+    answer = client.get("/changes", headers={"accept": "text/html"})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login?to=/changes")
+    assert 'value="/changes"' in client.get(answer.headers["location"]).text
+    wrong = client.post("/login", data={"token": "wrong", "to": "/changes"})
+    assert wrong.status_code == 401
+    assert SESSION not in client.cookies
+    right = client.post("/login", data={"token": TOKEN, "to": "/changes"})
+    assert (right.status_code, right.headers["location"]) == (303, "/changes")
+    assert TOKEN not in right.headers["set-cookie"]
+    assert client.get("/changes").status_code == 200
+
+
+def test_sessions_end_when_the_token_changes(made: Make) -> None:
+    _, client = made(token=TOKEN)
+    client.post("/login", data={"token": TOKEN})
+    _, other = made(token="another")
+    for value in (client.cookies[SESSION], "", "ä"):
+        assert other.get("/", headers={"cookie": f"{SESSION}={value}".encode()}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "to", ["//evil.com", "https://evil.com", "/\\evil.com", "/\t/evil.com", "/\n/evil.com", "evil.com", ""]
+)
+def test_the_login_leads_nowhere_else(made: Make, to: str) -> None:
+    _, client = made(token=TOKEN)
+    assert client.post("/login", data={"token": TOKEN, "to": to}).headers["location"] == "/"
+
+
+def test_the_login_page_shows_text_as_text(made: Make) -> None:
+    _, client = made(token=TOKEN)
+    assert NASTY not in client.get("/login", params={"to": f'"{NASTY}'}).text
+
+
+# -- health -------------------------------------------------------------------------------------------------------------
+
+
+def test_healthz_tells_when_a_loop_stalls(made: Make) -> None:
+    governor, client = made()
+    clock = governor.clock
+    assert isinstance(clock, VirtualClock)
+    for loop in governor.loops:
+        loop.beat.last_ok_at = clock.now()
+    assert client.get("/healthz").status_code == 200
+    stalled = next(loop for loop in governor.loops if loop.name == "act")
+    clock.set(clock.now() + 3600)
+    for loop in governor.loops:
+        if loop is not stalled:
+            loop.beat.last_ok_at = clock.now()
+    answer = client.get("/healthz")
+    assert answer.status_code == 503
+    assert answer.json() == {"ok": False, "loops": {"act": "has not ended a cycle lately"}}
+
+
+def test_readyz_waits_for_the_first_cycles(made: Make) -> None:
+    governor, client = made()
+    assert client.get("/readyz").status_code == 503
+    for loop in governor.loops:
+        loop.beat.last_ok_at = governor.clock.now()
+    assert client.get("/readyz").json() == {"ready": True, "leading": False}
+
+
+def test_a_loops_unexpected_error_is_counted_and_shown(made: Make) -> None:
+    governor, client = made()
+
+    async def broken() -> None:
+        raise ZeroDivisionError("once")
+
+    loop = governor.loops[0]
+    loop._cycle = broken
+    assert asyncio.run(loop.once()) is False
+    assert client.get("/healthz").json()["loops"] == {loop.name: "ZeroDivisionError: once"}
+    families = {f.name: f for f in text_string_to_metric_families(client.get("/metrics").text)}
+    (sample,) = [s for s in families["flyball_cycle_errors"].samples if s.name.endswith("_total")]
+    assert (sample.labels, sample.value) == ({"loop": loop.name, "error": "ZeroDivisionError"}, 1.0)
+
+
+def test_metrics_are_prometheus_text(made: Make) -> None:
+    _, client = made()
+    client.post("/recommendations/aaaa0001/decide", data=_form(client))
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = {f.name: f for f in text_string_to_metric_families(answer.text)}
+    assert all(name.startswith("flyball_") for name in families)
+    ruled = [s for s in families["flyball_rulings"].samples if s.name == "flyball_rulings_total"]
+    assert [(s.labels["channel"], s.labels["code"], s.value) for s in ruled] == [("page", "accepted", 1.0)]
+
+
+def test_the_api_describes_itself(made: Make) -> None:
+    _, client = made()
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/healthz", "/metrics", "/slack/actions", "/status.json"} <= set(paths)
+    assert json.dumps(paths)

@@ -1,0 +1,264 @@
+"""The decision, with a table in place of the simulation: what is chosen, what is not, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from actuators.shape import Shape
+from analyzers.findings import Situation, analyze
+from analyzers.policy import Catalogue, Policy
+from analyzers.prediction import CannotPredict, Prediction
+from analyzers.recommend import Decision, Predict, recommend, request
+from tests.analyzers.observed import SHAPE, hour, objective, promise, situation
+
+CATALOGUE = Catalogue(prices={"small": 1.0, "big": 3.0})
+WIDE = Policy(max_replicas=4, sizes=["big"])
+SLOW = hour(ttft=[3.0] * 10, waiting=6.0)
+Key = tuple[str | None, int | None]
+
+
+def table(known: Mapping[Key, float | Prediction], grown: Mapping[Key, float] | None = None) -> Predict:
+    """``ttft_p95_s`` by size and replicas, at the load observed and (default: the same) at the grown load."""
+
+    def predict(shape: Shape, factor: float) -> Prediction:
+        key = (shape.size, shape.replicas)
+        found = (grown or {}).get(key) if factor > 1 else None
+        found = known.get(key) if found is None else found
+        if found is None:
+            raise CannotPredict("NO_EVIDENCE", f"nothing is known of {shape.label()}")
+        return found if isinstance(found, Prediction) else promise(found)
+
+    return predict
+
+
+def decide(s: Situation, predict: Predict) -> Decision:
+    return recommend(s, analyze(s), CATALOGUE, predict)
+
+
+def chosen(decision: Decision) -> Key:
+    assert decision.recommendation is not None, [r.code for r in decision.hold]
+    shape = decision.recommendation.proposed.shape
+    return shape.size, shape.replicas
+
+
+def hold(decision: Decision) -> list[str]:
+    assert decision.recommendation is None
+    return [r.code for r in decision.hold]
+
+
+# -- growing ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_breach_is_relieved_by_the_cheapest_shape_that_meets_the_objective() -> None:
+    predict = table(
+        {("small", 2): 3.0, ("small", 1): 9.0, ("small", 3): 0.95, ("small", 4): 0.8, ("big", 1): 0.7, ("big", 2): 0.3}
+    )
+    decision = decide(situation(SLOW, policy=WIDE), predict)
+    assert chosen(decision) == ("big", 1)  # 3 dollars, where four small ones cost 4; three small ones miss the margin
+    advice = decision.recommendation
+    assert advice is not None
+    assert advice.direction == "grow"
+    assert advice.saving_per_month == pytest.approx(-730.0)
+    assert [r.code for r in advice.reasons] == ["OBJECTIVE_BREACH_TTFT_P95_S", "QUEUE_WAITING"]
+    verdicts = {(o.shape.size, o.shape.replicas): o.verdict for o in advice.options}
+    assert verdicts[("small", 3)] == "MISSES_OBJECTIVE"
+    assert verdicts[("small", 2)] == "current"
+    assert verdicts[("big", 3)] == "CANNOT_PREDICT"
+    assert advice.options[0].verdict == "chosen"
+    assert advice.options[0].shape == advice.proposed.shape
+
+
+def test_where_nothing_meets_it_the_nearest_is_proposed_and_said_to_be_that() -> None:
+    predict = table({("small", 2): 3.0, ("small", 3): 2.0, ("small", 4): 1.5})
+    decision = decide(situation(SLOW, policy=Policy(max_replicas=4)), predict)
+    assert chosen(decision) == ("small", 4)
+    assert decision.recommendation is not None
+    assert "BEST_EFFORT" in [r.code for r in decision.recommendation.reasons]
+    assert decision.recommendation.risk == "high"
+
+
+def test_where_nothing_helps_nothing_is_proposed() -> None:
+    predict = table({("small", 2): 3.0, ("small", 3): 2.9, ("small", 4): 2.8})
+    assert hold(decide(situation(SLOW, policy=Policy(max_replicas=4)), predict)) == ["NO_SHAPE_MEETS"]
+    assert hold(decide(situation(SLOW, policy=Policy(max_replicas=2)), predict)) == ["NO_SHAPE_MEETS"]
+
+
+def test_what_would_saturate_is_not_chosen() -> None:
+    predict = table(
+        {("small", 2): 3.0, ("small", 3): promise(0.5, saturates=0.4), ("small", 4): promise(0.5, saturates=0.1)}
+    )
+    decision = decide(situation(SLOW, policy=Policy(max_replicas=4)), predict)
+    assert chosen(decision) == ("small", 4)
+    assert decision.recommendation is not None
+    assert decision.recommendation.risk == "high"  # it saturates in a tenth of the replays still
+    assert next(o for o in decision.options if o.shape.replicas == 3).verdict == "SATURATES"
+
+
+def test_saturation_without_a_breach_does_not_grow() -> None:
+    s = situation(hour(waiting=6.0), policy=WIDE)
+    assert hold(decide(s, table({("small", 2): 0.2, ("small", 3): 0.1}))) == ["QUEUE_WAITING"]
+
+
+def test_among_equals_the_one_that_touches_least() -> None:
+    policy = Policy(max_replicas=2, engine={"max_num_seqs": [20]})
+    predict = table({("small", 2): 0.5, ("small", 1): 9.0})
+
+    def by_engine(shape: Shape, factor: float) -> Prediction:
+        return promise(0.5) if shape.engine["max_num_seqs"] == 20 and shape.replicas == 2 else predict(shape, factor)
+
+    decision = recommend(situation(SLOW, policy=policy), analyze(situation(SLOW, policy=policy)), CATALOGUE, by_engine)
+    assert decision.recommendation is not None
+    assert decision.recommendation.proposed.shape == SHAPE.with_(engine={"max_num_seqs": 20})
+    assert decision.recommendation.direction == "reshape"
+    assert decision.recommendation.saving_per_month == 0.0
+
+
+# -- shrinking ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_smaller_shape_that_holds_at_the_grown_load_by_its_high_end() -> None:
+    decision = decide(situation(), table({("small", 2): 0.25, ("small", 1): 0.5}))
+    assert chosen(decision) == ("small", 1)
+    assert decision.recommendation is not None
+    assert decision.recommendation.direction == "shrink"
+    assert decision.recommendation.saving_per_month == pytest.approx(730.0)
+    assert decision.recommendation.risk == "medium"
+
+
+@pytest.mark.parametrize(
+    ("now", "grown"),
+    [
+        (0.95, 0.2),  # misses the margin now
+        (0.5, 0.8),  # 0.96 at the high end of the grown load
+    ],
+)
+def test_a_smaller_shape_without_headroom_is_not_proposed(now: float, grown: float) -> None:
+    predict = table({("small", 2): 0.25, ("small", 1): now}, {("small", 1): grown})
+    assert hold(decide(situation(), predict)) == ["RIGHT_SIZE"]
+
+
+def test_a_smaller_shape_that_saturates_once_at_the_grown_load_is_not_proposed() -> None:
+    def predict(shape: Shape, factor: float) -> Prediction:
+        return promise(0.2, saturates=0.01 if factor > 1 else 0.0)
+
+    assert hold(decide(situation(), predict)) == ["RIGHT_SIZE"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "codes"),
+    [
+        (Policy(min_saving_per_month=731.0), ["SAVING_TOO_SMALL"]),
+        (Policy(min_saving_share=0.51), ["SAVING_TOO_SMALL"]),
+        (Policy(min_saving_share=0.5), []),
+        (Policy(min_replicas=2), ["RIGHT_SIZE"]),
+    ],
+)
+def test_a_saving_must_be_worth_the_disruption(policy: Policy, codes: list[str]) -> None:
+    decision = decide(situation(policy=policy), table({("small", 2): 0.25, ("small", 1): 0.5}))
+    assert [r.code for r in decision.hold] == codes
+    assert (decision.recommendation is None) == bool(codes)
+
+
+@pytest.mark.parametrize(
+    ("windows", "code"),
+    [(hour(waiting=3.0), "QUEUE_WAITING"), (hour(kv_max=0.99), "KV_CACHE_FULL"), (hour(running=19.5), "BATCH_FULL")],
+)
+def test_any_signal_forbids_a_smaller_shape(windows: list[object], code: str) -> None:
+    decision = decide(situation(windows), table({("small", 2): 0.25, ("small", 1): 0.5}))  # type: ignore[arg-type]
+    assert hold(decision) == [code]
+    assert decision.options  # they were judged, and can be shown
+
+
+def test_rising_load_forbids_a_smaller_shape() -> None:
+    rising = [replace(w, counts={**w.counts, "requests": 60.0 + i}) for i, w in enumerate(hour())]
+    assert hold(decide(situation(rising), table({("small", 2): 0.25, ("small", 1): 0.5}))) == ["LOAD_RISING"]
+
+
+def test_a_model_that_is_too_hopeful_is_not_believed() -> None:
+    """0.2 s were observed; for the very shape that it has, at most 0.12 s were predicted."""
+    assert hold(decide(situation(), table({("small", 2): 0.1, ("small", 1): 0.2}))) == ["MODEL_TOO_HOPEFUL"]
+
+
+# -- what is not decided ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("s", "code"),
+    [
+        (situation([]), "NO_DATA"),
+        (situation(hour(coverage=0.5, ttft=[9.0] * 10)), "LOW_COVERAGE"),
+        (situation(hour(requests=0.5)), "FEW_REQUESTS"),
+        (situation(objective=objective({})), "NO_OBJECTIVE"),
+        (situation(shape=Shape(size="small")), "UNKNOWN_SHAPE"),
+    ],
+)
+def test_without_evidence_nothing_is_decided(s: Situation, code: str) -> None:
+    assert hold(decide(s, table({("small", 2): 0.2, ("small", 1): 0.1}))) == [code]
+
+
+def test_without_a_prediction_nothing_is_decided() -> None:
+    for windows in (hour(), SLOW):
+        assert hold(decide(situation(windows, policy=WIDE), table({}))) == ["NO_EVIDENCE"]
+
+
+def test_without_a_price_replicas_can_still_be_compared_but_no_saving_is_claimed() -> None:
+    s = situation(per_hour=None)
+    decision = recommend(s, analyze(s), Catalogue(), table({("small", 2): 0.25, ("small", 1): 0.5}))
+    assert chosen(decision) == ("small", 1)
+    assert decision.recommendation is not None
+    assert decision.recommendation.direction == "shrink"
+    assert decision.recommendation.saving_per_month is None
+    assert decision.recommendation.proposed.money.per_hour is None
+
+
+def test_without_a_price_another_size_is_not_taken_for_cheaper() -> None:
+    s = situation(per_hour=None, policy=Policy(sizes=["big"], min_replicas=2, max_replicas=2))
+    assert hold(recommend(s, analyze(s), Catalogue(), table({("small", 2): 0.25, ("big", 2): 0.1}))) == ["RIGHT_SIZE"]
+
+
+# -- asked for ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_persons_own_wish_is_replayed_and_priced() -> None:
+    advice = request(
+        situation(policy=WIDE), SHAPE.with_(size="big"), CATALOGUE, table({("small", 2): 0.2, ("big", 2): 2.0}), "ann"
+    )
+    assert advice.reasons[0].code == "REQUESTED"
+    assert advice.direction == "grow"
+    assert advice.saving_per_month == pytest.approx(-4 * 730)
+    assert advice.risk == "high"  # it would miss the objective, and it is said, not forbidden
+    assert "asked for by ann" in advice.proposed.why
+
+
+def test_a_persons_own_wish_stays_within_the_guardrails() -> None:
+    with pytest.raises(ValueError, match=r"more than max_replicas 4; 7 replicas at once .* max_step_replicas"):
+        request(situation(policy=WIDE), SHAPE.with_(replicas=9), CATALOGUE, table({}), "ann")
+    with pytest.raises(ValueError, match="the shape that it has already"):
+        request(situation(), SHAPE, CATALOGUE, table({}), "ann")
+
+
+def test_a_persons_own_wish_without_a_prediction_says_so() -> None:
+    advice = request(situation(policy=WIDE), SHAPE.with_(replicas=3), CATALOGUE, table({}), "ann")
+    assert advice.proposed.prediction is None
+    assert (advice.risk, advice.risk_reasons) == ("high", ("nothing supports a prediction for this shape",))
+
+
+# -- the value itself ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_in_is_the_same_out() -> None:
+    predict = table({("small", 2): 0.25, ("small", 1): 0.5})
+    first, second = (decide(situation(), predict).recommendation for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first == second
+    assert first.fingerprint == second.fingerprint
+    body = json.loads(json.dumps(first.as_dict()))
+    assert body["workload"] == pytest.approx(
+        {"requests_per_s": 1.0, "peak_factor": 1.0, "prompt_tokens_mean": 100.0, "output_tokens_mean": 50.0}
+    )
+    assert Prediction.from_dict(body["proposed"]["prediction"]) == first.proposed.prediction

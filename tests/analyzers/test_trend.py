@@ -1,0 +1,49 @@
+"""Trends: real ones are found with their slope, noise and outliers are not taken for one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analyzers.trend import trend
+
+TIMES = [60.0 * i for i in range(60)]
+
+
+def test_a_straight_line() -> None:
+    line = trend(TIMES, [100.0 + 0.5 * t for t in TIMES])
+    assert line is not None
+    assert line.slope == pytest.approx(0.5)
+    assert line.change == pytest.approx(0.5 * TIMES[-1] / (100.0 + 0.5 * TIMES[-1] / 2))
+    assert line.p_value < 1e-9
+
+
+def test_a_falling_one_has_a_negative_change() -> None:
+    line = trend(TIMES, [100.0 - 0.01 * t for t in TIMES])
+    assert line is not None
+    assert line.change < 0
+
+
+def test_outliers_do_not_bend_it() -> None:
+    values = [100.0 + 0.5 * t for t in TIMES]
+    values[10] = values[50] = 1e6
+    line = trend(TIMES, values)
+    assert line is not None
+    assert line.slope == pytest.approx(0.5, rel=0.05)
+
+
+def test_noise_is_seldom_taken_for_a_trend() -> None:
+    """At p < 0.01 about 2 of 200 noises pass by definition; three times that would be a wrong test."""
+    rng = np.random.default_rng(1)
+    found = [trend(TIMES, list(rng.normal(10.0, 1.0, 60))) for _ in range(200)]
+    assert sum(f is not None and f.p_value < 0.01 for f in found) <= 6
+
+
+@pytest.mark.parametrize("values", [[5.0] * 60, [0.0] * 60, [0.0] * 59 + [1.0]], ids=["flat", "zero", "mostly zero"])
+def test_where_nothing_moves_there_is_none(values: list[float]) -> None:
+    assert trend(TIMES, values) is None
+
+
+def test_few_points_say_nothing() -> None:
+    assert trend(TIMES[:7], [float(i) for i in range(7)]) is None
+    assert trend(TIMES[:8], [float(i) for i in range(8)]) is not None

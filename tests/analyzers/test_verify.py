@@ -1,0 +1,182 @@
+"""Did the change do what was promised? Every verdict by its code, at equal load and at another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from analyzers.objective import Objective
+from analyzers.prediction import Prediction
+from analyzers.verify import Scored, Verdict, judge, observed_metric
+from collectors.window import Window
+from tests.analyzers.observed import hour, minute, objective, promise
+
+FAST, SLOW, SLOWER = [0.2] * 10, [2.0] * 10, [4.0] * 10
+
+
+def some(n: int, **each: Any) -> list[Window]:
+    return [minute(100 + i, **each) for i in range(n)]
+
+
+def verdict(
+    after: Sequence[Window],
+    before: Sequence[Window] | None = None,
+    *,
+    final: bool = False,
+    wanted: Objective | None = None,
+    promised: Prediction | None = None,
+) -> Verdict:
+    return judge(
+        hour() if before is None else before,
+        after,
+        wanted or objective(),
+        promised,
+        needed=5,
+        final=final,
+        load_tolerance=0.2,
+    )
+
+
+def told(v: Verdict) -> tuple[str, str]:
+    return v.state, v.code
+
+
+def test_met_at_equal_load() -> None:
+    v = verdict(some(5))
+    assert told(v) == ("succeeded", "OBJECTIVE_MET")
+    assert v.load_ratio == pytest.approx(1.0)
+    assert v.comparable
+
+
+def test_whole_windows_are_waited_for() -> None:
+    assert told(verdict(some(4))) == ("pending", "WAITING")
+    assert told(verdict([*some(4), minute(104, coverage=0.4)])) == ("pending", "WAITING")
+    assert told(verdict(some(4), final=True)) == ("succeeded", "OBJECTIVE_MET")
+
+
+def test_a_change_that_nobody_saw_is_not_vouched_for() -> None:
+    assert told(verdict([], final=True)) == ("regressed", "BLIND")
+    assert told(verdict([])) == ("pending", "WAITING")
+    assert told(verdict(some(5, coverage=0.1), final=True)) == ("regressed", "BLIND")
+
+
+def test_silence_is_not_success() -> None:
+    silent = some(5, requests=0.0, ttft=())
+    assert told(verdict(silent)) == ("pending", "WAITING")
+    assert told(verdict(silent, final=True)) == ("regressed", "BLIND")
+
+
+def test_less_load_is_waited_for_and_said() -> None:
+    quiet = some(5, requests=30.0)
+    assert told(verdict(quiet)) == ("pending", "LOAD_DIFFERS")
+    v = verdict(quiet, final=True)
+    assert told(v) == ("succeeded", "MET_AT_OTHER_LOAD")
+    assert "50%" in v.text
+    assert not v.comparable
+
+
+def test_met_at_more_load_is_met() -> None:
+    assert told(verdict(some(5, requests=90.0))) == ("succeeded", "OBJECTIVE_MET")
+
+
+def test_longer_requests_are_not_equal_load() -> None:
+    v = verdict(some(5, tokens=(100.0, 100.0)))
+    assert not v.comparable
+    assert told(v) == ("pending", "LOAD_DIFFERS")
+
+
+def test_a_new_breach_in_three_windows_turns_back_at_once() -> None:
+    v = verdict(some(3, ttft=SLOW))
+    assert told(v) == ("regressed", "BREACH_AFTER_CHANGE")
+    assert "before the change it was 0.2 s" in v.text
+    assert told(verdict(some(2, ttft=SLOW))) == ("pending", "WAITING")
+
+
+def test_a_breach_that_was_there_before_is_not_the_changes_fault() -> None:
+    before = hour(ttft=SLOW)
+    assert told(verdict(some(3, ttft=SLOW), before)) == ("pending", "WAITING")
+    assert told(verdict(some(3, ttft=SLOWER), before)) == ("regressed", "BREACH_AFTER_CHANGE")  # it is worse, though
+
+
+def test_a_breach_at_clearly_more_load_says_nothing() -> None:
+    assert told(verdict(some(3, ttft=SLOW, requests=90.0))) == ("pending", "WAITING")
+
+
+def test_errors_that_rose() -> None:
+    v = verdict(some(2, errors=3.0))
+    assert told(v) == ("regressed", "ERRORS_ROSE")
+    assert "5.0% of the requests fail, 0.0% did before" in v.text
+    assert told(verdict(some(2, errors=0.3))) == ("pending", "WAITING")  # half a percent is within the noise
+    assert told(verdict(some(5, errors=3.0), hour(errors=3.0))) == ("succeeded", "OBJECTIVE_MET")
+
+
+def test_helped_but_not_enough() -> None:
+    assert told(verdict(some(5, ttft=SLOW), hour(ttft=SLOWER))) == ("succeeded", "IMPROVED")
+
+
+def test_no_help() -> None:
+    assert told(verdict(some(5, ttft=SLOW), hour(ttft=SLOW))) == ("regressed", "NO_HELP")
+    limits = objective({"ttft_p95_s": 1.0, "error_rate": 0.01})
+    one_of_two = verdict(some(5, ttft=SLOW, errors=3.0), hour(ttft=SLOWER, errors=3.0), wanted=limits)
+    assert told(one_of_two) == ("regressed", "NO_HELP")
+
+
+def test_missed_at_less_load_is_waited_for() -> None:
+    before = hour(ttft=SLOW)
+    assert told(verdict(some(5, ttft=SLOW, requests=30.0), before)) == ("pending", "LOAD_DIFFERS")
+    assert told(verdict(some(5, ttft=SLOW, requests=30.0), before, final=True)) == ("regressed", "NO_HELP")
+
+
+def test_nothing_known_of_before_is_not_equal_load() -> None:
+    v = verdict(some(5), [])
+    assert v.load_ratio is None
+    assert told(v) == ("pending", "LOAD_DIFFERS")
+    assert told(verdict(some(5), [], final=True)) == ("succeeded", "MET_AT_OTHER_LOAD")
+
+
+# -- the ledger ---------------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_what_was_promised() -> None:
+    promised = promise(0.25, itl_p95_s=0.01, running_mean=10.0)
+    scores = {s.metric: s for s in verdict(some(5), promised=promised).scores}
+    assert set(scores) == {"ttft_p95_s", "running_mean"}  # gaps between tokens were not observed: no row, and no zero
+    ttft = scores["ttft_p95_s"]
+    assert (ttft.low, ttft.predicted, ttft.high) == (pytest.approx(0.2), 0.25, pytest.approx(0.3))
+    assert ttft.observed == ttft.before == pytest.approx(0.2, rel=0.01)
+    assert ttft.error == pytest.approx(-0.2, abs=0.01)
+    assert ttft.inside is True
+    assert ttft.comparable
+    assert scores["running_mean"].inside is True
+    assert verdict(some(5)).scores == ()
+
+
+def _scored(observed: float | None, *, low: float | None = 1.0, predicted: float | None = 2.0) -> Scored:
+    return Scored("m", "simulation", low, predicted, 3.0, None, observed, True)
+
+
+def test_inside_and_error() -> None:
+    assert [_scored(v).inside for v in (0.9, 1.0, 3.0, 3.1, None)] == [False, True, True, False, None]
+    assert _scored(2.0, low=None).inside is None
+    assert [_scored(v).error for v in (3.0, 1.0, None)] == [0.5, -0.5, None]
+    assert _scored(2.0, predicted=0.0).error is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [
+        ("requests_per_s", 1.0),
+        ("output_tokens_per_s", 50.0),
+        ("running_mean", 8.0),
+        ("running_max", 8.0),
+        ("kv_usage_max", None),
+        ("ttft_p50_s", pytest.approx(0.2, rel=0.01)),
+        ("itl_p95_s", None),
+        ("nonsense", None),
+    ],
+)
+def test_metrics_as_they_were_observed(metric: str, value: object) -> None:
+    assert observed_metric(some(5), metric) == value
+    assert observed_metric([], metric) is None
