@@ -45,8 +45,9 @@ class Health:
         self.failures_in_a_row += 1
         self.next_try_at = at + min(max_backoff_s, interval_s * 2.0 ** min(30, self.failures_in_a_row - 1))
 
-    def succeeded(self, at: float) -> None:
-        self.last_ok_at, self.failures_in_a_row, self.next_try_at = at, 0, 0.0
+    def succeeded(self, at: float, pause_s: float) -> None:
+        """``pause_s``: before it need be read again."""
+        self.last_ok_at, self.failures_in_a_row, self.next_try_at = at, 0, at + pause_s
 
 
 @dataclass(slots=True)
@@ -151,8 +152,9 @@ class Watcher:
         now = self._clock.now() if until is None else until
         closed: list[Window] = []
         for watched in self._watched.values():
-            for builder in watched.builders.values():
-                closed += builder.close(now)
+            for source, builder in watched.builders.items():
+                # The reading after a window's end brings its last seconds: with a source that is read seldom, that comes late.
+                closed += builder.close(now - (watched.collectors[source].interval_s or 0.0))
         for window in closed:
             self._metrics.windows.labels(window.endpoint, window.source).inc()
             self._metrics.coverage.labels(window.endpoint, window.source).set(window.coverage)
@@ -188,16 +190,17 @@ class Watcher:
         if self._clock.now() < health.next_try_at or seat in self._busy:
             return
         builder = watched.builders.get(source)
+        usual_s = max(collector.interval_s or 0.0, self._settings.interval_s)
         if builder is None:
             builder = watched.builders[source] = WindowBuilder(
-                name, source, self._settings.window_s, max_gap_s=2.5 * self._settings.interval_s
+                name, source, self._settings.window_s, max_gap_s=2.5 * usual_s
             )
         self._busy.add(seat)
         started = self._clock.monotonic()
         try:
             async with self._seats:
                 readings = await collector.read(target)
-            self._took(builder, health, readings)
+            self._took(builder, health, readings, usual_s)
             self._metrics.reads.labels(name, source).inc()
         except CollectError as error:
             now = self._clock.now()
@@ -212,10 +215,11 @@ class Watcher:
             self._busy.discard(seat)
             self._metrics.read_seconds.labels(source).observe(self._clock.monotonic() - started)
 
-    def _took(self, builder: WindowBuilder, health: Health, readings: Sequence[Reading]) -> None:
+    def _took(self, builder: WindowBuilder, health: Health, readings: Sequence[Reading], usual_s: float) -> None:
         for reading in readings:
             builder.add(reading)
-        health.succeeded(self._clock.now())
+        seldom = usual_s > self._settings.interval_s
+        health.succeeded(self._clock.now(), usual_s - self._settings.interval_s / 2 if seldom else 0.0)
 
     def _save(self, closed: Sequence[Window]) -> None:
         """Into the database, oldest first, or onto the spool while it is away."""

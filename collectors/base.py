@@ -40,6 +40,9 @@ class Collector(Protocol):
     source: ClassVar[str]
     """The name in ``Window.source`` and in the settings."""
 
+    interval_s: float | None
+    """Least seconds between two reads of one target; None: as often as the settings' ``collect.interval_s`` says."""
+
     async def read(self, target: Target) -> Sequence[Reading]:
         """Read one target once: one Reading for each engine behind it, each with its own ``target``.
 

@@ -30,6 +30,7 @@ class HostCollector:
     """This host. The target's address is not used."""
 
     source: ClassVar[str] = "host"
+    interval_s: float | None = None
 
     def __init__(self, context: SourceContext) -> None:
         self._clock = context.clock

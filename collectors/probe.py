@@ -34,6 +34,8 @@ class Options(BaseModel):
     """Words in the prompt. Default 32: small, so that a probe measures the server and not itself."""
     output_tokens: int = Field(default=16, gt=1, le=10_000)
     """Tokens asked for. Default 16: enough gaps for a median."""
+    interval_s: float = Field(default=60.0, gt=0, le=86_400)
+    """Seconds between two probes of one target. Default 60: a sign of life each minute, for next to no load."""
     timeout_s: float = Field(default=30.0, gt=0, le=600)
     """Seconds for the whole request. Default 30: slower is down, for whoever waits."""
     seed: int = 0
@@ -58,6 +60,7 @@ class ProbeCollector:
     def __init__(self, context: SourceContext) -> None:
         self._context = context
         self._options = Options.model_validate(dict(context.options))
+        self.interval_s: float | None = self._options.interval_s
         self._rng = np.random.default_rng(self._options.seed)
         self._tallies: dict[str, _Tally] = {}
         self._model = context.model

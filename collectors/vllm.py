@@ -92,6 +92,7 @@ class VllmCollector:
     """One endpoint's vLLM servers."""
 
     source: ClassVar[str] = "vllm"
+    interval_s: float | None = None
 
     def __init__(self, context: SourceContext) -> None:
         self._context = context

@@ -128,6 +128,7 @@ class SimulatedCollector:
     """See ``collectors.base.Collector``."""
 
     source: ClassVar[str] = "vllm"
+    interval_s: float | None = None
 
     def __init__(self, system: SimulatedSystem) -> None:
         self._system = system
