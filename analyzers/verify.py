@@ -116,7 +116,13 @@ def judge(
     missed = [a for t in objective.targets if (a := attainment(judged, t)).met is False]
     if not missed:
         if comparable or (ratio is not None and ratio > 1):
-            return verdict("succeeded", "OBJECTIVE_MET", "the objective is met at equal load")
+            return verdict(
+                "succeeded",
+                "OBJECTIVE_MET",
+                "the objective is met at equal load"
+                if comparable
+                else "the objective is met, at more load than before",
+            )
         if not final:
             return verdict(
                 "pending", "LOAD_DIFFERS", f"the load is {_share(ratio)} of what it was: waiting for equal load"
@@ -147,15 +153,16 @@ def _regression(
                 f"before the change it was {was} s at the same load"
             )
             return "BREACH_AFTER_CHANGE", text
-    rise = _error_rate(after) - _error_rate(before)
-    if len(after) >= 2 and rise > ERROR_RISE:
-        return "ERRORS_ROSE", f"{_error_rate(after):.1%} of the requests fail, {_error_rate(before):.1%} did before"
+    then_failed, now_fail = _error_rate(before), _error_rate(after)
+    if then_failed is not None and now_fail is not None and len(after) >= 2 and now_fail - then_failed > ERROR_RISE:
+        return "ERRORS_ROSE", f"{now_fail:.1%} of the requests fail, {then_failed:.1%} did before"
     return None
 
 
-def _error_rate(windows: Sequence[Window]) -> float:
+def _error_rate(windows: Sequence[Window]) -> float | None:
+    """Share of requests that failed; None where it is unknown, or nothing was served."""
     errors, requests = total(windows, "errors"), total(windows, "requests")
-    return errors / requests if errors is not None and requests else 0.0
+    return errors / requests if errors is not None and requests else None
 
 
 def _load_ratio(before: Sequence[Window], after: Sequence[Window]) -> float | None:
