@@ -1,0 +1,28 @@
+"""In CI a missing real part is a failure: with FLYBALL_REQUIRE_REAL=1 no test marked ``real`` may skip, wherever it lies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+REQUIRE = "FLYBALL_REQUIRE_REAL"
+
+
+class _NoSkips:
+    """Reports the skip of a real test as its failure, with the reason that it gave."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if report.skipped and item.get_closest_marker("real") is not None:
+            why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            report.outcome = "failed"
+            report.longrepr = f"{REQUIRE} is set, so a real part must not be missing: {why}"
+        return report
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get(REQUIRE) == "1":
+        config.pluginmanager.register(_NoSkips())
