@@ -26,6 +26,10 @@ from collectors.window import CollectError, Reading, Window
 
 log = structlog.get_logger()
 
+#: Readings this close together have no gap between them, however short the interval: a busy machine stalls for seconds, and counters
+#: lose nothing by it.
+LEAST_GAP_S = 10.0
+
 
 @dataclass(slots=True)
 class Health:
@@ -193,7 +197,7 @@ class Watcher:
         usual_s = max(collector.interval_s or 0.0, self._settings.interval_s)
         if builder is None:
             builder = watched.builders[source] = WindowBuilder(
-                name, source, self._settings.window_s, max_gap_s=2.5 * usual_s
+                name, source, self._settings.window_s, max_gap_s=max(LEAST_GAP_S, 2.5 * usual_s)
             )
         self._busy.add(seat)
         started = self._clock.monotonic()

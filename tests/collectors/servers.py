@@ -58,6 +58,9 @@ def serve(handler: Handler, tls: ssl.SSLContext | None = None) -> Iterator[Serve
             served.requests.append(request)
             await handler(request, writer)
             await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+            writers.discard(writer)  # one that has closed by itself must not be aborted any more
         except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             pass
         finally:

@@ -29,7 +29,7 @@ EDGES = (
 LENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 _TIMES = ("ttft_s", "itl_s", "e2e_s", "queue_s")
 _KV_TOKENS = 40_000
-ENGINE = EngineModel(Iteration(0.02, 0.0006, 2e-7, 0.0001), Limits(16, 2048, _KV_TOKENS))
+ENGINE = EngineModel(Iteration(0.025, 0.0001, 2e-7, 0.0001), Limits(16, 2048, _KV_TOKENS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,9 @@ def shape(replicas: int, seqs: int = 16) -> Shape:
 
 
 def endpoint_settings(**changed: Any) -> dict[str, Any]:
-    """``ENDPOINT`` with sections replaced or, where they are mappings, merged."""
-    merged = {k: ({**v, **changed[k]} if isinstance(v, Mapping) and k in changed else v) for k, v in ENDPOINT.items()}
-    return merged | {k: v for k, v in changed.items() if k not in merged or not isinstance(merged[k], Mapping)}
+    """``ENDPOINT`` with fields replaced; policy and verify are merged."""
+    merged = {name: {**ENDPOINT[name], **changed.get(name, {})} for name in ("policy", "verify")}
+    return {**ENDPOINT, **changed, **merged}
 
 
 class CountingHttp(Http):
