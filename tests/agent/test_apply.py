@@ -170,6 +170,7 @@ def test_a_second_approval_waits_until_the_first_change_has_ended(tmp_path: Path
         async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
             await world.run(60)
             await world.ask_and_approve(replicas=3)
+            await world.clock.advance(1.0)
             second = await world.ask_and_approve(replicas=4)
             assert await world.until_true(lambda: len(world.changes()) == 1, 60)
             assert world.recommendation(second)["state"] == "approved"

@@ -206,10 +206,12 @@ async def _change(world: World, slow: float, die_at: int | None) -> list[str]:
     return faults.instants[seen:]
 
 
+@pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize(("slow", "state"), [(1.0, "succeeded"), (12.0, "rolled_back")])
 def test_2_death_at_every_instant_is_survived_and_nothing_is_done_twice(
-    slow: float, state: str, asked_two: Snapshot, folder: Callable[[], Path]
+    slow: float, state: str, part: int, asked_two: Snapshot, folder: Callable[[], Path]
 ) -> None:
+    """In four parts, so that none takes long on a slow machine."""
     instants = _instants(asked_two, folder(), slow)
     # Every instant of the adjusting loop while there are steps to do, and every sixth while it only waits.
     act = [i for i, name in enumerate(instants) if name.startswith("act: ")]
@@ -226,7 +228,7 @@ def test_2_death_at_every_instant_is_survived_and_nothing_is_done_twice(
             assert world.system.shape == (shape(3, 32) if state == "succeeded" else shape(2, 16))
             assert_lawful(world)
 
-    for i in deaths:
+    for i in deaths[part::4]:
         run(partial(scenario, i))
 
 
@@ -425,7 +427,7 @@ def test_4_partial_evidence_is_no_evidence_and_whole_evidence_is(tmp_path: Path)
 
 
 @settings(few, max_examples=4)
-@example(replicas=2, rate=11.0, slow=1.0)  # one replica with larger batches carries this, and not a fifth more
+@example(replicas=2, rate=13.5, slow=1.0)  # one replica with larger batches carries this, and not a fifth more
 @given(replicas=st.integers(2, 5), rate=st.sampled_from([1.0, 4.0, 9.0, 14.0]), slow=st.sampled_from([1.0, 1.6]))
 def test_5_a_smaller_shape_still_meets_the_objective_with_margin(
     replicas: int, rate: float, slow: float, folder: Callable[[], Path]

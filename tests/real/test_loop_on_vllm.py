@@ -53,7 +53,7 @@ ARTIFACTS = ROOT / "artifacts"
 
 @dataclass(frozen=True)
 class Load:
-    """What this machine's server, with two slots, can just not carry."""
+    """What this machine's server, with one slot, cannot carry; with sixteen it carries many times as much."""
 
     output_tokens: int
     rate: float
@@ -112,14 +112,14 @@ async def _deploy(config: Path, env: Mapping[str, str]) -> None:
     assert "start g1-0 and wait until they serve" in first.stderr
     second = await asyncio.to_thread(_flyball, config, env, "deploy", NAME, "--yes")
     assert second.returncode == 1
-    assert "runs already, as 1 replica, max_num_seqs=2" in " ".join(second.stderr.split())
+    assert "runs already, as 1 replica, max_num_seqs=1" in " ".join(second.stderr.split())
 
 
 def _grows(daemon: Daemon) -> None:
-    """Two slots queue: Flyball finds out, proposes more, is approved, restarts with drain, verifies, and keeps the ledger."""
+    """One slot queues: Flyball finds out, proposes more, is approved, restarts with drain, verifies, and keeps the ledger."""
     change = daemon.until(lambda: _ended(daemon, 1), "the first change has ended", limit_s=600)
     assert change["state"] == "succeeded", f"{change['state']}: {change['state_reason']}\n{daemon.tail()}"
-    assert (change["before"], change["after"]) == ("1 replica, max_num_seqs=2", "1 replica, max_num_seqs=8")
+    assert (change["before"], change["after"]) == ("1 replica, max_num_seqs=1", "1 replica, max_num_seqs=16")
     assert change["approved_by"] == f"slack:{USER}"
     done = [(row["operation"]["name"], row["state"]) for row in change["journal"]]
     steps = ("start_replicas", "switch", "drain", "stop_replicas", "kill_replicas")
@@ -128,14 +128,14 @@ def _grows(daemon: Daemon) -> None:
     assert None not in (row["low"], row["predicted"], row["high"], row["before"], row["observed"])
     assert row["observed"] < row["before"]
     advice = _view(daemon, lambda store: views.recommendation(store, change["recommendation_id"]))["recommendation"]
-    assert {"OBJECTIVE_BREACH_TTFT_P95_S", "QUEUE_WAITING"} <= {r["code"] for r in advice["reasons"]}
+    assert "OBJECTIVE_BREACH_TTFT_P95_S" in {r["code"] for r in advice["reasons"]}
     assert [(d["channel"], d["action"], bool(d["accepted"])) for d in advice["decisions"]] == [
         ("slack", "approve", True)
     ]
 
 
 def _errs_and_comes_back(daemon: Daemon, env: Mapping[str, str]) -> None:
-    """A person asks for one slot, and approves: the regression is found and undone, and the endpoint is frozen."""
+    """A person asks for one slot again, and approves: the regression is found and undone, and the endpoint is frozen."""
     daemon.until(lambda: _requests_since_change(daemon) >= 40, "there is evidence of the new shape", limit_s=120)
     proposed = _flyball(daemon.config, env, "recommendations", "propose", NAME, "--set", "max_num_seqs=1")
     assert proposed.returncode == 0, proposed.stderr
@@ -148,7 +148,7 @@ def _errs_and_comes_back(daemon: Daemon, env: Mapping[str, str]) -> None:
     assert row["observed"] > row["before"]
     endpoint = daemon.json(f"/endpoints/{NAME}.json")["endpoint"]
     assert endpoint["frozen"].startswith(f"change {change['id']} rolled back")
-    assert endpoint["label"] == "1 replica, max_num_seqs=8"
+    assert endpoint["label"] == "1 replica, max_num_seqs=16"
     assert endpoint["ready"] is True
 
 
@@ -156,7 +156,7 @@ def _errs_and_comes_back(daemon: Daemon, env: Mapping[str, str]) -> None:
 
 
 async def _measure_out(url: str, http: Http) -> Load:
-    """First one request alone, then what two slots carry at most; the load is a little more than that."""
+    """First one request alone, then what one slot carries at most; the load is a third more than that."""
     for _ in range(2):
         await _request(http, url, 8)  # the first ones compile and warm up
     alone = await _request(http, url, 64)
@@ -171,8 +171,8 @@ async def _measure_out(url: str, http: Http) -> Load:
             await _request(http, url, output)
             ended += time.monotonic() < until
 
-    await asyncio.gather(*(client() for _ in range(5)))
-    return Load(output, 1.15 * max(ended, 1) / 8.0, 1.25 * (alone.last_at - alone.sent_at))
+    await asyncio.gather(*(client() for _ in range(3)))
+    return Load(output, 1.33 * max(ended, 1) / 8.0, 1.25 * (alone.last_at - alone.sent_at))
 
 
 async def _request(http: Http, url: str, tokens: int) -> Completion:
@@ -273,11 +273,11 @@ def _configure(folder: Path, url: str, options: dict[str, Any], slack: SlackStan
         "model": MODEL_NAME,
         "mode": "approve",
         "objective": {"ttft_p95_s": round(ttft_limit_s, 3), "error_rate": 0.02},
-        "shape": {"replicas": 1, "engine": {"max_num_seqs": 2}},
+        "shape": {"replicas": 1, "engine": {"max_num_seqs": 1}},
         "price_per_hour": 0.5,
         "actuator": {"system": "vllm-local", "options": options},
         "policy": {
-            "engine": {"max_num_seqs": [1, 2, 8]},
+            "engine": {"max_num_seqs": [1, 16]},
             "evidence_s": 10 * WINDOW_S,
             "min_requests": 15,
             "min_coverage": 0.4,
