@@ -131,7 +131,11 @@ class ApprovalService:
             reason=f"{action} through {channel}",
             revision=row["revision"],
             decided_at=now,
-            **({"snoozed_until": now + snooze_s} if action == "snooze" else {}),
+            **(  # it can still be decided for as long as before, once it wakes
+                {"snoozed_until": now + snooze_s, "expires_at": row["expires_at"] + snooze_s}
+                if action == "snooze"
+                else {}
+            ),
         )
         if not moved:
             return Ruling(False, "decided", "somebody else decided a moment ago", full)

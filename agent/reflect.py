@@ -17,7 +17,7 @@ from actuators.base import ActuatorError, Live
 from actuators.shape import Plan, Shape
 from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, fleet, outbox, recommendations, windows
+from agent.store import Store, changes, fleet, recommendations, windows
 from agent.watch import Watched
 from agent.wiring import policy_of
 from analyzers.finding import Finding
@@ -179,7 +179,8 @@ class Reflector:
     def _calibrate(self, watched: Watched, situation: Situation) -> Calibrated:
         """The calibration for this evidence: fitted again once there is clearly more of it, or when it is of another shape."""
         name, n = situation.endpoint, len(situation.windows)
-        key = calibration_key(situation.windows[-1].facts, situation.shape)
+        facts = situation.windows[-1].facts if situation.windows else {}
+        key = calibration_key(facts, situation.shape)
         fit = self._fits.get(name)
         fresh = fit is not None and self._clock.now() - fit.at < REFIT_S and n <= fit.windows * REFIT_GROWTH
         if fit is not None and fresh and fit.calibrated.key == key:
@@ -278,8 +279,7 @@ class Reflector:
             return
         with self._store.write() as db:
             values = _figures(advice, plan) | {"expires_at": now + endpoint.policy.expires_s}
-            if recommendations.refresh(db, same["id"], revision=same["revision"], now=now, values=values):
-                self._notify(db, same["id"], same["revision"] + 1, now)
+            recommendations.refresh(db, same["id"], revision=same["revision"], now=now, values=values)
 
     def _insert(self, advice: Recommendation, plan: Plan | None, now: float, by: str) -> str:
         endpoint = self._settings.endpoint(advice.endpoint)
@@ -317,7 +317,6 @@ class Reflector:
                     reason=reason,
                     decided_at=now,
                 )
-            self._notify(db, identity, 1, now)
         log.info(
             "recommended", endpoint=advice.endpoint, id=identity, proposed=advice.proposed.shape.label(), auto=auto
         )
@@ -350,10 +349,6 @@ class Reflector:
                         by="flyball",
                         reason=reason,
                     )
-
-    def _notify(self, db: sa.Connection, identity: str, revision: int, now: float) -> None:
-        if self._settings.slack is not None:
-            outbox.put(db, channel="slack", kind="recommendation", subject=identity, revision=revision, now=now)
 
 
 _UNDECIDED = frozenset(

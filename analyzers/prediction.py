@@ -35,6 +35,8 @@ class Prediction:
     error: Mapping[str, float | None] = field(default_factory=dict)
     """The method's measured relative error by metric on this endpoint (median, from the ledger); None: not measured yet, a stated prior."""
     notes: tuple[str, ...] = ()
+    extrapolates: bool = False
+    """Beyond the loads, or off the hardware, that the method was calibrated on."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -43,6 +45,7 @@ class Prediction:
             "method": self.method,
             "error": dict(self.error),
             "notes": list(self.notes),
+            "extrapolates": self.extrapolates,
         }
 
     @classmethod
@@ -53,6 +56,7 @@ class Prediction:
             data["method"],
             data["error"],
             tuple(data["notes"]),
+            bool(data.get("extrapolates", False)),
         )
 
 

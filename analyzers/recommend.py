@@ -288,6 +288,9 @@ def _risk(s: Situation, direction: Direction, proposed: Option) -> tuple[Risk, l
     if prediction.saturates > 0:
         reasons.append(f"it saturates in {prediction.saturates:.0%} of the replays")
         risk = "high"
+    if prediction.extrapolates:
+        reasons.append("the load on each replica, or its hardware, is beyond what the calibration has seen")
+        risk = "high" if direction == "shrink" else "medium" if risk == "low" else risk
     unmeasured = [
         t.name for t in s.objective.targets if prediction.error.get(t.name) is None and t.name in prediction.metrics
     ]

@@ -13,6 +13,8 @@ from actuators.vllm_local.processes import Record
 SYSTEM = "vllm-local"
 ROUTER = "router"
 _CHANGES = ("replicas", "engine")
+#: The router takes a new list up with its next request; only on a host that stalls does this take long.
+SWITCH_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def _start(world: World, now: int, moves: _Moves, wanted: Shape, digest: str) ->
 
 def _switch(before: int, after: int, names: list[str], shape: Shape) -> Operation:
     args = {"from_generation": before, "generation": after, "replicas": names, "shape": shape.as_dict()}
-    return Operation("switch", args, 30.0, f"send new requests to {', '.join(names) or 'nobody (503)'}")
+    return Operation("switch", args, SWITCH_S, f"send new requests to {', '.join(names) or 'nobody (503)'}")
 
 
 def _stop(world: World, moves: _Moves) -> list[Operation]:

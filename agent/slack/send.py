@@ -42,8 +42,13 @@ class Sender:
         slack = self._settings.slack
         if slack is None:
             return 0
-        with self._store.read() as db:
-            due = outbox.due(db, self._clock.now())
+        now = self._clock.now()
+        with self._store.write() as db:
+            for row in recommendations.listed(db, states=["proposed"]):  # one that woke from a snooze, too
+                outbox.put(
+                    db, channel="slack", kind="recommendation", subject=row["id"], revision=row["revision"], now=now
+                )
+            due = outbox.due(db, now)
         sent = 0
         for item in due:
             payload = self._payload(item, slack)

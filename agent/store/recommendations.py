@@ -34,7 +34,12 @@ def refresh(db: sa.Connection, identity: str, *, revision: int, now: float, valu
     touched = db.execute(
         sa.update(_T)
         .where(_T.c.id == identity, _T.c.revision == revision, _T.c.state.in_(OPEN))
-        .values(revision=revision + 1, refreshed_at=now, **values)
+        .values(
+            revision=revision + 1,
+            refreshed_at=now,
+            state=sa.case((_T.c.state == "notified", "proposed"), else_=_T.c.state),  # nobody was told of this revision
+            **values,
+        )
     ).rowcount
     return touched == 1
 
@@ -99,6 +104,7 @@ def expire(db: sa.Connection, now: float) -> list[str]:
     awake = db.execute(sa.select(_T.c.id).where(_T.c.state == "snoozed", _T.c.snoozed_until <= now)).scalars().all()
     for identity in awake:
         move(db, identity, from_states=["snoozed"], to="proposed", now=now, by="flyball", reason="snooze is over")
+        db.execute(sa.update(_T).where(_T.c.id == identity).values(revision=_T.c.revision + 1))  # it is sent once more
     return list(due)
 
 

@@ -71,7 +71,8 @@ def predict(
     notes = list(candidate.notes)
     low, high = calibrated.load
     expected = metrics["running_mean"].mid / candidate.replicas
-    if not candidate.transferred and not 0.5 * low <= expected <= 1.5 * high:
+    beyond = not 0.5 * low <= expected <= 1.5 * high
+    if not candidate.transferred and beyond:
         notes.append(
             f"expects {expected:.3g} running sequences per replica; {low:.3g} to {high:.3g} were seen in calibration, so this extrapolates"
         )
@@ -81,6 +82,7 @@ def predict(
         method="roofline+simulation" if candidate.transferred else "simulation",
         error={name: error.get(name) for name in metrics},
         notes=tuple(notes),
+        extrapolates=beyond or candidate.transferred,
     )
 
 

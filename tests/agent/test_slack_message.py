@@ -234,8 +234,12 @@ def test_an_older_revision_and_a_removed_endpoint_hold_up_nobody(store: Store, t
     with store.write() as db:
         recommendations.refresh(db, row["id"], revision=1, now=T0, values={"saving_per_month": 1.0})
     with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
-        (sent,) = _sent(made, server)
-    assert "recommendations/aaaa0003" in json.dumps(sent)
+        sent = [json.dumps(message) for message in _sent(made, server)]
+    assert [("aaaa0001" in m, "aaaa0003" in m) for m in sorted(sent, key=lambda m: "aaaa0003" in m)] == [
+        (True, False),
+        (False, True),
+    ]
+    assert "revision 2" in next(m for m in sent if "aaaa0001" in m)
     with store.read() as db:
         assert outbox.due(db, T0 + 1e6) == []
 
