@@ -24,7 +24,7 @@ from actuators.vllm_local.processes import Processes
 from agent import views
 from agent.clock import WallClock
 from agent.demo.slack_stand_in import SlackStandIn
-from agent.store import Store, fleet, windows
+from agent.store import Store, changes, fleet, windows
 from analyzers.objective import total
 from collectors.base import Target
 from collectors.completion import PATHS, Completion, complete, request_of
@@ -86,8 +86,8 @@ async def _story(folder: Path) -> None:
         await _deploy(config, env)
         load = await _measure_out(url, http)
         config = _configure(folder, url, options, slack, load.ttft_limit_s)
-        async with _traffic(load, url, http, clock) as traffic:
-            with running(config, env=env) as daemon:
+        with running(config, env=env) as daemon:
+            async with _traffic(load, url, http, clock, daemon.settings.database) as traffic:
                 slack.actions_url = f"http://127.0.0.1:{daemon.settings.web.port}/slack/actions"
                 await asyncio.to_thread(_grows, daemon)
                 await asyncio.to_thread(_errs_and_comes_back, daemon, env)
@@ -182,28 +182,69 @@ async def _request(http: Http, url: str, tokens: int) -> Completion:
 
 
 @asynccontextmanager
-async def _traffic(load: Load, url: str, http: Http, clock: WallClock) -> AsyncIterator[Counter[str]]:
-    """Open-loop traffic for as long as the block lasts. Gives how requests ended, counted by kind."""
-    plan = TrafficPlan(
-        rate=load.rate,
+async def _traffic(load: Load, url: str, http: Http, clock: WallClock, database: str) -> AsyncIterator[Counter[str]]:
+    """Open-loop traffic for as long as the block lasts. Gives how requests ended, counted by kind.
+
+    A fifth of it never stops: those requests a restart must not cut. The rest pauses while replicas are started and stopped: two
+    vLLM servers at once, one of them under full load, stall two cores for minutes. Before and after, the load is the same.
+    """
+    ends: Counter[str] = Counter()
+
+    def send(share: float, seed: int) -> asyncio.Task[TrafficResult]:
+        plan = _plan(load, share, seed)
+        return asyncio.create_task(
+            simulate(plan, Target(NAME, url), http, clock, lambda record: ends.update([record.error or "ok"]))
+        )
+
+    async def rest() -> None:
+        store, sending, seed = Store(database), None, 100
+        try:
+            while True:
+                busy = await asyncio.to_thread(_under_way, store)
+                if busy and sending is not None:
+                    await _end(sending)
+                    sending = None
+                elif not busy and sending is None:
+                    seed += 1
+                    sending = send(0.8, seed)
+                await asyncio.sleep(0.5)
+        finally:
+            store.close()
+            if sending is not None:
+                await _end(sending)
+
+    tasks: list[asyncio.Task[Any]] = [send(0.2, 5), asyncio.create_task(rest())]
+    try:
+        yield ends
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _end(sending: asyncio.Task[TrafficResult]) -> None:
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+
+
+def _under_way(store: Store) -> bool:
+    """Whether replicas are being started or stopped."""
+    with store.read() as db:
+        return any(change["state"] in ("applying", "rolling_back") for change in changes.active(db))
+
+
+def _plan(load: Load, share: float, seed: int) -> TrafficPlan:
+    return TrafficPlan(
+        rate=share * load.rate,
         duration_s=3600.0,
         prompt_tokens=Lengths.parse(f"fixed:{PROMPT_TOKENS}"),
         output_tokens=Lengths.parse(f"uniform:{load.output_tokens * 3 // 4}:{load.output_tokens * 5 // 4}"),
-        seed=5,
+        seed=seed,
         model=MODEL_NAME,
         api="completions",
         exact_output=True,
         timeout_s=PATIENCE_S,
     )
-    ends: Counter[str] = Counter()
-    sending: asyncio.Task[TrafficResult] = asyncio.create_task(
-        simulate(plan, Target(NAME, url), http, clock, lambda record: ends.update([record.error or "ok"]))
-    )
-    try:
-        yield ends
-    finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
 
 
 # -- looking -----------------------------------------------------------------------------------------------------------
