@@ -18,20 +18,26 @@ class Workload:
     arrival_s: (n,) seconds from the start of the workload, ascending, >= 0.
     prompt_tokens: (n,) >= 1.      output_tokens: (n,) >= 0.
     prefix_tokens: (n,) of the prompt, expected to be found in the prefix cache; 0 <= prefix < prompt.
+    session: (n,) >= 0, whose prefix that is: a replica holds it only after it served this session. None: every replica holds it.
     """
 
     arrival_s: Floats
     prompt_tokens: Ints
     output_tokens: Ints
     prefix_tokens: Ints
+    session: Ints | None = None
 
     def __post_init__(self) -> None:
         n = self.arrival_s.shape[0]
         for name in ("prompt_tokens", "output_tokens", "prefix_tokens"):
             if getattr(self, name).shape != (n,):
                 raise ValueError(f"workload: {name} has {getattr(self, name).shape[0]} entries, arrival_s has {n}")
+        if self.session is not None and self.session.shape != (n,):
+            raise ValueError(f"workload: session has {self.session.shape[0]} entries, arrival_s has {n}")
         if n == 0:
             return
+        if self.session is not None and self.session.min() < 0:
+            raise ValueError("workload: session must be 0 or more")
         if not np.all(np.isfinite(self.arrival_s)) or self.arrival_s[0] < 0 or np.any(np.diff(self.arrival_s) < 0):
             raise ValueError("workload: arrival_s must be finite, from 0 upwards and sorted")
         if self.prompt_tokens.min() < 1 or self.output_tokens.min() < 0:

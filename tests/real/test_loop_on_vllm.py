@@ -147,10 +147,14 @@ def _errs_and_comes_back(daemon: Daemon, env: Mapping[str, str]) -> None:
     assert all(row["state"] == "done" for row in change["journal"])
     row = next(r for r in change["ledger"] if r["metric"] == "ttft_p95_s")
     assert row["observed"] > row["before"]
-    endpoint = daemon.json(f"/endpoints/{NAME}.json")["endpoint"]
+
+    def as_it_was() -> dict[str, Any] | None:
+        """The shape on the page is that of the last analysis."""
+        endpoint: dict[str, Any] = daemon.json(f"/endpoints/{NAME}.json")["endpoint"]
+        return endpoint if endpoint["label"] == "1 replica, max_num_seqs=16" and endpoint["ready"] else None
+
+    endpoint = daemon.until(as_it_was, "the shape before is live again")
     assert endpoint["frozen"].startswith(f"change {change['id']} rolled back")
-    assert endpoint["label"] == "1 replica, max_num_seqs=16"
-    assert endpoint["ready"] is True
 
 
 # -- load --------------------------------------------------------------------------------------------------------------
