@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types contracts unit test-real test-loop requirements clean
+.PHONY: setup demo test lint types contracts unit test-real requirements clean
 
 setup: $(STAMP)
 
@@ -31,15 +31,11 @@ contracts: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/pytest -n 2 --dist worksteal -m "not real and not real_loop" tests
+	$(BIN)/pytest -n 2 --dist worksteal -m "not real" tests
 
 # With the real parts that .ci/run installs: a vLLM server, PostgreSQL, Chromium.
 test-real: setup
 	$(BIN)/pytest -m real tests
-
-# The whole loop on a real vLLM server; not in CI yet.
-test-loop: setup
-	$(BIN)/pytest -m real_loop tests
 
 # Pins versions and hashes from pyproject.toml; needs `uv` on the PATH.
 requirements:

@@ -1,4 +1,4 @@
-"""In CI a missing real part is a failure: with FLYBALL_REQUIRE_REAL=1 no test marked ``real`` or ``real_loop`` may skip, wherever it lies."""
+"""In CI a missing real part is a failure: with FLYBALL_REQUIRE_REAL=1 no test marked ``real`` may skip, wherever it lies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _NoSkips:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        if report.skipped and any(item.get_closest_marker(marker) for marker in ("real", "real_loop")):
+        if report.skipped and item.get_closest_marker("real"):
             why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             report.outcome = "failed"
             report.longrepr = f"{REQUIRE} is set, so a real part must not be missing: {why}"

@@ -35,8 +35,8 @@ from tests.actuators.support import free_port
 from tests.agent.daemons import ROOT, Daemon, flyball, running, write_settings
 from tests.real.vllm_parts import MODEL_NAME, vllm_options
 
-# Not under `real` until it has been seen to end on a slow two-core machine: two vLLM servers at once stall it for minutes.
-pytestmark = [pytest.mark.real_loop, pytest.mark.timeout(2400)]
+# Five to eight minutes on two cores. Two vLLM servers at once can stall a slower machine for minutes, hence the limit.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(2400)]
 
 NAME = "chat"
 USER = "U0REAL123"
