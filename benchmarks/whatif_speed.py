@@ -2,33 +2,56 @@
 
 The Azure conversation trace, tiled to the wanted number of requests and run at a share of the capacity of the engine below. The
 plain iteration-by-iteration simulator of the tests runs a slice of the same traffic in the same process, for the ratio, and to
-check that both agree.
+check that both agree. ``--week`` adds a week of one endpoint (5,000,000 requests) on one candidate, and the same under an
+autoscaler that is asked every 15 s. ``--sweep`` adds a day of it on 200 candidates, over all cores. The wall times of other
+simulators are as published or as measured elsewhere, not in this run.
 
-    python benchmarks/whatif_speed.py [--data ../shared/data] [--requests 1000000] [--load 0.7] [--output FILE]
+    python benchmarks/whatif_speed.py [--data ../shared/data] [--requests 1000000] [--load 0.7] [--week] [--sweep] [--output FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
+import math
+import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from analyzers.whatif.model import EngineModel, Iteration, Limits  # noqa: E402
+from analyzers.whatif.scaling import Seen  # noqa: E402
 from collectors.workload import Workload  # noqa: E402
-from tests.analyzers.whatif.reference_simulator import simulate  # noqa: E402
 
 TRACE = Path("traces") / "AzureLLMInferenceTrace_conv.csv"
+WEEK_S, WEEK_REQUESTS = 604_800.0, 5_000_000
+CANDIDATES = tuple(
+    itertools.product(
+        (1, 2, 3, 4, 6), (32, 64, 128, 256, 512), (1024, 2048, 4096, 8192), ("round_robin", "least_outstanding")
+    )
+)
+"""Replicas, max_num_seqs, max_num_batched_tokens, router."""
+OBJECTIVE = {"ttft_s": 0.2, "tpot_s": 0.02}
+PEERS = {
+    "BLIS inference-sim, 7B .. 70B": "12,000 requests in 6.8 s .. 224 s: 1,770 .. 54 requests/s",
+    "LLMServingSim 2.0": "300 requests in 200 s: 1.5 requests/s",
+    "Vidur": "8.6 s a run",
+    "AIConfigurator 0.12": "0.45 s a point, means alone",
+}
 
 
 def read_trace(path: Path) -> Workload:
@@ -62,13 +85,16 @@ def head(work: Workload, n: int) -> Workload:
     return Workload(work.arrival_s[:n], work.prompt_tokens[:n], work.output_tokens[:n], work.prefix_tokens[:n])
 
 
+def engine() -> EngineModel:
+    """About a 7B model on one H100."""
+    return EngineModel(Iteration(6e-3, 3e-5, 2.5e-8, 2.8e-5, 2e-10), Limits(256, 2048, kv_tokens=400_000))
+
+
 def measure(trace: Workload, n: int, load: float, slice_n: int, repeats: int) -> dict[str, Any]:
     started = time.perf_counter()
     from analyzers.whatif.engine import replay
-    from analyzers.whatif.model import EngineModel, Iteration, Limits
 
-    # About a 7B model on one H100.
-    model = EngineModel(Iteration(6e-3, 3e-5, 2.5e-8, 2.8e-5, 2e-10), Limits(256, 2048, kv_tokens=400_000))
+    model = engine()
     imported = time.perf_counter()
     replay(head(trace, 10), model)
     ready = time.perf_counter()
@@ -87,14 +113,15 @@ def measure(trace: Workload, n: int, load: float, slice_n: int, repeats: int) ->
         }
         walls.append(time.perf_counter() - begin)
 
+    from tests.analyzers.whatif.reference_simulator import simulate
+
     part = head(work, slice_n)
     begin = time.perf_counter()
     plain = simulate(part, model)
     plain_wall = time.perf_counter() - begin
     begin = time.perf_counter()
-    each = replay(part, model, per_request=True).per_request
+    each = replay(part, model).per_request
     fast_wall = time.perf_counter() - begin
-    assert each is not None
     worst = max(
         float(np.max(np.abs(ours - np.array(theirs)) / np.array(theirs)))
         for ours, theirs in (
@@ -125,6 +152,101 @@ def measure(trace: Workload, n: int, load: float, slice_n: int, repeats: int) ->
     }
 
 
+@dataclass(frozen=True)
+class Tracking:
+    """As many replicas as keep ``target`` requests in flight on each."""
+
+    target: float
+    interval_s: float = 15.0
+
+    def __call__(self, seen: Seen, state: Any) -> tuple[int, Any]:
+        return math.ceil(seen.in_flight / self.target), state
+
+
+def measure_week(trace: Workload, repeats: int) -> dict[str, Any]:
+    """A week on one candidate: a fixed replica, and one to eight under an autoscaler."""
+    from analyzers.whatif.engine import replay
+    from analyzers.whatif.fleet import Fleet
+
+    work = at_rate(tiled(trace, WEEK_REQUESTS), WEEK_REQUESTS / WEEK_S)
+    result: dict[str, Any] = {"requests": len(work), "output_tokens": int(work.output_tokens.sum())}
+    scaled = Fleet(1, 120.0, policy=Tracking(16.0), min_replicas=1, max_replicas=8)
+    for name, fleet in (("fixed", None), ("autoscaled", scaled)):
+        walls = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            out = replay(work, engine(), fleet=fleet)
+            values = {m: out.distribution(m).quantile(0.95) for m in ("ttft_s", "itl_s", "tpot_s", "e2e_s")}
+            good = out.goodput_per_s(OBJECTIVE)
+            walls.append(time.perf_counter() - begin)
+        result[name] = {
+            "wall_s": walls,
+            "p95": values,
+            "goodput_per_s": good,
+            "completed": out.completed,
+            "replica_hours": out.replica_s / 3600,
+            "replicas_max": out.replicas_max,
+            "changes": len(out.replicas) - 1,
+        }
+    return result
+
+
+def measure_sweep(trace: Workload, workers: int) -> dict[str, Any]:
+    """A day on each candidate, in threads: the compiled loop holds no interpreter lock, and the traffic is there once."""
+    n = WEEK_REQUESTS // 7
+    day = WEEK_S / 7
+    work = at_rate(tiled(trace, n), n / day)
+
+    def one(candidate: tuple[int, int, int, str]) -> tuple[float, dict[str, Any]]:
+        from analyzers.whatif.engine import replay
+
+        replicas, seqs, budget, router = candidate
+        begin = time.perf_counter()
+        model = engine().with_limits(max_num_seqs=seqs, max_num_batched_tokens=budget)
+        out = replay(work, model, replicas=replicas, router=router, horizon=2 * day)  # type: ignore[arg-type]
+        p95 = {metric: out.distribution(metric).quantile(0.95) for metric in OBJECTIVE}
+        met = not out.saturated and all((p95[m] or math.inf) <= limit for m, limit in OBJECTIVE.items())
+        return time.perf_counter() - begin, {"candidate": candidate, "p95": p95, "met": met}
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        runs = [pool.submit(one, candidate) for candidate in CANDIDATES]
+        found = [run.result() for run in track(as_completed(runs), "Candidates", len(runs))]
+    wall = time.perf_counter() - begin
+    met = sorted((row for _, row in found if row["met"]), key=lambda row: row["candidate"])
+    return {
+        "candidates": len(CANDIDATES),
+        "requests_each": n,
+        "workers": workers,
+        "wall_s": wall,
+        "work_s": sum(each for each, _ in found),
+        "requests_per_s": n * len(CANDIDATES) / wall,
+        "meet_the_objective": len(met),
+        "smallest_that_meets_it": met[0]["candidate"] if met else None,
+    }
+
+
+def show(result: dict[str, Any], title: str) -> None:
+    table = Table("figure", "value", title=title)
+    for key, value in result.items():
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                table.add_row(f"{key}: {name}", said(inner))
+        else:
+            table.add_row(key, said(value))
+    Console().print(table)
+
+
+def said(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e3 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {said(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(said(each) for each in value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data")
@@ -132,6 +254,9 @@ def main() -> int:
     parser.add_argument("--load", type=float, default=0.7, help="share of the engine's capacity")
     parser.add_argument("--reference-requests", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--week", action="store_true", help="also 5,000,000 requests on one candidate")
+    parser.add_argument("--sweep", action="store_true", help="also a day on 200 candidates, over all cores")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads of the sweep")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     path = args.data / TRACE
@@ -139,15 +264,15 @@ def main() -> int:
         print(f"{path} is not there. Give the folder that holds {TRACE} with --data.", file=sys.stderr)
         return 2
     result = measure(read_trace(path), args.requests, args.load, args.reference_requests, args.repeats)
-    table = Table("figure", "value", title="What-if engine, one core")
-    for key, value in result.items():
-        if isinstance(value, int | float):
-            table.add_row(
-                key, f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value < 1e3 else f"{value:,.0f}"
-            )
-    for key, value in result["quantiles"].items():
-        table.add_row(key, f"{value:.4g}")
-    Console().print(table)
+    show(result, "What-if engine, one core")
+    if args.week:
+        result["week"] = measure_week(read_trace(path), args.repeats)
+        show(result["week"], "A week on one candidate, one core")
+    if args.sweep:
+        result["sweep"] = measure_sweep(read_trace(path), args.workers)
+        show(result["sweep"], "A day on 200 candidates")
+    result["published_elsewhere"] = PEERS
+    show(PEERS, "Other simulators, as published or measured elsewhere, not in this run")
     if args.output:
         args.output.write_text(json.dumps(result, indent=2) + "\n")
     return 0

@@ -15,12 +15,26 @@
 - A request for 0 output tokens ends with its prefill, as one for 1 token does (vLLM always samples one): its TTFT is that end.
 - A request of more than ``max_model_len`` tokens (prompt + output), or more blocks than the cache has, is rejected.
 - Round robin gives request i of the input to replica i mod n. Least outstanding gives an arrival to the replica with the fewest
-  unfinished requests (those that finish at that very instant are finished), the first of them on ties.
+  unfinished requests (those that finish at that very instant are finished), the first of them on ties. Prefix-aware gives it to
+  the replica that served its session last, unless that one takes no more requests, or has more than 32 more and more than 1.5
+  times the fewest outstanding; then, and without a session or with a new one, it goes to the least outstanding. (Affinity until
+  the load is out of balance by a difference and a ratio is the idea of SGLang's router.)
+- With sessions, ``prefix_tokens`` are in the cache of the replica that a request is given to, unless requests of its session were
+  given to others before and never to this one: then it computes its whole prompt.
+- With ``accept_length`` a above 1 (speculative decoding), a sequence that has decoded j iterations since its latest prefill has
+  produced floor(a * j) tokens in them, or all that it owed, if that is less. It counts once in D and takes one token of the budget
+  as without; C and blocks go with the tokens that it has. The tokens of one iteration come at equal gaps: its time over their number.
+- With ``timeout_s`` a client gives up at arrival + timeout. The first iteration that starts then or later takes its request out of
+  queue or batch, with slot and blocks. A request completes if its end-to-end time is at most ``timeout_s``; one whose last token
+  comes in the iteration that spans its deadline timed out too, as did one that the horizon cuts off after its deadline. A TTFT
+  within the timeout stays.
+- Replicas that come and go: ``fleet`` states the rules.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,21 +43,37 @@ from numpy.typing import NDArray
 
 from analyzers.whatif import kernel
 from analyzers.whatif.distribution import Bins, Distribution, Samples
+from analyzers.whatif.fleet import Course, Fleet, operate, steady
 from analyzers.whatif.model import EngineModel
-from collectors.workload import Floats, Workload
+from collectors.workload import Floats, Ints, Workload
 
-Router = Literal["round_robin", "least_outstanding"]
+Router = Literal["round_robin", "least_outstanding", "prefix_aware"]
+ROUTERS: tuple[Router, ...] = (
+    "round_robin",
+    "least_outstanding",
+    "prefix_aware",
+)  # in the order of the kernel's constants
 
 
 @dataclass(frozen=True, slots=True)
 class PerRequest:
-    """One entry for each request of the workload, in its order. A time that never came (rejected, or cut off) is -1."""
+    """One entry for each request of the workload, in its order. A time that never came is -1: the request was rejected or cut off by
+    the horizon, its client gave up, or its replica died."""
 
     ttft_s: Floats
     queue_s: Floats
     """Arrival to the start of the first iteration that prefills it."""
     e2e_s: Floats
     rejected: NDArray[np.bool_]
+    timed_out: NDArray[np.bool_]
+    failed: NDArray[np.bool_]
+    output_tokens: Ints
+
+    @property
+    def tpot_s(self) -> Floats:
+        """The mean gap between its tokens; 0 where a completed request has no two, -1 where it did not complete."""
+        gaps = (self.e2e_s - self.ttft_s) / np.maximum(self.output_tokens - 1, 1)
+        return np.where(self.e2e_s < 0.0, -1.0, np.where(self.output_tokens > 1, gaps, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +85,10 @@ class Replay:
     completed: int
     rejected: int
     """Larger than the cache or ``max_model_len``."""
+    timed_out: int
+    """Their clients gave up."""
+    failed: int
+    """Lost with a replica that died."""
     preemptions: int
     output_tokens: int
     """Of completed requests."""
@@ -63,12 +97,16 @@ class Replay:
     kv_usage_max: float | None
     """0..1, of the fullest replica. None: the cache is not limited, so there is no share."""
     simulated_s: float
-    """From 0 to the end of the last iteration."""
+    """From 0 to the end of the last iteration, or to the last arrival if that is later, or while the router holds requests."""
     busy_s: float
     """Time in iterations, summed over replicas."""
+    replica_s: float
+    """Time provisioned, cold starts and emptying included, summed over replicas."""
+    replicas: tuple[tuple[float, int], ...]
+    """(at_s, replicas that take requests), at the start and at each change."""
     ttft: Distribution
     itl: Distribution
-    """Over gaps between consecutive tokens, not over requests."""
+    """Over gaps between consecutive tokens that the engine made, not over requests."""
     tpot: Distribution
     """Over requests of two tokens and more."""
     e2e: Distribution
@@ -77,13 +115,36 @@ class Replay:
     """Requests that waited at the last arrival (or the horizon), less those that did half-way there."""
     arrivals_late: int
     """Requests that arrived in that second half."""
-    per_request: PerRequest | None = None
+    per_request: PerRequest
+
+    @property
+    def replicas_max(self) -> int:
+        """The most that took requests at once."""
+        return max(ready for _, ready in self.replicas)
 
     def distribution(self, metric: str) -> Distribution:
         """By canonical name: ``ttft_s``, ``itl_s``, ``tpot_s``, ``e2e_s``, ``queue_s``. Raises KeyError on another."""
         return {"ttft_s": self.ttft, "itl_s": self.itl, "tpot_s": self.tpot, "e2e_s": self.e2e, "queue_s": self.queue}[
             metric
         ]
+
+    def goodput_per_s(self, limits: Mapping[str, float]) -> float:
+        """Requests a second of simulated time that completed and met every limit.
+
+        limits: seconds by ``ttft_s``, ``e2e_s``, ``queue_s``, and ``tpot_s`` or ``itl_s`` (both the request's own mean gap).
+        Raises ValueError on another name, and on a limit that is no number.
+        """
+        each = self.per_request
+        good = each.e2e_s >= 0.0
+        for name, limit in limits.items():
+            if name not in ("ttft_s", "e2e_s", "queue_s", "tpot_s", "itl_s"):
+                raise ValueError(
+                    f"goodput: no limit on {name!r} is known; known: ttft_s, e2e_s, queue_s, tpot_s, itl_s"
+                )
+            if not limit >= 0:
+                raise ValueError(f"goodput: the limit on {name} must be 0 seconds or more, not {limit}")
+            good &= getattr(each, "tpot_s" if name == "itl_s" else name) <= limit
+        return int(np.count_nonzero(good)) / (self.simulated_s or 1.0)
 
     @property
     def saturated(self) -> bool:
@@ -103,14 +164,35 @@ def replay(
     replicas: int = 1,
     router: Router = "round_robin",
     horizon: float | None = None,
-    per_request: bool = False,
+    timeout_s: float | None = None,
+    fleet: Fleet | None = None,
+    per_request: bool = True,
 ) -> Replay:
-    """Replay ``workload`` on ``replicas`` engines that are each ``model``.
+    """Replay ``workload`` on ``replicas`` engines that are each ``model``, or on a ``fleet`` of them that changes.
 
     horizon: seconds; no iteration starts at or after it, and later arrivals are not seen. None: until all is done.
-    per_request: also return each request's own times.
+    timeout_s: how long a client waits for its last token. None: for ever.
+    per_request: of no effect; each request's own times are always there.
     Raises ValueError on an empty workload, and on what no replay can be made of.
     """
+    del per_request
+    end = math.inf if horizon is None else float(horizon)
+    patience = math.inf if timeout_s is None else float(timeout_s)
+    _check(workload, replicas, router, end, patience, fleet)
+    sessions = workload.session is not None and (replicas > 1 or fleet is not None)
+    machine = kernel.Machine(
+        workload,
+        model,
+        max(1, replicas if fleet is None else fleet.replicas),
+        ROUTERS.index(router) if replicas > 1 or fleet is not None else kernel.ROUND_ROBIN,
+        patience,
+        tracked=sessions or (fleet is not None and bool(fleet.failures)),
+    )
+    course = steady(replicas, machine, end) if fleet is None else operate(fleet, machine, end)
+    return _read(workload, machine, course, end)
+
+
+def _check(workload: Workload, replicas: int, router: str, end: float, patience: float, fleet: Fleet | None) -> None:
     n = len(workload)
     if n == 0:
         raise ValueError("the workload has no requests; replay at least one")
@@ -118,107 +200,77 @@ def replay(
         raise ValueError(f"the workload has {n} requests, more than one replay can number; split it by time")
     if replicas < 1:
         raise ValueError(f"replicas must be 1 or more, not {replicas}")
-    if router not in ("round_robin", "least_outstanding"):
-        raise ValueError(f"unknown router {router!r}; known: round_robin, least_outstanding")
-    end = float("inf") if horizon is None else float(horizon)
+    if fleet is not None and replicas != 1:
+        raise ValueError(f"replicas ({replicas}) beside a fleet; say it in the fleet")
+    if router not in ROUTERS:
+        raise ValueError(f"unknown router {router!r}; known: {', '.join(ROUTERS)}")
     if not end > 0:
-        raise ValueError(f"horizon must be above 0 seconds, not {horizon}")
-
-    limits = model.limits
-    slots = min(limits.max_num_seqs, n)
-    size = limits.block_size
-    blocks = kernel.UNLIMITED if limits.kv_tokens is None else limits.kv_tokens // size
-    real = np.zeros((replicas, kernel.REAL_COLUMNS))
-    whole = np.zeros((replicas, kernel.WHOLE_COLUMNS), np.int64)
-    whole[:, [kernel.PARTIAL, kernel.HEAD, kernel.TAIL]] = -1
-    ttft, queue, e2e = (np.full(n, -1.0) for _ in range(3))
-    bins = np.zeros(kernel.BINS)
-    rejected, seen = kernel.simulate(
-        int(router == "least_outstanding" and replicas > 1),
-        end,
-        real,
-        whole,
-        np.zeros((replicas, slots), np.int64),
-        np.zeros((replicas, size), np.int64),
-        np.zeros(slots, np.int64),
-        np.array(model.iteration.as_tuple()),
-        np.array(
-            [
-                limits.max_num_seqs,
-                limits.max_num_batched_tokens,
-                blocks,
-                size,
-                kernel.UNLIMITED if limits.max_model_len is None else limits.max_model_len,
-                int(model.chunked_prefill),
-            ],
-            np.int64,
-        ),
-        (
-            np.ascontiguousarray(workload.arrival_s, np.float64),
-            np.ascontiguousarray(workload.prompt_tokens, np.int64),
-            np.ascontiguousarray(workload.output_tokens, np.int64),
-            np.ascontiguousarray(workload.prefix_tokens, np.int64),
-        ),
-        (np.empty(n, np.int64), np.zeros(n, np.int64), np.empty(n, np.int64), ttft, queue, e2e),
-        bins,
-        kernel.BIN_EDGES,
-    )
-    return _read(workload, real, whole, (ttft, queue, e2e), bins, rejected, seen, blocks, per_request)
+        raise ValueError(f"horizon must be above 0 seconds, not {end}")
+    if not patience > 0:
+        raise ValueError(f"timeout_s must be above 0 seconds, not {patience}; leave it out where clients wait for ever")
 
 
-def _read(
-    workload: Workload,
-    real: Floats,
-    whole: NDArray[np.int64],
-    times: tuple[Floats, Floats, Floats],
-    bins: Floats,
-    rejected: int,
-    seen: int,
-    blocks: int,
-    per_request: bool,
-) -> Replay:
-    """The kernel's arrays as a Replay."""
-    ttft, queue, e2e = times
-    refused = e2e == -2.0
-    completed = int(whole[:, kernel.COMPLETED].sum())
-    whole_run = completed == len(workload)
-    e2e[refused] = -1.0
+def _read(workload: Workload, machine: kernel.Machine, course: Course, end: float) -> Replay:
+    """The machine's arrays as a Replay."""
+    real, whole, seen, arrival = machine.real, machine.whole, course.seen, workload.arrival_s
+    ttft, queue, e2e = machine.ttft, machine.queue, machine.e2e
+    if machine.timeout_s < math.inf:
+        e2e[:seen][(e2e[:seen] == kernel.UNFINISHED) & (arrival[:seen] + machine.timeout_s <= end)] = kernel.TIMED_OUT
     done = e2e >= 0.0
+    completed = int(np.count_nonzero(done))
+    whole_run = completed == len(workload)
+    refused, late, failed = (
+        np.zeros_like(done) if whole_run else e2e == what for what in (kernel.REJECTED, kernel.TIMED_OUT, kernel.FAILED)
+    )
+    if not whole_run:
+        e2e[~done] = -1.0
     outputs = workload.output_tokens
     many = outputs > 1 if whole_run else done & (outputs > 1)
     decode = e2e[many] - ttft[many]
-    simulated = max(float(real[:, kernel.NOW].max()), float(workload.arrival_s[seen - 1]) if seen else 0.0)
-    growth, late = _waiting_growth(workload.arrival_s[:seen], queue[:seen], refused[:seen])
+    simulated = max(float(real[:, kernel.NOW].max()), float(arrival[seen - 1]) if seen else 0.0, course.until_s)
+    gone = np.where(late, arrival + machine.timeout_s, np.inf) if late.any() else None
+    growth, rest = _waiting_growth(arrival[:seen], queue[:seen], (refused | failed)[:seen], gone)
     span = simulated or 1.0
     return Replay(
         requests=seen,
         completed=completed,
-        rejected=rejected,
+        rejected=int(np.count_nonzero(refused)),
+        timed_out=int(np.count_nonzero(late)),
+        failed=int(np.count_nonzero(failed)),
         preemptions=int(whole[:, kernel.PREEMPTIONS].sum()),
         output_tokens=int(outputs.sum() if whole_run else outputs[done].sum()),
         running_mean=float(real[:, kernel.RUNNING].sum()) / span,
-        waiting_mean=float(real[:, kernel.WAITING].sum()) / span,
-        kv_usage_max=None if blocks == kernel.UNLIMITED else float(whole[:, kernel.PEAK].max()) / blocks,
+        waiting_mean=(float(real[:, kernel.WAITING].sum()) + course.held_s) / span,
+        kv_usage_max=None
+        if machine.blocks == kernel.UNLIMITED
+        else float(whole[:, kernel.PEAK].max()) / machine.blocks,
         simulated_s=simulated,
         busy_s=float(real[:, kernel.BUSY].sum()),
+        replica_s=course.replica_s(simulated),
+        replicas=course.ready,
         ttft=Samples(ttft if whole_run else ttft[ttft >= 0.0]),
-        itl=Bins(bins, kernel.BIN_EDGES, float(real[:, kernel.GAPS].sum())),
+        itl=Bins(machine.bins, kernel.BIN_EDGES, float(real[:, kernel.GAPS].sum())),
         tpot=Samples(decode / (outputs[many] - 1)),
         e2e=Samples(e2e if whole_run else e2e[done]),
         queue=Samples(queue if whole_run else queue[queue >= 0.0]),
         waiting_growth=growth,
-        arrivals_late=late,
-        per_request=PerRequest(ttft, queue, e2e, refused) if per_request else None,
+        arrivals_late=rest,
+        per_request=PerRequest(ttft, queue, e2e, refused, late, failed, outputs),
     )
 
 
-def _waiting_growth(arrival: Floats, queue: Floats, refused: NDArray[np.bool_]) -> tuple[float, int]:
-    """How many more requests waited for a first admission at the last arrival than half-way through the arrivals; and that half."""
+def _waiting_growth(arrival: Floats, queue: Floats, never: NDArray[np.bool_], gone: Floats | None) -> tuple[float, int]:
+    """How many more requests waited for a first admission at the last arrival than half-way through the arrivals; and that half.
+
+    never: those that are not counted. gone: when a client gave up, infinity where it did not; None where none did.
+    """
     half = arrival.shape[0] // 2
     if half == 0:
         return 0.0, 0
     admitted = np.where(queue >= 0.0, arrival + queue, np.inf)
-    waits = ~refused
+    if gone is not None:
+        admitted = np.minimum(admitted, gone[: arrival.shape[0]])
+    waits = ~never
     late = float(arrival[-1])
     middle = float(arrival[half])
 

@@ -89,18 +89,28 @@ class EngineModel:
     chunked_prefill: bool = True
     source: Mapping[str, Any] = field(default_factory=dict)
     """Provenance and uncertainty, as plain JSON. Nothing in it changes a replay."""
+    accept_length: float = 1.0
+    """Mean tokens that one decode iteration yields per sequence: 1 without speculative decoding, more with it."""
+
+    def __post_init__(self) -> None:
+        value: Any = self.accept_length
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 1:
+            raise ValueError(
+                f"accept_length must be a finite number of tokens, 1 or more, not {value!r}; leave it out without speculative decoding"
+            )
 
     def with_limits(self, **changes: Any) -> EngineModel:
         """A copy with the named limits changed. Raises ValueError where they contradict each other."""
         return replace(self, limits=replace(self.limits, **changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """The ENGINE.json form, as plain values."""
+        """The ENGINE.json form, as plain values. ``accept_length`` is there only where it says something."""
         return {
             "schema_version": SCHEMA_VERSION,
             "iteration": asdict(self.iteration),
             "limits": asdict(self.limits),
             "chunked_prefill": self.chunked_prefill,
+            **({} if self.accept_length == 1.0 else {"accept_length": self.accept_length}),
             "source": dict(self.source),
         }
 
@@ -111,7 +121,7 @@ class EngineModel:
     @classmethod
     def from_dict(cls, data: object) -> EngineModel:
         """The reverse of ``to_dict``. Raises ValueError that names the field: unknown, missing, or not what it must be."""
-        top = _object(data, "", ("schema_version", "iteration", "limits", "chunked_prefill", "source"))
+        top = _object(data, "", ("schema_version", "iteration", "limits", "chunked_prefill", "accept_length", "source"))
         version = top.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ValueError(f"schema_version: {version!r} is not known to this program, which reads {SCHEMA_VERSION}")
@@ -133,7 +143,7 @@ class EngineModel:
             for name in needed:
                 if name not in given:
                     raise ValueError(f"{prefix}{name}: missing")
-        return cls(Iteration(**iteration), Limits(**limits), chunked, dict(source))
+        return cls(Iteration(**iteration), Limits(**limits), chunked, dict(source), top.get("accept_length", 1.0))
 
     @classmethod
     def from_json(cls, text: str) -> EngineModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,13 @@ MODEL = EngineModel(Iteration(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), Limits(64, 2048,
 def test_it_comes_back_as_it_went() -> None:
     assert EngineModel.from_json(MODEL.to_json()) == MODEL
     assert set(json.loads(MODEL.to_json())) == {"schema_version", "iteration", "limits", "chunked_prefill", "source"}
+
+
+def test_accept_length_is_written_only_where_it_says_something() -> None:
+    drafting = replace(MODEL, accept_length=2.4)
+    assert json.loads(drafting.to_json())["accept_length"] == 2.4
+    assert EngineModel.from_json(drafting.to_json()) == drafting
+    assert EngineModel.from_json(changed("accept_length", 1)) == MODEL
 
 
 def changed(path: str, value: Any) -> str:
@@ -51,6 +59,10 @@ def changed(path: str, value: Any) -> str:
         ("limits.kv_tokens", 8, "less than one block"),
         ("chunked_prefill", "yes", "chunked_prefill must be"),
         ("limits", 5, "limits: expected an object"),
+        ("accept_length", 0.9, "accept_length must be"),
+        ("accept_length", float("inf"), "accept_length must be"),
+        ("accept_length", "2", "accept_length must be"),
+        ("accept_length", True, "accept_length must be"),
     ],
 )
 def test_what_is_wrong_is_named(path: str, value: Any, says: str) -> None:
