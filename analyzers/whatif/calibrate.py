@@ -1,51 +1,35 @@
-"""Learn an engine's iteration model from windows alone.
+"""Learn an engine from windows alone.
 
-How: windows alike in load are grouped (``evidence``). Each group's traffic is replayed on the engine, and its mean ITL and TTFT
-are compared with what was seen. The five coefficients, and a fixed time a request spends outside the engine, are those that agree
-best: robust least squares in their logarithms, so that each stays positive, drawn towards a roofline prior where the data
-say little. Replaying, instead of a formula for the mean, takes the wait for the running iteration, chunks, limits and the batch's
-own fluctuation into account as the later prediction does.
-
-Capability is learned from the latency of single requests at a known rate or concurrency, never from throughput. A window whose
-requests queue is compared at a full batch, and its TTFT only without the queue.
-
-The ensemble is drawn from the fit's posterior in the linear approximation (randomised maximum likelihood: Oliver, He and Reynolds
-1996): noise of the size seen in the data, and priors of their own width.
+Windows alike in load are grouped (``evidence``), and an engine is fitted to what was seen of them (``fit``), from the belief that the
+datasheet gives (``priors``). Capability is learned from the latency of single requests at a known rate or concurrency, never from
+throughput. A window whose requests queue is compared at a full batch, and its TTFT only without the queue.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from actuators.shape import Shape
+from analyzers.architecture import Architecture, find_architecture, weight_bytes
 from analyzers.hardware import Hardware
 from analyzers.prediction import CannotPredict
-from analyzers.whatif.engine import replay
-from analyzers.whatif.evidence import Group, Sight, groups, sight
+from analyzers.whatif import priors
+from analyzers.whatif.discrepancy import Discrepancy
+from analyzers.whatif.evidence import Sight, observations, sight
+from analyzers.whatif.fit import OVERHEAD, Draw, Fitted, Prior, fit, with_draw
 from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.roofline import Machine
 from collectors.window import Window
-from collectors.workload import Floats
 
 _LEAST_REQUESTS = 30
 _REPLAYED = 24_000  # requests in one evaluation: exact enough, and a fit stays within about two seconds
-_DRAWS = 24
 #: When the settings do not say: vLLM's own defaults for serving on smaller accelerators (0.6 to 0.11). Stated in the notes.
 DEFAULT_MAX_NUM_SEQS = 256
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One set of coefficients that the data allow."""
-
-    iteration: Iteration
-    overhead_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +41,25 @@ class Calibrated:
     model: EngineModel
     overhead_s: float
     """Added to every TTFT and end-to-end time: network, tokenizer, queueing before the engine."""
+    lag: float
+    """Iterations that a first token is late by: about one where the engine schedules ahead."""
     draws: tuple[Draw, ...]
     windows: int
     requests: float
     load: tuple[float, float]
     """Least and greatest mean running sequences per replica that were seen. Beyond is extrapolation."""
+    discrepancy: Discrepancy = field(default_factory=Discrepancy)
+    """What the fit was off by, where."""
+    architecture: Architecture | None = None
+    """Of the model, where its name is known."""
+    weight_bytes: float = 2.0
     residuals: Mapping[str, float] = field(default_factory=dict)
     """Root mean square relative error of the fit by metric: ``itl_s``, ``ttft_s``, ``e2e_s``."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Draw:
+        return Draw(self.model.iteration, self.overhead_s, self.lag)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -72,25 +67,47 @@ class Calibrated:
             "key": self.key,
             "model": self.model.to_dict(),
             "overhead_s": self.overhead_s,
-            "draws": [[*d.iteration.as_tuple(), d.overhead_s] for d in self.draws],
+            "lag": self.lag,
+            "draws": [[*d.iteration.as_tuple(), d.overhead_s, d.lag, d.cache] for d in self.draws],
             "windows": self.windows,
             "requests": self.requests,
             "load": list(self.load),
+            "discrepancy": self.discrepancy.as_rows(),
+            "architecture": None if self.architecture is None else asdict(self.architecture),
+            "weight_bytes": self.weight_bytes,
             "residuals": dict(self.residuals),
             "notes": list(self.notes),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibrated:
-        """The reverse of ``as_dict``."""
-        rest = {k: data[k] for k in ("key", "overhead_s", "windows", "requests", "residuals")}
+        """The reverse of ``as_dict``. Raises KeyError on one of an older Flyball, which lacks what this one needs."""
+        rest = {k: data[k] for k in ("key", "overhead_s", "lag", "windows", "requests", "weight_bytes", "residuals")}
+        architecture = data["architecture"]
         return cls(
             model=EngineModel.from_dict(data["model"]),
-            draws=tuple(Draw(Iteration(*row[:5]), row[5]) for row in data["draws"]),
+            draws=tuple(Draw(Iteration(*row[:OVERHEAD]), *row[OVERHEAD:]) for row in data["draws"]),
             load=(data["load"][0], data["load"][1]),
+            discrepancy=Discrepancy.from_rows(data["discrepancy"]),
+            architecture=None if architecture is None else Architecture(**architecture),
             notes=tuple(data["notes"]),
             **rest,
         )
+
+    @property
+    def engine(self) -> EngineModel:
+        """The model with all of this as its ``source``: what ENGINE.json holds."""
+        told = self.as_dict()
+        del told["model"]
+        return replace(self.model, source=told)
+
+    @classmethod
+    def of_engine(cls, engine: EngineModel) -> Calibrated | None:
+        """The reverse of ``engine``; None where the engine's source carries no calibration."""
+        try:
+            return cls.from_dict({**engine.source, "model": replace(engine, source={}).to_dict()})
+        except (KeyError, TypeError, IndexError):
+            return None
 
 
 def calibration_key(facts: Mapping[str, str], shape: Shape) -> str:
@@ -108,7 +125,8 @@ def calibrate(
     """Fit the engine that served ``windows`` on ``shape``.
 
     prior: an engine believed to be like this one (same model on another release, say); its coefficients replace the roofline's.
-    hardware: the accelerator; ties prefill to decode by its ridge point. None: a typical ridge, believed less.
+    hardware: the accelerator. With a model whose name is known it gives the roofline; otherwise it ties prefill to decode by its
+    ridge point. None: a typical ridge, believed less.
     Raises CannotPredict ``NO_EVIDENCE`` that says what is missing.
     """
     known = [s for w in windows if (s := sight(w, max(1, shape.replicas or w.targets or 1))) is not None]
@@ -116,163 +134,96 @@ def calibrate(
     notes: list[str] = []
     if any(s.little for s in known):
         notes.append("concurrency is from Little's law (rate x time in the system): the windows have no running gauge")
-    limits = _limits(shape, prior, windows, known, notes)
-    found = groups(known, seed, _REPLAYED)
-    if not any(g.ttft for g in found):
+    facts: dict[str, str] = {}
+    for window in windows:
+        facts.update(window.facts)
+    machine = machine_of(facts, shape, hardware)
+    limits = _limits(shape, prior, facts, known, notes)
+    found = observations(known, seed, _REPLAYED)
+    if not any("ttft_s" in part.seen for o in found for part in o.parts):
         notes.append("no usable TTFT (unknown, or mixed with an unknown queue): prefill cost is mostly the prior's")
     engine = EngineModel(Iteration(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))
-    centre, width = _prior(known, prior, hardware, notes)
-    fit = _Fit(engine, found, centre, width)
-    solved = least_squares(
-        fit.residuals, centre, fit.jacobian, loss="soft_l1", f_scale=2.0, max_nfev=15, xtol=1e-4, ftol=1e-4,
-        bounds=(centre - 6.0, centre + 6.0),
-    )  # fmt: skip
-    theta = np.asarray(solved.x)
-    own, overhead = fit.iteration(theta)
+    fitted = fit(found, engine, _prior(known, prior, hardware, machine, limits, notes), seed)
     load = [s.running for s in known]
-    source = {"fitted_on_windows": len(known), "load_running": [min(load), max(load)], "overhead_s": overhead}
-    return Calibrated(
-        key=calibration_key(windows[-1].facts if windows else {}, shape),
-        model=replace(engine, iteration=own, source=source),
-        overhead_s=overhead,
-        draws=fit.draws(theta, np.asarray(solved.jac), seed),
+    return calibrated(
+        calibration_key(windows[-1].facts, shape),
+        engine,
+        fitted,
+        machine=machine,
         windows=len(known),
         requests=float(sum(s.requests for s in known)),
         load=(min(load), max(load)),
-        residuals=fit.errors(theta),
+        notes=notes,
+    )
+
+
+def calibrated(
+    key: str,
+    engine: EngineModel,
+    fitted: Fitted,
+    *,
+    machine: Machine | None,
+    windows: int,
+    requests: float,
+    load: tuple[float, float],
+    notes: Sequence[str],
+) -> Calibrated:
+    """A fit with what it rests on."""
+    return Calibrated(
+        key=key,
+        model=with_draw(engine, fitted.best),
+        overhead_s=fitted.best.overhead_s,
+        lag=fitted.best.lag,
+        draws=tuple(replace(d, cache=d.cache / fitted.best.cache) for d in fitted.draws),
+        windows=windows,
+        requests=requests,
+        load=load,
+        discrepancy=fitted.discrepancy,
+        architecture=None if machine is None else machine.architecture,
+        weight_bytes=2.0 if machine is None else machine.weight_bytes,
+        residuals=fitted.residuals,
         notes=tuple(notes),
     )
 
 
-class _Fit:
-    """The replays of all groups as a function of the logarithms of (five coefficients, overhead)."""
-
-    def __init__(self, engine: EngineModel, found: Sequence[Group], centre: Floats, width: Floats) -> None:
-        self._engine = engine
-        self._groups = found
-        self._centre = centre
-        self._width = width
-
-    def iteration(self, theta: Floats) -> tuple[Iteration, float]:
-        values = [float(v) for v in np.exp(theta)]
-        return Iteration(*values[:5]), values[5]
-
-    def _compared(self, theta: Floats) -> list[tuple[str, float, float]]:
-        """(metric, log of replayed over seen, relative standard error of the seen) for all groups."""
-        own, overhead = self.iteration(theta)
-        out = []
-        for group in self._groups:
-            model = replace(self._engine, iteration=own)
-            if group.steady:
-                model = model.with_limits(max_num_seqs=max(1, min(round(group.running), model.limits.max_num_seqs)))
-            got = _means(group, model)
-            if group.itl:
-                out.append(("itl_s", math.log(got["itl_s"] / group.itl[0]), group.itl[1]))
-            if group.ttft:
-                outside = 0.0 if group.engine_ttft else overhead
-                out.append(("ttft_s", math.log((got["ttft_s"] + outside) / group.ttft[0]), group.ttft[1]))
-            if group.e2e and not group.itl:
-                out.append(("e2e_s", math.log((got["e2e_s"] + overhead) / group.e2e[0]), group.e2e[1]))
-        return out
-
-    def residuals(self, theta: Floats) -> Floats:
-        data = [error / spread for _, error, spread in self._compared(theta)]
-        return np.array([*data, *((theta - self._centre) / self._width)])
-
-    def jacobian(self, theta: Floats) -> Floats:
-        """By forward differences of 3 %: replays are piecewise smooth, so a smaller step would see their steps."""
-        here = self.residuals(theta)
-        columns = [(self.residuals(theta + step) - here) / 0.03 for step in 0.03 * np.eye(theta.shape[0])]
-        return np.stack(columns, axis=1)
-
-    def errors(self, theta: Floats) -> dict[str, float]:
-        by_metric: dict[str, list[float]] = {}
-        for metric, error, _ in self._compared(theta):
-            by_metric.setdefault(metric, []).append(error)
-        return {metric: math.sqrt(sum(e * e for e in all_) / len(all_)) for metric, all_ in by_metric.items()}
-
-    def draws(self, theta: Floats, jacobian: Floats, seed: int) -> tuple[Draw, ...]:
-        rng = np.random.default_rng(seed)
-        at_best = self.residuals(theta)
-        data = at_best[: -theta.shape[0]]
-        # Misfit beyond the noise counts as noise: a model that does not fit must not be sure of itself.
-        excess = max(1.0, 1.4826 * float(np.median(np.abs(data)))) if data.shape[0] else 1.0
-        rows = np.concatenate([np.full(data.shape[0], 1.0 / excess), np.ones(theta.shape[0])])
-        weighted = _plain_jacobian(jacobian, at_best) * rows[:, None]
-        solve = np.linalg.pinv(weighted)
-        out = []
-        for _ in range(_DRAWS):
-            step = solve @ rng.standard_normal(weighted.shape[0])
-            iteration, overhead = self.iteration(np.clip(theta + step, self._centre - 6.0, self._centre + 6.0))
-            out.append(Draw(iteration, overhead))
-        return tuple(out)
-
-
-def _plain_jacobian(jacobian: Floats, residuals: Floats) -> Floats:
-    """Undo the row scaling that scipy's robust loss (soft_l1, f_scale 2) puts on the Jacobian it returns."""
-    z = (residuals / 2.0) ** 2
-    first = (1.0 + z) ** -0.5
-    second = -0.5 * (1.0 + z) ** -1.5
-    scale = np.maximum(first + 2.0 * second * z, np.finfo(float).eps) ** 0.5
-    return np.asarray(jacobian / scale[:, None])
-
-
-def _means(group: Group, model: EngineModel) -> dict[str, float]:
-    """Replayed means of the requests in the middle, clear of the empty start and the draining end."""
-    each = replay(group.workload, model, per_request=True).per_request
-    assert each is not None
-    n = len(group.workload)
-    middle = slice(n // 6, max(n // 6 + 1, n - n // 8))
-    done = each.e2e_s[middle] >= 0
-    ttft, e2e, queue = each.ttft_s[middle][done], each.e2e_s[middle][done], each.queue_s[middle][done]
-    if not ttft.shape[0]:
-        return {"itl_s": 1e9, "ttft_s": 1e9, "e2e_s": 1e9}  # all rejected: no such engine served this
-    gaps = np.maximum(group.workload.output_tokens[middle][done] - 1, 0)
-    without = group.queue_known or group.steady
-    return {
-        "itl_s": float((e2e - ttft).sum() / max(gaps.sum(), 1)) or model.iteration.base_s,
-        "ttft_s": float((ttft - queue).mean() if without else ttft.mean()),
-        "e2e_s": float((e2e - queue).mean() if group.steady else e2e.mean()),
-    }
+def machine_of(facts: Mapping[str, str], shape: Shape, hardware: Hardware | None) -> Machine | None:
+    """The replica as model and accelerators; None where either is not known."""
+    name = facts.get("model") or facts.get("model_name") or str(shape.engine.get("model", ""))
+    architecture = find_architecture(name) if name else None
+    if architecture is None or hardware is None:
+        return None
+    precision = shape.engine.get("quantization") or facts.get("quantization") or shape.engine.get("dtype")
+    count = shape.engine.get("tensor_parallel_size") or shape.accelerator_count or 1
+    return Machine(architecture, hardware, int(count), weight_bytes(name, str(precision) if precision else None))
 
 
 def _prior(
-    known: Sequence[Sight], prior: EngineModel | None, hardware: Hardware | None, notes: list[str]
-) -> tuple[Floats, Floats]:
-    """Centre and width of the logarithms of the coefficients.
-
-    The model's size is not known, so the scale comes from the decode that was seen, and the ratios to ``base_s`` (reading all
-    weights once) from the roofline, whatever the size. Prefill per token: (bandwidth at 70 %) / (arithmetic at 50 %), of which 60 %
-    adds to the iteration, because the first tokens hide behind the reading of the weights. Cache bytes per token over weight
-    bytes: 2e-6 to 9e-6 for transformers with grouped heads (70B: 2e-6, 8B: 8e-6), 4e-5 without. Attention per pair over all
-    arithmetic per token: 1 / (6 x hidden size), doubled for its lower efficiency. Sampling: about 15 us of a 7 ms iteration.
-    """
+    known: Sequence[Sight],
+    prior: EngineModel | None,
+    hardware: Hardware | None,
+    machine: Machine | None,
+    limits: Limits,
+    notes: list[str],
+) -> Prior:
+    cache_known = limits.kv_tokens is not None
     if prior is not None:
-        values = [max(v, 1e-12) for v in prior.iteration.as_tuple()]
+        found = priors.of_engine(prior)
         notes.append("drawn towards the given engine's coefficients where the windows say little")
-        width = [0.4] * 5
+    elif machine is not None:
+        found = priors.of_machine(machine, cache_known=cache_known)
+        notes.append("drawn towards the roofline of its model and accelerator where the windows say little")
     else:
-        ridge = 0.004
-        if hardware is not None:
-            ridge = 0.6 * (hardware.bandwidth_gb_s * 0.7) / (hardware.tflops_bf16 * 1e3 * 0.5)
-        ratios = (1.0, 0.002, 5e-6, ridge, 8e-5 * ridge)
-        base = min(_unloaded(s, ratios) for s in known)
-        values = [base * ratio for ratio in ratios]
-        width = [0.4, 1.2, 1.2, 0.6 if hardware is not None else 1.2, 1.0]
+        found = priors.of_decode([_decode(s) for s in known], hardware, cache_known=cache_known)
     outside = [s.overhead_s for s in known if s.overhead_s is not None and not s.steady]
     if outside:  # seen directly
-        values.append(max(float(np.median(outside)), 1e-4))
-        return np.log(values), np.array([*width, 0.3])
-    values.append(0.2 * values[0])
-    return np.log(values), np.array([*width, 1.2])
+        found.centre[OVERHEAD] = np.log(max(float(np.median(outside)), 1e-4))
+        found.doubt[OVERHEAD] = 0.3
+    return found
 
 
-def _unloaded(s: Sight, ratios: Sequence[float]) -> float:
-    """The iteration that this window's gap would shrink to without load, if the prior's ratios held."""
+def _decode(s: Sight) -> priors.Decode:
     gap = s.itl_s if s.itl_s is not None else (s.e2e_s or 1.0) / (s.output + 1)
-    decode = 1.0 + s.running * (ratios[1] + ratios[2] * (s.prompt + s.output / 2))
-    prefill = ratios[3] * s.rate * s.prompt * (1.0 - s.cached) * gap
-    return gap / (decode + prefill)
+    return priors.Decode(gap, s.running, s.prompt + s.output / 2, s.rate * s.prompt * (1.0 - s.cached))
 
 
 def _check_evidence(windows: Sequence[Window], known: Sequence[Sight]) -> None:
@@ -296,12 +247,9 @@ def _check_evidence(windows: Sequence[Window], known: Sequence[Sight]) -> None:
 
 
 def _limits(
-    shape: Shape, prior: EngineModel | None, windows: Sequence[Window], known: Sequence[Sight], notes: list[str]
+    shape: Shape, prior: EngineModel | None, facts: Mapping[str, str], known: Sequence[Sight], notes: list[str]
 ) -> Limits:
     """From the shape's engine arguments, else what the engine reported, else ``prior``, else vLLM's defaults."""
-    facts: dict[str, str] = {}
-    for window in windows:
-        facts.update(window.facts)
 
     def given(name: str) -> int | None:
         for where in (shape.engine, facts):

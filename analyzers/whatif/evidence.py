@@ -1,4 +1,4 @@
-"""Windows to evidence: groups of windows alike in load, each with what was seen and the traffic that it was seen under.
+"""Windows to evidence: observations of windows alike in load, each with what was seen and the traffic that it was seen under.
 
 A calibration compares means, because the sum and the count of a histogram are exact however coarse its bins are. All figures are
 per replica. Owns the reading of windows for calibration; fits nothing.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analyzers.whatif.fit import Observation, Part
 from collectors.sketch import Sketch
 from collectors.window import Window
 from collectors.workload import Workload
@@ -48,23 +49,6 @@ class Sight:
     """Share of the prompt tokens that the prefix cache held."""
     little: bool
     """``running`` is from Little's law, for want of a gauge."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Windows alike in load and lengths. A seen mean is (seconds, its relative standard error), None where unknown."""
-
-    sights: tuple[Sight, ...]
-    itl: tuple[float, float] | None
-    ttft: tuple[float, float] | None
-    e2e: tuple[float, float] | None
-    running: float
-    steady: bool
-    queue_known: bool
-    engine_ttft: bool
-    """``ttft`` is the engine's own prefill time, without what is spent outside the engine."""
-    workload: Workload
-    """Traffic of this group's rate and lengths; all at once where ``steady``."""
 
 
 def sight(window: Window, replicas: int) -> Sight | None:
@@ -120,7 +104,7 @@ def sight(window: Window, replicas: int) -> Sight | None:
     )
 
 
-def groups(sights: Sequence[Sight], seed: int, requests: int) -> list[Group]:
+def observations(sights: Sequence[Sight], seed: int, requests: int) -> list[Observation]:
     """Windows grouped by load, lengths and kind, coarser until there are at most ``MOST_GROUPS``; the rare loaded hour keeps its own.
 
     requests: how many to draw in all, for the groups' traffic.
@@ -139,23 +123,30 @@ def groups(sights: Sequence[Sight], seed: int, requests: int) -> list[Group]:
             break
         width *= 1.5
     each = max(800, requests // len(by_key))
-    return [_group(by_key[key], seed + i, each) for i, key in enumerate(sorted(by_key))]
+    return [_observation(by_key[key], seed + i, each) for i, key in enumerate(sorted(by_key))]
 
 
-def _group(sights: list[Sight], seed: int, requests: int) -> Group:
+def _observation(sights: list[Sight], seed: int, requests: int) -> Observation:
     weights = np.array([s.requests for s in sights])
     running = float(np.average([s.running for s in sights], weights=weights))
-    steady = sights[0].steady
-    return Group(
-        sights=tuple(sights),
-        itl=_seen([(s.itl_s, s.requests * s.output) for s in sights], 0.01),
-        ttft=_seen([(s.ttft_s, s.requests) for s in sights], 0.03),
-        e2e=_seen([(s.e2e_s, s.requests) for s in sights], 0.02),
+    steady, inside = sights[0].steady, sights[0].overhead_s is not None
+    workload = _traffic(sights, seed, max(requests, int((8 if steady else 20) * running)), steady)
+    n = len(workload)
+    middle = slice(n // 6, max(n // 6 + 1, n - n // 8))  # clear of the empty start and the draining end
+    seen = {
+        "itl_s": _seen([(s.itl_s, s.requests * s.output) for s in sights], 0.03 if steady else 0.01),
+        "ttft_s": _seen([(s.ttft_s, s.requests) for s in sights], 0.03),
+        "e2e_s": _seen([(s.e2e_s, s.requests) for s in sights], 0.02),
+    }
+    if seen["itl_s"] is not None:
+        del seen["e2e_s"]  # it says the same once more
+    return Observation(
+        workload=workload,
+        parts=(Part(middle, {name: value for name, value in seen.items() if value is not None}),),
         running=running,
-        steady=steady,
-        queue_known=sights[0].queue_known,
-        engine_ttft=sights[0].overhead_s is not None,
-        workload=_traffic(sights, seed, max(requests, int((8 if steady else 20) * running)), steady),
+        slots=max(1, round(running)) if steady else None,
+        without_queue=steady or sights[0].queue_known,
+        inside=inside,
     )
 
 

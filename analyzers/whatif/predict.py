@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,19 +17,22 @@ from actuators.shape import Shape
 from analyzers.hardware import Hardware, find
 from analyzers.objective import Objective
 from analyzers.prediction import CannotPredict, Interval, Prediction
-from analyzers.whatif.calibrate import Calibrated, Draw
-from analyzers.whatif.engine import Replay, Router, replay
+from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.discrepancy import Discrepancy
+from analyzers.whatif.engine import Router
+from analyzers.whatif.fit import Draw
 from analyzers.whatif.model import EngineModel, Iteration
+from analyzers.whatif.outlook import Z80, Member, look
+from analyzers.whatif.roofline import Machine
 from analyzers.whatif.traffic import scaled
-from collectors.workload import Workload
+from collectors.workload import Floats, Workload
 
 #: Median relative error that is assumed until the ledger has measured one.
 PRIOR_ERROR = {"ttft": 0.25, "queue": 0.25}
 PRIOR_ERROR_OTHER = 0.15
 #: Added in quadrature when the engine was calibrated on another accelerator: twice the 13 % median of published roofline simulators.
 TRANSFER_ERROR = 0.25
-#: 80 % of a normal distribution lies within 1.2816 standard deviations; its median absolute error is 0.6745 of one.
-_Z80 = 1.2816
+#: A normal distribution's median absolute error, in standard deviations.
 _MEDIAN = 0.6745
 _ALWAYS = (("ttft_s", 0.5), ("ttft_s", 0.95), ("itl_s", 0.5), ("itl_s", 0.95), ("e2e_s", 0.5), ("e2e_s", 0.95))
 
@@ -54,12 +57,8 @@ def predict(
     Raises CannotPredict: ``UNKNOWN_HARDWARE``, ``UNKNOWN_REPLICAS``, ``INVALID_LIMITS``.
     """
     candidate = Candidate.of(shape, calibrated, base_shape, hardware)
-    members = [candidate.best, *candidate.draws[: max(0, draws)]]
-    rows, saturated = [], 0
-    for member in members:
-        got = candidate.run(workload, member, router)
-        saturated += got.saturated
-        rows.append(_metrics(got, objective, member.overhead_s))
+    members = candidate.run(workload, router, draws)
+    rows = [_metrics(m, objective) for m in members]
     names = [name for name, value in rows[0].items() if value is not None]
     extra = TRANSFER_ERROR if candidate.transferred else 0.0
     metrics = {}
@@ -78,7 +77,7 @@ def predict(
         )
     return Prediction(
         metrics=metrics,
-        saturates=saturated / len(members),
+        saturates=sum(m.replay.saturated for m in members) / len(members),
         method="roofline+simulation" if candidate.transferred else "simulation",
         error={name: error.get(name) for name in metrics},
         notes=tuple(notes),
@@ -108,10 +107,10 @@ def limit_rate(
         return None
 
     def meets(factor: float) -> bool:
-        got = candidate.run(scaled(workload, factor), candidate.best, router)
-        if got.saturated or not got.completed:
+        (best,) = candidate.run(scaled(workload, factor), router, draws=0)
+        if best.replay.saturated or not best.replay.completed:
             return False
-        values = _metrics(got, objective, candidate.best.overhead_s)
+        values = _metrics(best, objective)
         return all((v := values.get(t.name)) is None or v <= t.limit for t in objective.targets)
 
     low, high = 1.0, 1.0
@@ -131,25 +130,18 @@ def limit_rate(
     return low * len(workload) / workload.duration_s
 
 
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A shape as engines to replay: the calibration with the shape's limits, and scaled to its accelerators."""
 
-    def __init__(
-        self,
-        model: EngineModel,
-        best: Draw,
-        draws: tuple[Draw, ...],
-        replicas: int,
-        transferred: bool,
-        notes: tuple[str, ...],
-    ) -> None:
-        self.model = model
-        self.best = best
-        self.draws = draws
-        self.replicas = replicas
-        self.transferred = transferred
-        """Whether it was calibrated on other hardware."""
-        self.notes = notes
+    model: EngineModel
+    draws: tuple[Draw, ...]
+    """The best fit first."""
+    discrepancy: Discrepancy
+    replicas: int
+    transferred: bool
+    """Whether it was calibrated on other hardware."""
+    notes: tuple[str, ...]
 
     @classmethod
     def of(cls, shape: Shape, calibrated: Calibrated, base: Shape, hardware: Mapping[str, Hardware]) -> Candidate:
@@ -160,28 +152,44 @@ class Candidate:
         notes: list[str] = []
         if shape.replicas is None:
             notes.append(f"autoscaled: replayed with all {replicas} replicas that its bounds allow")
-        memory, compute, capacity = _ratios(shape, base, hardware, notes)
-        model = _limited(calibrated.model, shape, base, capacity, notes)
-        found = (Draw(calibrated.model.iteration, calibrated.overhead_s), *calibrated.draws)
-        best, *rest = (replace(d, iteration=_scaled(d.iteration, memory, compute)) for d in found)
-        return cls(model, best, tuple(rest), replicas, (memory, compute) != (1.0, 1.0), tuple(notes))
+        move = _move(shape, calibrated, base, hardware, notes)
+        model = _limited(calibrated.model, shape, base, move, notes)
+        factors = np.ones(5) if move is None else move.factors
+        draws = tuple(
+            replace(d, iteration=Iteration(*(float(v) for v in np.array(d.iteration.as_tuple()) * factors)))
+            for d in (calibrated.best, *calibrated.draws)
+        )
+        return cls(model, draws, calibrated.discrepancy, replicas, move is not None, tuple(notes))
 
-    def run(self, workload: Workload, draw: Draw, router: Router) -> Replay:
-        """Replay with this draw's coefficients. A queue without end is cut off well after the last arrival."""
-        horizon = workload.duration_s * 2.0 + 600.0
-        return replay(
+    def run(self, workload: Workload, router: Router, draws: int) -> list[Member]:
+        """The best fit's replay and those of the first ``draws`` draws. A queue without end is cut off well after the last arrival."""
+        return look(
             workload,
-            replace(self.model, iteration=draw.iteration),
+            self.model,
+            self.draws[: 1 + max(0, draws)],
+            self.discrepancy,
             replicas=self.replicas,
             router=router,
-            horizon=horizon,
+            horizon=workload.duration_s * 2.0 + 600.0,
         )
 
 
-def _ratios(
-    shape: Shape, base: Shape, hardware: Mapping[str, Hardware], notes: list[str]
-) -> tuple[float, float, float | None]:
-    """Per replica, new over old: bandwidth, arithmetic, and memory (None where no new hardware is involved)."""
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """From the calibrated accelerators to others."""
+
+    factors: Floats
+    """(5,) of the coefficients."""
+    cache_tokens: int | None
+    """Where it follows from the sizes of model and memory."""
+    memory: float
+    """New over old, per replica."""
+
+
+def _move(
+    shape: Shape, calibrated: Calibrated, base: Shape, hardware: Mapping[str, Hardware], notes: list[str]
+) -> _Move | None:
+    """None where the accelerators stay the same."""
     same_kind = (shape.accelerator or base.accelerator) == base.accelerator and (
         shape.size == base.size or shape.size is None or shape.accelerator is not None
     )
@@ -189,55 +197,63 @@ def _ratios(
     if shape.accelerator is None and shape.size in (None, base.size):
         count = base_count
     if same_kind and count == base_count:
-        return 1.0, 1.0, None
-    known: list[Hardware] = []
-    for which, name in (("candidate", shape.accelerator), ("calibrated", base.accelerator)):
-        row = find(name, hardware) if name else None
-        if row is None:
-            raise CannotPredict(
-                "UNKNOWN_HARDWARE",
-                f"the {which} shape ({(shape if which == 'candidate' else base).label()}) names no accelerator with a known bandwidth; "
-                "state its `accelerator`, and add it to the hardware table if it is not there",
-            )
-        known.append(row)
-    new, old = known
-    # More accelerators share the work, and pay for it in communication: 85 % for each doubling.
-    split = 0.85 ** math.log2(count / base_count) * count / base_count
+        return None
+    new = _hardware("candidate", shape.accelerator, shape, hardware)
+    old = _hardware("calibrated", base.accelerator, base, hardware)
     notes.append(
         f"calibrated on {base_count} x {old.name}, scaled by the roofline to {count} x {new.name} "
         f"(bandwidth {new.bandwidth_gb_s / old.bandwidth_gb_s:.2f}, arithmetic {new.tflops_bf16 / old.tflops_bf16:.2f}, each accelerator)"
     )
-    return (
-        split * new.bandwidth_gb_s / old.bandwidth_gb_s,
-        split * new.tflops_bf16 / old.tflops_bf16,
-        (new.memory_gb * count) / (old.memory_gb * base_count),
-    )
+    memory = (new.memory_gb * count) / (old.memory_gb * base_count)
+    if calibrated.architecture is not None:
+        here, there = (
+            Machine(calibrated.architecture, row, n, calibrated.weight_bytes)
+            for row, n in ((old, base_count), (new, count))
+        )
+        return _Move(there.coefficients() / here.coefficients(), there.cache_tokens() or 0, memory)
+    # More accelerators share the work, and pay for it in communication: 85 % for each doubling.
+    split = 0.85 ** math.log2(count / base_count) * count / base_count
+    bandwidth = old.bandwidth_gb_s / new.bandwidth_gb_s / split
+    arithmetic = old.tflops_bf16 / new.tflops_bf16 / split
+    return _Move(np.array([bandwidth, bandwidth, bandwidth, arithmetic, arithmetic]), None, memory)
 
 
-def _scaled(iteration: Iteration, memory: float, compute: float) -> Iteration:
-    """Decode goes with memory bandwidth, prefill with arithmetic."""
-    return Iteration(
-        iteration.base_s / memory,
-        iteration.per_sequence_s / memory,
-        iteration.per_context_token_s / memory,
-        iteration.per_prefill_token_s / compute,
-        iteration.per_prefill_context_token_s / compute,
-    )
+def _hardware(which: str, name: str | None, shape: Shape, table: Mapping[str, Hardware]) -> Hardware:
+    row = find(name, table) if name else None
+    if row is None:
+        raise CannotPredict(
+            "UNKNOWN_HARDWARE",
+            f"the {which} shape ({shape.label()}) names no accelerator with a known bandwidth; "
+            "state its `accelerator`, and add it to the hardware table if it is not there",
+        )
+    return row
 
 
-def _limited(model: EngineModel, shape: Shape, base: Shape, capacity: float | None, notes: list[str]) -> EngineModel:
-    """The calibrated limits with those that the shape states, and a cache that goes with memory where hardware changes."""
+def _limited(model: EngineModel, shape: Shape, base: Shape, move: _Move | None, notes: list[str]) -> EngineModel:
+    """The calibrated limits with those that the shape states, and a cache that goes with memory where hardware changes.
+
+    Raises CannotPredict ``DOES_NOT_FIT`` where the model's weights leave no room for a cache, ``INVALID_LIMITS``.
+    """
     changes: dict[str, int] = {}
     for name in ("max_num_seqs", "max_num_batched_tokens", "kv_tokens", "block_size", "max_model_len"):
         value = shape.engine.get(name)
         if value is not None:
             changes[name] = int(value)
     usual, wanted = (s.engine.get("gpu_memory_utilization") for s in (base, shape))
-    if capacity is not None and "kv_tokens" not in changes and model.limits.kv_tokens is not None:
-        changes["kv_tokens"] = max(model.limits.block_size, int(model.limits.kv_tokens * capacity))
-        notes.append(
-            "KV capacity scaled with memory; weights take their share first, so a smaller card holds less than this"
-        )
+    if move is not None and "kv_tokens" not in changes:
+        if move.cache_tokens is not None:
+            if move.cache_tokens < max(model.limits.block_size, 256):
+                raise CannotPredict(
+                    "DOES_NOT_FIT",
+                    f"{shape.label()}: the model's weights leave no room for a KV cache; use more memory",
+                )
+            changes["kv_tokens"] = move.cache_tokens
+            notes.append(f"KV capacity from memory less weights: {move.cache_tokens} tokens")
+        elif model.limits.kv_tokens is not None:
+            changes["kv_tokens"] = max(model.limits.block_size, int(model.limits.kv_tokens * move.memory))
+            notes.append(
+                "KV capacity scaled with memory; weights take their share first, so a smaller card holds less than this"
+            )
     elif usual != wanted:
         notes.append(
             "gpu_memory_utilization changes the KV capacity, which is left as calibrated; state kv_tokens to replay it"
@@ -249,16 +265,14 @@ def _limited(model: EngineModel, shape: Shape, base: Shape, capacity: float | No
         raise CannotPredict("INVALID_LIMITS", f"{shape.label()}: {problem}") from problem
 
 
-def _metrics(got: Replay, objective: Objective, overhead_s: float) -> dict[str, float | None]:
+def _metrics(member: Member, objective: Objective) -> dict[str, float | None]:
     """By the objective's names. None: no value came of it (nothing completed, or it is not simulated)."""
+    got = member.replay
     out: dict[str, float | None] = {}
     targets = [(t.metric, t.quantile) for t in objective.targets if t.quantile is not None]
     for metric, q in (*_ALWAYS, *targets):
         assert q is not None
-        value = got.distribution(metric).quantile(q)
-        if value is not None and metric in ("ttft_s", "e2e_s"):
-            value += overhead_s
-        out[f"{metric.removesuffix('_s')}_p{q * 100:g}_s"] = value
+        out[f"{metric.removesuffix('_s')}_p{q * 100:g}_s"] = member.distribution(metric).quantile(q)
     span = got.simulated_s or 1.0
     out["output_tokens_per_s"] = got.output_tokens / span
     out["requests_per_s"] = got.completed / span
@@ -279,7 +293,7 @@ def _interval(name: str, mid: float, values: np.ndarray, measured: float | None,
         return Interval(low, mid, high)
     family = name.split("_", maxsplit=1)[0]
     median_error = measured if measured is not None else PRIOR_ERROR.get(family, PRIOR_ERROR_OTHER)
-    own = _Z80 * math.hypot(median_error / _MEDIAN, extra)
+    own = Z80 * math.hypot(median_error / _MEDIAN, extra)
     down = math.hypot(math.log(mid / max(low, mid * 1e-9)), own)
     up = math.hypot(math.log(high / mid), own)
     top = mid * math.exp(min(up, 50.0))

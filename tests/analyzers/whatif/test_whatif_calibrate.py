@@ -13,6 +13,7 @@ from analyzers.prediction import CannotPredict
 from analyzers.whatif.calibrate import Calibrated, calibrate
 from analyzers.whatif.engine import replay
 from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.outlook import look
 from collectors.window import Window
 from tests.analyzers.whatif.served import poisson, windows
 
@@ -38,15 +39,27 @@ def means(model: EngineModel, rate: float) -> tuple[float, float, float]:
     return out.itl.mean, out.ttft.mean, out.e2e.mean
 
 
+def foreseen(known: Calibrated, rate: float) -> tuple[float, float, float]:
+    """As a prediction sees it: what lies between engine and client, and what the fit was off by, included."""
+    (best,) = look(poisson(rate, 600.0, 77), known.model, [known.best], known.discrepancy)
+    itl, ttft, e2e = (best.times.mean(metric, slice(None)) for metric in ("itl_s", "ttft_s", "e2e_s"))
+    assert itl is not None
+    assert ttft is not None
+    assert e2e is not None
+    return itl, ttft, e2e
+
+
 @pytest.fixture(scope="module")
 def learned() -> Calibrated:
     return fitted(1.0, 3.0, 6.0, 9.0)
 
 
-@pytest.mark.parametrize("rate", [2.0, 5.0, 11.0])
-def test_it_predicts_loads_that_it_did_not_see(learned: Calibrated, rate: float) -> None:
-    itl, ttft, e2e = means(learned.model, rate)
-    assert (itl, ttft + learned.overhead_s, e2e + learned.overhead_s) == pytest.approx(means(TRUTH, rate), rel=0.05)
+@pytest.mark.parametrize(("rate", "off"), [(2.0, 0.05), (5.0, 0.05), (11.0, 0.08)])
+def test_it_predicts_loads_that_it_did_not_see(learned: Calibrated, rate: float, off: float) -> None:
+    """The last lies beyond all that was seen: there, what of a first token's time is outside the engine is not told apart as well."""
+    seen, truth = foreseen(learned, rate), means(TRUTH, rate)
+    assert seen == pytest.approx(truth, rel=off)
+    assert (seen[0], seen[2]) == pytest.approx((truth[0], truth[2]), rel=0.05)
 
 
 def test_the_truth_is_inside_the_ensemble(learned: Calibrated) -> None:
@@ -64,7 +77,7 @@ def test_little_data_means_wide_and_not_nonsense(learned: Calibrated) -> None:
     assert wide > 2 * narrow
     for draw in little.draws:
         assert all(v > 0 for v in draw.iteration.as_tuple())
-    assert means(little.model, 1.0)[0] == pytest.approx(means(TRUTH, 1.0)[0], rel=0.1)
+    assert foreseen(little, 1.0)[0] == pytest.approx(means(TRUTH, 1.0)[0], rel=0.1)
 
 
 def test_a_saturated_server_is_learned_from_its_full_batch() -> None:
@@ -72,8 +85,8 @@ def test_a_saturated_server_is_learned_from_its_full_batch() -> None:
     both = fitted(2.0, 16.0)
     queue_unknown = fitted(2.0, 16.0, leave_out=("queue_s",))
     for found in (both, queue_unknown):
-        assert means(found.model, 8.0)[0] == pytest.approx(means(TRUTH, 8.0)[0], rel=0.06)
-        assert means(found.model, 8.0)[2] == pytest.approx(means(TRUTH, 8.0)[2], rel=0.06)
+        assert foreseen(found, 8.0)[0] == pytest.approx(means(TRUTH, 8.0)[0], rel=0.06)
+        assert foreseen(found, 8.0)[2] == pytest.approx(means(TRUTH, 8.0)[2], rel=0.06)
 
 
 def test_low_demand_teaches_no_low_capability() -> None:
@@ -86,23 +99,25 @@ def test_outliers_do_not_move_it() -> None:
     seen = [w for i, rate in enumerate((2.0, 6.0)) for w in windows(TRUTH, poisson(rate, 600.0, i))]
     slow = windows(EngineModel(Iteration(0.06, 4e-4, 3e-7, 2.8e-4), TRUTH.limits), poisson(0.5, 120.0, 9))
     found = calibrate([*seen, *slow], SHAPE, prior=None, hardware=ACCELERATORS["H100"])
-    assert means(found.model, 4.0)[0] == pytest.approx(means(TRUTH, 4.0)[0], rel=0.1)
+    assert foreseen(found, 4.0)[0] == pytest.approx(means(TRUTH, 4.0)[0], rel=0.1)
 
 
 def test_without_a_running_gauge_it_uses_littles_law_and_says_so() -> None:
     found = fitted(2.0, 6.0, leave_out=("running", "waiting"))
     assert any("Little" in note for note in found.notes)
-    assert means(found.model, 4.0)[0] == pytest.approx(means(TRUTH, 4.0)[0], rel=0.05)
+    assert foreseen(found, 4.0)[0] == pytest.approx(means(TRUTH, 4.0)[0], rel=0.05)
 
 
 def test_without_inter_token_times_the_rest_is_enough() -> None:
     found = fitted(2.0, 6.0, leave_out=("itl_s",))
-    assert means(found.model, 4.0)[2] == pytest.approx(means(TRUTH, 4.0)[2], rel=0.05)
+    assert foreseen(found, 4.0)[2] == pytest.approx(means(TRUTH, 4.0)[2], rel=0.05)
 
 
 def test_it_survives_json(learned: Calibrated) -> None:
     again = Calibrated.from_dict(json.loads(json.dumps(learned.as_dict())))
     assert again == learned
+    assert Calibrated.of_engine(EngineModel.from_json(learned.engine.to_json())) == learned
+    assert Calibrated.of_engine(learned.model) is None
     assert EngineModel.from_json(learned.model.to_json()) == learned.model
 
 

@@ -12,8 +12,10 @@ from actuators.shape import Shape
 from analyzers.hardware import ACCELERATORS, Hardware, find
 from analyzers.objective import Objective
 from analyzers.prediction import CannotPredict, Prediction
-from analyzers.whatif.calibrate import Calibrated, Draw
+from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.discrepancy import Discrepancy, Residual
 from analyzers.whatif.engine import replay
+from analyzers.whatif.fit import Draw
 from analyzers.whatif.model import EngineModel, Iteration, Limits
 from analyzers.whatif.predict import limit_rate, predict
 from collectors.workload import Workload
@@ -23,6 +25,14 @@ MODEL = EngineModel(Iteration(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), Limits(64, 2048,
 BASE = Shape(replicas=1, accelerator="H100", accelerator_count=1)
 OBJECTIVE = Objective.from_mapping({"ttft_p95_s": 0.5, "itl_p99_s": 0.1, "error_rate": 0.01})
 KNOWN = {f"{m}_p{q}_s": 0.0 for m in ("ttft", "itl", "e2e") for q in (50, 95)}
+#: The fit was seen to be right over all of the load.
+SEEN = Discrepancy(
+    tuple(
+        Residual(metric, (math.log(running), math.log(600), math.log(200)), 0.0, 0.01)
+        for metric in ("itl_s", "ttft_s")
+        for running in (1.0, 3.0, 10.0, 30.0)
+    )
+)
 
 
 def calibrated(spread: float = 0.02, overhead_s: float = 0.0) -> Calibrated:
@@ -34,7 +44,7 @@ def calibrated(spread: float = 0.02, overhead_s: float = 0.0) -> Calibrated:
         )
         for row in rng.standard_normal((16, 5))
     )
-    return Calibrated("key", MODEL, overhead_s, draws, 60, 5000.0, (1.0, 40.0))
+    return Calibrated("key", MODEL, overhead_s, 0.0, draws, 60, 5000.0, (1.0, 40.0), SEEN)
 
 
 def ask(

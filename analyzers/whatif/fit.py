@@ -1,0 +1,313 @@
+"""Fit an engine to what was seen of it: coefficients that replay the seen traffic to the seen latencies.
+
+Each observation's traffic is replayed, and the means of its parts are compared with what was seen. The coefficients that agree best
+are found by robust least squares in their logarithms, so that each stays positive, drawn towards a prior where the evidence says
+little. Replaying, instead of a formula for the mean, takes the wait for the running iteration, chunks, limits and the batch's own
+fluctuation into account as the later prediction does.
+
+Two more unknowns lie between the engine and its client: ``overhead_s``, a fixed time (network, tokenizer), and ``lag``, iterations
+that a first token is late by. An engine that schedules the next iteration while one runs (vLLM's asynchronous scheduling) has a lag
+of one: what arrives now is first seen by the iteration after the next.
+
+What the five coefficients cannot express (experts that fill up, graphs captured for some batch sizes) remains as residuals. They
+are smooth in the load, so a prediction near what was seen takes the residual of there along (``Discrepancy``).
+
+The ensemble is drawn from the fit's posterior in the linear approximation (randomised maximum likelihood: Oliver, He and Reynolds
+1996): noise of the size seen in the data, and priors of their own width. Owns no reading of windows or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from analyzers.whatif.discrepancy import Discrepancy, Residual, features
+from analyzers.whatif.engine import Replay, replay
+from analyzers.whatif.model import EngineModel, Iteration
+from collectors.workload import Floats, Ints, Workload
+
+DRAWS = 24
+#: Indices of the unknowns: five coefficients, then these. All are logarithms but ``lag``; ``CACHE`` is that of true over stated size.
+OVERHEAD, LAG, CACHE = 5, 6, 7
+UNKNOWNS = 8
+#: Lag's prior: no more is known than that engines do or do not schedule ahead.
+LAG_CENTRE, LAG_DOUBT = 0.5, 0.6
+_LAG_MOST = 3.0
+#: The logarithm of the ninth decile of end-to-end times over the first. Under random arrivals the load fluctuates, and times with it:
+#: one steady load alone tells how steeply the engine slows.
+SPREAD = "e2e_spread"
+#: Relative doubt of a first token's time that is all waiting.
+_QUEUE_DOUBT = 0.3
+_STEP = 0.03  # replays are piecewise smooth: a smaller difference would see their steps
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One set of unknowns that the data allow."""
+
+    iteration: Iteration
+    overhead_s: float
+    lag: float = 0.0
+    """Iterations that a first token is late by."""
+    cache: float = 1.0
+    """Size of the KV cache over what the limits state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some requests of an observation, and what was seen of them on average: metric -> (seconds, relative standard error)."""
+
+    which: slice | Ints
+    seen: Mapping[str, tuple[float, float]]
+    """``itl_s`` (mean of all their token gaps), ``ttft_s``, ``e2e_s``, and ``SPREAD``, which is a logarithm and no seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Traffic of one replica, and what was seen of it."""
+
+    workload: Workload
+    parts: tuple[Part, ...]
+    running: float
+    """Mean sequences in the batch."""
+    closed: int | None = None
+    """Clients of a closed loop: each sends its next request when its last one ended. The workload's arrival times do not count."""
+    slots: int | None = None
+    """Sequences at most in the batch where that is what is known (a full batch); the engine's own limit holds as well."""
+    without_queue: bool = False
+    """Seen times do not hold the wait for admission."""
+    inside: bool = False
+    """Seen in the engine itself, without ``overhead_s``."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Engine limits of this observation, where they differ."""
+    timeout_s: float | None = None
+    """Clients give up after so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """(n,) seconds as a client sees them, one entry a request; not a number where it never came."""
+
+    ttft_s: Floats
+    e2e_s: Floats
+    queue_s: Floats
+    """The part of ``ttft_s`` that is waiting for admission."""
+    gaps: Floats
+    """Token gaps of each request, as a count."""
+
+    @property
+    def tpot_s(self) -> Floats:
+        return np.where(self.gaps > 0, (self.e2e_s - self.ttft_s) / np.maximum(self.gaps, 1.0), np.nan)
+
+    def by_name(self) -> dict[str, Floats]:
+        """``ttft_s``, ``tpot_s``, ``e2e_s``, ``queue_s``: (n,) each."""
+        return {"ttft_s": self.ttft_s, "tpot_s": self.tpot_s, "e2e_s": self.e2e_s, "queue_s": self.queue_s}
+
+    def with_start(self, factor: float) -> Times:
+        """The same, with the time from admission to the first token ``factor`` times as long."""
+        more = (self.ttft_s - self.queue_s) * (factor - 1.0)
+        return replace(self, ttft_s=self.ttft_s + more, e2e_s=self.e2e_s + more)
+
+    def mean(self, metric: str, which: slice | Ints) -> float | None:
+        """Over requests; ``itl_s`` over their token gaps. None where nothing completed."""
+        ttft, e2e, gaps = self.ttft_s[which], self.e2e_s[which], self.gaps[which]
+        done = np.isfinite(e2e)
+        if not done.any():
+            return None
+        if metric == "itl_s":
+            return float((e2e[done] - ttft[done]).sum() / gaps[done].sum()) if gaps[done].sum() else None
+        if metric == SPREAD:
+            low, high = np.quantile(e2e[done], (0.1, 0.9))
+            return float(math.log(high / low))
+        return float((ttft if metric == "ttft_s" else e2e)[done].mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Where the unknowns are believed to be. (8,) each: centre (logarithms, and the lag) and standard deviation."""
+
+    centre: Floats
+    doubt: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a fit found."""
+
+    best: Draw
+    draws: tuple[Draw, ...]
+    theta: Floats
+    """(8,) the best unknowns, as in ``Prior.centre``."""
+    spread: Floats
+    """(8,) their posterior standard deviations."""
+    discrepancy: Discrepancy
+    residuals: Mapping[str, float]
+    """Root mean square relative error by metric, before the discrepancy is taken along."""
+
+
+def client_replay(
+    workload: Workload, model: EngineModel, draw: Draw, *, closed: int | None = None, inside: bool = False, **how: Any
+) -> tuple[Replay, Times]:
+    """Replay, and see it as a client does. ``closed`` and ``inside``: as in ``Observation``. ``how`` goes to ``replay``."""
+    got = replay(workload, with_draw(model, draw), per_request=True, **how)
+    each = got.per_request
+    assert each is not None
+    done = each.e2e_s >= 0
+    ttft, e2e, queue = (np.where(done, v, np.nan) for v in (each.ttft_s, each.e2e_s, each.queue_s))
+    if closed is not None:
+        sent = _sent(e2e, closed)
+        ttft, e2e, queue = ttft - sent, e2e - sent, np.zeros_like(queue)
+    gaps = np.maximum(workload.output_tokens - 1, 0).astype(np.float64)
+    late = draw.lag * np.where(gaps > 0, (e2e - ttft) / np.maximum(gaps, 1.0), 0.0)
+    late = late + (0.0 if inside else draw.overhead_s)
+    return got, Times(ttft + late, e2e + late, queue, gaps)
+
+
+def with_draw(model: EngineModel, draw: Draw) -> EngineModel:
+    """``model`` with the draw's coefficients and cache."""
+    limits = model.limits
+    if draw.cache != 1.0 and limits.kv_tokens is not None:
+        limits = replace(limits, kv_tokens=max(limits.block_size, round(limits.kv_tokens * draw.cache)))
+    return replace(model, iteration=draw.iteration, limits=limits)
+
+
+def _sent(e2e: Floats, clients: int) -> Floats:
+    """When each request of a closed loop was sent, of a replay in which all arrive at 0 and ``clients`` fit in the batch.
+
+    Clients are interchangeable: the i-th request is sent when the (i - clients)-th of all ends.
+    """
+    ends = np.sort(e2e[np.isfinite(e2e)])
+    return np.concatenate([np.zeros(min(clients, e2e.shape[0])), ends])[: e2e.shape[0]]
+
+
+def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, seed: int = 0) -> Fitted:
+    """The unknowns under which ``engine`` replays ``observations`` best. ``engine``'s own coefficients do not count."""
+    problem = _Problem(engine, observations, prior)
+    low, high = problem.bounds
+
+    def solve(at: Floats) -> Any:
+        return least_squares(
+            problem.residuals, np.clip(at, low + 1e-6, high - 1e-6), problem.jacobian, bounds=(low, high),
+            loss="soft_l1", f_scale=2.0, max_nfev=20, xtol=1e-4, ftol=1e-4,
+        )  # fmt: skip
+
+    solved = solve(problem.with_best_cache(prior.centre))
+    again = problem.with_best_cache(np.asarray(solved.x))
+    if again[CACHE] != solved.x[CACHE]:
+        solved = min(solved, solve(again), key=lambda s: float(s.cost))
+    theta = np.asarray(solved.x)
+    draws, spread = problem.draws(theta, np.asarray(solved.jac), seed)
+    compared = problem.compared(theta)
+    by_metric: dict[str, list[float]] = {}
+    for c in compared:
+        by_metric.setdefault(c.metric, []).append(c.value)
+    return Fitted(
+        best=problem.draw(theta),
+        draws=draws,
+        theta=theta,
+        spread=spread,
+        discrepancy=Discrepancy.of(compared),
+        residuals={m: math.sqrt(sum(v * v for v in values) / len(values)) for m, values in by_metric.items()},
+    )
+
+
+class _Problem:
+    """The comparison of all observations as a function of the unknowns."""
+
+    def __init__(self, engine: EngineModel, observations: Sequence[Observation], prior: Prior) -> None:
+        self._prior = prior
+        self._observations = [(o, _engine_of(o, engine), features(o.workload, o.running)) for o in observations]
+
+    def draw(self, theta: Floats) -> Draw:
+        values = [float(v) for v in np.exp(theta)]
+        return Draw(Iteration(*values[:OVERHEAD]), values[OVERHEAD], float(theta[LAG]), values[CACHE])
+
+    def compared(self, theta: Floats) -> list[Residual]:
+        """What was seen over what is replayed, in logarithms, for each metric of each part."""
+        draw = self.draw(theta)
+        out = []
+        for o, engine, where in self._observations:
+            _, times = client_replay(o.workload, engine, draw, closed=o.closed, inside=o.inside, timeout_s=o.timeout_s)
+            if o.without_queue:
+                times = replace(times, ttft_s=times.ttft_s - times.queue_s, e2e_s=times.e2e_s - times.queue_s)
+            for part in o.parts:
+                for metric, (value, doubt) in part.seen.items():
+                    got = times.mean(metric, part.which)
+                    off = math.log(value / got) if got is not None and got > 0 else -5.0  # no such engine served this
+                    if (
+                        metric == "ttft_s" and got
+                    ):  # a queue is as long as the load is close to the limit: a little off is far off
+                        waited = float(np.nanmean(times.queue_s[part.which])) / got if not o.without_queue else 0.0
+                        doubt = math.hypot(doubt, _QUEUE_DOUBT * waited)
+                    out.append(Residual(metric, where, off, doubt))
+        return out
+
+    def residuals(self, theta: Floats) -> Floats:
+        data = [c.value / c.doubt for c in self.compared(theta)]
+        return np.array([*data, *((theta - self._prior.centre) / self._prior.doubt)])
+
+    def with_best_cache(self, theta: Floats) -> Floats:
+        """``theta`` with the cache that fits best, the rest as it is: a cache that fills up makes steps that no slope shows."""
+        if self._prior.doubt[CACHE] < 0.01:
+            return theta
+        tried = [theta]
+        for factor in np.linspace(-2.0, 2.0, 9) * self._prior.doubt[CACHE]:
+            other = theta.copy()
+            other[CACHE] = self._prior.centre[CACHE] + factor
+            tried.append(other)
+        return min(tried, key=lambda t: float(np.sqrt(1.0 + (self.residuals(t) / 2.0) ** 2).sum()))
+
+    def jacobian(self, theta: Floats) -> Floats:
+        """By forward differences."""
+        here = self.residuals(theta)
+        columns = [(self.residuals(theta + step) - here) / _STEP for step in _STEP * np.eye(theta.shape[0])]
+        return np.stack(columns, axis=1)
+
+    def draws(self, theta: Floats, jacobian: Floats, seed: int) -> tuple[tuple[Draw, ...], Floats]:
+        """Members of the posterior, and its standard deviations."""
+        rng = np.random.default_rng(seed)
+        at_best = self.residuals(theta)
+        data = at_best[:-UNKNOWNS]
+        # Misfit beyond the noise counts as noise: a model that does not fit must not be sure of itself.
+        excess = max(1.0, 1.4826 * float(np.median(np.abs(data)))) if data.shape[0] else 1.0
+        rows = np.concatenate([np.full(data.shape[0], 1.0 / excess), np.ones(UNKNOWNS)])
+        weighted = _plain_jacobian(jacobian, at_best) * rows[:, None]
+        solve = np.linalg.pinv(weighted)
+        low, high = self.bounds
+        drawn = []
+        for step in (solve @ rng.standard_normal((weighted.shape[0], DRAWS))).T:
+            at = np.clip(theta + step, low, high)
+            # Far from the best the straight line misleads; two more steps bring the draw to the residuals that it stands for.
+            for _ in range(2):
+                astray = rows * (self.residuals(at) - at_best) - weighted @ step
+                at = np.clip(at - np.clip(solve @ astray, -1.0, 1.0), low, high)
+            drawn.append(self.draw(at))
+        return tuple(drawn), np.sqrt((solve**2).sum(axis=1))
+
+    @property
+    def bounds(self) -> tuple[Floats, Floats]:
+        low, high = self._prior.centre - 6.0, self._prior.centre + 6.0
+        low[LAG], high[LAG] = 0.0, _LAG_MOST
+        return low, high
+
+
+def _engine_of(o: Observation, engine: EngineModel) -> EngineModel:
+    limits = dict(o.limits)
+    slots = o.closed if o.closed is not None else o.slots
+    if slots is not None:
+        limits["max_num_seqs"] = max(1, min(slots, limits.get("max_num_seqs", engine.limits.max_num_seqs)))
+    return engine.with_limits(**limits) if limits else engine
+
+
+def _plain_jacobian(jacobian: Floats, residuals: Floats) -> Floats:
+    """Undo the row scaling that scipy's robust loss (soft_l1, f_scale 2) puts on the Jacobian it returns."""
+    z = (residuals / 2.0) ** 2
+    first = (1.0 + z) ** -0.5
+    second = -0.5 * (1.0 + z) ** -1.5
+    scale = np.maximum(first + 2.0 * second * z, np.finfo(float).eps) ** 0.5
+    return np.asarray(jacobian / scale[:, None])

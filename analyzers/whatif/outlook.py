@@ -1,0 +1,78 @@
+"""Look ahead with a fitted engine: the replays of its ensemble under a workload, seen as a client sees them.
+
+Between a fit and every figure that is promised. The best fit's replay tells the load; what the fit was off by near that load
+(``Discrepancy``) scales the engine; then the best fit and each draw, with its own share of that doubt, are replayed. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from analyzers.whatif.discrepancy import Discrepancy, features
+from analyzers.whatif.distribution import Distribution, Samples
+from analyzers.whatif.engine import Replay
+from analyzers.whatif.fit import Draw, Times, client_replay
+from analyzers.whatif.model import EngineModel, Iteration
+from collectors.workload import Workload
+
+#: 80 % of a normal distribution lies within so many standard deviations.
+Z80 = 1.2816
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One replay of the ensemble."""
+
+    replay: Replay
+    times: Times
+
+    def distribution(self, metric: str) -> Distribution:
+        """``ttft_s``, ``tpot_s``, ``e2e_s``, ``queue_s`` as a client sees them, over requests that completed; ``itl_s`` over token gaps."""
+        if metric == "itl_s":
+            return self.replay.itl
+        values = self.times.by_name()[metric]
+        return Samples(values[np.isfinite(values)])
+
+
+def look(
+    workload: Workload,
+    model: EngineModel,
+    draws: Sequence[Draw],
+    discrepancy: Discrepancy,
+    *,
+    closed: int | None = None,
+    doubt: float = 0.0,
+    seed: int = 0,
+    **how: Any,
+) -> list[Member]:
+    """Replays of ``draws``, the best fit first. ``how`` goes to ``engine.replay``.
+
+    closed: clients of a closed loop, as ``Observation.closed``. doubt: added for a method (a transfer) that is less sure, as a
+    standard deviation of logarithms.
+    """
+    rng = np.random.default_rng(seed)
+    if closed is not None:
+        model = model.with_limits(max_num_seqs=max(1, min(closed, model.limits.max_num_seqs)))
+    first, _ = client_replay(workload, model, draws[0], closed=closed, **how)
+    where = features(workload, first.running_mean / max(1, how.get("replicas", 1)))
+    (decode, decode_doubt), (start, start_doubt) = (discrepancy.at(m, where) for m in ("itl_s", "ttft_s"))
+    decode_doubt, start_doubt = math.hypot(decode_doubt, doubt), math.hypot(start_doubt, doubt)
+    out = []
+    for i, draw in enumerate(draws):
+        own, at_start = (decode, start) if i == 0 else (
+            decode + decode_doubt * rng.standard_normal(), start + start_doubt * rng.standard_normal()
+        )  # fmt: skip
+        slower = replace(draw, iteration=scaled(draw.iteration, math.exp(own)))
+        replayed, times = client_replay(workload, model, slower, closed=closed, **how)
+        out.append(Member(replayed, times.with_start(math.exp(at_start))))
+    return out
+
+
+def scaled(iteration: Iteration, factor: float) -> Iteration:
+    """Every iteration ``factor`` times as long."""
+    return Iteration(*(value * factor for value in iteration.as_tuple()))

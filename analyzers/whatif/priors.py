@@ -1,0 +1,88 @@
+"""What is believed of an engine before it is seen: from the datasheet and the model's sizes, or, of an unknown model, from the
+decode that was seen and the ratios that the roofline gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analyzers.hardware import Hardware
+from analyzers.whatif.fit import CACHE, LAG, LAG_CENTRE, LAG_DOUBT, OVERHEAD, UNKNOWNS, Prior
+from analyzers.whatif.model import EngineModel
+from analyzers.whatif.roofline import Machine
+from collectors.workload import Floats
+
+#: Seconds between a client on the same network and the engine: HTTP, tokenizer, one queue. Typical of vLLM's server.
+OVERHEAD_S, OVERHEAD_DOUBT = 0.004, 1.0
+CACHE_DOUBT = 0.15
+#: A known cache is taken as stated.
+_CERTAIN = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Decoding as it was seen on one replica, on average."""
+
+    itl_s: float
+    running: float
+    context: float
+    """Tokens of one running sequence."""
+    prefill_per_s: float
+    """Prompt tokens computed a second."""
+
+    def unloaded(self, ratios: Floats) -> float:
+        """The iteration that this gap would shrink to without load, if ``ratios`` (of the coefficients to ``base_s``) held."""
+        decode = 1.0 + self.running * (ratios[1] + ratios[2] * self.context)
+        return float(self.itl_s / (decode + ratios[3] * self.prefill_per_s * self.itl_s))
+
+
+def of_machine(
+    machine: Machine, *, cache_known: bool = False, shift: Floats | None = None, extra: float = 0.0
+) -> Prior:
+    """The roofline's belief. ``shift``: (8,) by how much other machines were off it. ``extra``: doubt added in quadrature."""
+    centre, doubt = _outside(cache_known)
+    centre[:OVERHEAD], doubt[:OVERHEAD] = np.log(machine.coefficients()), machine.doubt()
+    if shift is not None:
+        centre += shift
+        centre[LAG] = min(max(centre[LAG], 0.0), 2.0)
+    return Prior(centre, np.hypot(doubt, extra))
+
+
+def of_engine(engine: EngineModel) -> Prior:
+    """An engine believed to be like this one (the same model on another release, say)."""
+    centre, doubt = _outside(engine.limits.kv_tokens is not None)
+    centre[:OVERHEAD] = np.log(np.maximum(engine.iteration.as_tuple(), 1e-12))
+    doubt[:OVERHEAD] = 0.4
+    return Prior(centre, doubt)
+
+
+def of_decode(seen: Sequence[Decode], hardware: Hardware | None, *, cache_known: bool = False) -> Prior:
+    """Of a model whose size is not known: the scale comes from the decode that was seen, the ratios from the roofline.
+
+    Ratios to ``base_s`` (reading all weights once) hold whatever the size. Prefill per token: (bandwidth at 70 %) / (arithmetic at
+    50 %), of which 60 % adds to the iteration, because the first tokens hide behind the reading of the weights. Cache bytes per
+    token over weight bytes: 2e-6 to 9e-6 for transformers with grouped heads (70B: 2e-6, 8B: 8e-6), 4e-5 without. Attention per
+    pair over all arithmetic per token: 1 / (6 x hidden size), doubled for its lower efficiency. Sampling: about 15 us of a 7 ms
+    iteration.
+    """
+    ridge = 0.004
+    if hardware is not None:
+        ridge = 0.6 * (hardware.bandwidth_gb_s * 0.7) / (hardware.tflops_bf16 * 1e3 * 0.5)
+    ratios = np.array([1.0, 0.002, 5e-6, ridge, 8e-5 * ridge])
+    base = min(s.unloaded(ratios) for s in seen)
+    centre, doubt = _outside(cache_known)
+    centre[:OVERHEAD] = np.log(base * ratios)
+    doubt[:OVERHEAD] = [0.4, 1.2, 1.2, 0.6 if hardware is not None else 1.2, 1.0]
+    return Prior(centre, doubt)
+
+
+def _outside(cache_known: bool) -> tuple[Floats, Floats]:
+    """Centre and doubt of all unknowns, with those that are not coefficients filled in."""
+    centre, doubt = np.zeros(UNKNOWNS), np.ones(UNKNOWNS)
+    centre[OVERHEAD], doubt[OVERHEAD] = math.log(OVERHEAD_S), OVERHEAD_DOUBT
+    centre[LAG], doubt[LAG] = LAG_CENTRE, LAG_DOUBT
+    doubt[CACHE] = _CERTAIN if cache_known else CACHE_DOUBT
+    return centre, doubt

@@ -1,0 +1,354 @@
+"""How right the what-if engine is, on real measurements that it was not fitted to.
+
+    python benchmarks/whatif_accuracy.py [--data ../shared/data] [--protocol NAME ...] [--output FILE]
+
+Protocols, each fitted only on what it names:
+
+- interpolate: a stage from all other stages and workloads of the same model and hardware.
+- extrapolate: an experiment's higher rates from its lowest rate alone, with the roofline's belief.
+- continue: a run's later requests, from their arrivals and lengths and the latencies of its first hundred.
+- concurrency: every second concurrency of a system (model, GPU, engine, parallelism) from the others.
+- transfer: a system from its datasheet and the model's sizes, corrected by how far other systems were off theirs.
+
+``--data`` is a directory with one of the layouts that ``measurements.py`` reads, or a parent of several. The table gives median
+absolute errors; intervals are 80 %, and how often they held is printed. The JSON has each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from analyzers.whatif import priors  # noqa: E402
+from analyzers.whatif.fit import CACHE, LAG, OVERHEAD, UNKNOWNS, Fitted, Observation, Prior, fit  # noqa: E402
+from analyzers.whatif.outlook import Member, look  # noqa: E402
+from analyzers.whatif.roofline import distance  # noqa: E402
+from benchmarks.measurements import Measured, find_all  # noqa: E402
+
+METRICS = ("e2e_mean", "e2e_p90", "itl_mean", "tpot_mean", "ttft_mean", "ttft_p90")
+PROTOCOLS = ("interpolate", "extrapolate", "continue", "concurrency", "transfer")
+DRAWS = 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fit, and what it is asked."""
+
+    protocol: str
+    seen: tuple[Measured, ...]
+    asked: tuple[Measured, ...]
+    others: tuple[tuple[float, np.ndarray, bool], ...] = ()
+    """For a transfer: (distance, deviation from the roofline, whether measured inside the engine as well) of each other system."""
+
+
+# -- the protocols -----------------------------------------------------------------------------------------------------
+
+
+def jobs(found: dict[str, list[Measured]], protocols: Sequence[str]) -> list[Job]:
+    stages, points = _by_system(found["stages"]), _by_system(found["points"])
+    out: list[Job] = []
+    for system in stages.values():
+        out += [Job("interpolate", tuple(o for o in system if o is not m), (m,)) for m in system if len(system) > 1]
+    for experiment in _groups(found["stages"], lambda m: (m.system, m.experiment)).values():
+        first = min(experiment, key=lambda m: m.load)
+        higher = tuple(m for m in experiment if m.load > first.load)
+        if higher and not first.saturated:
+            out.append(Job("extrapolate", (first,), higher))
+    out += [Job("continue", (m,), (m,)) for m in found["requests"]]
+    for system in points.values():
+        loads = sorted({m.load for m in system})
+        seen = tuple(m for m in system if m.load in loads[::2])
+        asked = tuple(m for m in system if m.load in loads[1::2])
+        if seen and asked:
+            out.append(Job("concurrency", seen, asked))
+    return [job for job in out if job.protocol in protocols]
+
+
+def transfers(found: dict[str, list[Measured]], known: dict[str, tuple[Measured, np.ndarray]]) -> list[Job]:
+    """For each system: what the systems of another model or hardware were off their rooflines."""
+    out = []
+    for system in _by_system([*found["stages"], *found["requests"], *found["points"]]).values():
+        target = system[0]
+        if target.machine is None:
+            continue
+        others = tuple(
+            (distance(target.machine, other.machine), off, other.observation.inside == target.observation.inside)
+            for other, off in known.values()
+            if other.machine is not None and _lends(target, other)
+        )
+        if others:
+            out.append(Job("transfer", (), tuple(system), others))
+    return out
+
+
+def _lends(one: Measured, other: Measured) -> bool:
+    """Whether ``other`` may teach ``one``: another model, of the same kind, in the same engine, measured in the same way."""
+    a, b = one.machine, other.machine
+    assert a is not None
+    assert b is not None
+    alike = (one.family, a.architecture.experts > 0, one.observation.closed is None) == (
+        other.family, b.architecture.experts > 0, other.observation.closed is None
+    )  # fmt: skip
+    return alike and a.architecture != b.architecture
+
+
+def _groups(found: Iterable[Measured], key: Any) -> dict[Any, list[Measured]]:
+    out: dict[Any, list[Measured]] = defaultdict(list)
+    for m in found:
+        out[key(m)].append(m)
+    return out
+
+
+def _by_system(found: Iterable[Measured]) -> dict[str, list[Measured]]:
+    return _groups(found, lambda m: m.system)
+
+
+# -- one job -----------------------------------------------------------------------------------------------------------
+
+
+def run(job: Job) -> list[dict[str, Any]]:
+    """Fit, then predict what is asked. Runs in a process of its own."""
+    if job.protocol == "transfer":
+        fitted, doubt = _transferred(job), 0.05
+    else:
+        fitted, doubt = _fitted(job.seen), 0.0
+    rows = []
+    for m in job.asked:
+        members = look(
+            m.observation.workload,
+            m.engine,
+            [fitted.best, *fitted.draws[:DRAWS]],
+            fitted.discrepancy,
+            closed=m.observation.closed,
+            inside=m.observation.inside,
+            doubt=doubt,
+            timeout_s=m.observation.timeout_s,
+        )
+        rows += _rows(job.protocol, m, members)
+    return rows
+
+
+def _fitted(seen: Sequence[Measured]) -> Fitted:
+    return fit([m.observation for m in seen], seen[0].engine, _prior(seen[0], [m.observation for m in seen]))
+
+
+def _prior(m: Measured, observations: Sequence[Observation]) -> Prior:
+    if m.machine is not None:
+        return priors.of_machine(m.machine)
+    return priors.of_decode([_decode(o) for o in observations], None)
+
+
+def _decode(o: Observation) -> priors.Decode:
+    itl = next(part.seen["itl_s"][0] for part in o.parts if "itl_s" in part.seen)
+    prompt, output = float(o.workload.prompt_tokens.mean()), float(o.workload.output_tokens.mean())
+    return priors.Decode(itl, o.running, prompt + output / 2, o.running * prompt / (output * itl))
+
+
+def deviation(seen: Sequence[Measured]) -> np.ndarray:
+    """(8,) how far the system is off its roofline, in the fit's unknowns."""
+    machine = seen[0].machine
+    assert machine is not None
+    prior = priors.of_machine(machine)
+    return _fitted(seen).theta - prior.centre
+
+
+def _transferred(job: Job) -> Fitted:
+    """The roofline's belief, moved by the others' deviations: near ones count more, and little evidence counts little."""
+    machine = job.asked[0].machine
+    assert machine is not None
+    plain = priors.of_machine(machine)
+    # (systems, unknowns): what lies outside of the engine is only taught by those that were measured from there as well.
+    weights = np.array([[math.exp(-d)] * UNKNOWNS for d, _, _ in job.others])
+    weights[:, [OVERHEAD, LAG]] *= np.array([[alike] for _, _, alike in job.others])
+    offs = np.array([off for _, off, _ in job.others])
+    total = np.maximum(weights.sum(axis=0), 1e-9)
+    # The mean deviation, drawn to none: where the others disagree more than the roofline is in doubt, they count less.
+    mean = (weights * offs).sum(axis=0) / total
+    between = (weights * (offs - mean) ** 2).sum(axis=0) / total
+    shift = mean * total / (total + math.exp(-1.0) * (1.0 + between / plain.doubt**2))
+    shift[CACHE] = 0.0
+    return fit([], job.asked[0].engine, priors.of_machine(machine, shift=shift))
+
+
+def _rows(protocol: str, m: Measured, members: Sequence[Member]) -> list[dict[str, Any]]:
+    told = [_figures(member, m) for member in members]
+    saturates = sum(member.replay.saturated for member in members) / len(members)
+    rows = []
+    for metric, actual in m.actual.items():
+        values = [t[metric] for t in told if t[metric] is not None]
+        predicted = told[0][metric]
+        if predicted is None:
+            continue
+        low, high = (float(v) for v in np.quantile(values[1:] or values, (0.1, 0.9)))
+        rows.append(
+            {
+                "protocol": protocol,
+                "system": m.system,
+                "experiment": m.experiment,
+                "stage": m.stage,
+                "metric": metric,
+                "predicted": predicted,
+                "actual": actual,
+                "low": min(low, predicted),
+                "high": max(high, predicted),
+                "saturates": saturates,
+                "saturated": m.saturated,
+            }
+        )
+    return rows
+
+
+def _figures(member: Member, m: Measured) -> dict[str, float | None]:
+    times, where = member.times, m.where
+    done = np.isfinite(times.e2e_s[where])
+
+    def quantile(values: np.ndarray) -> float | None:
+        return float(np.quantile(values[where][done], 0.9)) if done.any() else None
+
+    itl = times.mean("itl_s", where)
+    return {
+        "e2e_mean": times.mean("e2e_s", where),
+        "e2e_p90": quantile(times.e2e_s),
+        "itl_mean": itl,
+        "tpot_mean": itl,
+        "ttft_mean": times.mean("ttft_s", where),
+        "ttft_p90": quantile(times.ttft_s),
+    }
+
+
+# -- all of it ---------------------------------------------------------------------------------------------------------
+
+
+def measure(data: Path, protocols: Sequence[str], workers: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    found = find_all(data)
+    todo = jobs(found, protocols)
+    with ProcessPoolExecutor(workers) as pool:
+        if "transfer" in protocols:
+            systems = [
+                s for s in _by_system([*found["stages"], *found["requests"], *found["points"]]).values() if s[0].machine
+            ]
+            offs = track(pool.map(deviation, systems, chunksize=4), "systems", len(systems), transient=True)
+            known = {s[0].system: (s[0], off) for s, off in zip(systems, offs, strict=True)}
+            todo += transfers(found, known)
+        rows = [
+            row
+            for some in track(pool.map(run, todo, chunksize=2), "predictions", len(todo), transient=True)
+            for row in some
+        ]
+    counts = {layout: len(measured) for layout, measured in found.items()}
+    return {
+        "schema_version": 1,
+        "measurements": counts,
+        "summary": summary(rows),
+        "saturation": saturation(rows),
+        "wall_s": time.perf_counter() - started,
+        "rows": rows,
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By protocol and metric: number, median, mean and greatest absolute relative error, bias, and the share inside the interval."""
+    out = []
+    for protocol in PROTOCOLS:
+        for metric in METRICS:
+            some = [r for r in rows if (r["protocol"], r["metric"]) == (protocol, metric)]
+            if not some:
+                continue
+            off = np.array([r["predicted"] / r["actual"] - 1.0 for r in some])
+            steady = [r for r in some if not r["saturated"]]
+            held = [r["low"] <= r["actual"] <= r["high"] for r in steady]
+            out.append(
+                {
+                    "protocol": protocol,
+                    "metric": metric,
+                    "n": len(some),
+                    "median": float(np.median(np.abs(off))),
+                    "mean": float(np.mean(np.abs(off))),
+                    "p90": float(np.quantile(np.abs(off), 0.9)),
+                    "greatest": float(np.max(np.abs(off))),
+                    "bias": float(np.median(off)),
+                    "interval_held": float(np.mean(held)) if held else None,
+                }
+            )
+    return out
+
+
+def saturation(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each stage of which it is known whether it saturated, with the probability that was stated."""
+    seen: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for r in rows:
+        if r["saturated"] is not None:
+            key = (r["protocol"], r["experiment"], r["stage"])
+            seen[key] = {
+                "protocol": key[0], "experiment": key[1], "stage": key[2],
+                "probability": r["saturates"], "saturated": r["saturated"],
+            }  # fmt: skip
+    return list(seen.values())
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    table = Table(title="Predicted against measured: absolute relative error", title_justify="left")
+    for name in ("protocol", "metric", "n", "median", "mean", "p90", "greatest", "bias", "80 % interval held"):
+        table.add_column(name, justify="left" if name in ("protocol", "metric") else "right")
+    for s in result["summary"]:
+        held = "-" if s["interval_held"] is None else f"{s['interval_held']:.0%}"
+        table.add_row(
+            s["protocol"], s["metric"], str(s["n"]),
+            *(f"{s[k]:.1%}" for k in ("median", "mean", "p90", "greatest")), f"{s['bias']:+.1%}", held,
+        )  # fmt: skip
+    console.print(table)
+    told = result["saturation"]
+    wrong = [s for s in told if (s["probability"] >= 0.5) != s["saturated"]]
+    if told:
+        console.print(f"saturates or not: right in {len(told) - len(wrong)} of {len(told)} predictions")
+    for s in wrong:
+        console.print(f"  wrong: {s['protocol']} {s['experiment']} {s['stage']}: probability {s['probability']:.2f}")
+    inside = [r["low"] <= r["actual"] <= r["high"] for r in result["rows"] if not r["saturated"]]
+    if inside:
+        console.print(f"80 % intervals held in {np.mean(inside):.1%} of {len(inside)} figures")
+    console.print(f"{result['wall_s']:.0f} s")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data")
+    parser.add_argument("--protocol", action="append", choices=PROTOCOLS, help="only this one; may be given again")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--output", type=Path, help="write all rows as JSON")
+    args = parser.parse_args()
+    if not args.data.is_dir():
+        print(f"{args.data} is not a directory. Give one that holds measurements with --data.", file=sys.stderr)
+        return 2
+    result = measure(args.data, args.protocol or PROTOCOLS, args.workers)
+    if not result["rows"]:
+        print(
+            f"{args.data} holds none of experiments.json, requests.csv, points.csv that can be used.", file=sys.stderr
+        )
+        return 2
+    show(result, Console(width=140))
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
