@@ -6,6 +6,7 @@ What is unknown leaves a gap in the line; it is never drawn as 0.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -194,3 +195,108 @@ def promises(rows: Sequence[Mapping[str, Any]]) -> str | None:
     dots = alt.Chart(inline).mark_point(filled=True, size=45, opacity=1).encode(y=y, x="seen:Q", color=colour)
     one = alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(color=_GREY, strokeDash=[3, 3]).encode(x="one:Q")
     return _svg(alt.layer(bars, one, dots).properties(width=_WIDTH - 120, height={"step": 18}))
+
+
+#: Of several candidates in one chart, told apart also by people who do not see all colours (Okabe and Ito).
+_SEVERAL = ("#2f6db3", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+#: So many curves can be told apart in one chart.
+MOST_CURVES = len(_SEVERAL)
+
+
+def tradeoff(points: Sequence[Mapping[str, Any]], cost: str, metric: str, limit: float | None) -> str | None:
+    """Cost against latency of numbered candidates, and the line through those that nothing beats. None without any point.
+
+    ``points``: ``number``, ``x``, ``y`` (seconds, above 0), ``low`` and ``high`` (None: exact), ``kind``: ``efficient`` where nothing is both
+    cheaper and faster, ``beaten``, or ``saturates``. What saturates grows slower as long as its traffic lasts: it stands at the upper
+    edge, whatever its ``y``. cost, metric: the axes' titles.
+    """
+    if not points:
+        return None
+    rows, bottom, top = _placed(points, limit)
+    log = top / bottom > 20
+    x = alt.X("x:Q", title=cost, scale=alt.Scale(zero=False, padding=30), axis=alt.Axis(tickCount=6, tickMinStep=0.01))
+    scale = _log(bottom / 1.3, top) if log else alt.Scale(domain=[0, top], nice=False)
+    y = alt.Y("y:Q", title=metric, scale=scale, axis=_ticks(bottom, top) if log else alt.Axis(tickCount=5))
+    kinds = ["efficient", "beaten", "saturates"]
+    colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=[_BLUE, "#a9b0ba", _RED]))
+    shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds, range=["circle", "circle", "triangle-up"]))
+    data = alt.InlineData(rows)
+    front = alt.InlineData(sorted((r for r in rows if r["kind"] == "efficient"), key=lambda r: float(r["x"])))
+    layers: list[alt.Chart] = []
+    if limit is not None:
+        rule = alt.Chart(alt.InlineData([{"limit": limit}])).mark_rule(color=_RED, strokeDash=[4, 3])
+        layers.append(rule.encode(y="limit:Q"))
+    layers.append(alt.Chart(front).mark_line(interpolate="step-after", color=_LIGHT, strokeWidth=1.5).encode(x=x, y=y))
+    layers.append(alt.Chart(data).mark_rule(strokeWidth=1.5).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour))
+    layers.append(
+        alt.Chart(data).mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, color=colour, shape=shape)
+    )
+    layers += [
+        alt.Chart(alt.InlineData(side)).mark_text(dx=dx, fontSize=11, color="#4b5058").encode(x=x, y=y, text="label:N")
+        for dx, side in _sides(rows).items()
+        if side
+    ]
+    return _svg(alt.layer(*layers).properties(width=860, height=260))
+
+
+def _sides(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    """Points by where their names stand, in pixels: to the left of what has a neighbour on its right, and in turn in a column."""
+    near = 0.05 * (max(r["x"] for r in rows) - min(r["x"] for r in rows))
+    sides: dict[int, list[Mapping[str, Any]]] = {12: [], -12: []}
+    last: Mapping[str, Any] | None = None
+    for row in sorted(rows, key=lambda r: (r["x"], r["y"], r["number"])):
+        neighbour = any(0 < other["x"] - row["x"] <= near for other in rows)
+        in_turn = last is not None and last["x"] == row["x"] and last in sides[12]
+        sides[-12 if neighbour or in_turn else 12].append(row)
+        last = row
+    return sides
+
+
+def _placed(points: Sequence[Mapping[str, Any]], limit: float | None) -> tuple[list[dict[str, Any]], float, float]:
+    """The points with what saturates at the edge, and the least and greatest seconds to show."""
+    steady = [p for p in points if p["kind"] != "saturates"] or list(points)
+    spread = [float(v) for p in steady for v in (p["y"], p["low"], p["high"], limit) if v]
+    top = 1.25 * max(spread)
+    edge = {"y": top, "low": None, "high": None}
+    return [{**p, "label": str(p["number"]), **({} if p in steady else edge)} for p in points], min(spread), top
+
+
+def _log(bottom: float, top: float) -> alt.Scale:
+    return alt.Scale(type="log", domain=[bottom, top], nice=False)
+
+
+def _ticks(bottom: float, top: float) -> alt.Axis:
+    """On a logarithmic axis: 1, 2 and 5 of each decade, or the decades alone where there are many."""
+    decades = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
+    steps = (1, 2, 5) if len(decades) <= 4 else (1,)
+    return alt.Axis(values=[step * 10.0**decade for decade in decades for step in steps], format="~g")
+
+
+def distribution(curves: Mapping[str, Sequence[tuple[float, float]]], title: str, limit: float | None) -> str | None:
+    """The share of values that lie below, by seconds on a logarithmic axis, a line each. None without any value above 0.
+
+    ``curves``: by number, (share, seconds) in ascending order; the first ``MOST_CURVES`` are drawn.
+    """
+    names = list(curves)[:MOST_CURVES]
+    rows = [{"what": name, "share": share, "s": s} for name in names for share, s in curves[name] if s > 0]
+    if not rows:
+        return None
+    seconds = [s for name in names for _, s in curves[name] if s > 0] + ([limit] if limit else [])
+    bottom, top = min(seconds) / 1.1, max(seconds) * 1.1
+    x = alt.X("s:Q", title=f"{title} (s)", scale=_log(bottom, top), axis=_ticks(bottom, top))
+    y = alt.Y("share:Q", title="share below", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5))
+    colour = alt.Color(
+        "what:N",
+        title="candidate",
+        sort=names,
+        scale=alt.Scale(domain=names, range=list(_SEVERAL[: len(names)])),
+        legend=alt.Legend(
+            symbolType="stroke", titleOrient="left", titlePadding=10, titleFontWeight="normal", titleColor="#4b5058"
+        ),
+    )
+    lines = alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=1.8).encode(x=x, y=y, color=colour, order="share:Q")
+    layers: list[alt.Chart] = [lines]
+    if limit is not None:
+        rule = alt.Chart(alt.InlineData([{"limit": limit}])).mark_rule(color=_RED, strokeDash=[4, 3])
+        layers.append(rule.encode(x="limit:Q"))
+    return _svg(alt.layer(*layers).properties(width=_WIDTH, height=220))

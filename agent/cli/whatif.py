@@ -1,0 +1,272 @@
+"""`flyball whatif`: what another shape would do under this traffic."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agent.cli.inspect import opened
+from agent.cli.output import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    Output,
+    OutputOption,
+    console,
+    fail,
+    money,
+    number,
+    print_json,
+    stdout,
+    text,
+)
+
+if TYPE_CHECKING:
+    from agent.whatif.table import Figure, Row
+    from agent.whatif.traced import Outcome
+
+Answer = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """The options, as they were given."""
+
+    trace: Path | None
+    trace_format: str | None
+    engine: Path | None
+    replicas: int | None
+    set: list[str]
+    price_per_hour: float | None
+    timeout: float | None
+    requests_out: Path | None
+    endpoint: str | None
+    since: str | None
+    candidate: list[str]
+    router: str | None
+    objective: list[str]
+    speed: float | None
+    html: Path | None
+    config: Path
+
+
+#: Options of one form that say nothing in the other.
+_OF_TRACES = ("trace_format", "engine", "replicas", "set", "price_per_hour", "timeout", "requests_out")
+_OF_ENDPOINTS = ("since",)
+
+
+def add(app: typer.Typer) -> None:
+    app.command()(whatif)
+
+
+def whatif(
+    trace: Annotated[
+        Path | None, typer.Option(help="Requests to replay: arrival_s,prompt_tokens,output_tokens, or a public trace.")
+    ] = None,
+    trace_format: Annotated[
+        str | None, typer.Option(help="flyball, azure, burstgpt or mooncake. Default: by the columns.")
+    ] = None,
+    engine: Annotated[Path | None, typer.Option(help="ENGINE.json, as `flyball calibrate` writes it.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Engines side by side. Default: 1.")] = None,
+    router: Annotated[
+        str | None, typer.Option(help="round_robin, least_outstanding or prefix_aware. Default: round_robin.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="An engine setting: max_num_seqs=64.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Ask this endpoint's own telemetry, instead of a trace.")] = None,
+    since: Annotated[str | None, typer.Option(help="Its traffic of so long: 7d, 36h. Default: 7d.")] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What else to try: replicas=2,max_num_seqs=64; of an endpoint also gpu=L40S, gpus=2, sku=NAME."
+        ),
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(help="What must hold: ttft_p95=0.5 (seconds). Default: none; of an endpoint its own."),
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="US dollars per replica-hour.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Clients give up after so many seconds.")] = None,
+    speed: Annotated[float | None, typer.Option(help="Requests arrive so many times as fast.")] = None,
+    requests_out: Annotated[
+        Path | None, typer.Option(help="Write each request's times on the first candidate here, as CSV.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with charts here.")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    output: OutputOption = Output.table,
+) -> None:
+    """Replay traffic on other shapes: a trace on an engine file, or an endpoint's own telemetry on other hardware."""
+    from agent.whatif.asked import BadQuestion
+    from analyzers.prediction import CannotPredict
+    from collectors.traces import BadTrace
+
+    given = Asked(
+        trace, trace_format, engine, replicas, set_ or [], price_per_hour, timeout, requests_out, endpoint, since,
+        candidate or [], router, objective or [], speed, html, config,
+    )  # fmt: skip
+    try:
+        _check(given)
+        answer, outcomes = _from_trace(given) if given.trace is not None else _from_store(given)
+        if html is not None:
+            _write_page(html, answer, outcomes)
+    except (BadQuestion, BadTrace) as error:
+        raise fail(str(error), 2) from error
+    except CannotPredict as refused:
+        raise fail(str(refused)) from refused
+    for note in answer["notes"]:
+        console.print(f"note: {text(note)}", highlight=False, soft_wrap=True)
+    if output is Output.json:
+        return print_json(answer)
+    print_answer(answer)
+    return None
+
+
+def _check(given: Asked) -> None:
+    """Which of the two questions this is. Raises BadQuestion where it is neither, or both."""
+    from agent.whatif.asked import BadQuestion
+
+    if (given.trace is None) == (given.endpoint is None):
+        raise BadQuestion("give either --trace FILE --engine ENGINE.json, or --endpoint NAME")
+    if given.trace is not None and given.engine is None:
+        raise BadQuestion("--trace needs --engine ENGINE.json: what the requests are replayed on")
+    foreign, form = (_OF_ENDPOINTS, "--trace") if given.trace is not None else (_OF_TRACES, "--endpoint")
+    wrong = [f"--{name.replace('_', '-')}" for name in foreign if getattr(given, name) not in (None, [])]
+    if wrong:
+        raise BadQuestion(
+            f"{', '.join(wrong)}: no option of a question with {form}; `flyball whatif --help` tells each"
+        )
+
+
+def _from_trace(given: Asked) -> tuple[Answer, list[Outcome]]:
+    from agent.whatif import asked, traced
+
+    assert given.trace is not None
+    assert given.engine is not None
+    notes: list[str] = []
+    tried = traced.candidates(
+        asked.engine(given.engine),
+        replicas=given.replicas or 1,
+        router=given.router or "round_robin",
+        settings=asked.settings(given.set),
+        price_per_hour=given.price_per_hour,
+        others=given.candidate,
+    )
+    objective, timeout_s = asked.objective(given.objective), asked.positive(given.timeout, "--timeout")
+    with progress("replaying", len(tried)) as advance:
+        workload = traced.read(given.trace, given.trace_format, given.speed, notes)
+        traffic = traced.Traffic(workload, objective, timeout_s)
+        outcomes = traced.all_replayed(traffic, tried, requests_out=given.requests_out, advance=advance)
+    return traced.answer(traffic, outcomes, trace=given.trace, engine=given.engine, notes=notes), outcomes
+
+
+def _from_store(given: Asked) -> tuple[Answer, list[Outcome]]:
+    from agent.clock import WallClock
+    from agent.whatif import asked, stored
+    from agent.whatif.traced import router_named
+
+    assert given.endpoint is not None
+    speed = asked.positive(given.speed, "--speed") or 1.0
+    since_s, chosen = asked.span(given.since or "7d"), router_named(given.router or "round_robin")
+    with opened(given.config) as (store, settings), progress("predicting", 1 + len(given.candidate)) as advance:
+        found = stored.evidence(store, settings, given.endpoint, since_s, WallClock().now())
+        tried = stored.shapes(found, given.candidate)
+        objective = asked.objective(given.objective) if given.objective else settings.endpoint(given.endpoint).wanted()
+        on = stored.basis(
+            found, objective, seed=settings.decide.seed, speed=speed, router=chosen, curves=given.html is not None
+        )
+        outcomes = stored.all_predicted(tried, on, advance)
+    return stored.answer(found, on, outcomes), outcomes
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error, where a person watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+def _write_page(path: Path, answer: Answer, outcomes: list[Outcome]) -> None:
+    from agent.clock import WallClock
+    from agent.whatif.asked import BadQuestion
+    from agent.whatif.page import page
+
+    drawn = page(answer, [outcome.curves for outcome in outcomes], WallClock().now())
+    try:
+        path.write_text(drawn, encoding="utf-8")
+    except OSError as error:
+        raise BadQuestion(f"--html {path}: cannot be written ({error.strerror})") from error
+    console.print(f"Wrote {text(path)}", highlight=False, soft_wrap=True)
+
+
+def print_answer(answer: Mapping[str, Any]) -> None:
+    """The candidates as a table."""
+    from rich import box
+    from rich.table import Table
+
+    from agent.whatif.table import rows, shown
+
+    metrics, found = shown(answer), rows(answer)
+    made = Table(title="What if (times in seconds)", title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    wide = stdout.width >= 110
+    made.padding = (0, int(wide))  # every column also on a terminal of 80
+    made.add_column("", min_width=2)
+    made.add_column("candidate", overflow="fold", min_width=12)
+    goodput = any(row.goodput_per_s is not None for row in found)
+    for heading in ("$/h", *map(_heading, metrics), *(["goodput\n/s"] if goodput else []), "saturates", "meets"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    for row in found:
+        made.add_row(
+            str(row.number),
+            text(row.name.replace(",", ", ")) + (f"\n[dim]{text(row.label)}[/dim]" if row.label else ""),
+            money(row.cost_per_hour),
+            *(_figure(row.figures.get(name), wide) for name in metrics),
+            *([number(row.goodput_per_s)] if goodput else []),
+            _saturates(row),
+            {True: "[green]yes[/green]", False: "[red]no[/red]", None: "-"}[row.meets],
+        )
+    stdout.print(made)
+    for row in found:
+        if row.refused:
+            stdout.print(f"{row.number}: not predicted. {text(row.refused)}", highlight=False, soft_wrap=True)
+        elif row.done is not None and row.done[0] < row.done[1]:
+            stdout.print(f"{row.number}: {row.done[0]} of {row.done[1]} requests completed", highlight=False)
+
+
+def _heading(metric: str) -> str:
+    """``TTFT`` over ``p95`` of ``ttft_p95_s``."""
+    name, quantile = metric.removesuffix("_s").rsplit("_", 1)
+    return f"{name if name in ('e2e', 'queue') else name.upper()}\n{quantile}"
+
+
+def _figure(figure: Figure | None, wide: bool) -> str:
+    """With its 80 % interval, or where there is little room its upper end."""
+    if figure is None:
+        return "-"
+    if figure.low is None or figure.high is None:
+        return _seconds(figure.mid)
+    interval = f"{_seconds(figure.low, 2)} to {_seconds(figure.high, 2)}" if wide else f"≤ {_seconds(figure.high, 2)}"
+    return f"{_seconds(figure.mid)}\n[dim]{interval}[/dim]"
+
+
+def _seconds(value: float, digits: int = 3) -> str:
+    return f"{value:,.0f}" if value >= 100 else number(value, digits=digits)
+
+
+def _saturates(row: Row) -> str:
+    if row.saturates is None:
+        return "-"
+    words = {0.0: "no", 1.0: "[red]yes[/red]"}
+    return words.get(row.saturates, f"[yellow]{row.saturates:.0%}[/yellow]")

@@ -1,0 +1,131 @@
+"""What a person may ask, as written on the command line. Text in, values out; whatever is wrong is ``BadQuestion``."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from analyzers.objective import Objective, Target
+from analyzers.whatif.model import EngineModel
+
+Value = int | float | str | bool | None
+_SPANS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+#: vLLM's own names, where the engine file has another.
+_ALSO = {"enable_chunked_prefill": "chunked_prefill"}
+
+
+class BadQuestion(ValueError):
+    """What was asked cannot be answered as it stands: what is wrong, and what to do."""
+
+
+def pairs(text: str, option: str) -> dict[str, Value]:
+    """``gpu=L40S,replicas=2`` by name."""
+    found: dict[str, Value] = {}
+    for part in text.split(","):
+        name, separator, value = (piece.strip() for piece in part.partition("="))
+        if not separator or not name or not value:
+            raise BadQuestion(f"{option} {text}: {part!r} is no NAME=VALUE; write for instance replicas=2")
+        if name in found:
+            raise BadQuestion(f"{option} {text}: {name} is given twice; keep one")
+        found[name] = scalar(value)
+    return found
+
+
+def scalar(text: str) -> Value:
+    """A number, true, false or none where it reads as one, else the text."""
+    words: dict[str, Value] = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def settings(texts: Sequence[str]) -> dict[str, Value]:
+    """The pairs of several ``--set`` together; the last one of a name counts."""
+    return {name: value for text in texts for name, value in pairs(text, "--set").items()}
+
+
+def objective(texts: Sequence[str]) -> Objective:
+    """From ``ttft_p95=0.5`` (seconds; ``ttft_p95_s`` is the same) and ``error_rate=0.01``."""
+    targets: dict[str, Target] = {}
+    for text in texts:
+        name, separator, value = (piece.strip() for piece in text.partition("="))
+        try:
+            limit = float(value)
+        except ValueError:
+            limit = math.nan
+        if not separator or not math.isfinite(limit):
+            raise BadQuestion(f"--objective {text}: write NAME=SECONDS, such as ttft_p95=0.5")
+        full = name if name == "error_rate" or name.endswith("_s") else f"{name}_s"
+        try:
+            targets[full] = Target.parse(full, limit)
+        except ValueError as error:
+            raise BadQuestion(f"--objective {text}: {error}") from error
+    return Objective(tuple(targets.values()))
+
+
+def span(text: str) -> float:
+    """``7d``, ``36h``, ``90m`` in seconds."""
+    match = re.fullmatch(r"(\d+\.?\d*)\s*([smhdw])", text.strip().lower())
+    seconds = float(match[1]) * _SPANS[match[2]] if match else 0.0
+    if not 0 < seconds < math.inf:
+        raise BadQuestion(f"--since {text}: write a span such as 7d, 36h or 90m")
+    return seconds
+
+
+def positive(value: float | None, option: str, *, zero: bool = False) -> float | None:
+    """A finite number above 0 (or 0, where ``zero`` is one)."""
+    if value is not None and not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+        raise BadQuestion(f"{option} {value:g}: give a number {'of 0 or more' if zero else 'above 0'}")
+    return value
+
+
+def whole(value: Value, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadQuestion(f"{name}={value}: write a whole number, 1 or more")
+    return value
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """What to do about an unknown name."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names) or 'none'}"
+
+
+def engine(path: Path) -> EngineModel:
+    """The ENGINE.json at ``path``."""
+    try:
+        return EngineModel.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        what = f"cannot be read ({error.strerror}); name an engine file, as `flyball calibrate` writes it"
+        raise BadQuestion(f"{path}: {what}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadQuestion(f"{path}: {error}") from error
+
+
+def with_settings(model: EngineModel, changes: Mapping[str, Value]) -> EngineModel:
+    """A copy with the named fields of the engine file changed, by their own names without the group: ``max_num_seqs``."""
+    data = model.to_dict()
+    groups = ("iteration", "limits", "source")
+    places: dict[str, dict[str, Any]] = {f.name: data for f in fields(EngineModel) if f.name not in groups}
+    places |= {name: data[group] for group in ("iteration", "limits") for name in data[group]}
+    for given, value in changes.items():
+        name = _ALSO.get(given, given)
+        if name not in places:
+            raise BadQuestion(f"{given}={value}: the engine has no such setting; {nearest(given, places)}")
+        places[name][name] = value
+    try:
+        return EngineModel.from_dict(data)
+    except (ValueError, TypeError) as error:
+        said = ", ".join(f"{name}={value}" for name, value in changes.items())
+        raise BadQuestion(f"{said}: {error}") from error

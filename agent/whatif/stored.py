@@ -1,0 +1,291 @@
+"""An endpoint's own telemetry, from the store: calibrate on it, and predict candidates under the traffic that it saw.
+
+Calibrated on what came since the last change, because before that it was another shape; the traffic is that of the whole span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+
+from actuators.shape import Shape
+from agent.settings import EndpointSettings, Settings
+from agent.store import Store, changes, fleet, windows
+from agent.whatif import asked
+from agent.whatif.asked import BadQuestion, Value
+from agent.whatif.parallel import each
+from agent.whatif.table import SATURATED
+from agent.whatif.traced import SCHEMA_VERSION, Curves, Outcome, curve, meets
+from agent.wiring import catalogue_of
+from analyzers.hardware import find
+from analyzers.objective import Objective
+from analyzers.policy import Catalogue
+from analyzers.prediction import CannotPredict, Prediction
+from analyzers.whatif.calibrate import Calibrated, calibrate
+from analyzers.whatif.engine import Router
+from analyzers.whatif.predict import Candidate, predict
+from analyzers.whatif.traffic import workload_from_windows
+from collectors.window import Window
+from collectors.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of the endpoint."""
+
+    endpoint: str
+    shape: Shape
+    start: float
+    end: float
+    windows: tuple[Window, ...]
+    """Of the whole span."""
+    since_change: tuple[Window, ...]
+    """Those of them that the present shape served."""
+    error: Mapping[str, float]
+    """The ledger's, by metric."""
+    catalogue: Catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What all candidates are predicted from."""
+
+    present: Shape
+    workload: Workload
+    calibrated: Calibrated
+    objective: Objective
+    catalogue: Catalogue
+    error: Mapping[str, float]
+    router: Router
+    curves: bool
+    """Whether distributions are wanted too."""
+
+
+# -- evidence -----------------------------------------------------------------------------------------------------------
+
+
+def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, now: float) -> Evidence:
+    """Raises BadQuestion on an unknown endpoint."""
+    names = [e.name for e in settings.endpoints]
+    if endpoint not in names:
+        raise BadQuestion(f"--endpoint {endpoint}: {asked.nearest(endpoint, names)}")
+    chosen = settings.endpoint(endpoint)
+    width = settings.collect.window_s
+    end = now // width * width
+    with store.read() as db:
+        known = fleet.get(db, endpoint)
+        rows = _span(db, chosen, end - since_s, end, width)
+        error = changes.measured_error(db, endpoint)
+    changed = known["last_change_at"] if known is not None else None
+    settled = end - since_s if changed is None else changed + chosen.verify.warmup_s
+    return Evidence(
+        endpoint=endpoint,
+        shape=Shape.from_dict(known["shape"]) if known is not None and known["shape"] else chosen.shape.shape(),
+        start=end - since_s,
+        end=end,
+        windows=tuple(rows),
+        since_change=tuple(w for w in rows if w.start >= settled),
+        error=error,
+        catalogue=catalogue_of(settings, chosen),
+    )
+
+
+def _span(db: sa.Connection, endpoint: EndpointSettings, start: float, end: float, width: float) -> list[Window]:
+    """Windows as collected; what is older than those, as rolled up."""
+    source = next(iter(endpoint.sources))
+    rows: list[Window] = []
+    for duration_s in (width, *(w for w in windows.ROLLUPS if w > width)):
+        rows = windows.load(db, endpoint.name, source, start, rows[0].start if rows else end, duration_s) + rows
+    return rows
+
+
+def basis(
+    found: Evidence,
+    objective: Objective,
+    *,
+    seed: int,
+    speed: float = 1.0,
+    router: Router = "round_robin",
+    curves: bool = False,
+) -> Basis:
+    """Calibrate, and draw the traffic. Raises CannotPredict where the windows do not support it."""
+    accelerator = found.shape.accelerator
+    return Basis(
+        present=found.shape,
+        workload=workload_from_windows(found.windows, seed=seed, scale=speed),
+        calibrated=calibrate(
+            found.since_change,
+            found.shape,
+            prior=None,
+            hardware=find(accelerator, found.catalogue.hardware) if accelerator is not None else None,
+        ),
+        objective=objective,
+        catalogue=found.catalogue,
+        error=found.error,
+        router=router,
+        curves=curves,
+    )
+
+
+# -- candidates ---------------------------------------------------------------------------------------------------------
+
+
+def shapes(found: Evidence, texts: Sequence[str]) -> list[tuple[str, Shape]]:
+    """Names and shapes: the present one first, then each ``gpu=L40S,replicas=2`` as changes to it. Raises BadQuestion."""
+    return [("present", found.shape), *((text, _shape(text, found)) for text in texts)]
+
+
+def _shape(text: str, found: Evidence) -> Shape:
+    wanted = asked.pairs(text, "--candidate")
+    sku, gpu = wanted.pop("sku", None), wanted.pop("gpu", None)
+    if sku is not None and gpu is not None:
+        raise BadQuestion(f"--candidate {text}: sku and gpu both say what it runs on; give one")
+    shape = found.shape
+    if sku is not None:
+        shape = _on_size(shape, str(sku), found.catalogue)
+    if gpu is not None:
+        shape = _on_gpu(shape, str(gpu), wanted.get("gpus"), found.catalogue)
+    if "gpus" in wanted:
+        shape = shape.with_(accelerator_count=asked.whole(wanted.pop("gpus"), "gpus"))
+    if "replicas" in wanted:
+        shape = shape.with_(replicas=asked.whole(wanted.pop("replicas"), "replicas"))
+    empty = [name for name, value in wanted.items() if value is None]
+    if empty:
+        raise BadQuestion(f"--candidate {text}: {empty[0]}: give a value")
+    return shape.with_(engine={name: value for name, value in wanted.items() if value is not None})
+
+
+def _on_size(shape: Shape, size: str, catalogue: Catalogue) -> Shape:
+    if size != shape.size and size not in catalogue.prices:
+        raise BadQuestion(f"sku={size}: the settings' sizes do not have it; {asked.nearest(size, catalogue.prices)}")
+    return catalogue.with_size(shape, size)
+
+
+def _on_gpu(shape: Shape, gpu: str, count: Value, catalogue: Catalogue) -> Shape:
+    """On that accelerator: as the one size of the settings that has it, where there is just one; else without a size or price."""
+    row = find(gpu, catalogue.hardware)
+    if row is None:
+        raise BadQuestion(f"gpu={gpu}: its bandwidth is not known; {asked.nearest(gpu, catalogue.hardware)}")
+    of_it = [
+        size
+        for size, (accelerator, n) in catalogue.built.items()
+        if find(accelerator, catalogue.hardware) == row and count in (None, n)
+    ]
+    if len(of_it) == 1:
+        return catalogue.with_size(shape, of_it[0])
+    same = shape.accelerator is not None and find(shape.accelerator, catalogue.hardware) == row
+    return shape if same else shape.with_(size=None, accelerator=row.name)
+
+
+def _price(shape: Shape, present: Shape, catalogue: Catalogue) -> float | None:
+    """US dollars per hour of the whole shape. The present size's own price holds for nothing that is built differently."""
+    built = (shape.size, shape.accelerator, shape.accelerator_count)
+    if shape.size is None and built != (present.size, present.accelerator, present.accelerator_count):
+        return None
+    return catalogue.per_hour(shape)
+
+
+# -- predicting ---------------------------------------------------------------------------------------------------------
+
+
+def all_predicted(
+    tried: Sequence[tuple[str, Shape]], on: Basis, advance: Callable[[], None] = lambda: None
+) -> list[Outcome]:
+    """All shapes, in order. ``advance`` is called as each is done."""
+    return each(partial(predicted, on), tried, advance)
+
+
+def predicted(on: Basis, named: tuple[str, Shape]) -> Outcome:
+    """One shape's prediction with its intervals, or why there is none."""
+    name, shape = named
+    figures: dict[str, Any] = {
+        "candidate": name,
+        "label": shape.label(),
+        "shape": shape.as_dict(),
+        "cost_per_hour": _price(shape, on.present, on.catalogue),
+        "prediction": None,
+        "saturates": None,
+        **judged(None, on.objective),
+        "refused": None,
+    }
+    try:
+        got = predict(
+            shape,
+            on.workload,
+            on.calibrated,
+            objective=on.objective,
+            base_shape=on.present,
+            hardware=on.catalogue.hardware,
+            error=on.error,
+            router=on.router,
+        )
+    except CannotPredict as refused:
+        return Outcome({**figures, "refused": {"code": refused.code, "detail": refused.detail}}, {})
+    told = {"prediction": got.as_dict(), "saturates": got.saturates, **judged(got, on.objective)}
+    return Outcome({**figures, **told}, _curves(shape, on) if on.curves else {})
+
+
+def judged(got: Prediction | None, objective: Objective) -> dict[str, Any]:
+    """Each target with the middle of its prediction and the 80 % interval. None: not predicted."""
+    rows: list[dict[str, Any]] = []
+    for target in objective.targets:
+        interval = got.metrics.get(target.name) if got is not None else None
+        values = dict.fromkeys(("value", "low", "high")) if interval is None else {
+            "value": interval.mid, "low": interval.low, "high": interval.high,
+        }  # fmt: skip
+        met = None if interval is None else interval.mid <= target.limit
+        rows.append({"target": target.name, "limit": target.limit, **values, "met": met})
+    grows = got is not None and got.saturates > SATURATED
+    return {"objective": rows, "meets_objective": meets([row["met"] for row in rows], grows)}
+
+
+def _curves(shape: Shape, on: Basis) -> Curves:
+    """Distributions of the best fit's replay."""
+    candidate = Candidate.of(shape, on.calibrated, on.present, on.catalogue.hardware)
+    (best,) = candidate.run(on.workload, on.router, draws=0)
+    return {"ttft_s": curve(best.distribution("ttft_s")), "itl_s": curve(best.distribution("itl_s"))}
+
+
+def answer(found: Evidence, on: Basis, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The whole as JSON: the present shape's figures, and all of them under ``candidates``."""
+    observed = [w for w in found.windows if w.coverage > 0]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **outcomes[0].figures,
+        "endpoint": found.endpoint,
+        "evidence": {
+            "start": found.start,
+            "end": found.end,
+            "windows": len(found.windows),
+            "coverage": sum(w.coverage * w.duration_s for w in observed) / (found.end - found.start),
+            "requests": sum(w.count("requests") or 0.0 for w in observed) if observed else None,
+            "replayed_requests": len(on.workload),
+        },
+        "calibration": {
+            "windows": on.calibrated.windows,
+            "requests": on.calibrated.requests,
+            "load_running": list(on.calibrated.load),
+            "residuals": dict(on.calibrated.residuals),
+            "notes": list(on.calibrated.notes),
+        },
+        "notes": _notes(found, on),
+        "candidates": [outcome.figures for outcome in outcomes],
+    }
+
+
+def _notes(found: Evidence, on: Basis) -> list[str]:
+    """What a reader must know to trust the figures as far as they go."""
+    notes: list[str] = []
+    if len(found.since_change) < len(found.windows):
+        notes.append(
+            f"calibrated on the {len(found.since_change)} of {len(found.windows)} windows since the last change; "
+            "the traffic is that of all"
+        )
+    requests = sum(w.count("requests") or 0.0 for w in found.windows)
+    if len(on.workload) < 0.9 * requests:
+        notes.append(f"{len(on.workload)} requests are replayed for {requests:.0f}: windows taken evenly over the span")
+    return [*notes, *on.calibrated.notes]

@@ -1,0 +1,116 @@
+"""Answers of both kinds as rows that tables and charts read. Unknown is None."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from actuators.shape import Shape
+
+#: A queue that grows in more than this share of the replays counts as one that grows.
+SATURATED = 0.5
+#: Always shown, whatever the objective is.
+SHOWN = ("ttft_p50_s", "ttft_p95_s", "itl_p95_s", "e2e_p95_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Seconds; with an 80 % interval where it is a prediction."""
+
+    mid: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One candidate."""
+
+    number: int
+    """From 1, the base or the present shape."""
+    name: str
+    label: str | None
+    """What it runs on, where the name does not say it all."""
+    refused: str | None
+    """Why nothing is claimed for it."""
+    replicas: int | None
+    cost_per_hour: float | None
+    figures: Mapping[str, Figure]
+    """By the objective's names, such as ``ttft_p95_s``."""
+    done: tuple[int, int] | None
+    """Completed, of so many requests."""
+    goodput_per_s: float | None
+    saturates: float | None
+    """Share of the replays whose queue grew without end."""
+    meets: bool | None
+    """The whole objective."""
+
+
+def rows(answer: Mapping[str, Any]) -> list[Row]:
+    """Of a trace's or of an endpoint's answer."""
+    return [_row(number, candidate) for number, candidate in enumerate(answer["candidates"], 1)]
+
+
+def _row(number: int, c: Mapping[str, Any]) -> Row:
+    refused = c.get("refused")
+    replayed = "completed" in c
+    return Row(
+        number=number,
+        name=c["candidate"],
+        label=None if replayed else _label(c, number),
+        refused=refused["detail"] if refused else None,
+        replicas=c["shape"].get("replicas"),
+        cost_per_hour=c["cost_per_hour"],
+        figures=_replayed(c) if replayed else _predicted(c),
+        done=(c["completed"], c["requests"]) if replayed else None,
+        goodput_per_s=c.get("goodput_per_s"),
+        saturates=float(c["saturated"]) if replayed else c["saturates"],
+        meets=c["meets_objective"],
+    )
+
+
+def _label(c: Mapping[str, Any], number: int) -> str:
+    """The present shape whole; of the others what they run on, since their names say what else differs."""
+    shape = Shape.from_dict(c["shape"])
+    return (shape if number == 1 else replace(shape, engine={})).label()
+
+
+def _replayed(c: Mapping[str, Any]) -> dict[str, Figure]:
+    found = {
+        f"{metric}_{quantile}_s": Figure(value)
+        for metric in ("ttft", "itl", "tpot", "e2e", "queue")
+        for quantile, value in c[f"{metric}_s"].items()
+        if value is not None and quantile != "mean"
+    }
+    return found | {o["target"]: Figure(o["value"]) for o in c["objective"] if o["value"] is not None}
+
+
+def _predicted(c: Mapping[str, Any]) -> dict[str, Figure]:
+    metrics = c["prediction"]["metrics"] if c["prediction"] else {}
+    return {name: Figure(i["mid"], i["low"], i["high"]) for name, i in metrics.items() if name.endswith("_s")}
+
+
+def shown(answer: Mapping[str, Any]) -> list[str]:
+    """The metrics of the table's columns: the usual ones, and what the objective bounds."""
+    targets = [o["target"] for o in answer["objective"] if o["target"].endswith("_s")]
+    return [*SHOWN, *(name for name in targets if name not in SHOWN)]
+
+
+def costs(found: Sequence[Row]) -> tuple[str, dict[int, float]]:
+    """What a candidate costs, by its number: US dollars an hour where a price is known for any, else replicas."""
+    priced = {row.number: row.cost_per_hour for row in found if row.cost_per_hour is not None}
+    if priced:
+        return "US dollars per hour", priced
+    return "replicas", {row.number: float(row.replicas) for row in found if row.replicas is not None}
+
+
+def efficient(found: Sequence[Row], metric: str) -> set[int]:
+    """Numbers of those that carry the load and that no other beats in both cost and ``metric``."""
+    _, cost = costs(found)
+    points = [
+        (cost[row.number], row.figures[metric].mid, row.number)
+        for row in found
+        if row.number in cost and metric in row.figures and (row.saturates or 0.0) <= SATURATED
+    ]
+    return {n for x, y, n in points if not any(a <= x and b <= y and (a, b) != (x, y) for a, b, _ in points)}
