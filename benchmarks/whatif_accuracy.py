@@ -127,7 +127,7 @@ def _by_system(found: Iterable[Measured]) -> dict[str, list[Measured]]:
 def run(job: Job) -> list[dict[str, Any]]:
     """Fit, then predict what is asked. Runs in a process of its own."""
     if job.protocol == "transfer":
-        fitted, doubt = _transferred(job), 0.05
+        fitted, doubt = _transferred(job)
     else:
         fitted, doubt = _fitted(job.seen), 0.0
     rows = []
@@ -170,8 +170,11 @@ def deviation(seen: Sequence[Measured]) -> np.ndarray:
     return _fitted(seen).theta - prior.centre
 
 
-def _transferred(job: Job) -> Fitted:
-    """The roofline's belief, moved by the others' deviations: near ones count more, and little evidence counts little."""
+def _transferred(job: Job) -> tuple[Fitted, float]:
+    """The roofline's belief, moved by the others' deviations: near ones count more, and little evidence counts little.
+
+    Also the doubt that a transfer adds: how far the others' own base costs lie from each other.
+    """
     machine = job.asked[0].machine
     assert machine is not None
     plain = priors.of_machine(machine)
@@ -185,7 +188,8 @@ def _transferred(job: Job) -> Fitted:
     between = (weights * (offs - mean) ** 2).sum(axis=0) / total
     shift = mean * total / (total + math.exp(-1.0) * (1.0 + between / plain.doubt**2))
     shift[CACHE] = 0.0
-    return fit([], job.asked[0].engine, priors.of_machine(machine, shift=shift))
+    fitted = fit([], job.asked[0].engine, priors.of_machine(machine, shift=shift))
+    return fitted, math.hypot(0.05, math.sqrt(float(between[0])))
 
 
 def _rows(protocol: str, m: Measured, members: Sequence[Member]) -> list[dict[str, Any]]:

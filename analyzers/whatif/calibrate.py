@@ -20,9 +20,11 @@ from analyzers.prediction import CannotPredict
 from analyzers.whatif import priors
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.evidence import Sight, observations, sight
-from analyzers.whatif.fit import OVERHEAD, Draw, Fitted, Prior, fit, with_draw
+from analyzers.whatif.fit import OVERHEAD, Draw, Fitted, Observation, Prior, fit, with_draw
 from analyzers.whatif.model import EngineModel, Iteration, Limits
 from analyzers.whatif.roofline import Machine
+from analyzers.whatif.tested import observation
+from collectors.loadtests import LoadTest
 from collectors.window import Window
 
 _LEAST_REQUESTS = 30
@@ -155,6 +157,58 @@ def calibrate(
         load=(min(load), max(load)),
         notes=notes,
     )
+
+
+def calibrate_on_tests(
+    tests: Sequence[LoadTest], shape: Shape, *, model: str | None, hardware: Hardware | None, seed: int = 0
+) -> Calibrated:
+    """Fit the engine that served load tests on ``shape``, one replica.
+
+    model: its name, where the tests do not tell; with ``hardware``, the accelerator, it gives the roofline.
+    Raises CannotPredict ``NO_EVIDENCE`` where no test can be used, and says why for each.
+    """
+    found, notes, refused = [], [], []
+    for i, test in enumerate(tests):
+        notes += [f"{test.name}: {note}" for note in test.notes]
+        try:
+            found.append(observation(test, seed + i))
+        except CannotPredict as why:
+            refused.append(why.detail)
+    if not found:
+        raise CannotPredict("NO_EVIDENCE", "; ".join(refused) or "no load test was given")
+    notes += [f"not used: {why}" for why in refused]
+    facts = {"model": name} if (name := model or next((t.model for t in tests if t.model), None)) else {}
+    machine = machine_of(facts, shape, hardware)
+    limits = _limits(shape, None, facts, (), notes)
+    if limits.kv_tokens is None and machine is not None and (tokens := machine.cache_tokens()):
+        limits = replace(limits, kv_tokens=tokens)
+        notes.append(f"KV capacity from memory less weights: {tokens} tokens, to within 15 %")
+    if machine is not None:
+        prior = priors.of_machine(machine, cache_known="kv_tokens" in shape.engine)
+    else:
+        notes.append(
+            "model or accelerator is not known, so nothing is believed of its size; name both to extrapolate better"
+        )
+        prior = priors.of_decode([_tested_decode(o) for o in found], hardware, cache_known="kv_tokens" in shape.engine)
+    engine = EngineModel(Iteration(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))
+    load = [o.running for o in found]
+    return calibrated(
+        calibration_key(facts, shape),
+        engine,
+        fit(found, engine, prior, seed),
+        machine=machine,
+        windows=len(found),
+        requests=float(sum(t.completed or 0 for t in tests)),
+        load=(min(load), max(load)),
+        notes=notes,
+    )
+
+
+def _tested_decode(o: Observation) -> priors.Decode:
+    prompt, output = float(o.workload.prompt_tokens.mean()), float(o.workload.output_tokens.mean())
+    seen = o.parts[0].seen
+    gap = seen["itl_s"][0] if "itl_s" in seen else next(iter(seen.values()))[0] / (output + 1)
+    return priors.Decode(gap, o.running, prompt + output / 2, o.running * prompt / (output * gap))
 
 
 def calibrated(
