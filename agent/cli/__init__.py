@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from agent.cli import inspect, operate, setup, whatif
+from agent.cli import calibrate, inspect, operate, setup, whatif
 from agent.cli.output import fail
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ setup.add(app)
 operate.add(app)
 inspect.add(app)
 whatif.add(app)
+calibrate.add(app)
 
 
 def main() -> None:

@@ -1,0 +1,85 @@
+"""`flyball calibrate`, without its command line: an engine learned from an endpoint's own telemetry or from load tests, as ENGINE.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actuators.shape import EngineValue, Shape
+from agent.settings import Settings
+from agent.store import Store, fleet
+from agent.whatif.asked import BadQuestion
+from agent.whatif.stored import evidence
+from analyzers.hardware import find
+from analyzers.prediction import CannotPredict
+from analyzers.whatif.calibrate import Calibrated, calibrate, calibrate_on_tests
+from collectors.loadtests import LoadTest, read
+
+SCHEMA_VERSION = 1
+
+
+def from_store(store: Store, settings: Settings, endpoint: str, since_s: float, now: float) -> Calibrated:
+    """Fitted on what came since the endpoint's last change, and kept in the store as the daemon keeps its own.
+
+    Raises BadQuestion on an unknown endpoint, CannotPredict ``NO_EVIDENCE``.
+    """
+    found = evidence(store, settings, endpoint, since_s, now)
+    accelerator = found.shape.accelerator
+    hardware = find(accelerator, found.catalogue.hardware) if accelerator else None
+    known = calibrate(found.since_change, found.shape, prior=None, hardware=hardware)
+    with store.write() as db:
+        fleet.keep_calibration(db, endpoint, key=known.key, now=now, body=known.as_dict())
+    return known
+
+
+def from_files(
+    files: Sequence[Path], *, model: str | None, gpu: str | None, gpus: int, engine: dict[str, EngineValue]
+) -> Calibrated:
+    """Fitted on the load tests of all ``files``, as one engine. Raises BadLoadTest, BadQuestion, CannotPredict ``NO_EVIDENCE``."""
+    tests: list[LoadTest] = []
+    for file in files:
+        tests += read(file)
+    hardware = find(gpu) if gpu else None
+    if gpu and hardware is None:
+        raise BadQuestion(
+            f"--gpu {gpu}: no accelerator of that name is in the hardware table; leave it out, or use one that is"
+        )
+    shape = Shape(replicas=1, accelerator=hardware.name if hardware else None, accelerator_count=gpus, engine=engine)
+    return calibrate_on_tests(tests, shape, model=model, hardware=hardware)
+
+
+def answer(known: Calibrated) -> dict[str, Any]:
+    """For people and programs: each coefficient with its 80 % interval, and what it rests on."""
+    rows = []
+    for i, (name, value) in enumerate(zip(_NAMES, known.model.iteration.as_tuple(), strict=True)):
+        drawn = sorted(d.iteration.as_tuple()[i] for d in known.draws)
+        rows.append({"name": name, "value": value, **_interval(drawn)})
+    rows.append(
+        {"name": "overhead_s", "value": known.overhead_s, **_interval(sorted(d.overhead_s for d in known.draws))}
+    )
+    rows.append({"name": "lag", "value": known.lag, **_interval(sorted(d.lag for d in known.draws))})
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "key": known.key,
+        "engine": known.engine.to_dict(),
+        "unknowns": rows,
+        "residuals": dict(known.residuals),
+        "evidence": {"observations": known.windows, "requests": known.requests, "running": list(known.load)},
+        "notes": list(known.notes),
+    }
+
+
+_NAMES = ("base_s", "per_sequence_s", "per_context_token_s", "per_prefill_token_s", "per_prefill_context_token_s")
+
+
+def _interval(values: Sequence[float]) -> dict[str, float | None]:
+    """The tenth and ninetieth of a hundred; None without draws."""
+    if not values:
+        return {"low": None, "high": None}
+    last = len(values) - 1
+    return {"low": values[math.floor(0.1 * last)], "high": values[math.ceil(0.9 * last)]}
+
+
+__all__ = ["BadQuestion", "CannotPredict", "answer", "from_files", "from_store"]

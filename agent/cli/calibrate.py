@@ -1,0 +1,111 @@
+"""`flyball calibrate`: learn an engine, from an endpoint's own telemetry or from load tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agent.cli.inspect import opened
+from agent.cli.output import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    Output,
+    OutputOption,
+    console,
+    fail,
+    number,
+    print_json,
+    stdout,
+    table,
+    text,
+)
+
+
+def add(app: typer.Typer) -> None:
+    app.command()(calibrate)
+
+
+def calibrate(
+    endpoint: Annotated[str | None, typer.Option(help="Learn from this endpoint's telemetry in the store.")] = None,
+    since: Annotated[
+        str, typer.Option(help="How far back: 7d, 36h, 90m. Only what came since the last change counts.")
+    ] = "7d",
+    from_: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="A load test's result: inference-perf, GuideLLM, AIPerf, vllm bench serve. May be given again.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --from: the model's name, where the files do not tell.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="With --from: the accelerator, such as H100 or L40S.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="With --from: accelerators of one replica.")] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="With --from: engine arguments, such as max_num_seqs=128.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write ENGINE.json here, for `flyball whatif --engine`.")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    output: OutputOption = Output.table,
+) -> None:
+    """Learn what an iteration of an engine costs, with the doubt that is left. Exit code 1 where there is too little evidence."""
+    from agent import calibration
+    from agent.calibration import BadQuestion, CannotPredict
+    from agent.whatif import asked
+    from collectors.loadtests import BadLoadTest
+
+    try:
+        if (endpoint is None) == (not from_):
+            raise BadQuestion("give either --endpoint NAME, or --from FILE")
+        if endpoint is not None:
+            if model or gpu or set_ or gpus != 1:
+                raise BadQuestion("--model, --gpu, --gpus and --set go with --from: an endpoint's shape is known")
+            known = _of_endpoint(endpoint, asked.span(since), config)
+        else:
+            engine = {name: v for name, v in asked.settings(set_ or []).items() if v is not None}
+            known = calibration.from_files(from_ or [], model=model, gpu=gpu, gpus=gpus, engine=engine)
+        if out is not None:
+            _write(out, known.engine.to_json())
+    except (BadQuestion, BadLoadTest) as error:
+        raise fail(str(error), 2) from error
+    except CannotPredict as error:
+        raise fail(str(error), 1) from error
+    answer = calibration.answer(known)
+    if output is Output.json:
+        return print_json(answer)
+    return _show(answer)
+
+
+def _of_endpoint(endpoint: str, since_s: float, config: Path) -> Any:
+    from agent import calibration
+    from agent.clock import WallClock
+
+    with opened(config) as (store, settings):
+        return calibration.from_store(store, settings, endpoint, since_s, WallClock().now())
+
+
+def _write(path: Path, engine: str) -> None:
+    from agent.whatif.asked import BadQuestion
+
+    try:
+        path.write_text(engine, encoding="utf-8")
+    except OSError as error:
+        raise BadQuestion(f"--out {path}: cannot be written ({error.strerror})") from error
+    console.print(f"Wrote {text(path)}", highlight=False, soft_wrap=True)
+
+
+def _show(answer: dict[str, Any]) -> None:
+    rows = [[r["name"], *(number(r[k], digits=4) for k in ("value", "low", "high"))] for r in answer["unknowns"]]
+    table("Engine", ["unknown", "value", "10 %", "90 %"], rows, "")
+    found = answer["evidence"]
+    off = ", ".join(f"{name} {value:.1%}" for name, value in answer["residuals"].items())
+    stdout.print(
+        f"{text(answer['key'])}: {found['observations']} observations, {found['requests']:.0f} requests, "
+        f"{found['running'][0]:.3g} to {found['running'][1]:.3g} running; off by {off or '-'}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    for note in answer["notes"]:
+        stdout.print(f"note: {text(note)}", highlight=False, soft_wrap=True)

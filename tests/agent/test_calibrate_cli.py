@@ -1,0 +1,100 @@
+"""`flyball calibrate`: from the store and from load tests, to a file that `flyball whatif` takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from agent.cli import app, output
+from agent.store import Store, fleet
+from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.model import EngineModel
+from tests.agent.test_whatif_cli import MODEL, telemetry, trace  # noqa: F401 - a fixture
+from tests.collectors.test_loadtests import inference_perf
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output.stdout, "width", 240)
+    monkeypatch.setattr(output.console, "width", 240)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def answer(*arguments: str | Path) -> dict[str, Any]:
+    result = run("calibrate", *arguments, "-o", "json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_from_the_store_to_a_file_that_whatif_takes(telemetry: Path, tmp_path: Path) -> None:  # noqa: F811
+    out = tmp_path / "engine.json"
+    found = answer("--endpoint", "chat", "--since", "35m", "-c", telemetry, "--out", out)
+    base = next(r for r in found["unknowns"] if r["name"] == "base_s")
+    assert base["low"] <= base["value"] <= base["high"]
+    assert base["value"] == pytest.approx(MODEL.iteration.base_s, rel=0.1)
+    engine = EngineModel.from_json(out.read_text())
+    assert engine.to_dict() == found["engine"]
+    known = Calibrated.of_engine(engine)
+    assert known is not None
+    assert len(known.draws) > 10
+    with Store(f"sqlite:///{telemetry.parent}/flyball.db").read() as db:
+        kept = fleet.calibration(db, "chat")
+    assert kept is not None
+    assert Calibrated.from_dict(kept["body"]) == known
+    asked = run("whatif", "--trace", trace(tmp_path, "0,100,10", "1,100,10"), "--engine", out, "-o", "json")
+    assert asked.exit_code == 0, asked.output
+    assert json.loads(asked.stdout)["completed"] == 2
+
+
+def test_from_load_tests(tmp_path: Path) -> None:
+    file = tmp_path / "stage_0.json"
+    file.write_text(json.dumps(inference_perf()))
+    found = answer("--from", file, "--model", "meta-llama/Llama-3.1-8B", "--gpu", "H100", "--set", "max_num_seqs=64")
+    assert found["evidence"]["observations"] == 1
+    assert found["engine"]["limits"]["max_num_seqs"] == 64
+    assert found["engine"]["limits"]["kv_tokens"] > 100_000
+    assert found["engine"]["source"]["architecture"]["layers"] == 32
+    shown = run("calibrate", "--from", file)
+    assert shown.exit_code == 0
+    assert "per_context_token_s" in shown.stdout
+    assert "model or accelerator is not known" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ((), 2, "give either --endpoint NAME, or --from FILE"),
+        (("--from", "none.json"), 2, "none.json"),
+        (("--from", "other.json"), 2, "guidellm"),
+        (("--from", "stage.json", "--gpu", "abacus"), 2, "no accelerator of that name"),
+        (("--from", "stage.json", "--set", "max_num_seqs"), 2, "NAME=VALUE"),
+        (("--from", "lacking.json"), 1, "it lacks"),
+        (("--from", "stage.json", "--out", "no/such/folder.json"), 2, "cannot be written"),
+    ],
+)
+def test_what_cannot_be_done_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lacking = inference_perf()
+    lacking["successes"].pop("prompt_tokens")
+    for name, content in (("stage", inference_perf()), ("other", {"a": 1}), ("lacking", lacking)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    result = run("calibrate", *words)
+    assert result.exit_code == code, result.output
+    assert says.lower() in result.output.lower()
+
+
+def test_an_unknown_endpoint_names_the_nearest(telemetry: Path) -> None:  # noqa: F811
+    result = run("calibrate", "--endpoint", "chatt", "-c", telemetry)
+    assert result.exit_code == 2
+    assert "did you mean chat?" in result.output
