@@ -20,7 +20,8 @@ from collectors.workload import Floats, Workload
 #: Over which change of (running, prompt tokens, output tokens), in logarithms, residuals lose most of their likeness. The likeness falls
 #: exponentially (Ornstein-Uhlenbeck): between two residuals the correction runs straight, and beyond them it fades and does not shoot on.
 _REACH = np.array([3.0, 4.0, 4.0])
-#: How far off the iteration model is by itself, before anything was seen (standard deviation of the logarithm).
+#: How far off the iteration model is by itself, before anything was seen (standard deviation of the logarithm), where it is rough: of
+#: mixtures of experts, whose share that is read grows with the batch, and of models of which nothing is known.
 AMPLITUDE: Mapping[str, float] = {"ttft_s": 0.3, "itl_s": 0.12}
 
 #: What remains even where the load was seen: another day, another draw of arrivals, a load that was not steady.
@@ -70,9 +71,11 @@ class Discrepancy:
     """The residuals of a fit."""
 
     residuals: tuple[Residual, ...] = ()
+    rough: float = 1.0
+    """The iteration model's own error, as a share of ``AMPLITUDE``."""
 
     @classmethod
-    def of(cls, compared: Sequence[Residual]) -> Discrepancy:
+    def of(cls, compared: Sequence[Residual], rough: float = 1.0) -> Discrepancy:
         """From what a fit compared.
 
         The time to a first token is iterations above all, so its residual counts beyond the token gaps' of the same place. End-to-end
@@ -89,11 +92,11 @@ class Discrepancy:
             kept += [replace(r, metric="itl_s") for r in gaps]
             starts = [replace(r, value=r.value - mean) for r in rows if r.metric == "ttft_s"]
             kept += [r for r in starts if abs(r.value) < _NOT_OURS * math.hypot(AMPLITUDE["ttft_s"], r.doubt)]
-        return cls(tuple(kept))
+        return cls(tuple(kept), rough)
 
     def at(self, metric: str, where: tuple[float, float, float]) -> tuple[float, float]:
         """(mean, standard deviation) of the logarithm of truth over replay, for ``metric`` at ``where``; the floor is in it."""
-        amplitude, floor = AMPLITUDE[metric], FLOOR[metric]
+        amplitude, floor = self.rough * AMPLITUDE[metric], FLOOR[metric]
         known = self._known.get(metric)
         if known is None:
             return 0.0, math.hypot(amplitude, floor)
@@ -110,7 +113,7 @@ class Discrepancy:
             rows = [r for r in self.residuals if r.metric == metric]
             points, values = np.array([r.where for r in rows]), np.array([r.value for r in rows])
             noise = np.hypot(np.array([r.doubt for r in rows]), FLOOR[metric])
-            covariance = AMPLITUDE[metric] ** 2 * _likeness(points, points) + np.diag(noise**2)
+            covariance = (self.rough * AMPLITUDE[metric]) ** 2 * _likeness(points, points) + np.diag(noise**2)
             inverse = np.asarray(np.linalg.inv(covariance), np.float64)
             # Each residual, foretold from the others: closed form in Rasmussen and Williams, "Gaussian Processes", 5.4.2.
             left_out = (inverse @ values) / np.sqrt(np.diag(inverse))
@@ -118,14 +121,15 @@ class Discrepancy:
             out[metric] = _Known(points, values, inverse, scale)
         return out
 
-    def as_rows(self) -> list[list[Any]]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        return [[r.metric, list(r.where), r.value, r.doubt] for r in self.residuals]
+        return {"rough": self.rough, "residuals": [[r.metric, list(r.where), r.value, r.doubt] for r in self.residuals]}
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[Any]]) -> Discrepancy:
-        """The reverse of ``as_rows``."""
-        return cls(tuple(Residual(m, (w[0], w[1], w[2]), v, d) for m, w, v, d in rows))
+    def from_dict(cls, data: Mapping[str, Any]) -> Discrepancy:
+        """The reverse of ``as_dict``."""
+        rows = data["residuals"]
+        return cls(tuple(Residual(m, (w[0], w[1], w[2]), v, d) for m, w, v, d in rows), data["rough"])
 
 
 def _likeness(one: Floats, other: Floats) -> Floats:

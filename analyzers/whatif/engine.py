@@ -71,9 +71,9 @@ class PerRequest:
 
     @property
     def tpot_s(self) -> Floats:
-        """The mean gap between its tokens; 0 where a completed request has no two, -1 where it did not complete."""
+        """The mean gap between its tokens; -1 where it has no two, or did not complete."""
         gaps = (self.e2e_s - self.ttft_s) / np.maximum(self.output_tokens - 1, 1)
-        return np.where(self.e2e_s < 0.0, -1.0, np.where(self.output_tokens > 1, gaps, 0.0))
+        return np.where((self.e2e_s >= 0.0) & (self.output_tokens > 1), gaps, -1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +151,13 @@ class Replay:
         """Whether the queue was still growing when the traffic ended: the shape cannot carry this workload for long.
 
         Over the second half of the arrivals the number that waits for a first admission grew by more than 5 % of them, and by
-        more than three standard deviations of a Poisson count of them, so that neither a burst nor little data says so.
+        more than three standard deviations of a Poisson count of them, so that neither a burst nor little data says so. Clients
+        that give up hold a queue down: where more than 5 % of all do (and more than those deviations), it would have grown.
         """
-        n = self.arrivals_late
-        return self.waiting_growth > max(0.05 * n, 3.0 * math.sqrt(n))
+        late, all_ = self.arrivals_late, self.requests
+        return self.waiting_growth > max(0.05 * late, 3.0 * math.sqrt(late)) or self.timed_out > max(
+            0.05 * all_, 3.0 * math.sqrt(all_)
+        )
 
 
 def replay(
@@ -227,7 +230,7 @@ def _read(workload: Workload, machine: kernel.Machine, course: Course, end: floa
     outputs = workload.output_tokens
     many = outputs > 1 if whole_run else done & (outputs > 1)
     decode = e2e[many] - ttft[many]
-    simulated = max(float(real[:, kernel.NOW].max()), float(arrival[seen - 1]) if seen else 0.0, course.until_s)
+    simulated = max(machine.latest_end(), float(arrival[seen - 1]) if seen else 0.0, course.until_s)
     gone = np.where(late, arrival + machine.timeout_s, np.inf) if late.any() else None
     growth, rest = _waiting_growth(arrival[:seen], queue[:seen], (refused | failed)[:seen], gone)
     span = simulated or 1.0

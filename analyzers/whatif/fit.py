@@ -133,6 +133,8 @@ class Prior:
 
     centre: Floats
     doubt: Floats
+    rough: float = 1.0
+    """The iteration model's own error on this engine: ``Discrepancy.rough``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, 
         draws=draws,
         theta=theta,
         spread=spread,
-        discrepancy=Discrepancy.of(compared),
+        discrepancy=Discrepancy.of(compared, prior.rough),
         residuals={m: math.sqrt(sum(v * v for v in values) / len(values)) for m, values in by_metric.items()},
     )
 

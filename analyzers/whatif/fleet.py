@@ -1,7 +1,7 @@
 """Replicas that come and go during a replay: cold starts, a schedule, failures, an autoscaler's policy.
 
-Owns the count of replicas and who is one when; ``kernel`` runs them from one moment of change to the next, so that this loop costs
-with the changes (and a policy's ticks) and not with the requests. The rules:
+Owns the count of replicas and who is one when. Does not run them: the ``Machine`` (``kernel``'s) does, from one moment of change to
+the next, so that this loop costs with the changes (and a policy's ticks) and not with the requests. The rules:
 
 - A moment comes before the arrivals and the iteration starts of the same instant. Of several at one instant, the order is: replicas
   whose cold start ends, replacements that begin theirs, failures, the schedule, the policy.
@@ -9,26 +9,26 @@ with the changes (and a policy's ticks) and not with the requests. The rules:
   arrival and hands them out, in that order, when one becomes ready; TTFT counts from the arrival. A held request whose client
   gives up is dropped.
 - Growing starts new replicas, which are ready ``cold_start_s`` later. Shrinking cancels first replacements that wait to be started,
-  then the youngest that are starting, then takes the ready replica with the fewest outstanding requests (the youngest on ties), which gets
-  no new ones and leaves when it is empty.
-- A failure takes the oldest ready replica, if there is one, with all that it holds and the iteration that is under way. Without a
-  policy a replacement begins its cold start ``down_s`` later, and counts as wanted and on its way until then; a policy sees one replica less and
-  decides by itself.
+  then the youngest of those that are starting, then takes the ready replica with the fewest outstanding requests (the youngest on
+  ties), which gets no new ones and leaves when it is empty.
+- A failure takes the oldest ready replica, if there is one, with all that it holds and the tokens of the iteration that is under
+  way. Without a policy a replacement begins its cold start ``down_s`` later, and counts as one that is on its way until then; a
+  policy sees one replica less and decides by itself.
 - The policy is asked at ``interval_s``, 2 ``interval_s``, ...; what it wants is kept within the bounds.
-- Moments are simulated up to the last arrival and the end of the last iteration. Without a horizon, a policy that leaves the router's
-  requests without a ready replica for a day (and two cold starts) after the last arrival is not asked again.
+- Moments are simulated up to the last arrival and the end of the last iteration. Without a horizon, a policy that leaves requests
+  at the router without a ready replica for a day (and two cold starts) after the last arrival is not asked again.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from analyzers.whatif.kernel import NOW, REJECTED, TIMED_OUT, UNFINISHED, UNLIMITED, USED, Machine
 from analyzers.whatif.scaling import Policy, Seen
+from collectors.workload import Floats, Ints
 
 PATIENCE_S = 86_400.0
 
@@ -101,6 +101,50 @@ class Course:
         return math.fsum(max(0.0, min(to, simulated_s) - since) for since, to in self.lives)
 
 
+class Machine(Protocol):
+    """What runs the replicas. Each is in a row of its own, and a row is free again when its replica has left."""
+
+    arrival: Floats
+    """Of each request, ascending."""
+    timeout_s: float
+
+    @property
+    def rows(self) -> int: ...
+
+    def grow(self) -> None:
+        """As many rows again."""
+
+    def run(self, first: int, upto: int, since: float, until: float, order: Ints, ready: int) -> tuple[float, float]:
+        """Route the requests ``first <= i < upto`` to the first ``ready`` rows of ``order``, and run all rows of it to ``until``."""
+        ...
+
+    def take(self, row: int, number: int) -> None:
+        """A new replica in a free row."""
+
+    def lose(self, row: int, at: float, upto: int) -> None:
+        """The replica dies, with all that it holds of the first ``upto`` requests."""
+
+    def outstanding(self, row: int, at: float) -> int: ...
+
+    def empty_since(self, row: int) -> float | None:
+        """The end of its last iteration, of a replica that holds nothing any more."""
+
+    def latest_end(self) -> float:
+        """The end of the last iteration of all."""
+        ...
+
+    def kv_usage(self, rows: list[int]) -> float | None:
+        """Their mean, 0..1. None: not limited, or no rows."""
+
+    def refuse(self, first: int, upto: int) -> Floats:
+        """Reject those of the requests that no replica can hold; returns when the others arrive."""
+        ...
+
+    def give_up(self, request: int) -> bool:
+        """The client of a request at the router does. False: it was rejected."""
+        ...
+
+
 def steady(replicas: int, machine: Machine, end: float) -> Course:
     """Run the machine's requests on a fleet that never changes, up to ``end`` or until all is done."""
     seen = int(np.searchsorted(machine.arrival, end, "left"))
@@ -138,14 +182,11 @@ class _Held:
     def hold(self, first: int, upto: int, since: float, until: float) -> None:
         """Time passes, and the requests ``first <= i < upto`` arrive in it."""
         m = self._machine
-        refused = m.too_large(first, upto)
-        m.e2e[first:upto][refused] = REJECTED
-        new = m.arrival[first:upto][~refused]
+        new = m.refuse(first, upto)
         self.area += self.count * (until - since) + float((until - new).sum())
         self.count += new.shape[0]
         while self._oldest < upto and (deadline := float(m.arrival[self._oldest]) + m.timeout_s) <= until:
-            if m.e2e[self._oldest] == UNFINISHED:
-                m.e2e[self._oldest] = TIMED_OUT
+            if m.give_up(self._oldest):
                 self.area -= until - deadline
                 self.until = deadline
                 self.count -= 1
@@ -154,12 +195,14 @@ class _Held:
             self.until = until
 
     def hand_out(self, upto: int) -> None:
-        """A replica is there; all requests up to ``upto`` are the kernel's."""
+        """A replica is there, and all requests up to ``upto`` are the machine's."""
         self.count = 0
         self._oldest = upto
 
 
 class _Operation:
+    """The loop over the moments of change, and who is a replica at each."""
+
     def __init__(self, fleet: Fleet, machine: Machine, end: float) -> None:
         self._fleet, self._machine, self._end = fleet, machine, end
         self._n = int(np.searchsorted(machine.arrival, end, "left"))
@@ -174,7 +217,7 @@ class _Operation:
         self._draining: list[_Replica] = []
         self._down: list[float] = []
         """When replacements begin their cold start."""
-        self._rows = list(range(fleet.replicas, machine.real.shape[0]))
+        self._rows = list(range(fleet.replicas, machine.rows))
         self._numbers = fleet.replicas
         self._lives: list[tuple[float, float]] = []
         self._timeline = [(0.0, fleet.replicas)]
@@ -225,7 +268,7 @@ class _Operation:
         else:
             if until == math.inf:
                 patience = machine.timeout_s if machine.timeout_s < math.inf else 0.0
-                until = max(self._at, self._last_arrival + patience, float(machine.real[:, NOW].max()))
+                until = max(self._at, self._last_arrival + patience, machine.latest_end())
             self._held.hold(self._seen, upto, self._at, until)
         self._seen = upto
         for replica in [r for r in self._draining if self._gone(r, until)]:
@@ -288,9 +331,9 @@ class _Operation:
 
     def _be_ready(self, replica: _Replica) -> None:
         if not self._rows:
-            held = self._machine.real.shape[0]
+            full = self._machine.rows
             self._machine.grow()
-            self._rows = list(range(held, self._machine.real.shape[0]))
+            self._rows = list(range(full, self._machine.rows))
         replica.row = self._rows.pop()
         self._machine.take(replica.row, replica.number)
         self._ready.append(replica)
@@ -325,10 +368,9 @@ class _Operation:
             self._draining.append(replica)
 
     def _tick(self, at: float) -> None:
-        policy, machine = self._fleet.policy, self._machine
+        policy = self._fleet.policy
         assert policy is not None
         told, now = self._told, (self._seen, self._areas[0], self._areas[1] + self._held.area)
-        used = machine.whole[[r.row for r in self._ready], USED]
         wanted, self._state = policy(
             Seen(
                 at_s=at,
@@ -337,7 +379,7 @@ class _Operation:
                 arrivals_per_s=(now[0] - told[0]) / policy.interval_s,
                 running=max(0.0, now[1] - told[1]) / policy.interval_s,
                 waiting=max(0.0, now[2] - told[2]) / policy.interval_s,
-                kv_usage=float(used.mean()) / machine.blocks if self._ready and machine.blocks != UNLIMITED else None,
+                kv_usage=self._machine.kv_usage([r.row for r in self._ready]),
             ),
             self._state,
         )

@@ -25,10 +25,9 @@ import math
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from analyzers.whatif.model import EngineModel
-from collectors.workload import Ints, Workload
+from collectors.workload import Floats, Ints, Workload
 
 REQUEST_BITS = 28
 REQUEST_MASK = (1 << REQUEST_BITS) - 1
@@ -821,13 +820,9 @@ class Machine:
         )  # fmt: skip
         return found
 
-    def too_large(self, first: int, upto: int) -> NDArray[np.bool_]:
-        """Which of these requests no replica could hold."""
-        tokens = self._work[1][first:upto] + self._work[2][first:upto]
-        too_large: NDArray[np.bool_] = (tokens > self._limits[MODEL_LEN]) | (
-            -(-tokens // self._limits[BLOCK_SIZE]) > self.blocks
-        )
-        return too_large
+    @property
+    def rows(self) -> int:
+        return self.real.shape[0]
 
     def grow(self) -> None:
         """As many rows again."""
@@ -850,6 +845,31 @@ class Machine:
         state = self.whole[row]
         return None if state[DECODING] or state[PARTIAL] >= 0 or state[HEAD] >= 0 else float(self.real[row, NOW])
 
+    def latest_end(self) -> float:
+        """The end of the last iteration of all."""
+        return float(self.real[:, NOW].max())
+
+    def kv_usage(self, rows: list[int]) -> float | None:
+        """Their mean, 0..1 (of an iteration that is under way: as at its end). None: not limited, or no rows."""
+        if not rows or self.blocks == UNLIMITED:
+            return None
+        return int(self.whole[rows, USED].sum()) / (len(rows) * self.blocks)
+
+    def refuse(self, first: int, upto: int) -> Floats:
+        """Reject those of the requests that no replica can hold; returns when the others arrive."""
+        tokens = self._work[1][first:upto] + self._work[2][first:upto]
+        refused = (tokens > self._limits[MODEL_LEN]) | (-(-tokens // self._limits[BLOCK_SIZE]) > self.blocks)
+        self.e2e[first:upto][refused] = REJECTED
+        arrivals: Floats = self.arrival[first:upto][~refused]
+        return arrivals
+
+    def give_up(self, request: int) -> bool:
+        """The client of a request at the router does. False: it was rejected."""
+        if self.e2e[request] == REJECTED:
+            return False
+        self.e2e[request] = TIMED_OUT
+        return True
+
     def lose(self, row: int, at: float, upto: int) -> None:
         """The replica dies at ``at``, and with it all that it holds of the first ``upto`` requests, the tokens of the iteration
         that is under way included. Whose client had given up by then timed out; the others failed."""
@@ -860,13 +880,13 @@ class Machine:
         lost = e2e == UNFINISHED
         if beyond > 0.0:
             end = cells[NOW] - arrival
-            lost |= (e2e == end) | ((e2e == TIMED_OUT) & (arrival + self.timeout_s > at))
+            lost |= (e2e == end) | (e2e == TIMED_OUT)
             self.ttft[mine[ttft == end]] = UNFINISHED
         self.e2e[mine[lost]] = np.where(arrival[lost] + self.timeout_s > at, FAILED, TIMED_OUT)
         cells[BUSY] -= beyond
         cells[RUNNING] -= beyond * (state[DECODING] + state[JUST_DONE] + (1 if state[PARTIAL] >= 0 else 0))
         cells[WAITING] -= beyond * state[QUEUED]
-        cells[NOW] -= beyond
+        cells[NOW] = min(cells[NOW], at)
         state[[DECODING, CONTEXT, USED, QUEUED, JUST_DONE]] = 0
         state[[PARTIAL, HEAD, TAIL]] = -1
         self._ring[row] = 0
@@ -889,7 +909,7 @@ def _drafts(workload: Workload, model: EngineModel, slots: int) -> tuple[Ints, I
     """As ``run`` takes it. Raises ValueError where the longest output would need too large a table."""
     if model.accept_length == 1.0:
         return None
-    accept = float(model.accept_length)
+    accept = min(float(model.accept_length), float(workload.output_tokens.max() + 1))  # more than all is all
     steps = int(workload.output_tokens.max() / accept) + 3
     if steps > MOST_DRAFT_STEPS:
         raise ValueError(

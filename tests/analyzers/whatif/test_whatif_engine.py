@@ -16,6 +16,8 @@ from analyzers.whatif.model import EngineModel, Iteration, Limits
 from collectors.workload import Workload
 from tests.analyzers.whatif.reference_simulator import Request, Result, simulate
 
+pytestmark = pytest.mark.timeout(600)  # the first of them compiles, which on two busy cores takes a minute
+
 SPEED = Iteration(0.01, 1e-4, 1e-6, 2e-5, 1e-9)
 
 
@@ -158,6 +160,19 @@ def test_replicas_behind_a_router_too(
     case: tuple[Workload, EngineModel], replicas: int, router: str, timeout: float | None
 ) -> None:
     check(*case, replicas, router, timeout)
+
+
+@pytest.mark.parametrize("accept", [1.0, 2.37])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_large_batches_too(router: str, accept: float) -> None:
+    """Deep heaps, long queues, and clients that give up in the middle of both."""
+    n, rng = 400, np.random.default_rng(11)
+    lengths = (rng.integers(1, 60, n), rng.integers(0, 90, n), np.zeros(n, np.int64))
+    work = Workload(np.cumsum(rng.exponential(0.005 / accept, n)), *lengths, session=rng.integers(0, 40, n))
+    model = EngineModel(SPEED, Limits(64, 256, kv_tokens=1600), accept_length=accept)
+    out = check(work, model, 2, router, timeout=1.1 / accept)
+    assert out.timed_out > 100
+    assert out.preemptions > 0
 
 
 @settings(max_examples=100, deadline=None)
@@ -362,13 +377,20 @@ def test_the_horizon_ends_a_queue_that_grows() -> None:
     ).saturated
 
 
-def test_cost_goes_with_requests_and_not_with_tokens() -> None:
+@pytest.mark.parametrize("accept", [1.0, 2.4])
+def test_cost_goes_with_requests_and_not_with_tokens(accept: float) -> None:
     """A billion tokens: iteration by iteration this would outlast the time limit of a test by far."""
     n = 1000
-    out = replay(workload(*((float(i), 10, 1_000_000) for i in range(n))), EngineModel(SPEED, Limits(512, 4096)))
+    model = EngineModel(SPEED, Limits(512, 4096), accept_length=accept)
+    out = replay(workload(*((float(i), 10, 1_000_000) for i in range(n))), model)
     assert out.completed == n
     assert out.itl.count == n * 999_999
     assert np.isfinite(out.e2e.mean or np.nan)
+
+
+def test_more_drafts_than_tokens_end_it_in_one_iteration() -> None:
+    out = replay(workload((0.0, 1, 9)), EngineModel(Iteration(1.0), Limits(1, 8), accept_length=1e300))
+    assert (out.per_request.ttft_s[0], out.per_request.e2e_s[0], out.itl.mean) == (1, 2, 1 / 8)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from analyzers.whatif.scaling import Seen
 from collectors.workload import Workload
 from tests.analyzers.whatif.test_whatif_engine import cases, check, timeouts, workload
 
+pytestmark = pytest.mark.timeout(600)  # the first of them compiles, which on two busy cores takes a minute
+
 ALONE = EngineModel(Iteration(1.0), Limits(1, 512))
 """One request at a time; each iteration takes 1 s, so a request for n tokens takes n."""
 
