@@ -23,7 +23,7 @@ _BLUE, _LIGHT, _RED, _GREY = "#2f6db3", "#9dbfe3", "#c0392b", "#7a7f87"
 _GRAMMAR = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
-def _svg(chart: alt.LayerChart | alt.FacetChart) -> str:
+def svg(chart: alt.LayerChart | alt.FacetChart | alt.VConcatChart) -> str:
     """Inline SVG that fits its place, with ids that do not clash with those of other charts on the page."""
     spec = chart.configure_view(stroke=None).configure_axis(
         grid=True,
@@ -35,10 +35,10 @@ def _svg(chart: alt.LayerChart | alt.FacetChart) -> str:
         titleFontWeight="normal",
     )
     spec = spec.configure_legend(orient="top", direction="horizontal", labelColor="#4b5058", symbolStrokeWidth=3)
-    svg: str = vl_convert.vegalite_to_svg(spec.to_json(), vl_version=_GRAMMAR)
-    own = hashlib.sha256(svg.encode()).hexdigest()[:8]
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', svg)
-    return re.sub(r"url\(#([^)]+)\)", rf"url(#{own}-\1)", svg)
+    drawn: str = vl_convert.vegalite_to_svg(spec.to_json(), vl_version=_GRAMMAR)
+    own = hashlib.sha256(drawn.encode()).hexdigest()[:8]
+    drawn = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', drawn)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{own}-\1)", drawn)
 
 
 def _time(series: Sequence[Point]) -> alt.X:
@@ -78,7 +78,7 @@ def latency(
     lines = alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=1.6).encode(
         x=_time(series), y=alt.Y("v:Q", title=f"{title} (s)", axis=alt.Axis(tickCount=4)), color=colour
     )  # fmt: skip
-    return _svg(_with_marks(lines, series, limit, marks).properties(width=_WIDTH, height=_HEIGHT))
+    return svg(_with_marks(lines, series, limit, marks).properties(width=_WIDTH, height=_HEIGHT))
 
 
 def load(series: Sequence[Point], marks: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -89,7 +89,7 @@ def load(series: Sequence[Point], marks: Sequence[Mapping[str, Any]] = ()) -> st
     lines = alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=1.6).encode(
         x=_time(series), y=alt.Y("v:Q", title="load", axis=alt.Axis(tickCount=4)), color=colour
     )  # fmt: skip
-    return _svg(_with_marks(lines, series, None, marks).properties(width=_WIDTH, height=_HEIGHT))
+    return svg(_with_marks(lines, series, None, marks).properties(width=_WIDTH, height=_HEIGHT))
 
 
 def _with_marks(
@@ -169,7 +169,7 @@ def front(options: Sequence[Mapping[str, Any]], metric: str, limit: float | None
         layers.append(
             alt.Chart(alt.InlineData([{"limit": limit}])).mark_rule(color=_RED, strokeDash=[4, 3]).encode(y="limit:Q")
         )
-    return _svg(alt.layer(*layers).properties(width=_WIDTH, height=200))
+    return svg(alt.layer(*layers).properties(width=_WIDTH, height=200))
 
 
 def promises(rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -194,7 +194,7 @@ def promises(rows: Sequence[Mapping[str, Any]]) -> str | None:
     colour = alt.Color("inside:N", title=None, scale=alt.Scale(domain=["inside", "outside"], range=[_BLUE, _RED]))
     dots = alt.Chart(inline).mark_point(filled=True, size=45, opacity=1).encode(y=y, x="seen:Q", color=colour)
     one = alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(color=_GREY, strokeDash=[3, 3]).encode(x="one:Q")
-    return _svg(alt.layer(bars, one, dots).properties(width=_WIDTH - 120, height={"step": 18}))
+    return svg(alt.layer(bars, one, dots).properties(width=_WIDTH - 120, height={"step": 18}))
 
 
 #: Of several candidates in one chart, told apart also by people who do not see all colours (Okabe and Ito).
@@ -236,7 +236,7 @@ def tradeoff(points: Sequence[Mapping[str, Any]], cost: str, metric: str, limit:
         for dx, side in _sides(rows).items()
         if side
     ]
-    return _svg(alt.layer(*layers).properties(width=860, height=260))
+    return svg(alt.layer(*layers).properties(width=860, height=260))
 
 
 def _sides(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
@@ -299,4 +299,93 @@ def distribution(curves: Mapping[str, Sequence[tuple[float, float]]], title: str
     if limit is not None:
         rule = alt.Chart(alt.InlineData([{"limit": limit}])).mark_rule(color=_RED, strokeDash=[4, 3])
         layers.append(rule.encode(x="limit:Q"))
-    return _svg(alt.layer(*layers).properties(width=_WIDTH, height=220))
+    return svg(alt.layer(*layers).properties(width=_WIDTH, height=220))
+
+
+# -- traffic that was sent ----------------------------------------------------------------------------------------------
+
+
+def _seconds() -> alt.X:
+    return alt.X("t:Q", title="seconds since the start", axis=alt.Axis(tickCount=8), scale=alt.Scale(nice=False))
+
+
+def _levels(slices: Sequence[Point], name: str, what: str) -> Iterator[dict[str, Any]]:
+    """Each slice as a level from its start to its end; None, which breaks the line, where it is unknown."""
+    for piece in slices:
+        for t in (piece["start_s"], piece["start_s"] + piece["seconds"]):
+            yield {"t": t, "v": piece[name], "what": what}
+
+
+def _warm(warmup_s: float) -> list[alt.Chart]:
+    """A shade over the warm-up, which is in no figure."""
+    if warmup_s <= 0:
+        return []
+    shade = alt.Chart(alt.InlineData([{"from": 0, "to": warmup_s}])).mark_rect(color="#f1f2f4")
+    return [shade.encode(x=alt.X("from:Q"), x2="to:Q")]
+
+
+def traffic(slices: Sequence[Point], warmup_s: float) -> str | None:
+    """Requests sent, completed and failed per second, over the seconds of a run. None without any."""
+    if not slices:
+        return None
+    names = (("sent_per_s", "sent"), ("completed_per_s", "completed"), ("errors_per_s", "failed"))
+    rows = [row for name, what in names for row in _levels(slices, name, what)]
+    colour = alt.Color(
+        "what:N", title=None, scale=alt.Scale(domain=["sent", "completed", "failed"], range=[_LIGHT, _BLUE, _RED])
+    )
+    y = alt.Y("v:Q", title="requests per second", axis=alt.Axis(tickCount=4))
+    lines = alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=1.6).encode(x=_seconds(), y=y, color=colour)
+    return svg(alt.layer(*_warm(warmup_s), lines).properties(width=_WIDTH, height=_HEIGHT))
+
+
+def over_time(slices: Sequence[Point], metric: str, limit: float | None, warmup_s: float) -> str | None:
+    """p50 and p95 of ``metric`` (``ttft``, ``itl``; seconds) over the seconds of a run. None where nothing is known."""
+    rows = [row for q in ("p50", "p95") for row in _levels(slices, f"{metric}_{q}_s", q)]
+    if not any(row["v"] is not None for row in rows):
+        return None
+    colour = alt.Color("what:N", title=None, scale=alt.Scale(domain=["p50", "p95"], range=[_LIGHT, _BLUE]))
+    y = alt.Y("v:Q", title="seconds", axis=alt.Axis(tickCount=4), scale=alt.Scale(zero=True))
+    lines = alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=1.6).encode(x=_seconds(), y=y, color=colour)
+    layers: list[alt.Chart] = [*_warm(warmup_s), lines]
+    if limit is not None:
+        rule = alt.Chart(alt.InlineData([{"limit": limit}])).mark_rule(color=_RED, strokeDash=[4, 3])
+        layers.append(rule.encode(y="limit:Q"))
+    return svg(alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT))
+
+
+def quantiles(several: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
+    """Quantiles, each with the interval in which it lies, a row for each distribution, by seconds, on a logarithmic axis
+    where they span much.
+
+    ``several``: by title, ``share`` and ``s`` with ``low`` and ``high`` (None: not bounded). None without any value above 0.
+    """
+    rows = [
+        {
+            "what": what,
+            "q": f"p{100 * p['share']:g}",
+            "s": p["s"],
+            "low": p["low"] or p["s"],
+            "high": p["high"] or p["s"],
+        }
+        for what, points in several.items()
+        for p in points
+        if p["s"] > 0
+    ]
+    if not rows:
+        return None
+    bottom, top = min(r["low"] for r in rows) / 1.15, max(r["high"] for r in rows) * 1.15
+    log = top / bottom > 10
+    scale = _log(bottom, top) if log else alt.Scale(domain=[bottom, top], nice=True, zero=False)
+    x = alt.X("s:Q", title="seconds", scale=scale, axis=_ticks(bottom, top) if log else alt.Axis(tickCount=6))
+    names = list(dict.fromkeys(r["q"] for r in rows))
+    y = alt.Y("q:N", title=None, sort=names)
+    colour = alt.Color(
+        "what:N", title=None, scale=alt.Scale(domain=list(several), range=list(_SEVERAL[: len(several)]))
+    )
+    offset = alt.YOffset("what:N", sort=list(several))
+    data = alt.InlineData(rows)
+    bars = alt.Chart(data).mark_rule(strokeWidth=4, opacity=0.35).encode(
+        y=y, x=alt.X("low:Q", scale=scale), x2="high:Q", color=colour, yOffset=offset
+    )  # fmt: skip
+    dots = alt.Chart(data).mark_point(filled=True, size=45, opacity=1).encode(y=y, x=x, color=colour, yOffset=offset)
+    return svg(alt.layer(bars, dots).properties(width=_WIDTH, height={"step": 14 if len(several) > 1 else 22}))

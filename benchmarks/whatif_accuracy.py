@@ -142,7 +142,7 @@ def run(job: Job) -> list[dict[str, Any]]:
             doubt=doubt,
             timeout_s=m.observation.timeout_s,
         )
-        rows += _rows(job.protocol, m, members)
+        rows += _rows(job.protocol, m, list(members))
     return rows
 
 

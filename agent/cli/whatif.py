@@ -26,8 +26,9 @@ from agent.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from agent.whatif.figures import Outcome
     from agent.whatif.table import Figure, Row
-    from agent.whatif.traced import Outcome
+    from collectors.workload import Floats
 
 Answer = dict[str, Any]
 
@@ -42,6 +43,9 @@ class Asked:
     replicas: int | None
     set: list[str]
     price_per_hour: float | None
+    fleet: Path | None
+    autoscale: str | None
+    cold_start: float | None
     timeout: float | None
     requests_out: Path | None
     endpoint: str | None
@@ -55,7 +59,9 @@ class Asked:
 
 
 #: Options of one form that say nothing in the other.
-_OF_TRACES = ("trace_format", "engine", "replicas", "set", "price_per_hour", "timeout", "requests_out")
+_OF_TRACES = (
+    "trace_format", "engine", "replicas", "set", "price_per_hour", "fleet", "autoscale", "cold_start", "timeout", "requests_out",
+)  # fmt: skip
 _OF_ENDPOINTS = ("since",)
 
 
@@ -70,18 +76,36 @@ def whatif(
     trace_format: Annotated[
         str | None, typer.Option(help="flyball, azure, burstgpt or mooncake. Default: by the columns.")
     ] = None,
-    engine: Annotated[Path | None, typer.Option(help="ENGINE.json, as `flyball calibrate` writes it.")] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="Engines side by side. Default: 1.")] = None,
+    engine: Annotated[
+        Path | None,
+        typer.Option(
+            help="ENGINE.json, as `flyball calibrate` writes it, or one of the kind usl, quota, serverless or ptu."
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=0, help="Engines side by side; of a fleet, at first. Default: 1.")
+    ] = None,
     router: Annotated[
         str | None, typer.Option(help="round_robin, least_outstanding or prefix_aware. Default: round_robin.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="An engine setting: max_num_seqs=64.")] = None,
+    fleet: Annotated[
+        Path | None,
+        typer.Option(help="FLEET.json: replicas that come and go by a schedule, failures or an autoscaler."),
+    ] = None,
+    autoscale: Annotated[
+        str | None, typer.Option(help="hpa, keda, kpa or flyball, and its settings: hpa:in_flight=8,min=1,max=10.")
+    ] = None,
+    cold_start: Annotated[
+        float | None, typer.Option(help="Seconds from the wish for a replica to its first request.")
+    ] = None,
     endpoint: Annotated[str | None, typer.Option(help="Ask this endpoint's own telemetry, instead of a trace.")] = None,
     since: Annotated[str | None, typer.Option(help="Its traffic of so long: 7d, 36h. Default: 7d.")] = None,
     candidate: Annotated[
         list[str] | None,
         typer.Option(
-            help="What else to try: replicas=2,max_num_seqs=64; of an endpoint also gpu=L40S, gpus=2, sku=NAME."
+            help="What else to try, as changes: replicas=2,max_num_seqs=64; gpu=L40S,gpus=2 (of an endpoint, or a calibrated engine); "
+            "of an endpoint also sku=NAME; of a trace also engine=FILE, fleet=FILE, autoscale=..., price_per_hour=."
         ),
     ] = None,
     objective: Annotated[
@@ -92,7 +116,7 @@ def whatif(
     timeout: Annotated[float | None, typer.Option(help="Clients give up after so many seconds.")] = None,
     speed: Annotated[float | None, typer.Option(help="Requests arrive so many times as fast.")] = None,
     requests_out: Annotated[
-        Path | None, typer.Option(help="Write each request's times on the first candidate here, as CSV.")
+        Path | None, typer.Option(help="Write each request's times on each candidate here, as CSV.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with charts here.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
@@ -104,14 +128,14 @@ def whatif(
     from collectors.traces import BadTrace
 
     given = Asked(
-        trace, trace_format, engine, replicas, set_ or [], price_per_hour, timeout, requests_out, endpoint, since,
-        candidate or [], router, objective or [], speed, html, config,
+        trace, trace_format, engine, replicas, set_ or [], price_per_hour, fleet, autoscale, cold_start, timeout, requests_out,
+        endpoint, since, candidate or [], router, objective or [], speed, html, config,
     )  # fmt: skip
     try:
         _check(given)
-        answer, outcomes = _from_trace(given) if given.trace is not None else _from_store(given)
+        answer, outcomes, arrival_s = _from_trace(given) if given.trace is not None else _from_store(given)
         if html is not None:
-            _write_page(html, answer, outcomes)
+            _write_page(html, answer, outcomes, arrival_s)
     except (BadQuestion, BadTrace) as error:
         raise fail(str(error), 2) from error
     except CannotPredict as refused:
@@ -140,32 +164,39 @@ def _check(given: Asked) -> None:
         )
 
 
-def _from_trace(given: Asked) -> tuple[Answer, list[Outcome]]:
+def _from_trace(given: Asked) -> tuple[Answer, list[Outcome], Floats]:
     from agent.whatif import asked, traced
+    from agent.whatif.candidates import candidates
+    from agent.whatif.results import Traffic
 
     assert given.trace is not None
     assert given.engine is not None
     notes: list[str] = []
-    tried = traced.candidates(
-        asked.engine(given.engine),
-        replicas=given.replicas or 1,
-        router=given.router or "round_robin",
+    objective, timeout_s = asked.objective(given.objective), asked.positive(given.timeout, "--timeout")
+    tried = candidates(
+        given.engine,
+        replicas=given.replicas,
+        router=given.router,
         settings=asked.settings(given.set),
         price_per_hour=given.price_per_hour,
+        fleet=given.fleet,
+        autoscale=given.autoscale,
+        cold_start=given.cold_start,
         others=given.candidate,
+        timeout_s=timeout_s,
     )
-    objective, timeout_s = asked.objective(given.objective), asked.positive(given.timeout, "--timeout")
     with progress("replaying", len(tried)) as advance:
         workload = traced.read(given.trace, given.trace_format, given.speed, notes)
-        traffic = traced.Traffic(workload, objective, timeout_s)
+        traffic = Traffic(workload, objective, timeout_s)
         outcomes = traced.all_replayed(traffic, tried, requests_out=given.requests_out, advance=advance)
-    return traced.answer(traffic, outcomes, trace=given.trace, engine=given.engine, notes=notes), outcomes
+    told = traced.answer(traffic, tried, outcomes, trace=given.trace, engine=given.engine, notes=notes)
+    return told, outcomes, workload.arrival_s
 
 
-def _from_store(given: Asked) -> tuple[Answer, list[Outcome]]:
+def _from_store(given: Asked) -> tuple[Answer, list[Outcome], None]:
     from agent.clock import WallClock
     from agent.whatif import asked, stored
-    from agent.whatif.traced import router_named
+    from agent.whatif.kinds.vllm import router_named
 
     assert given.endpoint is not None
     speed = asked.positive(given.speed, "--speed") or 1.0
@@ -178,7 +209,7 @@ def _from_store(given: Asked) -> tuple[Answer, list[Outcome]]:
             found, objective, seed=settings.decide.seed, speed=speed, router=chosen, curves=given.html is not None
         )
         outcomes = stored.all_predicted(tried, on, advance)
-    return stored.answer(found, on, outcomes), outcomes
+    return stored.answer(found, on, outcomes), outcomes, None
 
 
 @contextmanager
@@ -198,12 +229,12 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def _write_page(path: Path, answer: Answer, outcomes: list[Outcome]) -> None:
+def _write_page(path: Path, answer: Answer, outcomes: list[Outcome], arrival_s: Floats | None) -> None:
     from agent.clock import WallClock
     from agent.whatif.asked import BadQuestion
     from agent.whatif.page import page
 
-    drawn = page(answer, [outcome.curves for outcome in outcomes], WallClock().now())
+    drawn = page(answer, [outcome.curves for outcome in outcomes], WallClock().now(), arrival_s)
     try:
         path.write_text(drawn, encoding="utf-8")
     except OSError as error:
@@ -230,8 +261,8 @@ def print_answer(answer: Mapping[str, Any]) -> None:
     for row in found:
         made.add_row(
             str(row.number),
-            text(row.name.replace(",", ", ")) + (f"\n[dim]{text(row.label)}[/dim]" if row.label else ""),
-            money(row.cost_per_hour),
+            text(row.name.replace(",", ", ")) + "".join(f"\n[dim]{text(line)}[/dim]" for line in _beside(row) if wide),
+            _dollars(row.cost_per_hour),
             *(_figure(row.figures.get(name), wide) for name in metrics),
             *([number(row.goodput_per_s)] if goodput else []),
             _saturates(row),
@@ -239,10 +270,22 @@ def print_answer(answer: Mapping[str, Any]) -> None:
         )
     stdout.print(made)
     for row in found:
+        if not wide and _beside(row):
+            stdout.print(f"[dim]{row.number}: {text('; '.join(_beside(row)))}[/dim]", highlight=False, soft_wrap=True)
         if row.refused:
             stdout.print(f"{row.number}: not predicted. {text(row.refused)}", highlight=False, soft_wrap=True)
         elif row.done is not None and row.done[0] < row.done[1]:
             stdout.print(f"{row.number}: {row.done[0]} of {row.done[1]} requests completed", highlight=False)
+
+
+def _dollars(value: float | None) -> str:
+    """Little is not nothing."""
+    return f"${value:.1g}" if value is not None and 0 < value < 0.005 else money(value)
+
+
+def _beside(row: Row) -> list[str]:
+    """What stands in small letters: within the table where it is wide, else below it."""
+    return [line for line in (row.label, *row.told) if line]
 
 
 def _heading(metric: str) -> str:

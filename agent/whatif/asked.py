@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from analyzers.objective import Objective, Target
@@ -89,10 +88,16 @@ def positive(value: float | None, option: str, *, zero: bool = False) -> float |
     return value
 
 
-def whole(value: Value, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BadQuestion(f"{name}={value}: write a whole number, 1 or more")
+def whole(value: Value, name: str, *, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise BadQuestion(f"{name}={value}: write a whole number, {least} or more")
     return value
+
+
+def price(value: Value, name: str) -> float | None:
+    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+        raise BadQuestion(f"{name}={value}: write US dollars, such as 2.5")
+    return positive(value, name, zero=True)
 
 
 def nearest(given: str, known: Iterable[str]) -> str:
@@ -102,23 +107,15 @@ def nearest(given: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(names) or 'none'}"
 
 
-def engine(path: Path) -> EngineModel:
-    """The ENGINE.json at ``path``."""
-    try:
-        return EngineModel.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        what = f"cannot be read ({error.strerror}); name an engine file, as `flyball calibrate` writes it"
-        raise BadQuestion(f"{path}: {what}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadQuestion(f"{path}: {error}") from error
+def engine_settings(model: EngineModel) -> set[str]:
+    """Names that ``with_settings`` knows."""
+    return {*_places(model.to_dict()), *_ALSO}
 
 
 def with_settings(model: EngineModel, changes: Mapping[str, Value]) -> EngineModel:
     """A copy with the named fields of the engine file changed, by their own names without the group: ``max_num_seqs``."""
     data = model.to_dict()
-    groups = ("iteration", "limits", "source")
-    places: dict[str, dict[str, Any]] = {f.name: data for f in fields(EngineModel) if f.name not in groups}
-    places |= {name: data[group] for group in ("iteration", "limits") for name in data[group]}
+    places = _places(data)
     for given, value in changes.items():
         name = _ALSO.get(given, given)
         if name not in places:
@@ -129,3 +126,10 @@ def with_settings(model: EngineModel, changes: Mapping[str, Value]) -> EngineMod
     except (ValueError, TypeError) as error:
         said = ", ".join(f"{name}={value}" for name, value in changes.items())
         raise BadQuestion(f"{said}: {error}") from error
+
+
+def _places(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Where each setting stands in the engine file's JSON."""
+    groups = ("iteration", "limits", "source")
+    places: dict[str, dict[str, Any]] = {f.name: data for f in fields(EngineModel) if f.name not in groups}
+    return places | {name: data[group] for group in ("iteration", "limits") for name in data[group]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,11 +13,9 @@ Result = TypeVar("Result")
 
 def each(
     work: Callable[[Job], Result], jobs: Sequence[Job], advance: Callable[[], None] = lambda: None
-) -> list[Result]:
+) -> Iterator[Result]:
     """``work(job)`` for every job, in order; ``advance`` is called after each."""
-    results: list[Result] = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for result in pool.map(work, jobs):
-            results.append(result)
+            yield result
             advance()
-    return results

@@ -17,9 +17,9 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, windows
 from agent.whatif import asked
 from agent.whatif.asked import BadQuestion, Value
+from agent.whatif.figures import SCHEMA_VERSION, Curves, Outcome, curve, meets
 from agent.whatif.parallel import each
 from agent.whatif.table import SATURATED
-from agent.whatif.traced import SCHEMA_VERSION, Curves, Outcome, curve, meets
 from agent.wiring import catalogue_of
 from analyzers.hardware import find
 from analyzers.objective import Objective
@@ -196,7 +196,7 @@ def all_predicted(
     tried: Sequence[tuple[str, Shape]], on: Basis, advance: Callable[[], None] = lambda: None
 ) -> list[Outcome]:
     """All shapes, in order. ``advance`` is called as each is done."""
-    return each(partial(predicted, on), tried, advance)
+    return list(each(partial(predicted, on), tried, advance))
 
 
 def predicted(on: Basis, named: tuple[str, Shape]) -> Outcome:

@@ -32,9 +32,12 @@ class Row:
     name: str
     label: str | None
     """What it runs on, where the name does not say it all."""
+    told: tuple[str, ...]
+    """What else came of it: refusals, cold starts, replicas that came and went."""
     refused: str | None
     """Why nothing is claimed for it."""
-    replicas: int | None
+    replicas: float | None
+    """On average, where they change."""
     cost_per_hour: float | None
     figures: Mapping[str, Figure]
     """By the objective's names, such as ``ttft_p95_s``."""
@@ -58,16 +61,59 @@ def _row(number: int, c: Mapping[str, Any]) -> Row:
     return Row(
         number=number,
         name=c["candidate"],
-        label=None if replayed else _label(c, number),
+        label=c["label"] if replayed else _label(c, number),
+        told=told(c) if replayed and not refused else (),
         refused=refused["detail"] if refused else None,
-        replicas=c["shape"].get("replicas"),
+        replicas=_provisioned(c) if replayed else c["shape"].get("replicas"),
         cost_per_hour=c["cost_per_hour"],
-        figures=_replayed(c) if replayed else _predicted(c),
-        done=(c["completed"], c["requests"]) if replayed else None,
+        figures=(_replayed(c) if replayed else {}) | _predicted(c),
+        done=(c["completed"], c["requests"]) if replayed and not refused else None,
         goodput_per_s=c.get("goodput_per_s"),
-        saturates=float(c["saturated"]) if replayed else c["saturates"],
+        saturates=c["saturates"],
         meets=c["meets_objective"],
     )
+
+
+def told(c: Mapping[str, Any]) -> tuple[str, ...]:
+    """What else came of a candidate of a trace, each in a few words."""
+    return tuple(line for line in (_refusals(c), _instances(c), _replicas(c)) if line)
+
+
+def _refusals(c: Mapping[str, Any]) -> str | None:
+    if c["throttled"] is None:
+        return None
+    parts = [f"{_many(c['throttled'], 'answer')} of 429" if c["throttled"] else "no answer of 429"]
+    for name, what in (("retries", "sent again"), ("spilled_requests", "spilled over"), ("gave_up", "gave up")):
+        if c[name]:
+            parts.append(f"{c[name]:,} {what}")
+    return ", ".join(parts)
+
+
+def _instances(c: Mapping[str, Any]) -> str | None:
+    if c["cold_starts"] is None:
+        return None
+    gave_up = f", {c['gave_up']:,} gave up" if c["gave_up"] else ""
+    return f"{_many(c['cold_starts'], 'cold start')}, at most {_many(c['replicas_max'], 'instance')}{gave_up}"
+
+
+def _replicas(c: Mapping[str, Any]) -> str | None:
+    counts = [count for _, count in c["replica_timeline"] or ()]
+    if len(counts) < 2:
+        return None
+    average = _provisioned(c)
+    lost = f", {_many(c['failed'], 'request')} lost with one that failed" if c["failed"] else ""
+    mean = "" if average is None else f", {average:.3g} paid for on average"
+    return f"{min(counts)} to {max(counts)} replicas{mean}{lost}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def _provisioned(c: Mapping[str, Any]) -> float | None:
+    """Replicas or instances, over the time simulated."""
+    hours, seconds = c["replica_hours"], c["simulated_s"]
+    return None if hours is None or not seconds else float(hours * 3600 / seconds)
 
 
 def _label(c: Mapping[str, Any], number: int) -> str:
@@ -87,6 +133,7 @@ def _replayed(c: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _predicted(c: Mapping[str, Any]) -> dict[str, Figure]:
+    """With their intervals, where there are any."""
     metrics = c["prediction"]["metrics"] if c["prediction"] else {}
     return {name: Figure(i["mid"], i["low"], i["high"]) for name, i in metrics.items() if name.endswith("_s")}
 

@@ -7,7 +7,7 @@ Between a fit and every figure that is promised. The best fit's replay tells the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,8 +49,8 @@ def look(
     doubt: float = 0.0,
     seed: int = 0,
     **how: Any,
-) -> list[Member]:
-    """Replays of ``draws``, the best fit first. ``how`` goes to ``engine.replay``.
+) -> Iterator[Member]:
+    """Replays of ``draws``, the best fit first, one at a time: a long trace weighs much. ``how`` goes to ``engine.replay``.
 
     closed: clients of a closed loop, as ``Observation.closed``. doubt: added for a method (a transfer) that is less sure, as a
     standard deviation of logarithms.
@@ -59,18 +59,17 @@ def look(
     if closed is not None:
         model = model.with_limits(max_num_seqs=max(1, min(closed, model.limits.max_num_seqs)))
     first, _ = client_replay(workload, model, draws[0], closed=closed, **how)
-    where = features(workload, first.running_mean / max(1, how.get("replicas", 1)))
+    replicas = first.replica_s / first.simulated_s if first.simulated_s else 1.0
+    where = features(workload, first.running_mean / max(replicas, 1e-3))
     (decode, decode_doubt), (start, start_doubt) = (discrepancy.at(m, where) for m in ("itl_s", "ttft_s"))
     decode_doubt, start_doubt = math.hypot(decode_doubt, doubt), math.hypot(start_doubt, doubt)
-    out = []
     for i, draw in enumerate(draws):
         own, at_start = (decode, start) if i == 0 else (
             decode + decode_doubt * rng.standard_normal(), start + start_doubt * rng.standard_normal()
         )  # fmt: skip
         slower = replace(draw, iteration=scaled(draw.iteration, math.exp(own)))
         replayed, times = client_replay(workload, model, slower, closed=closed, **how)
-        out.append(Member(replayed, times.with_start(math.exp(at_start))))
-    return out
+        yield Member(replayed, times.with_start(math.exp(at_start)))
 
 
 def scaled(iteration: Iteration, factor: float) -> Iteration:

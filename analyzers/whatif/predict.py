@@ -163,7 +163,7 @@ class Candidate:
 
     def run(self, workload: Workload, router: Router, draws: int) -> list[Member]:
         """The best fit's replay and those of the first ``draws`` draws. A queue without end is cut off well after the last arrival."""
-        return look(
+        members = look(
             workload,
             self.model,
             self.draws[: 1 + max(0, draws)],
@@ -172,6 +172,7 @@ class Candidate:
             router=router,
             horizon=workload.duration_s * 2.0 + 600.0,
         )
+        return list(members)
 
 
 @dataclass(frozen=True, slots=True)

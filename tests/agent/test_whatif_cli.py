@@ -20,6 +20,8 @@ from agent.clock import WallClock
 from agent.store import Store, fleet, windows
 from agent.whatif import asked, stored, traced
 from agent.whatif.asked import BadQuestion
+from agent.whatif.candidates import candidates
+from agent.whatif.results import Traffic
 from analyzers.objective import Objective
 from analyzers.whatif.engine import replay
 from analyzers.whatif.model import EngineModel, Iteration, Limits
@@ -329,9 +331,11 @@ def test_spans() -> None:
             asked.span(bad)
 
 
-def test_candidates_side_by_side_are_what_each_is_alone() -> None:
-    traffic = traced.Traffic(poisson(5.0, 20.0, 2), Objective.from_mapping({"ttft_p95_s": 0.2}))
-    tried = traced.candidates(MODEL, others=["replicas=2", "max_num_seqs=4", "replicas=3", "accept_length=2.5"])
+def test_candidates_side_by_side_are_what_each_is_alone(tmp_path: Path) -> None:
+    traffic = Traffic(poisson(5.0, 20.0, 2), Objective.from_mapping({"ttft_p95_s": 0.2}))
+    (tmp_path / "e.json").write_text(MODEL.to_json())
+    others = ["replicas=2", "max_num_seqs=4", "replicas=3", "accept_length=2.5"]
+    tried = candidates(tmp_path / "e.json", others=others)
     done: list[int] = []
     together = traced.all_replayed(traffic, tried, advance=lambda: done.append(1))
     assert len(done) == len(tried)

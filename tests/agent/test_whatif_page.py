@@ -6,11 +6,13 @@ import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agent import charts
 from agent.whatif.page import page
 from agent.whatif.table import costs, efficient, rows, shown
+from agent.whatif.timeline import MOST_ROWS, _thinned, timeline
 from tests.agent.records import NASTY, T0
 
 CURVE = [(0.1, 0.1), (0.5, 0.2), (0.9, 0.4)]
@@ -21,9 +23,21 @@ def replayed(
 ) -> dict[str, Any]:
     """A candidate of a trace's answer."""
     times = dict.fromkeys(("mean", "p50", "p90", "p95", "p99"), p95)
+    none = (
+        "label",
+        "throttled",
+        "retries",
+        "gave_up",
+        "cold_starts",
+        "spilled_requests",
+        "failed",
+        "prediction",
+        "refused",
+    )
     return {
-        "candidate": name, "shape": {"replicas": replicas}, "requests": 10, "completed": 10, "saturated": False,
-        "goodput_per_s": 2.0, "cost_per_hour": cost, "objective": [], "meets_objective": None,
+        "candidate": name, "kind": "vllm", "shape": {"replicas": replicas}, "requests": 10, "completed": 10, "saturates": 0.0,
+        "goodput_per_s": 2.0, "cost_per_hour": cost, "objective": [], "meets_objective": None, "simulated_s": 7200.0,
+        "replica_hours": 2.0 * replicas, "replicas_max": replicas, "replica_timeline": [[0.0, replicas]], **dict.fromkeys(none),
         **dict.fromkeys(("ttft_s", "itl_s", "tpot_s", "e2e_s", "queue_s"), times), **values,
     }  # fmt: skip
 
@@ -55,7 +69,7 @@ def test_those_that_nothing_beats() -> None:
             replayed("same price, slower", cost=1.0, p95=1.0),
             replayed("fast", cost=3.0, p95=0.1),
             replayed("dearer than fast", cost=4.0, p95=0.1),
-            replayed("saturated", cost=0.5, p95=0.05, saturated=True),
+            replayed("saturated", cost=0.5, p95=0.05, saturates=1.0),
             replayed("no price", cost=None, p95=0.01),
             replayed("nothing came of it", cost=0.1, p95=None),
             replayed("as fast", cost=3.0, p95=0.1),
@@ -90,6 +104,65 @@ def test_what_the_objective_bounds_is_shown_too() -> None:
     answer = of_trace(replayed("a", objective=bound), objective=bound)
     assert shown(answer) == ["ttft_p50_s", "ttft_p95_s", "itl_p95_s", "e2e_p95_s", "e2e_p97.5_s"]
     assert rows(answer)[0].figures["e2e_p97.5_s"].mid == 0.1
+
+
+def test_what_else_came_of_it_is_told_in_a_few_words() -> None:
+    """Only what the kind has, and of that what happened."""
+    lines = [
+        row.told
+        for row in rows(
+            of_trace(
+                replayed("steady"),
+                replayed("quota", throttled=1200, retries=1100, gave_up=1),
+                replayed("free", throttled=0, retries=0, gave_up=0),
+                replayed("ptu", throttled=9, retries=0, spilled_requests=9, gave_up=0),
+                replayed("function", cold_starts=1, replicas_max=3, gave_up=0),
+                replayed("fleet", replica_timeline=[[0, 2], [60, 4], [90, 3]], replica_hours=5.0, failed=1),
+            )
+        )
+    ]
+    assert lines == [
+        (),
+        ("1,200 answers of 429, 1,100 sent again, 1 gave up",),
+        ("no answer of 429",),
+        ("9 answers of 429, 9 spilled over",),
+        ("1 cold start, at most 3 instances",),
+        ("2 to 4 replicas, 2.5 paid for on average, 1 request lost with one that failed",),
+    ]
+
+
+def test_little_money_is_not_none() -> None:
+    html = drawn(of_trace(replayed("a", cost=0.0012), replayed("b", cost=0.0), replayed("c", cost=None)), 3)
+    assert re.findall(r'<td class="n">([$-][^<]*)</td>', html)[:3] == ["$0.001", "$0.00", "-"]
+
+
+def test_replicas_over_time_of_those_that_change() -> None:
+    arrivals = np.linspace(0.0, 7200.0, 500)
+    steps = [[0.0, 1], [600.0, 3], [5000.0, 2]]
+    answer = of_trace(replayed("steady"), *(replayed(f"c{i}", replica_timeline=steps) for i in range(MOST_ROWS + 2)))
+    html = page(answer, [{}] * (MOST_ROWS + 3), T0, arrivals)
+    assert "no. 2<" in html
+    assert f"no. {MOST_ROWS + 1}<" in html
+    assert "no. 1<" not in html
+    assert f"no. {MOST_ROWS + 2}<" not in html
+    assert "2 more in the table only" in html
+    assert "Replicas over time" not in page(of_trace(replayed("steady")), [{}], T0, arrivals)
+
+
+def test_a_step_stays_until_the_next_and_a_crowd_keeps_its_extremes() -> None:
+    svg = timeline({"no. 1": [(0.0, 1), (30.0, 3), (90.0, 2)]}, np.array([1.0, 50.0]), 100.0)
+    assert svg is not None
+    assert [w for w in ("days", "hours", "minutes", "seconds") if f">{w}<" in svg] == ["seconds"]
+    corners = lines(svg)[-1]
+    assert len({x for x, _ in corners}) == 4, "one at each change, and the end"
+    levels = [y for _, y in corners]
+    assert levels[0] > levels[-1] > min(levels), "1, then 3, then 2"
+    many = [(float(i), 2 + (i == 5000) * 7 - (i == 7000)) for i in range(10_000)]
+    kept = _thinned(many, 10_000 / 400)
+    assert len(kept) <= 3 * 401
+    assert {n for _, n in kept} == {1, 2, 9}
+    assert kept == sorted(kept)
+    assert timeline({}, np.array([1.0]), 10.0) is None
 
 
 def drawn(answer: dict[str, Any], curves: int) -> str:
@@ -179,6 +252,29 @@ def test_what_saturates_stands_at_the_edge() -> None:
     assert 0.0 < slower[1] < faster[1]
     assert faster[1] - slower[1] > 20, "the scale is that of those that carry the load"
     assert "5,000" not in svg
+
+
+def lines(svg: str) -> list[list[tuple[float, float]]]:
+    """The corners of each line, in pixels."""
+    drawn = [
+        p.get("d") or ""
+        for g in ET.fromstring(svg).iter()
+        if "mark-line role-mark" in (g.get("class") or "")
+        for p in g
+    ]
+    return [corners(d) for d in drawn]
+
+
+def corners(path: str) -> list[tuple[float, float]]:
+    """Of an SVG path of absolute moves and lines."""
+    x = y = 0.0
+    found = []
+    for command, numbers in re.findall(r"([MLHV])([-\d.,]+)", path):
+        values = [float(v) for v in numbers.split(",")]
+        x = values[0] if command != "V" else x
+        y = values[-1] if command != "H" else y
+        found.append((x, y))
+    return found
 
 
 @pytest.mark.parametrize("values", [[0.001, 30.0], [5.0, 6.0], [1.0]], ids=["log", "linear", "one"])

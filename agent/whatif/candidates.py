@@ -1,0 +1,103 @@
+"""What is tried: the first candidate as the options say, and each other one as changes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.whatif import asked, fleets, kinds
+from agent.whatif.asked import BadQuestion, Value
+from agent.whatif.kinds.base import System
+from agent.whatif.kinds.vllm import Vllm
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is replayed."""
+
+    name: str
+    """As it was asked for."""
+    system: System
+
+
+def candidates(
+    engine: Path,
+    *,
+    replicas: int | None = None,
+    router: str | None = None,
+    settings: Mapping[str, Value] | None = None,
+    price_per_hour: float | None = None,
+    fleet: Path | None = None,
+    autoscale: str | None = None,
+    cold_start: float | None = None,
+    others: Sequence[str] = (),
+    timeout_s: float | None = None,
+) -> list[Candidate]:
+    """The engine file's system with the options, then each of ``others``: ``replicas=2,max_num_seqs=64``, changes to the first.
+
+    timeout_s: of the traffic; a system that does not simulate it is refused. Raises BadQuestion.
+    """
+    scaler = {} if autoscale is None else _scaler(autoscale)
+    options = {
+        "replicas": replicas,
+        "router": router,
+        "price_per_hour": asked.positive(price_per_hour, "--price-per-hour", zero=True),
+        "fleet": None if fleet is None else str(fleet),
+        "cold_start": asked.positive(cold_start, "--cold-start", zero=True),
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    system = kinds.read(engine)
+    place = "" if isinstance(system, Vllm) else f"{engine}: "
+    name = _name(system, engine, options, settings or {}, autoscale)
+    first = Candidate(name, _changed(system, {**options, **scaler, **(settings or {})}, place))
+    tried = [first, *(_other(first, text) for text in others)]
+    if timeout_s is not None and (deaf := next((c for c in tried if not c.system.heeds_timeout), None)):
+        raise BadQuestion(
+            f"--timeout: clients that give up are not simulated on the kind {deaf.system.kind} ({deaf.name}); leave one of the two out"
+        )
+    return tried
+
+
+def _scaler(text: str) -> dict[str, Value]:
+    """``hpa:in_flight=8,min=1`` as changes to a system. Raises BadQuestion on what is no setting of this autoscaler."""
+    changes = asked.pairs(f"autoscale={text}", "--autoscale")
+    kind = str(changes["autoscale"]).partition(":")[0]
+    try:
+        fleets.check_settings(kind, [name for name in changes if name != "autoscale"])
+    except ValueError as error:
+        raise BadQuestion(f"--autoscale {text}: {error}") from error
+    return changes
+
+
+def _name(
+    system: System, engine: Path, options: Mapping[str, Value], settings: Mapping[str, Value], autoscale: str | None
+) -> str:
+    """``2 replicas, max_num_seqs=32``."""
+    replicas, hidden = options.get("replicas", 1), {"router", "price_per_hour", "fleet"}
+    if not isinstance(system, Vllm):
+        parts = [engine.stem]
+    elif autoscale is None and "fleet" not in options:
+        parts = [f"{replicas} replica{'s' * (replicas != 1)}"]
+        hidden.add("replicas")
+    else:
+        parts = [f"fleet={file}"] if (file := options.get("fleet")) else []
+        parts += [f"autoscale={autoscale}"] if autoscale is not None else []
+    shown = {**{name: value for name, value in options.items() if name not in hidden}, **settings}
+    return ", ".join([*parts, *(f"{name}={value}" for name, value in shown.items())])
+
+
+def _other(first: Candidate, text: str) -> Candidate:
+    changes = asked.pairs(text, "--candidate")
+    file = changes.pop("engine", None)
+    system = first.system if file is None else kinds.read(Path(str(file)))
+    if file is not None and isinstance(system, Vllm) and isinstance(first.system, Vllm):
+        system = system.in_place_of(first.system)
+    return Candidate(text, _changed(system, changes, f"--candidate {text}: "))
+
+
+def _changed(system: System, changes: Mapping[str, Value], place: str) -> System:
+    try:
+        return system.changed(changes)
+    except ValueError as error:
+        raise BadQuestion(f"{place}{error}") from error
