@@ -324,7 +324,7 @@ class _Operation:
     def _start(self, at: float) -> None:
         replica = _Replica(self._numbers, at, at + self._fleet.cold_start_s)
         self._numbers += 1
-        if self._fleet.cold_start_s == 0:
+        if replica.ready_at <= at:
             self._be_ready(replica)
         else:
             self._starting.append(replica)
