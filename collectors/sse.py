@@ -32,6 +32,9 @@ class SseReader:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that this chunk completes. Raises ValueError when one is larger than agreed."""
+        if self._is_one(chunk):
+            self._first = self._after_cr = False
+            return [Event("message", chunk[6:-2].decode("utf-8", "replace"))]
         if self._after_cr and chunk:
             self._after_cr = False
             if chunk[:1] == b"\n":
@@ -44,6 +47,17 @@ class SseReader:
         if len(self._rest) > self._max_event:
             raise ValueError(f"a line of an event stream is longer than {self._max_event} bytes")
         return [event for line in lines if (event := self._line(line)) is not None]
+
+    def _is_one(self, chunk: bytes) -> bool:
+        """Whether this is one event of one line and nothing else, as nearly every chunk of a server's is."""
+        return (
+            chunk[:6] == b"data: "
+            and chunk[-2:] == b"\n\n"
+            and chunk.find(b"\n") == len(chunk) - 2
+            and b"\r" not in chunk
+            and len(chunk) <= self._max_event
+            and not (self._rest or self._data or self._kind)
+        )
 
     def finish(self) -> list[Event]:
         """At the end of the stream: the last event where only its blank line is missing."""

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from agent.cli import calibrate, inspect, operate, setup, whatif
+from agent.cli import calibrate, inspect, operate, setup, simulate, whatif
 from agent.cli.output import fail
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 setup.add(app)
 operate.add(app)
 inspect.add(app)
+simulate.add(app)
 whatif.add(app)
 calibrate.add(app)
 

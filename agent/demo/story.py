@@ -31,7 +31,7 @@ from agent.settings import Settings
 from agent.store import Store
 from collectors.base import Target
 from collectors.http import Http
-from collectors.traffic import simulate
+from collectors.traffic.inside import simulate
 from collectors.window import CollectError
 
 #: The story ends by itself after so long, told or not.
@@ -73,7 +73,7 @@ class Story:
                 await slack.start()
                 config = self._configure(urls, slack)
                 daemon = self._start_daemon(config, slack)
-                traffic = [asyncio.create_task(_send(i, urls[r.name], http, self._clock)) for i, r in enumerate(ROLES)]
+                traffic = [asyncio.create_task(_send(i, urls[r.name], self._clock)) for i, r in enumerate(ROLES)]
                 loaded = load_with(config, slack)
                 ended = await self._watch(loaded, daemon, slack)
                 code = self._finish(loaded, ended)
@@ -185,11 +185,11 @@ def _raise(fleet: Fleet) -> dict[str, str]:
     return {role.name: fleet.start(role.spec(SEED + i)) for i, role in enumerate(ROLES)}
 
 
-async def _send(i: int, url: str, http: Http, clock: WallClock) -> object:
+async def _send(i: int, url: str, clock: WallClock) -> object:
     """Open-loop traffic to one endpoint until it is cancelled."""
     plan = ROLES[i].traffic(SEED + i, 24 * 3600.0)
     try:
-        return await simulate(plan, Target(ROLES[i].name, url), http, clock)
+        return await simulate(plan, Target(ROLES[i].name, url), clock)
     except CollectError as error:
         raise StoryError(f"no traffic reaches {ROLES[i].name}: {error}") from error
 

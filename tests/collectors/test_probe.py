@@ -50,7 +50,11 @@ def test_several_tokens_in_a_chunk() -> None:
     events[-1] = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 17}}
     done = completion(streaming(events, pause_s=0.02))
     assert done.output_tokens == 17
-    assert sum(done.gaps_s) == pytest.approx((done.last_at - done.first_at) / 4)
+    assert done.packing == "text"
+    assert done.packed == (3.4,) * 5  # texts of one length: each holds as many tokens
+    # The 3.4 tokens of the first chunk came at once: the time after it is that of the other 13.6.
+    assert done.tpot_s == pytest.approx((done.last_at - done.first_at) / 13.6)
+    assert sorted(set(done.gaps_s)) == pytest.approx(sorted({gap / 3.4 for gap in done.chunk_gaps_s}))
 
 
 def test_reasoning_and_tools_and_plain_completions_are_tokens() -> None:

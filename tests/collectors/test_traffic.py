@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from collectors.base import Target
-from collectors.http import Http
 from collectors.plan import Lengths, TrafficPlan
 from collectors.prompt import TokensPerWord
-from collectors.traffic import Record, TrafficResult, simulate
+from collectors.traffic.inside import TrafficResult, simulate
+from collectors.traffic.record import Record
 from collectors.window import CollectError
 from tests.collectors.clocks import MachineClock
 from tests.collectors.servers import Handler, Request, answering, serve, streaming
@@ -39,7 +39,7 @@ def model_server(hold_s: float = 0.0, fail_every: int = 0) -> Handler:
         events: list[dict[str, object] | str] = [{"choices": [{"delta": {"content": "w"}}]} for _ in range(tokens)]
         events.append({"choices": [{"delta": {}, "finish_reason": "length"}]})
         usage = {"prompt_tokens": round(TEMPLATE_TOKENS + TOKENS_PER_WORD * words), "completion_tokens": tokens}
-        await streaming([*events, {"choices": [], "usage": usage}])(request, writer)
+        await streaming([*events, {"choices": [], "usage": usage}], pause_s=0.005)(request, writer)
 
     return handler
 
@@ -59,19 +59,15 @@ def plan(rate: float = 50.0, duration_s: float = 0.6, **changes: object) -> Traf
 def run(
     handler: Handler,
     traffic: TrafficPlan,
-    stop: Callable[[asyncio.Task[TrafficResult]], Awaitable[None]] | None = None,
+    stop: Callable[[asyncio.Task[TrafficResult], list[Record]], Awaitable[None]] | None = None,
 ) -> tuple[TrafficResult, list[Request], list[Record]]:
     seen: list[Record] = []
 
     async def main(url: str) -> TrafficResult:
-        http = Http()
-        try:
-            task = asyncio.create_task(simulate(traffic, Target("a", url), http, MachineClock(), seen.append))
-            if stop is not None:
-                await stop(task)
-            return await task
-        finally:
-            await http.aclose()
+        task = asyncio.create_task(simulate(traffic, Target("a", url), MachineClock(), seen.append))
+        if stop is not None:
+            await stop(task, seen)
+        return await task
 
     with serve(handler) as served:
         return asyncio.run(main(served.url)), served.requests, seen
@@ -79,16 +75,19 @@ def run(
 
 def test_everything_due_is_sent_and_answered() -> None:
     result, requests, seen = run(model_server(), plan(arrivals="constant", exact_output=True))
-    assert (result.planned, result.sent, result.shed, result.abandoned, result.succeeded) == (30, 30, 0, 0, 30)
+    assert (result.planned, result.sent, result.held, result.abandoned, result.succeeded) == (30, 30, 0, 0, 30)
     assert not result.cancelled
     assert seen == result.records
     assert result.output_tokens == 120
     assert len(requests) == 32  # two of them for the calibration
     assert all(r.json["ignore_eos"] is True and r.json["min_tokens"] == 4 for r in requests[2:])
     sketches = result.sketches()
+    apart = [record for record in result.records if record.tpot_s is not None]  # not all tokens in one read
+    assert apart
     assert {name: s.count for name, s in sketches.items()} == {
-        **dict.fromkeys(("ttft_s", "ttft_sent_s", "e2e_s", "tpot_s", "prompt_length", "output_length"), 30),
-        "itl_s": 90,
+        **dict.fromkeys(("ttft_s", "ttft_sent_s", "e2e_s", "prompt_length", "output_length"), 30),
+        "tpot_s": len(apart),
+        "itl_s": sum(len(record.gaps_s) for record in apart),
     }
     for record in result.records:
         assert record.sent_s is not None
@@ -113,11 +112,17 @@ def test_a_slow_server_does_not_slow_the_traffic_down() -> None:
     assert result.sketches()["ttft_s"].minimum >= 0.5  # type: ignore[operator]
 
 
-def test_beyond_the_limit_requests_are_shed_and_counted() -> None:
-    result, requests, _ = run(model_server(hold_s=1.0), plan(rate=40, arrivals="constant", max_in_flight=5))
-    assert result.planned == 24
-    assert (result.sent, result.shed, result.succeeded) == (5, 19, 5)
-    assert len(requests) == 2 + 5
+def test_beyond_the_limit_requests_are_held_and_their_wait_counts() -> None:
+    result, requests, _ = run(model_server(hold_s=0.3), plan(rate=40, arrivals="constant", max_in_flight=5))
+    assert (result.planned, result.sent, result.succeeded) == (24, 24, 24)
+    assert result.held >= 15
+    assert len(requests) == 2 + 24
+    # Five at a time, 0.3 s each: the last of 24 goes after 1.2 s and was due after 0.575 s.
+    last = max(result.records, key=lambda record: record.due_s)
+    assert last.ttft_sched_s is not None
+    assert last.ttft_s is not None
+    assert last.ttft_sched_s >= 0.9
+    assert last.ttft_sched_s > last.ttft_s + 0.4
 
 
 def test_failures_are_counted_by_kind() -> None:
@@ -133,14 +138,15 @@ def test_failures_are_counted_by_kind() -> None:
 
 
 def test_cancelling_gives_what_there_is() -> None:
-    async def stop(task: asyncio.Task[TrafficResult]) -> None:
-        await asyncio.sleep(0.5)
+    async def stop(task: asyncio.Task[TrafficResult], seen: list[Record]) -> None:
+        while len(seen) < 3:  # noqa: ASYNC110  the list is filled by calls, not by a task
+            await asyncio.sleep(0.01)
         task.cancel()
 
     result, _, _ = run(model_server(hold_s=0.2), plan(rate=20, duration_s=100.0, arrivals="constant"), stop)
     assert result.cancelled
     assert result.planned == 2000
-    assert 0 < result.succeeded < result.sent < 40
+    assert 3 <= result.succeeded < result.sent < 1000
     assert result.sent == len(result.records) + result.abandoned
     assert result.abandoned > 0
 

@@ -30,7 +30,7 @@ from collectors.base import Target
 from collectors.completion import PATHS, Completion, complete, request_of
 from collectors.http import Http
 from collectors.plan import Lengths, TrafficPlan
-from collectors.traffic import TrafficResult, simulate
+from collectors.traffic.inside import TrafficResult, simulate
 from tests.actuators.support import free_port
 from tests.agent.daemons import ROOT, Daemon, flyball, running, write_settings
 from tests.real.vllm_parts import MODEL_NAME, vllm_options
@@ -87,7 +87,7 @@ async def _story(folder: Path) -> None:
         load = await _measure_out(url, http)
         config = _configure(folder, url, options, slack, load.ttft_limit_s)
         with running(config, env=env) as daemon:
-            async with _traffic(load, url, http, clock, daemon.settings.database) as traffic:
+            async with _traffic(load, url, clock, daemon.settings.database) as traffic:
                 slack.actions_url = f"http://127.0.0.1:{daemon.settings.web.port}/slack/actions"
                 await asyncio.to_thread(_grows, daemon)
                 await asyncio.to_thread(_errs_and_comes_back, daemon, env)
@@ -186,7 +186,7 @@ async def _request(http: Http, url: str, tokens: int) -> Completion:
 
 
 @asynccontextmanager
-async def _traffic(load: Load, url: str, http: Http, clock: WallClock, database: str) -> AsyncIterator[Counter[str]]:
+async def _traffic(load: Load, url: str, clock: WallClock, database: str) -> AsyncIterator[Counter[str]]:
     """Open-loop traffic for as long as the block lasts. Gives how requests ended, counted by kind.
 
     A fifth of it never stops: those requests a restart must not cut. The rest pauses while replicas are started and stopped: two
@@ -197,7 +197,7 @@ async def _traffic(load: Load, url: str, http: Http, clock: WallClock, database:
     def send(share: float, seed: int) -> asyncio.Task[TrafficResult]:
         plan = _plan(load, share, seed)
         return asyncio.create_task(
-            simulate(plan, Target(NAME, url), http, clock, lambda record: ends.update([record.error or "ok"]))
+            simulate(plan, Target(NAME, url), clock, lambda record: ends.update([record.error or "ok"]))
         )
 
     async def rest() -> None:

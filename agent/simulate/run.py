@@ -1,0 +1,196 @@
+"""Sending a Traffic: the estimate before, the workers, the caps and the error storm while it runs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from agent.simulate.asked import Traffic
+from agent.whatif.asked import BadQuestion
+from collectors.traffic.account import Counting
+from collectors.traffic.asking import Asking
+from collectors.traffic.connection import resolve
+from collectors.traffic.engine import Assignment
+from collectors.traffic.fleet import Fleet, Run, chunks_per_s, divided, workers_for
+from collectors.traffic.preflight import only_model, tokens_per_word
+from collectors.traffic.schedule import Open, Sessions, Users
+from collectors.traffic.worker import Row
+
+#: What a fast server takes at least, to bound what users in a closed loop may send: seconds to the first token, and for each.
+_FAST_TTFT_S, _FAST_ITL_S = 0.05, 0.01
+#: An error storm is judged by so many of the latest requests.
+_STORM_REQUESTS = 50
+_MOST_AHEAD = 512
+#: Slices for the charts, at most about so many; each divides a window of a minute.
+_MOST_SLICES = 120
+_SLICES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the traffic will come to."""
+
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    usd: float | None
+    """None: no price is known."""
+    workers: int
+    at_most: bool
+    """A bound only: in a closed loop the server decides how many requests there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A traffic that was sent."""
+
+    traffic: Traffic
+    estimate: Estimate
+    model: str
+    counting: Counting
+    run: Run
+
+
+def estimate(traffic: Traffic) -> Estimate:
+    load = traffic.load
+    if isinstance(load, Users):
+        each = _FAST_TTFT_S + traffic.mean_output * _FAST_ITL_S + load.think.mean_s
+        requests = math.ceil(load.users * max(1.0, traffic.duration_s / each))
+        requests = min(requests, load.most) if load.most is not None else requests
+    elif isinstance(load, Sessions):
+        requests = math.ceil(load.starts.size * load.turns.mean)
+    else:
+        requests = len(load.workload)
+    prompt, output = round(requests * traffic.mean_prompt), round(requests * traffic.mean_output)
+    chunks = chunks_per_s(load, traffic.peak_rate or 0.0, traffic.mean_output)
+    return Estimate(
+        requests,
+        prompt,
+        output,
+        cost(traffic, traffic.duration_s, prompt, output),
+        traffic.workers or workers_for(chunks),
+        isinstance(load, Users),
+    )
+
+
+def cost(traffic: Traffic, seconds: float, prompt_tokens: float | None, output_tokens: float) -> float | None:
+    """US dollars: of reserved capacity for so long, and of tokens where they are paid for. None: no price is known."""
+    prices = traffic.prices
+    parts: list[float] = []
+    if prices.per_hour is not None:
+        parts.append(prices.per_hour * seconds / 3600)
+    for price, tokens in ((prices.input_per_million, prompt_tokens), (prices.output_per_million, output_tokens)):
+        if price is not None:
+            if tokens is None:
+                return None
+            parts.append(price * tokens / 1e6)
+    return sum(parts) if parts else None
+
+
+def check_caps(traffic: Traffic, found: Estimate) -> None:
+    """Raises BadQuestion where an open loop would exceed a cap. A closed one is stopped when it gets there."""
+    caps = traffic.caps
+    if caps.usd is not None and found.usd is None:
+        raise BadQuestion(
+            "--max-usd: no price is known; give --price-per-hour, or --price-input and --price-output per million"
+        )
+    if caps.rate is not None and (traffic.peak_rate or 0.0) > caps.rate:
+        raise BadQuestion(f"--max-rate {caps.rate:g}: this load peaks at {traffic.peak_rate:g} requests a second")
+    if found.at_most:
+        return
+    over = {
+        "--max-requests": (found.requests, caps.requests),
+        "--max-tokens": (found.prompt_tokens + found.output_tokens, caps.tokens),
+        "--max-usd": (found.usd, caps.usd),
+    }
+    for name, (value, cap) in over.items():
+        if value is not None and cap is not None and value > cap:
+            raise BadQuestion(f"{name} {cap:g}: this load comes to {value:,.6g}; send less, or raise the cap")
+
+
+def slice_s(duration_s: float) -> float:
+    """Seconds of one slice."""
+    return next((s for s in _SLICES_S if duration_s / s <= _MOST_SLICES), _SLICES_S[-1])
+
+
+def sent(
+    traffic: Traffic,
+    found: Estimate,
+    on_progress: Callable[[float, Counter[str]], None] = lambda _at, _counts: None,
+    on_records: Callable[[list[Row]], None] | None = None,
+) -> Outcome:
+    """Ask the server for what must be known, then send it all. Raises CollectError where the server does not answer."""
+    with Fleet(found.workers) as fleet:  # they start while the server is asked
+        whole = _assignment(traffic, on_records is not None)
+        guard = _Guard(traffic, on_progress)
+        run = fleet.send(divided(whole, found.workers), guard.see, on_records or (lambda _: None))
+    counting = replace(whole.counting, started_at=run.started_at)
+    return Outcome(traffic, found, whole.asking.model, counting, run)
+
+
+def _assignment(traffic: Traffic, records: bool) -> Assignment:
+    """The whole traffic, as one worker would send it."""
+    target = traffic.target
+    server = resolve(target.url, target.ca_file)
+    asking = Asking(
+        target.model or only_model(server, target.headers, min(traffic.timeout_s, 30.0)),
+        target.api,
+        exact_output=traffic.exact_output,
+        extra=traffic.extra,
+        headers=target.headers,
+        seed=traffic.seed,
+    )
+    asking = replace(asking, words=tokens_per_word(server, asking, traffic.timeout_s))
+    limits = {t.metric: t.limit for t in traffic.objective.targets if t.quantile is not None}
+    return Assignment(
+        server,
+        asking,
+        traffic.load,
+        Counting(traffic.warmup_s, traffic.duration_s, limits, slice_s(traffic.duration_s)),
+        traffic.timeout_s,
+        most_in_flight=traffic.most_in_flight,
+        connections=_ahead(traffic),
+        records=records,
+    )
+
+
+def _ahead(traffic: Traffic) -> int:
+    """Connections to open before the start: one for each user; of an open loop, those of its busiest second."""
+    load = traffic.load
+    wanted = load.users if isinstance(load, Users) else math.ceil(traffic.peak_rate or 1.0) + 2
+    if isinstance(load, Open | Sessions) and traffic.most_in_flight is not None:
+        wanted = min(wanted, traffic.most_in_flight)
+    return min(wanted, _MOST_AHEAD)
+
+
+class _Guard:
+    """Watches the traffic, and says why it must stop."""
+
+    def __init__(self, traffic: Traffic, on_progress: Callable[[float, Counter[str]], None]) -> None:
+        self._traffic, self._on_progress = traffic, on_progress
+        self._seen: deque[tuple[int, int]] = deque([(0, 0)])
+
+    def see(self, at_s: float, counts: Counter[str]) -> str | None:
+        self._on_progress(at_s, counts)
+        return self._storm(counts) or self._over(at_s, counts)
+
+    def _storm(self, counts: Counter[str]) -> str | None:
+        """Too large a share of the latest requests failed."""
+        now = (counts["ok"] + counts["errors"], counts["errors"])
+        self._seen.append(now)
+        while len(self._seen) > 2 and now[0] - self._seen[1][0] >= _STORM_REQUESTS:
+            self._seen.popleft()
+        ended, errors = now[0] - self._seen[0][0], now[1] - self._seen[0][1]
+        storm = ended >= _STORM_REQUESTS and errors > self._traffic.caps.error_rate * ended
+        return "error_storm" if storm else None
+
+    def _over(self, at_s: float, counts: Counter[str]) -> str | None:
+        caps = self._traffic.caps
+        if caps.requests is not None and counts["sent"] >= caps.requests and self._traffic.closed:
+            return "cap_requests"
+        if caps.tokens is not None and counts["prompt_tokens"] + counts["output_tokens"] > caps.tokens:
+            return "cap_tokens"
+        spent = cost(self._traffic, at_s, counts["prompt_tokens"], counts["output_tokens"])
+        return "cap_usd" if caps.usd is not None and spent is not None and spent > caps.usd else None

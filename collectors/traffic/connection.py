@@ -1,0 +1,171 @@
+"""A connection of the traffic's own: a socket that never blocks, with TLS where the address says so.
+
+Owns sockets and their failures. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from collectors.window import CollectError
+
+READ = 2**16
+_UNDER_WAY = (0, errno.EINPROGRESS)
+#: The client's own limits, not the server's doing.
+OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the traffic goes, its name resolved once: looking it up is part of no latency."""
+
+    scheme: str
+    host: str
+    port: int
+    family: int
+    address: tuple[Any, ...]
+    """As ``socket`` takes it."""
+    ca_file: Path | None = None
+    """PEM of the authorities to trust instead of the system's."""
+
+    @property
+    def authority(self) -> str:
+        """The Host header."""
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        return name if self.port == (443 if self.scheme == "https" else 80) else f"{name}:{self.port}"
+
+    def tls(self) -> ssl.SSLContext | None:
+        """None for plain HTTP. Raises OSError where ``ca_file`` cannot be read."""
+        if self.scheme != "https":
+            return None
+        context = ssl.create_default_context(cafile=self.ca_file)
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+
+def resolve(url: str, ca_file: Path | None = None) -> Server:
+    """The server of an address. Raises CollectError ``protocol`` for what is none, ``dns`` for an unknown name."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or parts.scheme not in ("http", "https") or port == 0:
+        raise CollectError("protocol", f"{url.partition('?')[0]!r} is no address such as http://host:port")
+    port = port or (443 if parts.scheme == "https" else 80)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise CollectError("dns", f"{host}: the name is not known. Check the address") from error
+    family, _, _, _, address = found[0]
+    return Server(parts.scheme, host, port, int(family), tuple(address), ca_file)
+
+
+class Connection:
+    """Open it, and go on with ``ready`` whenever the socket says so, until that is true; then ``send`` and ``receive``."""
+
+    __slots__ = ("_context", "_host", "_out", "_plain", "carrying", "fd", "receive", "sock", "up", "used")
+
+    def __init__(self, server: Server, context: ssl.SSLContext | None) -> None:
+        """Raises OSError."""
+        self.sock = socket.socket(server.family, socket.SOCK_STREAM)
+        self.sock.setblocking(False)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = self.sock.connect_ex(server.address)
+        if code not in _UNDER_WAY:
+            self.sock.close()
+            raise OSError(code, "cannot connect")
+        self.fd = self.sock.fileno()
+        self._context, self._host = context, server.host
+        self._plain = True
+        self._out = b""
+        self.up = False
+        """Connected, and through with TLS."""
+        self.used = False
+        """It carried a request before, so the server may close it at any moment."""
+        self.carrying: Any = None
+        """The request under way."""
+        self.receive: Callable[[int], bytes] = self.sock.recv
+        """Bytes; none at the end. Raises BlockingIOError where there are none yet, OSError."""
+
+    def ready(self) -> bool:
+        """Go on with opening it. Raises OSError (of which ssl.SSLError is one) where that failed."""
+        if self.up:
+            return True
+        if self._plain:
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, "cannot connect")
+            self._plain = False
+            if self._context is not None:
+                self.sock = self._context.wrap_socket(
+                    self.sock, server_hostname=self._host, do_handshake_on_connect=False
+                )
+                self.receive = self._receive_tls
+        if isinstance(self.sock, ssl.SSLSocket):
+            try:
+                self.sock.do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return False
+        self.up = True
+        return True
+
+    def send(self, data: bytes) -> bool:
+        """Hand over what the socket takes; whether that was all. Else call ``flush`` when it takes more. Raises OSError."""
+        self._out = data
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Whether all is handed over."""
+        while self._out:
+            try:
+                taken = self.sock.send(self._out)
+            except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return False
+            self._out = self._out[taken:]
+        return True
+
+    @property
+    def sending(self) -> bool:
+        """Whether a part of what was to be sent is still here."""
+        return bool(self._out)
+
+    def close(self) -> None:
+        self.sock.close()
+        self.carrying = None
+        self.receive = _closed
+
+    def _receive_tls(self, size: int) -> bytes:
+        """All that is there: what TLS holds back already decrypted makes no socket ready."""
+        assert isinstance(self.sock, ssl.SSLSocket)
+        try:
+            data = self.sock.recv(size)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            raise BlockingIOError from error
+        except ssl.SSLEOFError:
+            return b""
+        while data and self.sock.pending():
+            data += self.sock.recv(size)
+        return data
+
+
+def _closed(_size: int) -> bytes:
+    raise BlockingIOError
+
+
+def judged(error: OSError) -> tuple[str, str]:
+    """Kind and detail of a connection's failure."""
+    if isinstance(error, ssl.SSLError):
+        return "tls", f"{error.reason or error}. Trust its authority (--ca-file), or correct the address"
+    if error.errno in OWN_LIMITS:
+        return "client_limit", f"this machine gives no more connections ({error.strerror}). Raise `ulimit -n`"
+    if isinstance(error, ConnectionResetError | BrokenPipeError):
+        return "reset", "the server reset the connection"
+    return "down", f"the server refuses connections or cannot be reached ({error.strerror or error})"

@@ -1,0 +1,208 @@
+"""The workers of one traffic: started together, on one clock, stopped together, and what they counted merged.
+
+CLOCK_MONOTONIC is one for all processes of a machine, so a start stamp means the same in each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import IO, Any
+
+from collectors.traffic.engine import Assignment
+from collectors.traffic.schedule import Open, Sessions, Users, shares
+from collectors.traffic.tally import Tally
+from collectors.traffic.worker import Row, read, write
+from collectors.window import CollectError
+
+#: Chunks a second that one worker reads and stamps with room to spare: a fifth of what it can.
+CHUNKS_PER_WORKER = 15_000
+#: Gap between tokens that is assumed of a server before it was measured, to plan workers for users in a closed loop.
+_FAST_GAP_S = 0.01
+_LEAD_S = 0.02
+_STOPPING_S = 10.0
+
+
+@dataclass(slots=True)
+class Run:
+    """How the traffic went."""
+
+    tally: Tally = field(default_factory=Tally)
+    started_at: float = 0.0
+    """Unix seconds of second 0."""
+    elapsed_s: float = 0.0
+    stopped: str | None = None
+    """Why it ended before its time."""
+
+
+def workers_for(chunks_per_s: float, cores: int | None = None) -> int:
+    """How many workers it takes before the client becomes the bottleneck; one core is left to whatever else runs here."""
+    cores = cores or os.cpu_count() or 1
+    return max(1, min(math.ceil(chunks_per_s / CHUNKS_PER_WORKER), cores - 1))
+
+
+def chunks_per_s(load: Open | Users | Sessions, peak_rate: float, mean_output: float) -> float:
+    """Chunks with tokens that are to be expected at the peak. ``peak_rate``: requests a second, of an open loop."""
+    if isinstance(load, Users):
+        return load.users / _FAST_GAP_S
+    return peak_rate * mean_output
+
+
+def divided(whole: Assignment, workers: int) -> list[Assignment]:
+    """The assignment over workers: the same requests and connections in all."""
+    cap = whole.most_in_flight
+    workers = min(workers, cap or workers, whole.load.users if isinstance(whole.load, Users) else workers)
+    return [
+        replace(
+            whole,
+            load=load,
+            worker=k,
+            connections=math.ceil(whole.connections / workers),
+            most_in_flight=None if cap is None else cap // workers + (k < cap % workers),
+        )
+        for k, load in enumerate(shares(whole.load, workers))
+    ]
+
+
+class Fleet:
+    """Worker processes: ``with Fleet(n) as fleet: fleet.send(...)``. They start at once, so that they are up when they are needed."""
+
+    def __init__(self, workers: int) -> None:
+        self._start = 0.0
+        self._counts: dict[int, Counter[str]] = {}
+        self._told_at = 0.0
+        self._finished: set[int] = set()
+        self._run = Run()
+        self._workers = [_started() for _ in range(workers)]
+        self._frames: queue.SimpleQueue[tuple[int, tuple[str, Any] | None]] = queue.SimpleQueue()
+        self._readers = [threading.Thread(target=self._read, args=(k,)) for k in range(workers)]
+        for reader in self._readers:
+            reader.start()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end()
+
+    def _read(self, k: int) -> None:
+        """Whatever a worker says, in a thread: a worker must never wait for this process to listen."""
+        frame: tuple[str, Any] | None = ("", None)
+        while frame is not None:
+            frame = read(_out(self._workers[k]))
+            self._frames.put((k, frame))
+
+    def send(
+        self,
+        assignments: Sequence[Assignment],
+        on_progress: Callable[[float, Counter[str]], str | None] = lambda _at, _counts: None,
+        on_records: Callable[[list[Row]], None] = lambda _rows: None,
+    ) -> Run:
+        """Send it all, one assignment a worker. ``on_progress`` is told the second and the counts so far, and may say why to stop.
+
+        KeyboardInterrupt stops it too: what was counted until then is given. Raises CollectError ``client`` where a worker dies.
+        """
+        self._on_progress, self._on_records = on_progress, on_records
+        sending = self._workers[: len(assignments)]
+        try:
+            for worker, assignment in zip(sending, assignments, strict=True):
+                write(_in(worker), "assignment", self._dated(assignment))
+            for _ in sending:
+                k, frame = self._frames.get()
+                if frame is None:
+                    raise _died(self._workers[k])
+            self._start = time.perf_counter() + _LEAD_S
+            for worker in sending:
+                write(_in(worker), "start", self._start)
+        except BrokenPipeError as error:
+            raise CollectError("client", "a worker ended before the traffic began; its message is above") from error
+        while len(self._finished) < len(sending):
+            try:
+                self._listen()
+            except KeyboardInterrupt:
+                self._stop("interrupted")
+        self._run.elapsed_s = time.perf_counter() - self._start
+        return self._run
+
+    def _dated(self, assignment: Assignment) -> Assignment:
+        """With the wall time of second 0, as near as it is known before the start."""
+        self._run.started_at = self._run.started_at or time.time() + _LEAD_S
+        return replace(assignment, counting=replace(assignment.counting, started_at=self._run.started_at))
+
+    def _listen(self) -> None:
+        try:
+            k, frame = self._frames.get(timeout=0.25)
+        except queue.Empty:
+            k, frame = -1, ("", None)
+        if frame is None:
+            if k not in self._finished:
+                raise _died(self._workers[k])
+            return
+        what, value = frame
+        if what == "progress":
+            self._counts[k] = Counter(value)
+        elif what == "records":
+            self._on_records(value)
+        elif what == "done":
+            self._run.tally.merge(value)
+            self._finished.add(k)
+        now = time.perf_counter()
+        if now - self._told_at >= 0.25:
+            self._told_at = now
+            why = self._on_progress(now - self._start, sum(self._counts.values(), Counter()))
+            if why is not None:
+                self._stop(why)
+
+    def _stop(self, why: str) -> None:
+        self._run.stopped = self._run.stopped or why
+        for worker in self._workers:
+            _hang_up(worker)  # the end of its input tells it to stop
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            _hang_up(worker)
+        for worker in self._workers:
+            try:
+                worker.wait(_STOPPING_S)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+        for reader in self._readers:
+            reader.join()  # its worker is gone, so it is at its end
+        for worker in self._workers:
+            _out(worker).close()
+
+
+def _started() -> subprocess.Popen[bytes]:
+    """A session of its own: Ctrl-C is for this process, which then stops its workers."""
+    command = [sys.executable, "-m", "collectors.traffic.worker"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)  # noqa: S603
+
+
+def _in(worker: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert worker.stdin is not None
+    return worker.stdin
+
+
+def _hang_up(worker: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError):  # what was not written is for a worker that is gone
+        _in(worker).close()
+
+
+def _out(worker: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert worker.stdout is not None
+    return worker.stdout
+
+
+def _died(worker: subprocess.Popen[bytes]) -> CollectError:
+    return CollectError("client", f"a worker ended with {worker.wait()}; its message is above. Send less, or report it")

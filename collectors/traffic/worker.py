@@ -1,0 +1,102 @@
+"""A process that sends one worker's share: an assignment in by standard input, what it counted out by standard output.
+
+It does nothing else, so that nothing else is in the way of its stamps. Run by ``fleet``, as ``python -m collectors.traffic.worker``.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import resource
+import struct
+import sys
+from typing import IO, Any
+
+from collectors.traffic.engine import Assignment, Engine
+from collectors.traffic.record import Record
+from collectors.traffic.tally import Tally
+
+_LENGTH = struct.Struct("<I")
+#: Seconds that connections may take to open before the traffic begins.
+_OPENING_S = 5.0
+#: Told together: a longer list would take longer to write than a stamp may be late.
+_RECORDS = 20
+
+Row = tuple[Any, ...]
+COLUMNS = (
+    "due_s", "sent_s", "head_s", "first_byte_s", "first_s", "first_content_s", "last_s", "done_s", "prompt_tokens", "output_tokens",
+    "cached_tokens", "asked_prompt", "asked_output", "token_source", "packing", "chunks", "arrivals", "tpot_s", "status", "error",
+    "detail", "finish_reason", "retry_after_s", "retried", "session", "turn",
+)  # fmt: skip
+
+
+def write(stream: IO[bytes], what: str, value: Any) -> None:
+    """One frame."""
+    data = pickle.dumps((what, value), pickle.HIGHEST_PROTOCOL)
+    stream.write(_LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def read(stream: IO[bytes]) -> tuple[str, Any] | None:
+    """One frame; None at the end. Only what our own processes wrote is ever read."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    data = stream.read(_LENGTH.unpack(head)[0])
+    what, value = pickle.loads(data)  # noqa: S301  from our own process, through a pipe that nobody else has
+    return what, value
+
+
+def progress(tally: Tally, in_flight: int) -> dict[str, int]:
+    """How it goes, in a few numbers that add up over workers."""
+    return {
+        "sent": tally.sent,
+        "ok": tally.all_ok,
+        "errors": tally.all_errors,
+        "prompt_tokens": tally.all_prompt,
+        "output_tokens": tally.all_output,
+        "in_flight": in_flight,
+    }
+
+
+def main() -> None:
+    """Until the traffic is over, or standard input ends."""
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what anything prints must not get among the frames
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    first = read(sys.stdin.buffer)
+    if first is None:
+        return
+    assignment: Assignment = first[1]
+    rows: list[Row] = []
+
+    def told(record: Record) -> None:
+        rows.append(tuple(getattr(record, name) for name in COLUMNS))
+        if len(rows) >= _RECORDS:
+            write(out, "records", rows)
+            rows.clear()
+
+    engine = Engine(
+        assignment,
+        told if assignment.records else None,
+        lambda engine: write(out, "progress", progress(engine.account.tally, engine.in_flight)),
+        control=sys.stdin.fileno(),
+    )
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # nothing here makes cycles that last, and a collection would stop the clock of every stream
+    engine.open(_OPENING_S)
+    write(out, "ready", None)
+    begin = read(sys.stdin.buffer)
+    if begin is None:
+        return
+    engine.run(begin[1])
+    if rows:
+        write(out, "records", rows)
+    write(out, "done", engine.account.tally)
+
+
+if __name__ == "__main__":
+    main()
