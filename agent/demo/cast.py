@@ -65,7 +65,7 @@ ROLES = (
         policy={"max_replicas": 3, "sizes": ["emu-large"], "engine": {"max_num_seqs": [8, 16]}},
     ),
     Role("summaries", _shape(4), 4.0, "shrink", policy={"max_replicas": 4, "max_step_replicas": 2}),
-    Role("search", _shape(2), 7.0, "right", policy={"max_replicas": 4}),
+    Role("search", _shape(2), 8.5, "right", policy={"max_replicas": 4}),
     Role(
         "tickets",
         _shape(3),

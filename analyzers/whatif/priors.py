@@ -20,6 +20,9 @@ OVERHEAD_S, OVERHEAD_DOUBT = 0.004, 1.0
 CACHE_DOUBT = 0.15
 #: A dense model's iteration is well described by its five coefficients.
 _SMOOTH = 0.4
+#: An engine of which nothing is known is taken to schedule one iteration at a time. That is the cautious side: what a lag does not
+#: explain of a first token's time is prefill, and that work grows with the load.
+_CAUTIOUS_LAG = (0.0, 0.15)
 #: A known cache is taken as stated.
 _CERTAIN = 1e-3
 
@@ -76,6 +79,7 @@ def of_decode(seen: Sequence[Decode], hardware: Hardware | None, *, cache_known:
     ratios = np.array([1.0, 0.002, 5e-6, ridge, 8e-5 * ridge])
     base = min(s.unloaded(ratios) for s in seen)
     centre, doubt = _outside(cache_known)
+    centre[LAG], doubt[LAG] = _CAUTIOUS_LAG
     centre[:OVERHEAD] = np.log(base * ratios)
     doubt[:OVERHEAD] = [0.4, 1.2, 1.2, 0.6 if hardware is not None else 1.2, 1.0]
     return Prior(centre, doubt)
