@@ -1,8 +1,9 @@
 """A server whose timing is known: an OpenAI-compatible event stream, TTFT 100 ms, then a token each 10 ms, 50 tokens.
 
 One thread around ``epoll``, its answers made of bytes that are there before anyone asks, so that it is fast enough not to matter
-beside what is measured. What it really did is its own log: ``GET /log`` gives, since the last ``GET /reset``, how late it was, and the
-times from reading a request to sending its first token. ``X-Case`` headers, or ``--case``, ask for the answers that clients get wrong.
+beside what is measured. It answers from when the kernel had a request, by the kernel's own stamp, so that reading it late delays nothing.
+What it really did is its own log: ``GET /log`` gives, since the last ``GET /reset``, how late it was, and the times from having a request
+to sending its first token. ``X-Case`` headers, or ``--case``, ask for the answers that clients get wrong.
 
     python benchmarks/exact_server.py --port 8399 [--case spec4]
 """
@@ -15,6 +16,7 @@ import heapq
 import json
 import select
 import socket
+import struct
 import time
 from array import array
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ CASES = (
     "stall",
 )  # fmt: skip
 STALL_AT_S, STALL_S = 2.0, 3.0
+#: Linux's SO_TIMESTAMPNS, and what comes with it.
+STAMPED, TIMESPEC = 35, struct.Struct("@ll")
 _BAD_EVERY = 10
 
 
@@ -75,6 +79,14 @@ BUSY = (
 RESET = b"<reset>"
 
 Plan = list[tuple[float, bytes]]
+
+
+def arrived(seconds: int, nanoseconds: int) -> float:
+    """The kernel's stamp on this process's clock."""
+    while True:
+        wall, now, again = time.time(), time.perf_counter(), time.time()
+        if again - wall < 50e-6:  # nothing came between the two clocks
+            return min(now, now - (wall - seconds - nanoseconds * 1e-9))
 
 
 def plan_of(case: str, timing: Timing, tokens: int, prompt: int, bad: bool) -> Plan:
@@ -147,6 +159,7 @@ class Server:
         self._case, self._timing = case, timing
         self._listener = socket.create_server((host, port), backlog=4096)
         self._listener.setblocking(False)
+        self._listener.setsockopt(socket.SOL_SOCKET, STAMPED, 1)  # those that it accepts inherit it
         self.port = self._listener.getsockname()[1]
         self._epoll = select.epoll()
         self._epoll.register(self._listener.fileno(), select.EPOLLIN)
@@ -192,14 +205,16 @@ class Server:
 
     def _read(self, fd: int, got: list[tuple[Client, bytes, float]]) -> None:
         client = self._clients[fd]
+        extras: list[Any] = []
         try:
-            data = client.sock.recv(65536)
+            data, extras, _, _ = client.sock.recvmsg(65536, socket.CMSG_SPACE(TIMESPEC.size))
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if data:
-            got.append((client, data, time.perf_counter()))
+            at = arrived(*TIMESPEC.unpack(extras[0][2])) if extras else time.perf_counter()
+            got.append((client, data, at))
         else:
             self._gone(client)
 

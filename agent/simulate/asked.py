@@ -23,6 +23,8 @@ _WARMUP_SHARE, _WARMUP_MOST_S = 0.1, 10.0
 _ARRIVALS: tuple[Arrivals, ...] = ("constant", "poisson", "gamma")
 #: Requests that a replayed workload of an endpoint has at most.
 MOST_REPLAYED = 1_000_000
+#: Users of a closed loop begin evenly within the warm-up, and within so many seconds.
+_MOST_RAMP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,8 @@ def _shaped(options: Options, shape: Shape) -> Loaded:
         if users < 1:
             raise BadQuestion(f"--concurrency {users}: give 1 or more")
         about |= {"kind": "closed", "users": users, "think_s": think.mean_s}
-        load: Load = Users(users, duration, prompt, output, think, prefix, options.requests)
+        ramp = min(_MOST_RAMP_S, warmup_of(options, duration))
+        load: Load = Users(users, duration, prompt, output, think, prefix, options.requests, ramp)
         return Loaded(load, about, duration, None, prompt.mean + prefix, output.mean)
     rates = _rates(options, shape, duration)
     kind, burstiness = _process(options, shape)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from collectors.traffic.tally import Tally
+from collectors.traffic.tally import Tally, Values
 
 #: The client's own delay may be so large a share of the median time to first token, and never matters below the seconds beside it.
 _TAIL_SHARE, _TAIL_S = 0.05, 0.005
 _MEAN_SHARE, _MEAN_S = 0.01, 0.001
+#: An answer that lies unread for this share of the time between tokens may be read together with the next token.
+_PILED_UP = 0.8
+#: A kernel stamps all reads but, at times, those just after a connection opened.
+_OWN_SHARE = 0.01
 #: Users may lose this share of their time to the client.
 _MISSING_SHARE = 0.02
-#: A worker that uses more of its core than this has no room left for what comes unevenly.
+#: A worker that runs or waits for a core for more of its time than this has no room left for what comes unevenly.
 _BUSIEST = 0.9
 
 
@@ -41,21 +46,13 @@ def reasons(tally: Tally, stopped: str | None, closed: bool = False) -> list[Rea
         found.append(
             Reason("late_sending", f"users sent {late * 1e3:.1f} ms late on average, so there was less load. {_LESS}")
         )
-    judged = [("late_reading", watch.read_delay, "answers lay unread for up to")]
+    found += _reading(tally, tail, mean)
     if not closed:
-        judged.append(("late_sending", watch.lateness, "requests went"))
-    for code, values, what in judged:
-        p99 = values.quantiles([0.99])[0]
-        if p99 is not None and p99 > tail:
-            after = " late" if code == "late_sending" else ""
-            detail = f"at p99 {what} {p99 * 1e3:.1f} ms{after}"
-            found.append(Reason(code, f"{detail}, above {tail * 1e3:.1f} ms. {_LESS}"))
-        elif values.mean is not None and values.mean > mean:
-            after = " late" if code == "late_sending" else ""
-            detail = f"on average {what} {values.mean * 1e3:.2f} ms{after}"
-            found.append(Reason(code, f"{detail}, above {mean * 1e3:.2f} ms. {_LESS}"))
+        found += _delayed("late_sending", watch.lateness, ("requests went", " late"), tail, mean)
     if watch.busiest > _BUSIEST:
-        found.append(Reason("client_cpu", f"a worker used {watch.busiest:.0%} of its core. {_LESS}"))
+        found.append(
+            Reason("client_cpu", f"a worker ran, or waited for a core, {watch.busiest:.0%} of the time. {_LESS}")
+        )
     limited = tally.errors["client_limit"]
     if limited:
         found.append(Reason("client_limit", f"{limited} requests got no connection: {tally.details['client_limit']}"))
@@ -64,6 +61,29 @@ def reasons(tally: Tally, stopped: str | None, closed: bool = False) -> list[Rea
     if not tally.ok:
         found.append(Reason("nothing_measured", "no request succeeded after the warm-up, so there is no figure"))
     return found
+
+
+def _reading(tally: Tally, tail: float, mean: float) -> list[Reason]:
+    """What an answer lay unread is in its latencies; where the kernel stamped it, only if tokens piled up in the meantime."""
+    watch = tally.watch
+    if watch.own_stamps > _OWN_SHARE * watch.read_delay.count:
+        return _delayed("late_reading", watch.read_delay, ("answers lay unread for up to", ""), tail, mean)
+    gap = tally.values["tpot_s"].quantiles([0.5])[0]
+    return _delayed(
+        "late_reading", watch.read_delay, ("answers lay unread for", ""), max(_TAIL_S, _PILED_UP * (gap or 0.0))
+    )
+
+
+def _delayed(code: str, values: Values, said: tuple[str, str], tail: float, mean: float = math.inf) -> list[Reason]:
+    before, after = said
+    p99 = values.quantiles([0.99])[0]
+    if p99 is not None and p99 > tail:
+        detail = f"at p99 {before} {p99 * 1e3:.1f} ms{after}, above {tail * 1e3:.1f} ms"
+    elif values.mean is not None and values.mean > mean:
+        detail = f"on average {before} {values.mean * 1e3:.2f} ms{after}, above {mean * 1e3:.2f} ms"
+    else:
+        return []
+    return [Reason(code, f"{detail}. {_LESS}")]
 
 
 _LESS = "The client was the bottleneck: use more cores (--workers), a quieter machine, or less traffic"

@@ -5,9 +5,11 @@ Owns sockets and their failures. Knows nothing of HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,10 @@ from urllib.parse import urlsplit
 from collectors.window import CollectError
 
 READ = 2**16
+#: Ask the kernel when it got what is read: ``SO_TIMESTAMPNS`` of Linux's asm-generic/socket.h, and the ``timespec`` that comes with it.
+_STAMPED = 35
+_TIMESPEC = struct.Struct("@ll")
+_ROOM = socket.CMSG_SPACE(_TIMESPEC.size)
 _UNDER_WAY = (0, errno.EINPROGRESS)
 #: The client's own limits, not the server's doing.
 OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
@@ -71,13 +77,15 @@ def resolve(url: str, ca_file: Path | None = None) -> Server:
 class Connection:
     """Open it, and go on with ``ready`` whenever the socket says so, until that is true; then ``send`` and ``receive``."""
 
-    __slots__ = ("_context", "_host", "_out", "_plain", "carrying", "fd", "receive", "sock", "up", "used")
+    __slots__ = ("_context", "_host", "_message", "_out", "_plain", "carrying", "fd", "receive", "sock", "up", "used")
 
     def __init__(self, server: Server, context: ssl.SSLContext | None) -> None:
         """Raises OSError."""
         self.sock = socket.socket(server.family, socket.SOCK_STREAM)
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # where the kernel knows no stamps, the reader's are taken
+            self.sock.setsockopt(socket.SOL_SOCKET, _STAMPED, 1)
         code = self.sock.connect_ex(server.address)
         if code not in _UNDER_WAY:
             self.sock.close()
@@ -92,8 +100,10 @@ class Connection:
         """It carried a request before, so the server may close it at any moment."""
         self.carrying: Any = None
         """The request under way."""
-        self.receive: Callable[[int], bytes] = self.sock.recv
-        """Bytes; none at the end. Raises BlockingIOError where there are none yet, OSError."""
+        self._message = self.sock.recvmsg
+        self.receive: Callable[[int], tuple[bytes, float | None]] = self._receive
+        """Bytes (none at the end), and the Unix second at which the kernel had the last of them; None where it does not say.
+        Raises BlockingIOError where there are none yet, OSError."""
 
     def ready(self) -> bool:
         """Go on with opening it. Raises OSError (of which ssl.SSLError is one) where that failed."""
@@ -142,21 +152,28 @@ class Connection:
         self.carrying = None
         self.receive = _closed
 
-    def _receive_tls(self, size: int) -> bytes:
-        """All that is there: what TLS holds back already decrypted makes no socket ready."""
+    def _receive(self, size: int) -> tuple[bytes, float | None]:
+        data, extras, _, _ = self._message(size, _ROOM)
+        if not extras:
+            return data, None
+        seconds, nanoseconds = _TIMESPEC.unpack(extras[0][2])
+        return data, seconds + nanoseconds * 1e-9
+
+    def _receive_tls(self, size: int) -> tuple[bytes, float | None]:
+        """All that is there: what TLS holds back already decrypted makes no socket ready. Its records hide the kernel's stamps."""
         assert isinstance(self.sock, ssl.SSLSocket)
         try:
             data = self.sock.recv(size)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             raise BlockingIOError from error
         except ssl.SSLEOFError:
-            return b""
+            return b"", None
         while data and self.sock.pending():
             data += self.sock.recv(size)
-        return data
+        return data, None
 
 
-def _closed(_size: int) -> bytes:
+def _closed(_size: int) -> tuple[bytes, float | None]:
     raise BlockingIOError
 
 

@@ -1,8 +1,9 @@
 """The loop that sends what is due and stamps what comes, on many connections in one thread.
 
-It owns the order of things, which is what makes the times true: bytes are stamped as they are taken from the socket, for all
-sockets that are ready, before anything else is done with any of them; then ends are found and what is due is sent; streams that
-ended are parsed and requests to come are written only when no socket has anything to say. What the loop itself delays is measured.
+It owns the order of things, which is what makes the times true. Bytes bear the stamp of when the kernel had them; where it gives none
+(TLS) they are stamped as they are taken from the socket, for all sockets that are ready, before anything else is done with any of
+them. Then ends are found and what is due is sent; streams that ended are parsed and requests to come are written only when no socket
+has anything to say. What the loop itself delays is measured.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from collectors.traffic.account import Account, Counting
 from collectors.traffic.asking import Asker, Asking
@@ -35,6 +37,8 @@ _AHEAD = 64
 #: A wait shorter than this found what had been there before it.
 _WAITED_S = 30e-6
 _TICK_S = 0.1
+#: Two looks at two clocks that are further apart than this are no look; a wall clock that moves by more from turn to turn was set.
+_APART_S, _LOOKS, _STEP_S = 50e-6, 5, 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,26 @@ class Assignment:
     worker: int = 0
     records: bool = False
     """Whether each request is told."""
+
+
+class Clocks:
+    """How far this process's stamps lie behind the wall clock, in which the kernel states its own."""
+
+    def __init__(self) -> None:
+        self._last = self._look()
+
+    def behind(self) -> float | None:
+        """Seconds; None in the moment in which the wall clock was set, since then nobody knows which of the two a stamp is in."""
+        last, self._last = self._last, self._look()
+        return self._last if abs(self._last - last) < _STEP_S else None
+
+    @staticmethod
+    def _look() -> float:
+        for _ in range(_LOOKS):  # again where something came between the two
+            before, wall, after = time.perf_counter(), time.time(), time.perf_counter()
+            if after - before < _APART_S:
+                break
+        return wall - (before + after) / 2
 
 
 class Engine:
@@ -90,7 +114,8 @@ class Engine:
         self._freed_at = 0.0
         self._stopped = False
         self._tick_at = 0.0
-        self._cpu = (0.0, 0.0)
+        self._began = (0.0, 0.0, 0.0)
+        self._clocks = Clocks()
         self.account = Account(assignment.counting)
         if control is not None:
             self._epoll.register(control, select.EPOLLIN)
@@ -120,7 +145,7 @@ class Engine:
     def run(self, start: float) -> None:
         """Send everything, from the stamp ``start`` on, and wait for the answers."""
         self._start = start
-        self._cpu = (time.thread_time(), time.perf_counter())
+        self._began = (time.thread_time(), _waited_for_core(), time.perf_counter())
         self._ready_at = time.perf_counter()
         while not self._stopped:
             self._tick()
@@ -173,23 +198,33 @@ class Engine:
     ) -> float:
         """Take and stamp what the sockets have that were not ready before ``ready_at``; when they had been asked."""
         asked, before = time.perf_counter(), len(got)
+        behind = self._clocks.behind()
+        delays: list[float] = []
         for fd, event in events:
             connection = self._connections.get(fd)
             if connection is None:
                 self._stopped = self._stopped or fd == self._control
             elif connection.up and event & ~select.EPOLLOUT:
+                data: bytes | OSError
                 try:
-                    data: bytes | OSError = connection.receive(READ)
+                    data, at = connection.receive(READ)
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    data = error
-                got.append((connection, time.perf_counter(), data))
+                    data, at = error, None
+                stamp = time.perf_counter()
+                if at is not None and behind is not None:
+                    delays.append(max(0.0, stamp - (at - behind)))
+                    stamp -= delays[-1]
+                got.append((connection, stamp, data))
             else:
                 self._go_on(connection)
-        if len(got) > before:
-            delay = got[-1][1] - ready_at
-            self.account.tally.watch.read_delay.extend([delay] * (len(got) - before))
+        watch = self.account.tally.watch
+        watch.read_delay.extend(delays)
+        unstamped = len(got) - before - len(delays)
+        if unstamped:  # it lay there since the kernel was asked before, at most
+            watch.own_stamps += unstamped
+            watch.read_delay.extend([time.perf_counter() - ready_at] * unstamped)
         return asked
 
     def _work(self) -> None:
@@ -408,10 +443,23 @@ class Engine:
         tally.abandoned += self._busy
         tally.unsent += self._source.left()
         tally.planned = tally.sent + tally.unsent
-        cpu, wall = time.thread_time() - self._cpu[0], time.perf_counter() - self._cpu[1]
+        cpu, waited, wall = (
+            now - then
+            for now, then in zip(
+                (time.thread_time(), _waited_for_core(), time.perf_counter()), self._began, strict=True
+            )
+        )
         watch = tally.watch
         watch.cpu_s, watch.workers = cpu, 1
-        watch.busiest = max(watch.busiest, cpu / wall if wall > 0 else 0.0)
+        watch.busiest = max(watch.busiest, (cpu + waited) / wall if wall > 0 else 0.0)
         for connection in list(self._connections.values()):
             self._drop(connection)
         self._epoll.close()
+
+
+def _waited_for_core() -> float:
+    """Seconds that this thread could have run and had no core. Source: Linux, Documentation/scheduler/sched-stats.rst."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):  # a kernel that does not count it
+        return 0.0

@@ -120,7 +120,7 @@ def _exchanged(connection: Connection, request: bytes, until: float) -> tuple[in
             whole = connection.flush()
         _wait(connection, until, sending=not whole)
         try:
-            data = connection.receive(READ)
+            data, _ = connection.receive(READ)
         except BlockingIOError:
             continue
         if data:

@@ -82,6 +82,8 @@ class Users:
     prefix_tokens: int = 0
     most: int | None = None
     """So many requests at most."""
+    ramp_s: float = 0.0
+    """They begin evenly within so long. Users that begin at once stay in step, and a server that meets them so is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ class _Users:
 
     def __init__(self, load: Users, rng: np.random.Generator) -> None:
         self._load, self._rng = load, rng
-        self._waiting = [(0.0, user) for user in range(load.users)]
+        self._waiting = [(load.ramp_s * user / load.users, user) for user in range(load.users)]
         self._drawn: list[tuple[int, int]] = []
         self._taken = self._base = 0
 

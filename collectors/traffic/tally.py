@@ -144,18 +144,21 @@ class Watch:
     lateness: Values = field(default_factory=Values)
     """Seconds between when a request could go and when it went, where nothing but the client was in the way."""
     read_delay: Values = field(default_factory=lambda: Values(5000))
-    """Seconds that bytes lay in the socket at most before they were stamped; one value a turn of the loop."""
+    """Seconds that bytes lay in the socket before they were read; at most so many, where the kernel gave no stamp."""
+    own_stamps: int = 0
+    """Reads without a stamp of the kernel: what they lay in the socket is in their latencies."""
     lag_max_s: float = 0.0
     """Longest turn of the loop."""
     cpu_s: float = 0.0
     busiest: float = 0.0
-    """Greatest CPU share of a worker, over a second at least."""
+    """Greatest share of its time in which a worker ran or waited for a core."""
     connections: int = 0
     workers: int = 0
 
     def merge(self, other: Watch) -> None:
         self.lateness.merge(other.lateness)
         self.read_delay.merge(other.read_delay)
+        self.own_stamps += other.own_stamps
         self.lag_max_s = max(self.lag_max_s, other.lag_max_s)
         self.busiest = max(self.busiest, other.busiest)
         self.cpu_s += other.cpu_s

@@ -7,12 +7,16 @@ from agent.simulate.verdict import reasons
 from collectors.traffic.tally import Tally
 
 
-def tally(late: float = 1e-4, delay: float = 1e-4, ttft: float = 0.1, busiest: float = 0.3) -> Tally:
+def tally(
+    late: float = 1e-4, delay: float = 1e-4, ttft: float = 0.1, busiest: float = 0.3, own_stamps: int = 100
+) -> Tally:
     found = Tally(planned=100, sent=100, ok=100)
     found.values["ttft_sent_s"].extend([ttft] * 100)
     found.values["e2e_sent_s"].extend([6 * ttft] * 100)
     found.watch.lateness.extend([late] * 100)
     found.watch.read_delay.extend([delay] * 100)
+    found.values["tpot_s"].extend([0.01] * 100)
+    found.watch.own_stamps = own_stamps
     found.watch.busiest = busiest
     return found
 
@@ -31,6 +35,11 @@ def test_what_the_client_delays_is_told() -> None:
     assert codes(tally(delay=0.02)) == ["late_reading"]
     assert codes(tally(late=0.003)) == ["late_sending"], "a mean of 3 % also where the tail is short"
     assert codes(tally(busiest=0.97)) == ["client_cpu"]
+
+
+def test_where_the_kernel_stamps_a_late_reading_matters_when_tokens_pile_up() -> None:
+    assert codes(tally(delay=0.007, own_stamps=0)) == []
+    assert codes(tally(delay=0.009, own_stamps=0)) == ["late_reading"]
 
 
 def test_in_a_closed_loop_lateness_is_load_that_is_missing() -> None:

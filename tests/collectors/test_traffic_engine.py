@@ -10,16 +10,19 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collectors.traffic.account import Counting
 from collectors.traffic.asking import Asking
 from collectors.traffic.connection import Server, resolve
+from collectors.traffic.engine import Assignment, Clocks, Engine
 from collectors.traffic.preflight import only_model, tokens_per_word
 from collectors.traffic.schedule import Users
 from collectors.window import CollectError
-from tests.collectors.exact import open_loop, raw, sent, users
+from tests.collectors.exact import exact, open_loop, raw, sent, users
 from tests.collectors.servers import answering, certificate, chat_events, serve, streaming
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -294,3 +297,37 @@ def test_tls_is_verified() -> None:
     assert context is not None
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
+
+
+def test_the_kernels_stamps_hold_however_late_they_are_read() -> None:
+    """A client that sleeps while answers come: they are timed from when they came."""
+    with exact(ttft_s=0.1, itl_s=0.02) as server:
+        url = server.url
+        engine = Engine(
+            Assignment(resolve(url), Asking("m"), open_loop(17, 2.0, output=5), Counting()),
+            on_tick=lambda _: time.sleep(0.015),
+        )
+        engine.open(5.0)
+        engine.run(time.perf_counter())
+        truth = np.array(server.log()["ttft"])
+    tally = engine.account.tally
+    assert tally.ok == 34
+    delayed = tally.watch.read_delay.quantiles([1.0])[0]
+    assert delayed is not None
+    assert delayed > 0.008, "the answers did lie unread"
+    # From sent, not from due: what it sleeps, it also sends late.
+    seen = np.sort(tally.values["ttft_sent_s"].quantiles([0.05, 0.5]))
+    assert seen[0] == pytest.approx(np.quantile(truth, 0.05), abs=0.002)
+    assert seen[1] == pytest.approx(np.quantile(truth, 0.5), abs=0.002)
+
+
+def test_a_wall_clock_that_was_set_gives_no_stamps_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks()
+    before = clocks.behind()
+    assert before is not None
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 60)
+    assert clocks.behind() is None
+    after = clocks.behind()
+    assert after is not None
+    assert after - before == pytest.approx(60, abs=1e-3)

@@ -129,6 +129,11 @@ def test_a_user_sends_again_after_its_answer_and_its_thought() -> None:
     assert source.due() == math.inf, "nothing is sent after the end"
 
 
+def test_users_begin_one_after_the_other() -> None:
+    source = source_of(Users(4, 10.0, FIVE, TEN, ramp_s=1.0), (0,))
+    assert [source.take().due for _ in range(4)] == [0.0, 0.25, 0.5, 0.75]
+
+
 def test_users_stop_at_the_most() -> None:
     source = source_of(Users(3, 10.0, FIVE, TEN, most=2), (0,))
     source.take()
