@@ -271,6 +271,12 @@ def read_points(path: Path) -> list[Measured]:
     return [m for group in by_load.values() if (m := _point(group)) is not None]
 
 
+def point_names(row: Mapping[str, str]) -> tuple[str, str, str]:
+    """System, experiment and stage of a row of ``points.csv``."""
+    system = " ".join(row[c] or "-" for c in _ENGINE + _PARALLEL)
+    return system, f"{row['prompt_tokens']} in, {row['output_tokens']} out", f"{row['concurrency']} clients"
+
+
 def _point(rows: list[dict[str, str]]) -> Measured | None:
     row = rows[0]
     ttft, tpot = (float(np.median([float(r[c]) for r in rows if r[c]])) for c in ("ttft_mean_s", "tpot_mean_s"))
@@ -280,12 +286,13 @@ def _point(rows: list[dict[str, str]]) -> Measured | None:
     ranks = _count(row["attention_data_parallel"])
     each = max(1, round(clients / ranks))  # each rank of a data-parallel attention has its own batch
     machine = _point_machine(row)
+    system, experiment, stage = point_names(row)
     limits = Limits(max(1024, each), max(_MANY_TOKENS, each), None, BLOCK)
     return Measured(
-        system=" ".join(row[c] or "-" for c in _ENGINE + _PARALLEL),
+        system=system,
         family=row["engine"],
-        experiment=f"{prompt} in, {output} out",
-        stage=f"{clients} clients",
+        experiment=experiment,
+        stage=stage,
         observation=Observation(
             _closed_traffic(each, prompt, output),
             (Part(slice(0, None), {"itl_s": (tpot, 0.01), "ttft_s": (ttft, 0.05)}),),

@@ -11,7 +11,8 @@ Protocols, each fitted only on what it names:
 - transfer: a system from its datasheet and the model's sizes, corrected by how far other systems were off theirs.
 
 ``--data`` is a directory with one of the layouts that ``measurements.py`` reads, or a parent of several. The table gives median
-absolute errors; intervals are 80 %, and how often they held is printed. The JSON has each row.
+absolute errors; intervals are 80 %, and how often they held is printed. The JSON has each row. ``--peers DIR``, the folder that
+``whatif_speed.py --install-peers`` filled, asks AIConfigurator for some of the same points and prints both errors.
 """
 
 from __future__ import annotations
@@ -198,10 +199,9 @@ def _rows(protocol: str, m: Measured, members: Sequence[Member]) -> list[dict[st
     rows = []
     for metric, actual in m.actual.items():
         values = [t[metric] for t in told if t[metric] is not None]
-        predicted = told[0][metric]
-        if predicted is None:
+        if not values:
             continue
-        low, high = (float(v) for v in np.quantile(values[1:] or values, (0.1, 0.9)))
+        low, predicted, high = (float(v) for v in np.quantile(values, (0.1, 0.5, 0.9)))
         rows.append(
             {
                 "protocol": protocol,
@@ -211,8 +211,8 @@ def _rows(protocol: str, m: Measured, members: Sequence[Member]) -> list[dict[st
                 "metric": metric,
                 "predicted": predicted,
                 "actual": actual,
-                "low": min(low, predicted),
-                "high": max(high, predicted),
+                "low": low,
+                "high": high,
                 "saturates": saturates,
                 "saturated": m.saturated,
             }
@@ -332,11 +332,33 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(f"{result['wall_s']:.0f} s")
 
 
+def beside(folder: Path, rows: Sequence[dict[str, Any]], most: int, console: Console) -> dict[str, Any]:
+    """AIConfigurator on the same points, printed; or why not."""
+    from benchmarks.accuracy_peers import compare
+    from benchmarks.simulators import NotRun
+
+    try:
+        found = compare(folder, rows, most)
+    except NotRun as why:
+        console.print(f"AIConfigurator: {why}")
+        return {"not_run": str(why)}
+    table = Table(title="Median absolute relative error over the same points", title_justify="left")
+    for name in ("protocol", "metric", "n", "Flyball", "AIConfigurator"):
+        table.add_column(name, justify="left" if name in ("protocol", "metric") else "right")
+    for s in found["summary"]:
+        table.add_row(s["protocol"], s["metric"], str(s["n"]), f"{s['ours']:.1%}", f"{s['theirs']:.1%}")
+    console.print(table)
+    console.print(f"AIConfigurator answered {found['answered']} of {found['asked']} points")
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data")
     parser.add_argument("--protocol", action="append", choices=PROTOCOLS, help="only this one; may be given again")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--peers", type=Path, help="the folder that whatif_speed.py --install-peers filled")
+    parser.add_argument("--peer-points", type=int, default=100, help="points to ask a peer for, about a second each")
     parser.add_argument("--output", type=Path, help="write all rows as JSON")
     args = parser.parse_args()
     if not args.data.is_dir():
@@ -349,6 +371,8 @@ def main() -> int:
         )
         return 2
     show(result, Console(width=140))
+    if args.peers is not None:
+        result["peers"] = beside(args.peers, result["rows"], args.peer_points, Console(width=140))
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n")
     return 0

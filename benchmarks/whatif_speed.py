@@ -3,10 +3,12 @@
 The Azure conversation trace, tiled to the wanted number of requests and run at a share of the capacity of the engine below. The
 plain iteration-by-iteration simulator of the tests runs a slice of the same traffic in the same process, for the ratio, and to
 check that both agree. ``--week`` adds a week of one endpoint (5,000,000 requests) on one candidate, and the same under an
-autoscaler that is asked every 15 s. ``--sweep`` adds a day of it on 200 candidates, over all cores. The wall times of other
-simulators are as published or as measured elsewhere, not in this run.
+autoscaler that is asked every 15 s. ``--sweep`` adds a day of it on 200 candidates, over all cores. ``--install-peers DIR`` installs
+public simulators there, and ``--peers DIR`` runs those of an earlier time: on the same traffic, in this run (``simulators.py``). The
+last table is of wall times as published or as measured elsewhere.
 
     python benchmarks/whatif_speed.py [--data ../shared/data] [--requests 1000000] [--load 0.7] [--week] [--sweep] [--output FILE]
+        [--install-peers DIR | --peers DIR]
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,14 @@ def engine() -> EngineModel:
     return EngineModel(Iteration(6e-3, 3e-5, 2.5e-8, 2.8e-5, 2e-10), Limits(256, 2048, kv_tokens=400_000))
 
 
+def capacity(trace: Workload) -> float:
+    """Requests a second that the engine completes when all are there at once."""
+    from analyzers.whatif.engine import replay
+
+    all_at_once = Workload(np.zeros(len(trace)), trace.prompt_tokens, trace.output_tokens, trace.prefix_tokens)
+    return len(trace) / replay(all_at_once, engine()).simulated_s
+
+
 def measure(trace: Workload, n: int, load: float, slice_n: int, repeats: int) -> dict[str, Any]:
     started = time.perf_counter()
     from analyzers.whatif.engine import replay
@@ -99,9 +109,8 @@ def measure(trace: Workload, n: int, load: float, slice_n: int, repeats: int) ->
     replay(head(trace, 10), model)
     ready = time.perf_counter()
 
-    all_at_once = Workload(np.zeros(len(trace)), trace.prompt_tokens, trace.output_tokens, trace.prefix_tokens)
-    capacity = len(trace) / replay(all_at_once, model).simulated_s
-    work = at_rate(tiled(trace, n), load * capacity)
+    at_most = capacity(trace)
+    work = at_rate(tiled(trace, n), load * at_most)
     walls = []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -134,7 +143,7 @@ def measure(trace: Workload, n: int, load: float, slice_n: int, repeats: int) ->
         "schema_version": 1,
         "requests": n,
         "tokens": int(work.prompt_tokens.sum() + work.output_tokens.sum()),
-        "capacity_requests_per_s": capacity,
+        "capacity_requests_per_s": at_most,
         "load": load,
         "running_mean": out.running_mean,
         "preemptions": out.preemptions,
@@ -189,6 +198,31 @@ def measure_week(trace: Workload, repeats: int) -> dict[str, Any]:
             "changes": len(out.replicas) - 1,
         }
     return result
+
+
+def measure_peers(trace: Workload, load: float, folder: Path, requests: int) -> list[dict[str, Any]]:
+    """Public simulators on the traffic of ``measure``, each beside the engine on the same question."""
+    from benchmarks.simulators import POINT_REQUESTS, beside
+
+    work = at_rate(tiled(trace, max(requests, POINT_REQUESTS)), load * capacity(trace))
+    rows = beside(folder, work, engine(), requests)
+    return [{**asdict(row), "ratio": row.ratio} for row in rows]
+
+
+def show_peers(rows: list[dict[str, Any]]) -> None:
+    """The rates as a table; below it, of each, what is to be known about it, or why it did not run."""
+    table = Table(title="Beside public simulators, in this run, one core each")
+    for name in ("simulator", "one answer of it is", "its rate", "Flyball's", "ratio"):
+        table.add_column(name, overflow="fold")
+    ran = [row for row in rows if row["ratio"] is not None]
+    for row in ran:
+        rates = [f"{said(row[k])} {row['unit']}/s" for k in ("theirs_per_s", "ours_per_s")]
+        table.add_row(row["simulator"], row["answers"], *rates, f"{row['ratio']:,.0f}")
+    console = Console()
+    if ran:
+        console.print(table)
+    for row in rows:
+        console.print(f"{row['simulator']}: {row['note']}", highlight=False, markup=False)
 
 
 def measure_sweep(trace: Workload, workers: int) -> dict[str, Any]:
@@ -257,6 +291,8 @@ def main() -> int:
     parser.add_argument("--week", action="store_true", help="also 5,000,000 requests on one candidate")
     parser.add_argument("--sweep", action="store_true", help="also a day on 200 candidates, over all cores")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads of the sweep")
+    parser.add_argument("--peers", type=Path, help="the folder that --install-peers filled: run those simulators too")
+    parser.add_argument("--install-peers", type=Path, help="install public simulators into this folder, and run them")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     path = args.data / TRACE
@@ -271,6 +307,14 @@ def main() -> int:
     if args.sweep:
         result["sweep"] = measure_sweep(read_trace(path), args.workers)
         show(result["sweep"], "A day on 200 candidates")
+    folder = args.install_peers or args.peers
+    if args.install_peers is not None:
+        from benchmarks.simulators import install
+
+        install(args.install_peers)
+    if folder is not None:
+        result["peers"] = measure_peers(read_trace(path), args.load, folder, args.reference_requests)
+        show_peers(result["peers"])
     result["published_elsewhere"] = PEERS
     show(PEERS, "Other simulators, as published or measured elsewhere, not in this run")
     if args.output:

@@ -169,16 +169,13 @@ def replay(
     horizon: float | None = None,
     timeout_s: float | None = None,
     fleet: Fleet | None = None,
-    per_request: bool = True,
 ) -> Replay:
     """Replay ``workload`` on ``replicas`` engines that are each ``model``, or on a ``fleet`` of them that changes.
 
     horizon: seconds; no iteration starts at or after it, and later arrivals are not seen. None: until all is done.
     timeout_s: how long a client waits for its last token. None: for ever.
-    per_request: of no effect; each request's own times are always there.
     Raises ValueError on an empty workload, and on what no replay can be made of.
     """
-    del per_request
     end = math.inf if horizon is None else float(horizon)
     patience = math.inf if timeout_s is None else float(timeout_s)
     _check(workload, replicas, router, end, patience, fleet)

@@ -156,9 +156,8 @@ def client_replay(
     workload: Workload, model: EngineModel, draw: Draw, *, closed: int | None = None, inside: bool = False, **how: Any
 ) -> tuple[Replay, Times]:
     """Replay, and see it as a client does. ``closed`` and ``inside``: as in ``Observation``. ``how`` goes to ``replay``."""
-    got = replay(workload, with_draw(model, draw), per_request=True, **how)
+    got = replay(workload, with_draw(model, draw), **how)
     each = got.per_request
-    assert each is not None
     done = each.e2e_s >= 0
     ttft, e2e, queue = (np.where(done, v, np.nan) for v in (each.ttft_s, each.e2e_s, each.queue_s))
     if closed is not None:
@@ -282,7 +281,10 @@ class _Problem:
         solve = np.linalg.pinv(weighted)
         low, high = self.bounds
         drawn = []
-        for step in (solve @ rng.standard_normal((weighted.shape[0], DRAWS))).T:
+        half = (solve @ rng.standard_normal((weighted.shape[0], DRAWS // 2))).T
+        for step in np.stack([half, -half], axis=1).reshape(
+            DRAWS, -1
+        ):  # each with its opposite: the middle is not left to chance
             at = np.clip(theta + step, low, high)
             # Far from the best the straight line misleads; two more steps bring the draw to the residuals that it stands for.
             for _ in range(2):

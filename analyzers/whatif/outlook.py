@@ -63,10 +63,13 @@ def look(
     where = features(workload, first.running_mean / max(replicas, 1e-3))
     (decode, decode_doubt), (start, start_doubt) = (discrepancy.at(m, where) for m in ("itl_s", "ttft_s"))
     decode_doubt, start_doubt = math.hypot(decode_doubt, doubt), math.hypot(start_doubt, doubt)
+    moved = np.zeros(2)
     for i, draw in enumerate(draws):
-        own, at_start = (decode, start) if i == 0 else (
-            decode + decode_doubt * rng.standard_normal(), start + start_doubt * rng.standard_normal()
-        )  # fmt: skip
+        if i % 2:
+            moved = rng.standard_normal(2)
+        elif i:
+            moved = -moved  # each with its opposite, as the draws are
+        own, at_start = decode + decode_doubt * moved[0], start + start_doubt * moved[1]
         slower = replace(draw, iteration=scaled(draw.iteration, math.exp(own)))
         replayed, times = client_replay(workload, model, slower, closed=closed, **how)
         yield Member(replayed, times.with_start(math.exp(at_start)))

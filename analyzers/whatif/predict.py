@@ -64,9 +64,7 @@ def predict(
     metrics = {}
     for name in names:
         values = np.array([v for row in rows if (v := row[name]) is not None])
-        metrics[name] = _interval(
-            name, float(values[0]), values[1:] if values.shape[0] > 1 else values, error.get(name), extra
-        )
+        metrics[name] = _interval(name, values, error.get(name), extra)
     notes = list(candidate.notes)
     low, high = calibrated.load
     expected = metrics["running_mean"].mid / candidate.replicas
@@ -283,13 +281,14 @@ def _metrics(member: Member, objective: Objective) -> dict[str, float | None]:
     return out
 
 
-def _interval(name: str, mid: float, values: np.ndarray, measured: float | None, extra: float) -> Interval:
-    """The ensemble's 10 % and 90 % quantiles, widened in quadrature (in logarithms) by the method's own error.
+def _interval(name: str, values: np.ndarray, measured: float | None, extra: float) -> Interval:
+    """The ensemble's median, and its 10 % and 90 % quantiles, widened in quadrature (in logarithms) by the method's own error.
+
+    The median is the best fit's value where the ensemble lies evenly about it, and stays with the many where it does not.
 
     Rates that the demand sets, not the engine (``output_tokens_per_s``, ``requests_per_s``), are not widened by it.
     """
-    low, high = (float(v) for v in np.quantile(values, (0.1, 0.9)))
-    low, high = min(low, mid), max(high, mid)
+    low, mid, high = (float(v) for v in np.quantile(values, (0.1, 0.5, 0.9)))
     if mid <= 0 or name in ("output_tokens_per_s", "requests_per_s"):
         return Interval(low, mid, high)
     family = name.split("_", maxsplit=1)[0]

@@ -134,7 +134,7 @@ class SimulatedEndpoint:
         prompt = np.clip(self._rng.lognormal(math.log(self.traffic.prompt), 0.4, n), 1, 1500).astype(np.int64)
         output = np.clip(self._rng.lognormal(math.log(self.traffic.output), 0.4, n), 2, 400).astype(np.int64)
         work = Workload(arrivals - now, prompt, output, np.zeros(n, np.int64))
-        seen = replay(work, self._truth(), replicas=max(1, self.shape.replicas or 1), per_request=True).per_request
+        seen = replay(work, self._truth(), replicas=max(1, self.shape.replicas or 1)).per_request
         assert seen is not None
         shaken = 1.0 + self.noise * self._rng.standard_normal(n).clip(-3, 3)
         ttft, e2e = seen.ttft_s * shaken, seen.e2e_s * shaken

@@ -43,8 +43,7 @@ def windows(
     leave_out: Sequence[str] = (),
     facts: Mapping[str, str] | None = None,
 ) -> list[Window]:
-    each = replay(work, model, per_request=True).per_request
-    assert each is not None
+    each = replay(work, model).per_request
     admitted, first, end = work.arrival_s + each.queue_s, work.arrival_s + each.ttft_s, work.arrival_s + each.e2e_s
     gaps = np.maximum(work.output_tokens - 1, 0)
     out = []

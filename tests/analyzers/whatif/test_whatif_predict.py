@@ -75,14 +75,24 @@ def limit(shape: Shape, objective: Objective, work: Workload | None = None) -> f
     )
 
 
-def test_the_middle_is_the_replay_of_the_best_fit() -> None:
+def test_the_middle_is_the_replay_of_the_best_fit_where_the_load_is_light() -> None:
     work = poisson(4.0, 300.0, 1)
     got, own = ask(work=work), replay(work, MODEL)
     for name in ("ttft", "itl", "e2e"):
         for q in (0.5, 0.95):
-            assert got.metrics[f"{name}_p{q * 100:g}_s"].mid == own.distribution(f"{name}_s").quantile(q)
-    assert got.metrics["running_mean"].mid == own.running_mean
-    assert got.metrics["itl_p99_s"].mid == own.itl.quantile(0.99)
+            assert got.metrics[f"{name}_p{q * 100:g}_s"].mid == pytest.approx(
+                own.distribution(f"{name}_s").quantile(q), rel=0.02
+            )
+    assert got.metrics["running_mean"].mid == pytest.approx(own.running_mean, rel=0.02)
+
+
+def test_near_a_limit_a_little_doubt_is_much_queue() -> None:
+    got = ask(work=poisson(16.0, 300.0, 1), known=calibrated(0.2)).metrics["ttft_p95_s"]
+    assert got.high > 5 * got.mid
+
+
+def test_what_a_prediction_states() -> None:
+    got = ask(work=poisson(4.0, 300.0, 1))
     assert "error_rate" not in got.metrics
     assert got.saturates == 0
     assert got.method == "simulation"
@@ -104,8 +114,8 @@ def test_doubt_widens() -> None:
 
 def test_time_outside_the_engine_is_added_to_first_token_and_end() -> None:
     plain, far = ask().metrics, ask(known=calibrated(overhead_s=0.1)).metrics
-    assert far["ttft_p50_s"].mid == pytest.approx(plain["ttft_p50_s"].mid + 0.1)
-    assert far["e2e_p50_s"].mid == pytest.approx(plain["e2e_p50_s"].mid + 0.1)
+    assert far["ttft_p50_s"].mid == pytest.approx(plain["ttft_p50_s"].mid + 0.1, rel=0.02)
+    assert far["e2e_p50_s"].mid == pytest.approx(plain["e2e_p50_s"].mid + 0.1, rel=0.02)
     assert far["itl_p50_s"].mid == plain["itl_p50_s"].mid
 
 
