@@ -9,10 +9,13 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import altair as alt
 import vl_convert
+
+from agent.chartlabels import Dot, Label, Line, labels
 
 Point = Mapping[str, Any]
 _WIDTH, _HEIGHT = 520, 150
@@ -213,9 +216,16 @@ def tradeoff(points: Sequence[Mapping[str, Any]], cost: str, metric: str, limit:
     if not points:
         return None
     rows, bottom, top = _placed(points, limit)
-    log = top / bottom > 20
-    x = alt.X("x:Q", title=cost, scale=alt.Scale(zero=False, padding=30), axis=alt.Axis(tickCount=6, tickMinStep=0.01))
-    scale = _log(bottom / 1.3, top) if log else alt.Scale(domain=[0, top], nice=False)
+    log = top / bottom > 5
+    bottom = bottom / 1.3 if log else 0.0
+    left, right = _across([float(r["x"]) for r in rows])
+    x = alt.X(
+        "x:Q",
+        title=cost,
+        scale=alt.Scale(domain=[left, right], nice=False),
+        axis=alt.Axis(tickCount=6, tickMinStep=0.01),
+    )
+    scale = _log(bottom, top) if log else alt.Scale(domain=[bottom, top], nice=False)
     y = alt.Y("y:Q", title=metric, scale=scale, axis=_ticks(bottom, top) if log else alt.Axis(tickCount=5))
     kinds = ["efficient", "beaten", "saturates"]
     colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=[_BLUE, "#a9b0ba", _RED]))
@@ -231,25 +241,49 @@ def tradeoff(points: Sequence[Mapping[str, Any]], cost: str, metric: str, limit:
     layers.append(
         alt.Chart(data).mark_point(filled=True, size=80, opacity=1).encode(x=x, y=y, color=colour, shape=shape)
     )
-    layers += [
-        alt.Chart(alt.InlineData(side)).mark_text(dx=dx, fontSize=11, color="#4b5058").encode(x=x, y=y, text="label:N")
-        for dx, side in _sides(rows).items()
-        if side
-    ]
-    return svg(alt.layer(*layers).properties(width=860, height=260))
+    for row, label in _named(rows, limit, (left, right), (bottom, top), log):
+        text = alt.Chart(alt.InlineData([{**row, "label": label.text}])).mark_text(
+            dx=label.dx, dy=label.dy, align=label.align, baseline="middle", fontSize=11, color="#4b5058"
+        )
+        layers.append(text.encode(x=x, y=y, text="label:N"))
+    return svg(alt.layer(*layers).properties(width=_FRONT_WIDTH, height=_FRONT_HEIGHT))
 
 
-def _sides(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    """Points by where their names stand, in pixels: to the left of what has a neighbour on its right, and in turn in a column."""
-    near = 0.05 * (max(r["x"] for r in rows) - min(r["x"] for r in rows))
-    sides: dict[int, list[Mapping[str, Any]]] = {12: [], -12: []}
-    last: Mapping[str, Any] | None = None
-    for row in sorted(rows, key=lambda r: (r["x"], r["y"], r["number"])):
-        neighbour = any(0 < other["x"] - row["x"] <= near for other in rows)
-        in_turn = last is not None and last["x"] == row["x"] and last in sides[12]
-        sides[-12 if neighbour or in_turn else 12].append(row)
-        last = row
-    return sides
+_FRONT_WIDTH, _FRONT_HEIGHT = 860, 260
+
+
+def _across(values: Sequence[float]) -> tuple[float, float]:
+    """The costs to show: with room at both ends, and never below nothing."""
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return max(low - room, min(low, 0.0)), high + room
+
+
+def _named(
+    rows: Sequence[Mapping[str, Any]],
+    limit: float | None,
+    across: tuple[float, float],
+    up: tuple[float, float],
+    log: bool,
+) -> list[tuple[Mapping[str, Any], Label]]:
+    """The labels, each with the point that it stands at. The scales are worked out here once more, to know the pixels."""
+    (left, right), (bottom, top) = across, up
+
+    def x(value: float) -> float:
+        return _FRONT_WIDTH * (value - left) / (right - left)
+
+    def y(value: float) -> float:
+        share = math.log(value / bottom) / math.log(top / bottom) if log else (value - bottom) / (top - bottom)
+        return _FRONT_HEIGHT * (1.0 - share)
+
+    dots = [Dot(r["number"], x(r["x"]), y(r["y"]), y(r["high"] or r["y"]), y(r["low"] or r["y"])) for r in rows]
+    efficient = {r["number"] for r in rows if r["kind"] == "efficient"}
+    front = sorted((d for d in dots if d.number in efficient), key=lambda d: d.x)
+    lines: list[Line] = [] if limit is None else [(0.0, y(limit), _FRONT_WIDTH, y(limit))]
+    for here, there in pairwise(front):
+        lines += [(here.x, here.y, there.x, here.y), (there.x, here.y, there.x, there.y)]
+    at = {r["number"]: r for r in rows}
+    return [(at[label.number], label) for label in labels(dots, lines, _FRONT_WIDTH, _FRONT_HEIGHT)]
 
 
 def _placed(points: Sequence[Mapping[str, Any]], limit: float | None) -> tuple[list[dict[str, Any]], float, float]:
@@ -258,7 +292,7 @@ def _placed(points: Sequence[Mapping[str, Any]], limit: float | None) -> tuple[l
     spread = [float(v) for p in steady for v in (p["y"], p["low"], p["high"], limit) if v]
     top = 1.25 * max(spread)
     edge = {"y": top, "low": None, "high": None}
-    return [{**p, "label": str(p["number"]), **({} if p in steady else edge)} for p in points], min(spread), top
+    return [{**p, **({} if p in steady else edge)} for p in points], min(spread), top
 
 
 def _log(bottom: float, top: float) -> alt.Scale:

@@ -13,13 +13,13 @@ from agent.cli.output import (
     ConfigOption,
     Output,
     OutputOption,
-    console,
     fail,
     number,
     print_json,
     stdout,
     table,
     text,
+    write,
 )
 
 
@@ -68,7 +68,7 @@ def calibrate(
             engine = {name: v for name, v in asked.settings(set_ or []).items() if v is not None}
             known = calibration.from_files(from_ or [], model=model, gpu=gpu, gpus=gpus, engine=engine)
         if out is not None:
-            _write(out, known.engine.to_json())
+            write("--out", out, known.engine.to_json())
     except (BadQuestion, BadLoadTest) as error:
         raise fail(str(error), 2) from error
     except CannotPredict as error:
@@ -85,16 +85,6 @@ def _of_endpoint(endpoint: str, since_s: float, config: Path) -> Any:
 
     with opened(config) as (store, settings):
         return calibration.from_store(store, settings, endpoint, since_s, WallClock().now())
-
-
-def _write(path: Path, engine: str) -> None:
-    from agent.whatif.asked import BadQuestion
-
-    try:
-        path.write_text(engine, encoding="utf-8")
-    except OSError as error:
-        raise BadQuestion(f"--out {path}: cannot be written ({error.strerror})") from error
-    console.print(f"Wrote {text(path)}", highlight=False, soft_wrap=True)
 
 
 def _show(answer: dict[str, Any]) -> None:

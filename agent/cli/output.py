@@ -75,6 +75,15 @@ def actor() -> str:
         return f"cli:uid-{os.getuid()}"
 
 
+def write(option: str, path: Path, content: str) -> None:
+    """What was asked for with ``option`` (``--out ENGINE.json``), into its file. Exit code 2, with the reason, where it cannot be."""
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise fail(f"{option} {path}: cannot be written ({error.strerror})", 2) from error
+    console.print(f"Wrote {text(path)}", highlight=False, soft_wrap=True)
+
+
 def fail(message: str, code: int = 1) -> typer.Exit:
     """Print why, and return what is to be raised."""
     console.print(f"[red]error[/red] {escape(message)}", soft_wrap=True, highlight=False)

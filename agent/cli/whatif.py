@@ -23,6 +23,7 @@ from agent.cli.output import (
     print_json,
     stdout,
     text,
+    write,
 )
 
 if TYPE_CHECKING:
@@ -231,15 +232,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 def _write_page(path: Path, answer: Answer, outcomes: list[Outcome], arrival_s: Floats | None) -> None:
     from agent.clock import WallClock
-    from agent.whatif.asked import BadQuestion
     from agent.whatif.page import page
 
-    drawn = page(answer, [outcome.curves for outcome in outcomes], WallClock().now(), arrival_s)
-    try:
-        path.write_text(drawn, encoding="utf-8")
-    except OSError as error:
-        raise BadQuestion(f"--html {path}: cannot be written ({error.strerror})") from error
-    console.print(f"Wrote {text(path)}", highlight=False, soft_wrap=True)
+    write("--html", path, page(answer, [outcome.curves for outcome in outcomes], WallClock().now(), arrival_s))
 
 
 def print_answer(answer: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.store import Store
+from tests.agent import telemetry as _telemetry
 from tests.real.postgres import Server, server
 
 
@@ -27,6 +28,12 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.upgrade()
     store.close()  # the last connection folds the write-ahead log into the file
     return path
+
+
+@pytest.fixture(scope="session")
+def telemetry(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Path:
+    """The settings of an endpoint with half an hour of telemetry in the database beside them; for all tests, so not to be changed."""
+    return _telemetry.write(tmp_path_factory.mktemp("telemetry"), sqlite_template)
 
 
 @pytest.fixture(scope="session")

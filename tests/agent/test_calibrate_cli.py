@@ -13,7 +13,8 @@ from agent.cli import app, output
 from agent.store import Store, fleet
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.model import EngineModel
-from tests.agent.test_whatif_cli import MODEL, telemetry, trace  # noqa: F401 - a fixture
+from tests.agent.telemetry import MODEL
+from tests.agent.test_whatif_cli import trace
 from tests.collectors.test_loadtests import inference_perf
 
 
@@ -35,7 +36,7 @@ def answer(*arguments: str | Path) -> dict[str, Any]:
     return found
 
 
-def test_from_the_store_to_a_file_that_whatif_takes(telemetry: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_from_the_store_to_a_file_that_whatif_takes(telemetry: Path, tmp_path: Path) -> None:
     out = tmp_path / "engine.json"
     found = answer("--endpoint", "chat", "--since", "35m", "-c", telemetry, "--out", out)
     base = next(r for r in found["unknowns"] if r["name"] == "base_s")
@@ -94,7 +95,7 @@ def test_what_cannot_be_done_says_what_to_do(
     assert says.lower() in result.output.lower()
 
 
-def test_an_unknown_endpoint_names_the_nearest(telemetry: Path) -> None:  # noqa: F811
+def test_an_unknown_endpoint_names_the_nearest(telemetry: Path) -> None:
     result = run("calibrate", "--endpoint", "chatt", "-c", telemetry)
     assert result.exit_code == 2
     assert "did you mean chat?" in result.output

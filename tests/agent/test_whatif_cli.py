@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from actuators.shape import Shape
 from agent.cli import app, output
 from agent.clock import WallClock
 from agent.store import Store, fleet, windows
@@ -26,12 +25,11 @@ from analyzers.objective import Objective
 from analyzers.whatif.engine import replay
 from analyzers.whatif.model import EngineModel, Iteration, Limits
 from collectors.traces import write_trace
+from tests.agent.telemetry import MODEL, SETTINGS, SHAPE
 from tests.analyzers.whatif.served import poisson
-from tests.analyzers.whatif.served import windows as served
 
 #: 10 ms an iteration and 1 ms a prefilled token: figures that a person can check by head.
 PLAIN = EngineModel(Iteration(0.01, per_prefill_token_s=0.001), Limits(4, 1000, kv_tokens=4096, max_model_len=3000))
-MODEL = EngineModel(Iteration(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), Limits(128, 4096, 200_000))
 HEAD = "arrival_s,prompt_tokens,output_tokens\n"
 FIELDS = {
     "schema_version", "requests", "completed", "rejected", "timed_out", "ttft_s", "itl_s", "tpot_s", "e2e_s",
@@ -360,45 +358,6 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 # -- from the store -----------------------------------------------------------------------------------------------------
-
-SETTINGS = """
-sizes:
-  a100: {price_per_hour: 3.5, accelerator: A100-80GB}
-  a100x2: {price_per_hour: 7.0, accelerator: A100-80GB, accelerator_count: 2}
-  l40s: {price_per_hour: 1.5, accelerator: L40S}
-  h100: {accelerator: H100}
-endpoints:
-  - name: chat
-    url: http://127.0.0.1:1
-    objective: {ttft_p95_s: 1.0}
-    shape: {replicas: 1, size: a100}
-"""
-SHAPE = Shape(
-    replicas=1, size="a100", accelerator="A100-80GB", accelerator_count=1,
-    engine={"max_num_seqs": 128, "max_num_batched_tokens": 4096},
-)  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def telemetry(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Path:
-    """Settings and a database with the last half hour of one endpoint, which did half as much in its first ten minutes."""
-    folder = tmp_path_factory.mktemp("telemetry")
-    (folder / "flyball.yaml").write_text(SETTINGS)
-    (folder / "flyball.db").write_bytes(sqlite_template.read_bytes())
-    store = Store(f"sqlite:///{folder}/flyball.db")
-    now = WallClock().now() // 60 * 60
-    quiet, busy = served(MODEL, poisson(2.0, 600.0, 3)), served(MODEL, poisson(4.0, 1200.0, 4))
-    rows = [replace(w, start=now - 1800 + w.start) for w in quiet] + [
-        replace(w, start=now - 1200 + w.start) for w in busy
-    ]
-    with store.write() as db:
-        windows.save(db, rows, {"chat": 3.5})
-        fleet.saw_shape(
-            db, "chat",
-            {"shape": SHAPE.as_dict(), "shape_version": "v", "ready": True, "detail": "", "seen_at": now, "price_per_hour": 3.5},
-        )  # fmt: skip
-    store.close()
-    return folder / "flyball.yaml"
 
 
 @pytest.fixture
