@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent.cli.output import Output, OutputOption, console, fail, money, number, print_json, stdout, text
+from agent.cli.output import Output, OutputOption, console, fail, money, number, print_json, stdout, text, write
 
 if TYPE_CHECKING:
     from agent.settings import Settings
@@ -88,6 +88,9 @@ def simulate(
         bool, typer.Option("--allow-production", help="Send to a production endpoint.")
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: as many as the load takes.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Workers over the nodes of this Ray cluster: HOST:PORT of its head, or auto.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals, lengths and words.")] = 0,
     endpoint: Annotated[
         str | None, typer.Option(help="Of the settings: its address, key, objective, price; keeps windows.")
@@ -109,7 +112,8 @@ def simulate(
         ca_file=ca_file, trace=trace, trace_format=trace_format, like=like, since=since, max_concurrency=max_concurrency,
         timeout_s=timeout, exact_output=exact_output, extra=extra, objective=objective or [],
         prices=Prices(price_per_hour, price_input, price_output),
-        caps=Caps(max_rate, max_requests, max_tokens, max_usd, max_error_rate), workers=workers, allow_production=allow_production,
+        caps=Caps(max_rate, max_requests, max_tokens, max_usd, max_error_rate), workers=workers, ray=ray,
+        allow_production=allow_production,
     )  # fmt: skip
     options = Options(
         rate=rate, concurrency=concurrency, profile=profile, speed=speed, duration_s=duration, arrivals=arrivals,
@@ -144,19 +148,20 @@ def _mended() -> Iterator[None]:
 
 def _run(given: Given, options: Options, save: Path | None) -> dict[str, Any]:
     from agent.simulate.answer import answer
-    from agent.simulate.options import settings_of, traffic_of
+    from agent.simulate.options import cluster_of, settings_of, traffic_of
     from agent.simulate.run import check_caps, estimate, sent
 
     notes: list[str] = []
     settings = settings_of(given)
     traffic = traffic_of(given, options, settings, notes)
-    found = estimate(traffic)
-    check_caps(traffic, found)
-    _say_estimate(traffic, found, notes)
     with ExitStack() as stack:
+        cluster = stack.enter_context(cluster_of(given.ray, traffic.target, notes)) if given.ray is not None else None
+        found = estimate(traffic, cluster.nodes if cluster is not None else None)
+        check_caps(traffic, found)
+        _say_estimate(traffic, found, notes)
         records = _records(stack, save) if save is not None else None
         show = stack.enter_context(progress(traffic))
-        outcome = sent(traffic, found, show, records.add if records is not None else None)
+        outcome = sent(traffic, found, show, records.add if records is not None else None, cluster)
     if settings is not None and traffic.target.endpoint is not None:
         _keep(settings, outcome)
     return answer(outcome)
@@ -225,22 +230,18 @@ def _write(answer: Mapping[str, Any], html: Path | None, exports: list[str]) -> 
     from agent.whatif.asked import BadQuestion
 
     formats = {"guidellm": export.guidellm, "aiperf": export.aiperf}
-    written: list[tuple[Path, str]] = []
+    written: list[tuple[str, Path, str]] = []
     for one in exports:
         name, _, file = one.partition(":")
         if name not in formats or not file:
             raise BadQuestion(f"--export {one}: write guidellm:FILE or aiperf:FILE")
-        written.append((Path(file), json.dumps(formats[name](answer), indent=2)))
+        written.append(("--export", Path(file), json.dumps(formats[name](answer), indent=2)))
     if html is not None:
         from agent.simulate.page import page
 
-        written.append((html, page(answer, WallClock().now())))
-    for path, content in written:
-        try:
-            path.write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise BadQuestion(f"{path}: cannot be written ({error.strerror})") from error
-        console.print(f"Wrote {text(path)}", highlight=False, soft_wrap=True)
+        written.append(("--html", html, page(answer, WallClock().now())))
+    for option, path, content in written:
+        write(option, path, content)
 
 
 def exit_code(answer: Mapping[str, Any]) -> int:
@@ -306,4 +307,6 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     client = answer["client"]
     late, delay = client["lateness_p99_s"], client["read_delay_p99_s"]
     shown = [number(None if v is None else 1000 * v) for v in (late, delay, client["cpu_per_request_s"])]
-    yield f"client: late {shown[0]} ms at p99, read delay {shown[1]} ms at p99, {shown[2]} ms CPU a request, {client['workers']} worker(s)"
+    where = f" on {len(client['nodes'])} node(s)" if client["nodes"] else ""
+    workers = f"{client['workers']} worker(s){where}"
+    yield f"client: late {shown[0]} ms at p99, read delay {shown[1]} ms at p99, {shown[2]} ms CPU a request, {workers}"

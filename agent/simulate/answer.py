@@ -67,7 +67,7 @@ def answer(outcome: Outcome) -> dict[str, Any]:
         **_costs(outcome),
         "tokens": {"source": dict(tally.token_sources), "packing": dict(tally.packings)},
         "stream": _stream(tally),
-        "client": _client(tally),
+        "client": _client(tally, run.nodes),
         "slices": _slices(outcome),
     }
 
@@ -167,12 +167,14 @@ def _stream(tally: Tally) -> dict[str, Any]:
     }
 
 
-def _client(tally: Tally) -> dict[str, Any]:
+def _client(tally: Tally, nodes: Mapping[str, int] | None) -> dict[str, Any]:
+    """``nodes``: workers by node of a cluster, null where all ran on this machine."""
     watch = tally.watch
     late, delay = watch.lateness.quantiles([0.99, 1.0]), watch.read_delay.quantiles([0.99, 1.0])
     ended = tally.all_ok + tally.all_errors
     return {
         "workers": watch.workers,
+        "nodes": nodes,
         "connections": watch.connections,
         "cpu_s": watch.cpu_s,
         "cpu_per_request_s": watch.cpu_s / ended if ended else None,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.simulate.asked import MOST_REPLAYED, Caps, Options, Prices, Target, Traffic, headers_of, loaded, warmup_of
 from agent.whatif.asked import BadQuestion, nearest, objective, positive, span
 from collectors.openai import Api
+from collectors.traffic.cluster import Cluster
 from collectors.traffic.connection import resolve
 from collectors.window import CollectError
 from collectors.workload import Workload
@@ -44,6 +47,8 @@ class Given:
     prices: Prices = field(default_factory=Prices)
     caps: Caps = field(default_factory=Caps)
     workers: int | None = None
+    ray: str | None = None
+    """The cluster that sends it; None: this machine does."""
     allow_production: bool = False
 
 
@@ -59,6 +64,17 @@ def settings_of(given: Given) -> Settings | None:
     from agent.configfile import load
 
     return load(path).settings
+
+
+def cluster_of(address: str, target: Target, notes: list[str]) -> Cluster:
+    """The cluster that sends it. Raises BadQuestion where Ray is not installed, CollectError where it does not answer."""
+    if find_spec("ray") is None:
+        raise BadQuestion(f"--ray {address}: Ray is not installed here; pip install 'flyball[ray]'")
+    found = Cluster(address)
+    host = resolve(target.url).address[0]
+    if isinstance(host, str) and ip_address(host.partition("%")[0]).is_loopback:
+        notes.append(f"{target.url} is each node's own address: every worker sends to its own machine")
+    return found
 
 
 def traffic_of(given: Given, options: Options, settings: Settings | None, notes: list[str]) -> Traffic:

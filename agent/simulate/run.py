@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from agent.simulate.asked import Traffic
@@ -13,7 +13,7 @@ from collectors.traffic.account import Counting
 from collectors.traffic.asking import Asking
 from collectors.traffic.connection import resolve
 from collectors.traffic.engine import Assignment
-from collectors.traffic.fleet import Fleet, Run, chunks_per_s, divided, workers_for
+from collectors.traffic.fleet import Fleet, Place, Run, chunks_per_s, divided, workers_for
 from collectors.traffic.preflight import only_model, tokens_per_word
 from collectors.traffic.schedule import Open, Sessions, Users
 from collectors.traffic.worker import Row
@@ -53,7 +53,8 @@ class Outcome:
     run: Run
 
 
-def estimate(traffic: Traffic) -> Estimate:
+def estimate(traffic: Traffic, nodes: Mapping[str, int] | None = None) -> Estimate:
+    """``nodes``: CPUs by node of the cluster that sends it; None: this machine does. Raises BadQuestion where they are too few."""
     load = traffic.load
     if isinstance(load, Users):
         each = _FAST_TTFT_S + traffic.mean_output * _FAST_ITL_S + load.think.mean_s
@@ -70,9 +71,19 @@ def estimate(traffic: Traffic) -> Estimate:
         prompt,
         output,
         cost(traffic, traffic.duration_s, prompt, output),
-        traffic.workers or workers_for(chunks),
+        _workers(traffic.workers, chunks, nodes),
         isinstance(load, Users),
     )
+
+
+def _workers(asked: int | None, chunks: float, nodes: Mapping[str, int] | None) -> int:
+    """As asked, else as many as it takes; over a cluster, one on each node at least."""
+    if nodes is None:
+        return asked or workers_for(chunks)
+    cores = sum(nodes.values())
+    if asked is not None and asked > cores:
+        raise BadQuestion(f"--workers {asked}: the cluster has {cores} CPUs, and each worker takes one")
+    return asked or max(len(nodes), workers_for(chunks, cores))
 
 
 def cost(traffic: Traffic, seconds: float, prompt_tokens: float | None, output_tokens: float) -> float | None:
@@ -120,9 +131,11 @@ def sent(
     found: Estimate,
     on_progress: Callable[[float, Counter[str]], None] = lambda _at, _counts: None,
     on_records: Callable[[list[Row]], None] | None = None,
+    place: Place | None = None,
 ) -> Outcome:
-    """Ask the server for what must be known, then send it all. Raises CollectError where the server does not answer."""
-    with Fleet(found.workers) as fleet:  # they start while the server is asked
+    """Ask the server for what must be known, then send it all, from here or from ``place``. Raises CollectError where the server does
+    not answer."""
+    with Fleet(found.workers, place) as fleet:  # they start while the server is asked
         whole = _assignment(traffic, on_records is not None)
         guard = _Guard(traffic, on_progress)
         run = fleet.send(divided(whole, found.workers), guard.see, on_records or (lambda _: None))

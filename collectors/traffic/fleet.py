@@ -1,6 +1,7 @@
 """The workers of one traffic: started together, on one clock, stopped together, and what they counted merged.
 
-CLOCK_MONOTONIC is one for all processes of a machine, so a start stamp means the same in each of them.
+Where they run is a ``Place``: here, as child processes, or over a Ray cluster (``cluster``). CLOCK_MONOTONIC is one for all processes
+of a machine, so a start stamp means the same in each of them; a place on other machines says it in their clocks.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import IO, Any
+from typing import Any, Protocol
 
 from collectors.traffic.engine import Assignment
 from collectors.traffic.schedule import Open, Sessions, Users, shares
 from collectors.traffic.tally import Tally
-from collectors.traffic.worker import Row, read, write
+from collectors.traffic.worker import Frame, Row, read, write
 from collectors.window import CollectError
 
 #: Chunks a second that one worker reads and stamps with room to spare: a fifth of what it can.
@@ -43,6 +44,88 @@ class Run:
     elapsed_s: float = 0.0
     stopped: str | None = None
     """Why it ended before its time."""
+    nodes: Mapping[str, int] | None = None
+    """Workers by the machine they ran on; None: all on this one."""
+
+
+class Worker(Protocol):
+    """One worker, wherever it runs. ``read`` is called by one thread, all else by another."""
+
+    node: str | None
+    """The machine it runs on; None: this one."""
+
+    def write(self, what: str, value: Any) -> None:
+        """Tell it. A ``start`` is a stamp of this machine's ``time.perf_counter``. Raises BrokenPipeError where it is gone."""
+
+    def read(self) -> Frame | None:
+        """What it says next; waits for it. None: it has ended."""
+
+    def hang_up(self) -> None:
+        """Nothing more is told; it stops, and says what it counted."""
+
+    def end(self, within_s: float) -> None:
+        """Wait for its end, and make one."""
+
+    def why(self) -> str:
+        """How it ended."""
+
+
+class Place(Protocol):
+    """Where workers run."""
+
+    lead_s: float
+    """So long ahead a start has to be said for all to hear it in time."""
+
+    def hire(self, workers: int) -> Sequence[Worker]:
+        """Raises CollectError ``client``."""
+
+
+class _Child:
+    """A worker as a process of this machine."""
+
+    node: str | None = None
+
+    def __init__(self) -> None:
+        """A session of its own: Ctrl-C is for this process, which then stops its workers."""
+        command = [sys.executable, "-m", "collectors.traffic.worker"]
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+
+    def write(self, what: str, value: Any) -> None:
+        assert self._process.stdin is not None
+        write(self._process.stdin, what, value)
+
+    def read(self) -> Frame | None:
+        assert self._process.stdout is not None
+        frame = read(self._process.stdout)
+        if frame is None:
+            self._process.stdout.close()
+        return frame
+
+    def hang_up(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # what was not written is for a worker that is gone
+            self._process.stdin.close()
+
+    def end(self, within_s: float) -> None:
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def why(self) -> str:
+        return f"a worker ended with {self._process.wait()}; its message is above. Send less, or report it"
+
+
+class Here:
+    """This machine."""
+
+    lead_s = _LEAD_S
+
+    def hire(self, workers: int) -> Sequence[Worker]:
+        return [_Child() for _ in range(workers)]
 
 
 def workers_for(chunks_per_s: float, cores: int | None = None) -> int:
@@ -75,17 +158,20 @@ def divided(whole: Assignment, workers: int) -> list[Assignment]:
 
 
 class Fleet:
-    """Worker processes: ``with Fleet(n) as fleet: fleet.send(...)``. They start at once, so that they are up when they are needed."""
+    """Workers: ``with Fleet(n) as fleet: fleet.send(...)``. They start at once, so that they are up when they are needed."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, place: Place | None = None) -> None:
+        """``place``: where they run; None: here. Raises CollectError ``client`` where it has no room for them."""
+        place = place or Here()
+        self._lead_s = place.lead_s
         self._start = 0.0
         self._counts: dict[int, Counter[str]] = {}
         self._told_at = 0.0
         self._finished: set[int] = set()
         self._run = Run()
-        self._workers = [_started() for _ in range(workers)]
-        self._frames: queue.SimpleQueue[tuple[int, tuple[str, Any] | None]] = queue.SimpleQueue()
-        self._readers = [threading.Thread(target=self._read, args=(k,)) for k in range(workers)]
+        self._workers = place.hire(workers)
+        self._frames: queue.SimpleQueue[tuple[int, Frame | None]] = queue.SimpleQueue()
+        self._readers = [threading.Thread(target=self._read, args=(k,), daemon=True) for k in range(workers)]
         for reader in self._readers:
             reader.start()
 
@@ -97,9 +183,9 @@ class Fleet:
 
     def _read(self, k: int) -> None:
         """Whatever a worker says, in a thread: a worker must never wait for this process to listen."""
-        frame: tuple[str, Any] | None = ("", None)
+        frame: Frame | None = ("", None)
         while frame is not None:
-            frame = read(_out(self._workers[k]))
+            frame = self._workers[k].read()
             self._frames.put((k, frame))
 
     def send(
@@ -114,18 +200,20 @@ class Fleet:
         """
         self._on_progress, self._on_records = on_progress, on_records
         sending = self._workers[: len(assignments)]
+        nodes = Counter(worker.node for worker in sending if worker.node is not None)
+        self._run.nodes = dict(nodes) or None
         try:
             for worker, assignment in zip(sending, assignments, strict=True):
-                write(_in(worker), "assignment", self._dated(assignment))
+                worker.write("assignment", self._dated(assignment))
             for _ in sending:
                 k, frame = self._frames.get()
                 if frame is None:
-                    raise _died(self._workers[k])
-            self._start = time.perf_counter() + _LEAD_S
+                    raise CollectError("client", self._workers[k].why())
+            self._start = time.perf_counter() + self._lead_s
             for worker in sending:
-                write(_in(worker), "start", self._start)
+                worker.write("start", self._start)
         except BrokenPipeError as error:
-            raise CollectError("client", "a worker ended before the traffic began; its message is above") from error
+            raise CollectError("client", worker.why()) from error
         while len(self._finished) < len(sending):
             try:
                 self._listen()
@@ -136,7 +224,7 @@ class Fleet:
 
     def _dated(self, assignment: Assignment) -> Assignment:
         """With the wall time of second 0, as near as it is known before the start."""
-        self._run.started_at = self._run.started_at or time.time() + _LEAD_S
+        self._run.started_at = self._run.started_at or time.time() + self._lead_s
         return replace(assignment, counting=replace(assignment.counting, started_at=self._run.started_at))
 
     def _listen(self) -> None:
@@ -146,7 +234,7 @@ class Fleet:
             k, frame = -1, ("", None)
         if frame is None:
             if k not in self._finished:
-                raise _died(self._workers[k])
+                raise CollectError("client", self._workers[k].why())
             return
         what, value = frame
         if what == "progress":
@@ -166,43 +254,12 @@ class Fleet:
     def _stop(self, why: str) -> None:
         self._run.stopped = self._run.stopped or why
         for worker in self._workers:
-            _hang_up(worker)  # the end of its input tells it to stop
+            worker.hang_up()  # the end of what it is told tells it to stop
 
     def _end(self) -> None:
         for worker in self._workers:
-            _hang_up(worker)
+            worker.hang_up()
         for worker in self._workers:
-            try:
-                worker.wait(_STOPPING_S)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+            worker.end(_STOPPING_S)
         for reader in self._readers:
             reader.join()  # its worker is gone, so it is at its end
-        for worker in self._workers:
-            _out(worker).close()
-
-
-def _started() -> subprocess.Popen[bytes]:
-    """A session of its own: Ctrl-C is for this process, which then stops its workers."""
-    command = [sys.executable, "-m", "collectors.traffic.worker"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)  # noqa: S603
-
-
-def _in(worker: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert worker.stdin is not None
-    return worker.stdin
-
-
-def _hang_up(worker: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # what was not written is for a worker that is gone
-        _in(worker).close()
-
-
-def _out(worker: subprocess.Popen[bytes]) -> IO[bytes]:
-    assert worker.stdout is not None
-    return worker.stdout
-
-
-def _died(worker: subprocess.Popen[bytes]) -> CollectError:
-    return CollectError("client", f"a worker ended with {worker.wait()}; its message is above. Send less, or report it")

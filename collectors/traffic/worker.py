@@ -31,21 +31,41 @@ COLUMNS = (
 )  # fmt: skip
 
 
+Frame = tuple[str, Any]
+
+
+def packed(what: str, value: Any) -> bytes:
+    """One frame, as it goes over a pipe."""
+    data = pickle.dumps((what, value), pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(data)) + data
+
+
+def unpacked(data: bytes) -> Frame:
+    """What is in a frame, without its length. Only what our own processes wrote is ever read."""
+    what, value = pickle.loads(data)  # noqa: S301  from our own process, by a way that nobody else has
+    return what, value
+
+
 def write(stream: IO[bytes], what: str, value: Any) -> None:
     """One frame."""
-    data = pickle.dumps((what, value), pickle.HIGHEST_PROTOCOL)
-    stream.write(_LENGTH.pack(len(data)) + data)
+    stream.write(packed(what, value))
     stream.flush()
 
 
-def read(stream: IO[bytes]) -> tuple[str, Any] | None:
-    """One frame; None at the end. Only what our own processes wrote is ever read."""
+def taken(stream: IO[bytes]) -> bytes | None:
+    """One frame as it came, without its length; None at the end, and where a writer died in the middle of one."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
-    data = stream.read(_LENGTH.unpack(head)[0])
-    what, value = pickle.loads(data)  # noqa: S301  from our own process, through a pipe that nobody else has
-    return what, value
+    size = _LENGTH.unpack(head)[0]
+    data = stream.read(size)
+    return data if len(data) == size else None
+
+
+def read(stream: IO[bytes]) -> Frame | None:
+    """One frame; None at the end."""
+    data = taken(stream)
+    return None if data is None else unpacked(data)
 
 
 def progress(tally: Tally, in_flight: int) -> dict[str, int]:

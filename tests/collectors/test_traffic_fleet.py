@@ -57,7 +57,7 @@ def test_more_workers_than_work_is_fine_and_a_dead_one_is_an_error() -> None:
             run = fleet.send(divided(assignment(server.url, users(1, 0.2, output=2)), 3))
         assert run.tally.ok == run.tally.sent >= 1
         with Fleet(1) as fleet:
-            fleet._workers[0].kill()
+            fleet._workers[0].end(0.0)
             with pytest.raises(CollectError) as caught:
                 fleet.send([assignment(server.url, open_loop(5, 1.0))])
         assert caught.value.kind == "client"
