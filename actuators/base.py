@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from actuators.shape import Operation, Plan, Shape
 
@@ -108,6 +108,14 @@ class Actuator(Protocol):
 
     async def done(self, operation: Operation, token: str) -> Step:
         """How far the step is. Sends only reads."""
+
+
+@runtime_checkable
+class Removable(Protocol):
+    """An actuator whose system leaves something running at zero replicas, such as a router that answers for nobody."""
+
+    async def remove(self) -> None:
+        """Stop that too, and forget what was there. Only ever called at zero replicas; once more does nothing."""
 
 
 class ActuatorError(Exception):

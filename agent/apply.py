@@ -23,7 +23,7 @@ from actuators.base import ActuatorError, Progress
 from actuators.shape import Operation, Plan
 from agent.metrics import Metrics
 from agent.settings import ChangeWindow, EndpointSettings, Settings, weekdays
-from agent.store import Store, changes, control, fleet, outbox, recommendations, windows
+from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes, windows
 from agent.watch import Watched, Watcher
 from agent.wiring import policy_of
 from analyzers.policy import violations
@@ -133,6 +133,8 @@ class Applier:
                 db, endpoint=endpoint.name, states=("applying", "warming", "verifying", "rolling_back"), limit=1
             ):
                 return "another change is under way"
+            if tunes.running(db, endpoint.name) is not None:
+                return "a tune is under way"
         last = state["last_change_at"] if state is not None else None
         if last is not None and now < last + endpoint.policy.cooldown_s and row["requested_by"] == "flyball":
             return "cooling down after the last change"

@@ -191,7 +191,7 @@ def promises(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if not data:
         return None
     inline = alt.InlineData(data)
-    y = alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=260))
+    y = alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=250, minExtent=260))
     x = alt.X("low:Q", title="observed / predicted", scale=alt.Scale(zero=False))
     bars = alt.Chart(inline).mark_bar(height=7, color="#cfdcec").encode(y=y, x=x, x2="high:Q")
     colour = alt.Color("inside:N", title=None, scale=alt.Scale(domain=["inside", "outside"], range=[_BLUE, _RED]))
@@ -334,6 +334,67 @@ def distribution(curves: Mapping[str, Sequence[tuple[float, float]]], title: str
         rule = alt.Chart(alt.InlineData([{"limit": limit}])).mark_rule(color=_RED, strokeDash=[4, 3])
         layers.append(rule.encode(x="limit:Q"))
     return svg(alt.layer(*layers).properties(width=_WIDTH, height=220))
+
+
+def loads(curves: Mapping[str, Sequence[Mapping[str, Any]]], title: str, limit: float | None) -> str | None:
+    """A latency over the rate at which it was measured, a line for each shape, on logarithmic axes. None without any value above 0.
+
+    ``curves``: by number, ``rate`` (requests per second), ``s``, and ``met`` (None: too few requests to tell); the first ``MOST_CURVES``.
+    """
+    names = list(curves)[:MOST_CURVES]
+    words = {True: "met", False: "missed", None: "not sure"}
+    rows = [
+        {"what": name, "rate": p["rate"], "s": p["s"], "verdict": words[p["met"]]}
+        for name in names
+        for p in sorted(curves[name], key=lambda p: float(p["rate"]))
+        if p["s"] and p["rate"]
+    ]
+    if not rows:
+        return None
+    rates, seconds = [r["rate"] for r in rows], [r["s"] for r in rows] + ([limit] if limit else [])
+    across, up = (min(rates) / 1.15, max(rates) * 1.15), (min(seconds) / 1.3, max(seconds) * 1.3)
+    x = alt.X("rate:Q", title="requests per second (log)", scale=_log(*across), axis=_ticks(*across))
+    y = alt.Y("s:Q", title=f"{title} (s, log)", scale=_log(*up), axis=_ticks(*up))
+    colour = alt.Color(
+        "what:N", title="shape", sort=names, scale=alt.Scale(domain=names, range=list(_SEVERAL[: len(names)]))
+    )
+    shape = alt.Shape(
+        "verdict:N", title=None, scale=alt.Scale(domain=list(words.values()), range=["circle", "cross", "diamond"])
+    )
+    data = alt.InlineData(rows)
+    layers: list[alt.Chart] = []
+    if limit is not None:
+        rule = alt.Chart(alt.InlineData([{"limit": limit}])).mark_rule(color=_RED, strokeDash=[4, 3])
+        layers.append(rule.encode(y="limit:Q"))
+    layers.append(alt.Chart(data).mark_line(strokeWidth=1.6).encode(x=x, y=y, color=colour, order="rate:Q"))
+    layers.append(
+        alt.Chart(data).mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=colour, shape=shape)
+    )
+    return svg(alt.layer(*layers).properties(width=_FRONT_WIDTH, height=260))
+
+
+def limits(shapes: Sequence[Mapping[str, Any]]) -> str | None:
+    """How much each shape carries: from the rate that was met to the one that was missed, and what was predicted. None without any.
+
+    ``shapes``: ``label``, ``low``, ``high`` and ``promised`` (requests per second; None: not known), ``best``.
+    """
+    rows = [{**s, "high": s["high"] or s["low"]} for s in shapes if s["low"]]
+    if not rows:
+        return None
+    y = alt.Y("label:N", title=None, sort=[r["label"] for r in rows], axis=alt.Axis(labelLimit=250, minExtent=260))
+    x = alt.X(
+        "low:Q",
+        title="requests per second within the objective",
+        scale=alt.Scale(zero=True),
+        axis=alt.Axis(tickCount=6),
+    )
+    colour = alt.Color("best:N", legend=None, scale=alt.Scale(domain=[True, False], range=[_BLUE, "#a9b0ba"]))
+    data = alt.InlineData(rows)
+    bars = alt.Chart(data).mark_bar(size=14).encode(y=y, x=x, color=colour)
+    doubt = alt.Chart(data).mark_rule(strokeWidth=2, color=_GREY).encode(y=y, x=alt.X("low:Q"), x2="high:Q")
+    told = alt.InlineData([r for r in rows if r["promised"]])
+    tick = alt.Chart(told).mark_tick(color=_RED, thickness=2, size=18).encode(y=y, x=alt.X("promised:Q"))
+    return svg(alt.layer(bars, doubt, tick).properties(width=_FRONT_WIDTH - 260, height={"step": 26}))
 
 
 # -- traffic that was sent ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from actuators.base import Actuator, ActuatorError, Live, Progress
 from actuators.shape import Operation, Plan, Shape
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, audit, changes, control, recommendations
+from agent.store import Store, audit, changes, control, recommendations, tunes
 from agent.wiring import actuator_of
 from collectors.clock import Clock
 from collectors.http import Http
@@ -40,6 +40,8 @@ async def prepare(store: Store, settings: Settings, endpoint: EndpointSettings, 
     with store.read() as db:
         if any(change["endpoint"] == endpoint.name for change in changes.active(db)):
             raise CannotDeploy(f"{endpoint.name}: a change is under way; see `flyball changes list`")
+        if (tune := tunes.running(db, endpoint.name)) is not None:
+            raise CannotDeploy(f"{endpoint.name}: tune {tune['id']} is under way; end it with `flyball tune --abandon`")
     try:
         actuator = actuator_of(settings, endpoint, http)
         live = await actuator.live()
@@ -66,11 +68,21 @@ def _wanted(endpoint: EndpointSettings, live: Live) -> Shape:
 
 
 async def carry_out(
-    deployment: Deployment, store: Store, clock: Clock, by: str, *, say: Callable[[str], None] = lambda _: None
+    deployment: Deployment,
+    store: Store,
+    clock: Clock,
+    by: str,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    holder: str | None = None,
 ) -> Live:
-    """Do every step in order, wait for each, and note it in the audit. Raises ``CannotDeploy``."""
+    """Do every step in order, wait for each, and note it in the audit. Raises ``CannotDeploy``.
+
+    holder: of the lease on deploying the endpoint, where the caller holds it and goes on holding it.
+    """
     name, plan, run = deployment.endpoint, deployment.plan, recommendations.new_id()
-    holder = f"{by}:{run}"
+    own = holder is None
+    holder = holder or f"{by}:{run}"
     noted = {"plan_hash": plan.hash, "before": plan.before.as_dict(), "after": plan.after.as_dict()}
     _note(store, clock, by, "deploy", name, noted)
     try:
@@ -82,8 +94,9 @@ async def carry_out(
         _note(store, clock, by, "deploy_failed", name, noted | {"why": str(error)})
         raise CannotDeploy(f"{name}: {error}") from error
     finally:
-        with store.write() as db:
-            control.release(db, _lease(name), holder)
+        if own:
+            with store.write() as db:
+                control.release(db, lease(name), holder)
     _note(store, clock, by, "deployed", name, noted)
     return live
 
@@ -125,11 +138,12 @@ def _hold(name: str, store: Store, clock: Clock, holder: str, *, before_a_step: 
     with store.write() as db:
         if before_a_step and control.paused(db) is not None:
             raise CannotDeploy("Flyball is paused; `flyball resume` first, then deploy again: it goes on from here")
-        if control.acquire(db, _lease(name), holder, clock.now(), LEASE_S) is None:
+        if control.acquire(db, lease(name), holder, clock.now(), LEASE_S) is None:
             raise CannotDeploy("somebody else is deploying it at this moment")
 
 
-def _lease(name: str) -> str:
+def lease(name: str) -> str:
+    """Whoever holds it may deploy the endpoint."""
     return f"deploy:{name}"
 
 

@@ -17,7 +17,7 @@ from actuators.base import ActuatorError, Live
 from actuators.shape import Plan, Shape
 from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, fleet, recommendations, windows
+from agent.store import Store, changes, fleet, recommendations, tunes, windows
 from agent.watch import Watched
 from agent.wiring import policy_of
 from analyzers.finding import Finding
@@ -249,6 +249,8 @@ class Reflector:
                 db, endpoint=endpoint.name, states=("applying", "warming", "verifying", "rolling_back"), limit=1
             ):
                 return "a change is under way"
+            if tunes.running(db, endpoint.name) is not None:
+                return "a tune is under way"
             if state is not None and state["frozen_because"]:
                 return f"frozen: {state['frozen_because']}"
             if (

@@ -107,6 +107,10 @@ class VllmLocal:
                 return self._gone(args["replicas"], args.get("grace_s"))
         raise ActuatorError("UNKNOWN_OPERATION", f"vllm-local knows no step {operation.name!r}: plan again")
 
+    async def remove(self) -> None:
+        """See ``actuators.base.Removable``: the router goes."""
+        await asyncio.to_thread(teardown, self.context.state_dir)
+
     # doing
 
     def _do_start(self, args: Mapping[str, Any], token: str) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from agent.cli import calibrate, inspect, operate, setup, simulate, whatif
+from agent.cli import calibrate, inspect, operate, setup, simulate, tune, whatif
 from agent.cli.output import fail
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ operate.add(app)
 inspect.add(app)
 simulate.add(app)
 whatif.add(app)
+tune.add(app)
 calibrate.add(app)
 
 

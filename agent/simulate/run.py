@@ -129,12 +129,14 @@ def slice_s(duration_s: float) -> float:
 def sent(
     traffic: Traffic,
     found: Estimate,
-    on_progress: Callable[[float, Counter[str]], None] = lambda _at, _counts: None,
+    on_progress: Callable[[float, Counter[str]], str | None] = lambda _at, _counts: None,
     on_records: Callable[[list[Row]], None] | None = None,
     place: Place | None = None,
 ) -> Outcome:
-    """Ask the server for what must be known, then send it all, from here or from ``place``. Raises CollectError where the server does
-    not answer."""
+    """Ask the server for what must be known, then send it all, from here or from ``place``. ``on_progress`` may say why to stop.
+
+    Raises CollectError where the server does not answer.
+    """
     with Fleet(found.workers, place) as fleet:  # they start while the server is asked
         whole = _assignment(traffic, on_records is not None)
         guard = _Guard(traffic, on_progress)
@@ -181,13 +183,12 @@ def _ahead(traffic: Traffic) -> int:
 class _Guard:
     """Watches the traffic, and says why it must stop."""
 
-    def __init__(self, traffic: Traffic, on_progress: Callable[[float, Counter[str]], None]) -> None:
+    def __init__(self, traffic: Traffic, on_progress: Callable[[float, Counter[str]], str | None]) -> None:
         self._traffic, self._on_progress = traffic, on_progress
         self._seen: deque[tuple[int, int]] = deque([(0, 0)])
 
     def see(self, at_s: float, counts: Counter[str]) -> str | None:
-        self._on_progress(at_s, counts)
-        return self._storm(counts) or self._over(at_s, counts)
+        return self._on_progress(at_s, counts) or self._storm(counts) or self._over(at_s, counts)
 
     def _storm(self, counts: Counter[str]) -> str | None:
         """Too large a share of the latest requests failed."""

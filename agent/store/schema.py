@@ -274,6 +274,51 @@ outbox = sa.Table(
     sa.UniqueConstraint("channel", "kind", "subject", "revision"),
 )
 
+#: Experiments that try shapes on an endpoint, one under way for each at most.
+tunes = sa.Table(
+    "tunes",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("endpoint", sa.Text, nullable=False, index=True),
+    _text("state"),
+    sa.Column("question", sa.JSON, nullable=False),
+    _text("digest"),
+    sa.Column("original", sa.JSON(none_as_null=True)),
+    _text("started_by"),
+    _real("started_at", nullable=False),
+    _real("ended_at"),
+    sa.Column("result", sa.JSON(none_as_null=True)),
+)
+sa.Index(
+    "uq_tunes_running",
+    tunes.c.endpoint,
+    unique=True,
+    sqlite_where=tunes.c.state == "running",
+    postgresql_where=tunes.c.state == "running",
+)
+
+#: One shape that was deployed, sent traffic and watched: a row of a tune's table. ``body`` has each step that was measured.
+trials = sa.Table(
+    "trials",
+    metadata,
+    _serial(),
+    sa.Column("tune_id", sa.Text, nullable=False, index=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    _text("name"),
+    sa.Column("shape", sa.JSON, nullable=False),
+    _text("state"),
+    _text("why"),
+    sa.Column("body", sa.JSON, nullable=False),
+    _real("limit_low"),
+    _real("limit_high"),
+    _real("cost_per_1k_output_tokens_usd"),
+    _real("busy_s"),
+    _real("spent_usd"),
+    _real("started_at"),
+    _real("ended_at"),
+    sa.UniqueConstraint("tune_id", "number"),
+)
+
 reports = sa.Table(
     "reports",
     metadata,

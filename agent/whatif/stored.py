@@ -136,26 +136,26 @@ def basis(
 
 def shapes(found: Evidence, texts: Sequence[str]) -> list[tuple[str, Shape]]:
     """Names and shapes: the present one first, then each ``gpu=L40S,replicas=2`` as changes to it. Raises BadQuestion."""
-    return [("present", found.shape), *((text, _shape(text, found)) for text in texts)]
+    return [("present", found.shape), *((text, changed(text, found.shape, found.catalogue)) for text in texts)]
 
 
-def _shape(text: str, found: Evidence) -> Shape:
-    wanted = asked.pairs(text, "--candidate")
+def changed(text: str, shape: Shape, catalogue: Catalogue, option: str = "--candidate") -> Shape:
+    """``shape`` with the changes of ``gpu=L40S,replicas=2``. Raises BadQuestion."""
+    wanted = asked.pairs(text, option)
     sku, gpu = wanted.pop("sku", None), wanted.pop("gpu", None)
     if sku is not None and gpu is not None:
-        raise BadQuestion(f"--candidate {text}: sku and gpu both say what it runs on; give one")
-    shape = found.shape
+        raise BadQuestion(f"{option} {text}: sku and gpu both say what it runs on; give one")
     if sku is not None:
-        shape = _on_size(shape, str(sku), found.catalogue)
+        shape = _on_size(shape, str(sku), catalogue)
     if gpu is not None:
-        shape = _on_gpu(shape, str(gpu), wanted.get("gpus"), found.catalogue)
+        shape = _on_gpu(shape, str(gpu), wanted.get("gpus"), catalogue)
     if "gpus" in wanted:
         shape = shape.with_(accelerator_count=asked.whole(wanted.pop("gpus"), "gpus"))
     if "replicas" in wanted:
         shape = shape.with_(replicas=asked.whole(wanted.pop("replicas"), "replicas"))
     empty = [name for name, value in wanted.items() if value is None]
     if empty:
-        raise BadQuestion(f"--candidate {text}: {empty[0]}: give a value")
+        raise BadQuestion(f"{option} {text}: {empty[0]}: give a value")
     return shape.with_(engine={name: value for name, value in wanted.items() if value is not None})
 
 

@@ -1,0 +1,379 @@
+"""The experiment: one shape after the other, the most promising first, until none is left that could win, or a budget is spent.
+
+Everything is in the store before the next thing is begun: a tune that was killed goes on where it was when it is asked again. Whatever
+ends it, the endpoint is led back to what it was: to its own shape, or to nothing where nothing was up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from actuators.base import ActuatorError, Live, Removable
+from actuators.shape import Shape
+from agent.deploy import CannotDeploy, lease
+from agent.settings import EndpointSettings, Settings
+from agent.store import Store, changes, control, fleet, recommendations, tunes
+from agent.tune import choose
+from agent.tune.answer import answer
+from agent.tune.asked import Asked
+from agent.tune.choose import Trial
+from agent.tune.learn import Learned, doubt, learn, promised, traffic
+from agent.tune.trial import Bench, Ended, TrialFailed, run
+from agent.watch import Watched
+from agent.wiring import catalogue_of, watched_of
+from analyzers.limit_search import Limit
+from collectors.clock import Clock
+from collectors.http import Http
+from collectors.window import CollectError
+
+#: Who runs a tune holds a lease for so long at a time: after a kill the next one waits for no longer.
+_LEASE_S, _RENEW_S = 20.0, 5.0
+#: For the estimate: seconds to deploy a shape, and loads to find its limit.
+_DEPLOY_S, _LOADS, _OVERHEAD = 60.0, 7, 1.3
+
+
+class CannotTune(Exception):
+    """The tune cannot begin, or go on; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What it will come to, roughly, if no shape can be left out."""
+
+    minutes: float
+    usd: float | None
+    """None: no price is known."""
+
+
+def estimate(asked: Asked, settings: Settings) -> Estimate:
+    each = _DEPLOY_S + _LOADS * asked.effort.step_s * _OVERHEAD
+    prices = [price_of(settings, asked.endpoint, shape) for _, shape in asked.candidates]
+    usd = None if any(p is None for p in prices) else sum(p * each / 3600 for p in prices if p is not None)
+    return Estimate(len(asked.candidates) * each / 60, usd)
+
+
+def price_of(settings: Settings, endpoint: str, shape: Shape) -> float | None:
+    """US dollars per hour of the whole shape."""
+    return catalogue_of(settings, settings.endpoint(endpoint)).per_hour(shape)
+
+
+async def present(store: Store, settings: Settings, endpoint: EndpointSettings, http: Http, clock: Clock) -> Shape:
+    """What the candidates are changes to: what was there when an unfinished tune began, else what is live, else what the settings
+    state. Raises CannotTune."""
+    with store.read() as db:
+        known = tunes.running(db, endpoint.name)
+    if known is not None:
+        return Asked.from_dict(known["question"]).present
+    watched = watched_of(settings, endpoint, http, clock)
+    live = await _live(watched)
+    if live.shape.replicas:
+        watched.saw(live)
+        assert watched.live is not None
+        return watched.live.shape
+    stated = endpoint.shape.shape()
+    return stated if stated.replicas else stated.with_(replicas=1)
+
+
+async def _live(watched: Watched) -> Live:
+    name, system = watched.settings.name, watched.settings.actuator.system
+    try:
+        live = await watched.actuator.live()
+    except ActuatorError as error:
+        raise CannotTune(f"{name}: {error}") from error
+    if live.shape.replicas is None or "replicas" not in watched.actuator.changes:
+        raise CannotTune(f"{name}: its system ({system}) cannot deploy shapes; tune an endpoint of a system that can")
+    return live
+
+
+@dataclass(slots=True)
+class Tune:
+    """One experiment on one endpoint."""
+
+    asked: Asked
+    settings: Settings
+    store: Store
+    clock: Clock
+    http: Http
+    by: str
+    allow_production: bool = False
+    say: Callable[[str], None] = lambda _: None
+    """A line for whoever watches."""
+
+    async def run(self) -> dict[str, Any]:
+        """To its end, or until it is cancelled. Raises CannotTune."""
+        endpoint = self.settings.endpoint(self.asked.endpoint)
+        watched = watched_of(self.settings, endpoint, self.http, self.clock)
+        row = await self._begun(watched)
+        async with self._held(row["id"]) as holder:
+            return await _Running(self, watched, row, holder).run()
+
+    async def abandon(self) -> str | None:
+        """Lead the endpoint of an unfinished tune back and forget the rest; its id. None: there is none. Raises CannotTune."""
+        with self.store.read() as db:
+            row = tunes.running(db, self.asked.endpoint)
+        if row is None:
+            return None
+        watched = watched_of(self.settings, self.settings.endpoint(self.asked.endpoint), self.http, self.clock)
+        async with self._held(row["id"]) as holder:
+            running = _Running(self, watched, row, holder)
+            await running.back()
+            with self.store.write() as db:
+                tunes.end(db, row["id"], state="abandoned", now=self.clock.now(), by=self.by)
+        return str(row["id"])
+
+    async def _begun(self, watched: Watched) -> tunes.Row:
+        """The unfinished one of the same question, or a new one."""
+        name = self.asked.endpoint
+        with self.store.read() as db:
+            known = tunes.running(db, name)
+            busy = any(change["endpoint"] == name for change in changes.active(db))
+            state = fleet.get(db, name)
+            paused = control.paused(db)
+        if paused is not None:
+            raise CannotTune("Flyball is paused; `flyball resume` first")
+        if busy:
+            raise CannotTune(f"{name}: a change is under way; see `flyball changes list`")
+        if known is not None and known["digest"] != self.asked.digest:
+            raise CannotTune(
+                f"{name}: tune {known['id']} of another question is not at its end; ask the same to go on with it, or give --abandon"
+            )
+        if known is not None:
+            self.say(f"going on with tune {known['id']}")
+            return known
+        if state is not None and state["frozen_because"]:
+            raise CannotTune(f"{name} is frozen ({state['frozen_because']}); `flyball unfreeze {name}` first")
+        live = await _live(watched)
+        original = live.shape.as_dict() if live.shape.replicas else None
+        row = {
+            "id": recommendations.new_id(),
+            "endpoint": name,
+            "question": self.asked.as_dict(),
+            "digest": self.asked.digest,
+            "original": original,
+            "started_by": self.by,
+            "started_at": self.clock.now(),
+        }
+        planned = [
+            {"number": i, "name": text, "shape": shape.as_dict()}
+            for i, (text, shape) in enumerate(self.asked.candidates)
+        ]
+        with self.store.write() as db:
+            if not tunes.start(db, row, planned):
+                raise CannotTune(f"{name}: somebody else has just begun a tune")
+        return row
+
+    @asynccontextmanager
+    async def _held(self, identity: str) -> AsyncIterator[str]:
+        """Nobody else runs this tune, and nobody else deploys the endpoint. Yields the holder of the latter. Raises CannotTune."""
+        me = f"{socket.gethostname()}:{os.getpid()}"
+        names = {f"tune:{identity}": me, lease(self.asked.endpoint): f"tune:{identity}"}
+
+        def renew() -> bool:
+            with self.store.write() as db:
+                return all(
+                    control.acquire(db, name, holder, self.clock.now(), _LEASE_S) is not None
+                    for name, holder in names.items()
+                )
+
+        until = self.clock.monotonic() + _LEASE_S + _RENEW_S
+        while not renew():
+            if self.clock.monotonic() > until:
+                raise CannotTune(f"{self.asked.endpoint}: somebody else tunes or deploys it at this moment")
+            await self.clock.sleep(1.0)
+
+        async def renew_on() -> None:
+            while True:
+                await self.clock.sleep(_RENEW_S)
+                await asyncio.to_thread(renew)
+
+        task = asyncio.create_task(renew_on())
+        try:
+            yield f"tune:{identity}"
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            with self.store.write() as db:
+                for name, holder in names.items():
+                    control.release(db, name, holder)
+
+
+class _Running:
+    """A tune that holds its leases."""
+
+    def __init__(self, tune: Tune, watched: Watched, row: tunes.Row, holder: str) -> None:
+        self._tune, self._row, self._watched = tune, row, watched
+        self._asked = tune.asked
+        self._begun = tune.clock.monotonic()
+        with tune.store.read() as db:
+            self.trials = [_trial(r, tune.settings, tune.asked) for r in tunes.trials(db, row["id"])]
+        self._before_s = sum(t.busy_s for t in self.trials)
+        self._bench = Bench(
+            asked=tune.asked,
+            settings=tune.settings,
+            store=tune.store,
+            clock=tune.clock,
+            watched=watched,
+            by=tune.by,
+            holder=holder,
+            allow_production=tune.allow_production,
+            say=tune.say,
+            keep=self._keep,
+            check=self._check,
+            stop=threading.Event(),
+        )
+
+    async def run(self) -> dict[str, Any]:
+        ended = "stopped"
+        try:
+            ended = await self._all()
+        except asyncio.CancelledError:
+            self._bench.stop.set()
+            ended = "interrupted"
+        finally:
+            with contextlib.suppress(asyncio.CancelledError):  # a second Ctrl-C waits for it too
+                await asyncio.shield(asyncio.ensure_future(self.back()))
+        found = answer(self._asked, self._row, self.trials, ended, self._doubt())
+        if ended != "interrupted":
+            with self._tune.store.write() as db:
+                tunes.end(db, self._row["id"], state="done", now=self._tune.clock.now(), by=self._tune.by, result=found)
+        return found
+
+    async def _all(self) -> str:
+        """Every trial that may win; how it ended."""
+        try:
+            while (trial := await self._next()) is not None:
+                self._check()
+                told = f", {trial.promised:.3g}/s predicted" if trial.promised else ""
+                self._tune.say(f"trial {trial.number + 1} of {len(self.trials)}: {trial.shape.label()}{told}")
+                try:
+                    await run(self._bench, trial)
+                except (TrialFailed, CannotDeploy, CollectError) as error:
+                    trial.state, trial.why = "failed", str(error)
+                    self._keep(trial)
+                self._tune.say(f"  {_said(trial)}")
+        except Ended as why:
+            if str(why) == "interrupted":
+                raise asyncio.CancelledError from why
+            for trial in self.trials:
+                if trial.state == "planned":
+                    trial.state, trial.why = "skipped", str(why)
+                    self._keep(trial)
+            return str(why)
+        return "done"
+
+    async def _next(self) -> Trial | None:
+        """The one under way when it was killed, else the most promising one; those that cannot win are struck out."""
+        running = next((t for t in self.trials if t.state == "running"), None)
+        if running is not None:
+            return running
+        await asyncio.to_thread(self._learn)
+        leader, off = choose.best(self.trials, self._asked.demand), self._doubt()
+        for trial in self.trials:
+            why = choose.hopeless(trial, leader, self._asked.demand, off) if trial.state == "planned" else None
+            if why is not None and leader is not None:  # something is measured before anything is struck out
+                trial.state, trial.why = "pruned", why
+                self._keep(trial)
+                self._tune.say(f"not tried: {trial.name}: {why}")
+        return choose.following([t for t in self.trials if t.state == "planned"], self._asked.demand)
+
+    def _learn(self) -> None:
+        """Promise what is not yet measured, by the trial that says most: the one whose loads lie furthest apart."""
+        planned = [t for t in self.trials if t.state == "planned"]
+        known = [k for t in self.trials if t.state == "done" and (k := self._learned(t)) is not None]
+        if not planned or not known:
+            return
+        widest = max(known, key=lambda k: k.calibrated.load[1])
+        load, catalogue = self._asked.load, self._watched.catalogue
+        work = traffic(load.prompt_tokens, load.output_tokens, load.prefix_tokens, self._asked.seed)
+        for trial in planned:
+            trial.promised = promised(widest, trial.shape, work, self._asked.objective, catalogue)
+
+    def _learned(self, trial: Trial) -> Learned | None:
+        return learn(
+            trial.steps, trial.shape, self._bench.model or self._watched.settings.model, self._watched.catalogue
+        )
+
+    def _doubt(self) -> float:
+        return doubt([(t.promised, t.carries) for t in self.trials if t.state == "done" and t.promised and t.carries])
+
+    def _check(self) -> None:
+        budget, spent = self._asked.budget, [t.spent_usd for t in self.trials if t.busy_s]
+        if self._bench.stop.is_set():
+            raise Ended("interrupted")
+        minutes = (self._before_s + self._tune.clock.monotonic() - self._begun) / 60
+        if budget.minutes is not None and minutes >= budget.minutes:
+            raise Ended(f"the budget of {budget.minutes:g} minutes is spent")
+        if budget.usd is not None and sum(s for s in spent if s is not None) >= budget.usd:
+            raise Ended(f"the budget of ${budget.usd:g} is spent")
+
+    async def back(self) -> None:
+        """To what was there before. What cannot be undone is said; the tune's row still knows what was there."""
+        original = self._row["original"]
+        try:
+            live = await _live(self._watched)
+            shape = Shape.from_dict(original) if original is not None else live.shape.with_(replicas=0)
+            self._tune.say("leads the endpoint back" if original is not None else "takes down what it put up")
+            await self._bench.deployed(shape)
+            if original is None and isinstance(self._watched.actuator, Removable):
+                await self._watched.actuator.remove()
+        except (TrialFailed, CannotDeploy, CannotTune) as error:
+            raise CannotTune(
+                f"{self._asked.endpoint} is not back in its old shape: {error}. Try again with `flyball tune --abandon`"
+            ) from error
+        with self._tune.store.write() as db:
+            fleet.changed(db, self._asked.endpoint, self._tune.clock.now())
+
+    def _keep(self, trial: Trial) -> None:
+        limit = trial.limit
+        with self._tune.store.write() as db:
+            tunes.keep(
+                db,
+                self._row["id"],
+                trial.number,
+                state=trial.state,
+                why=trial.why,
+                body=dict(trial.as_body()),
+                limit_low=limit.low if limit is not None else None,
+                limit_high=limit.high if limit is not None else None,
+                cost_per_1k_output_tokens_usd=trial.cost_per_1k(),
+                busy_s=trial.busy_s,
+                spent_usd=trial.spent_usd,
+                ended_at=self._tune.clock.now() if trial.state != "running" else None,
+            )
+
+
+def _trial(row: tunes.Row, settings: Settings, asked: Asked) -> Trial:
+    """As the store has it."""
+    shape, body = Shape.from_dict(row["shape"]), row["body"]
+    limit = None if body.get("sure") is None else Limit(row["limit_low"], row["limit_high"], body["sure"])
+    return Trial(
+        number=row["number"],
+        name=row["name"],
+        shape=shape,
+        price_per_hour=price_of(settings, asked.endpoint, shape),
+        state="planned" if row["state"] == "skipped" else row["state"],
+        why=row["why"],
+        promised=body.get("promised"),
+        steps=list(body.get("steps", [])),
+        limit=limit,
+        output_tokens=body.get("output_tokens"),
+        busy_s=row["busy_s"] or 0.0,
+    )
+
+
+def _said(trial: Trial) -> str:
+    if trial.state == "failed":
+        return f"failed: {trial.why}"
+    if trial.carries is None:
+        return trial.why or "no rate at which the objective holds"
+    high = f" and less than {trial.limit.high:.3g}" if trial.limit is not None and trial.limit.high else ""
+    return f"carries {trial.carries:.3g} requests/s{high}{f' ({trial.why})' if trial.why else ''}"

@@ -1,0 +1,279 @@
+"""One shape: deploy it, warm it, find the highest rate at which the objective holds, and watch both sides meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from actuators.base import ActuatorError
+from actuators.shape import Shape
+from agent.deploy import Deployment, carry_out
+from agent.settings import Settings
+from agent.simulate.asked import Options, Prices, Traffic
+from agent.simulate.options import Given, traffic_of
+from agent.simulate.run import Outcome, estimate, sent
+from agent.store import Store
+from agent.tune.asked import Asked
+from agent.tune.choose import Trial
+from agent.tune.judge import Judged, figures, invalid, judge
+from agent.tune.observe import observing
+from agent.watch import Watched
+from analyzers.limit_search import Limit, Measured, limit_of, next_rate
+from collectors.clock import Clock
+
+#: Users of the load that shows what a shape can do at most: as many as its sequences, or so many where that is not known.
+_MANY, _MOST_USERS = 32, 256
+#: Of what users in a closed loop get out of it, an open loop is tried first at this share; above the other one it cannot keep up.
+_FIRST, _BEYOND = 0.7, 1.1
+#: A server that was just started is slow at first: so many seconds, and this share of a load at least, count for nothing.
+_WARM_S, _WARM_SHARE, _MOST_WARM_SHARE = 3.0, 0.1, 0.4
+_LONGEST = 3.0
+_PATIENCE_S, _PATIENCE = 30.0, 20.0
+
+
+class Ended(Exception):
+    """The tune ends here, with what it has: ``interrupted`` or a budget. Nothing is wrong with the trial."""
+
+
+class TrialFailed(Exception):
+    """This shape cannot be measured, and why."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """What trials work with."""
+
+    asked: Asked
+    settings: Settings
+    store: Store
+    clock: Clock
+    watched: Watched
+    by: str
+    holder: str
+    """Of the lease on deploying the endpoint."""
+    allow_production: bool
+    say: Callable[[str], None]
+    keep: Callable[[Trial], None]
+    """Writes a trial to the store."""
+    check: Callable[[], None]
+    """Raises ``Ended`` where the tune must end."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set: a load under way is ended."""
+    model: str | None = None
+
+    async def deployed(self, shape: Shape) -> None:
+        """Lead the endpoint to ``shape`` and wait until it serves. Raises TrialFailed."""
+        name, actuator = self.watched.settings.name, self.watched.actuator
+        try:
+            plan = await actuator.plan(await actuator.live(), shape)
+            if plan.operations:
+                deployment = Deployment(name, plan, actuator)
+                await carry_out(
+                    deployment,
+                    self.store,
+                    self.clock,
+                    self.by,
+                    say=lambda line: self.say(f"  {line}"),
+                    holder=self.holder,
+                )
+            live = await actuator.live()
+        except ActuatorError as error:
+            raise TrialFailed(str(error)) from error
+        if shape.replicas and not live.ready:
+            raise TrialFailed(f"it does not serve: {live.detail}")
+        self.watched.saw(live)
+
+    async def sent(self, options: Options, trial: Trial, patience_s: float) -> tuple[Outcome, dict[str, Any]]:
+        """One load, and what the server said of it. Raises CollectError, Ended."""
+        traffic = self._traffic(options, trial, patience_s)
+        self.stop.clear()
+
+        def watch(_at: float, _counts: Counter[str]) -> str | None:
+            return "interrupted" if self.stop.is_set() else None
+
+        async with observing(self.watched, self.clock) as seen:
+            outcome = await asyncio.to_thread(sent, traffic, estimate(traffic), watch)
+        if self.stop.is_set():
+            raise Ended("interrupted")
+        self.model = outcome.model
+        return outcome, seen.summary()
+
+    def _traffic(self, options: Options, trial: Trial, patience_s: float) -> Traffic:
+        load = self.asked.load
+        given = Given(
+            endpoint=self.asked.endpoint,
+            api=load.api,
+            exact_output=load.exact_output,
+            timeout_s=patience_s,
+            allow_production=self.allow_production,
+            prices=Prices(per_hour=trial.price_per_hour),
+        )
+        options = replace(
+            options,
+            prompt_tokens=load.prompt_tokens,
+            output_tokens=load.output_tokens,
+            prefix_tokens=load.prefix_tokens,
+            seed=self.asked.seed + len(trial.steps),
+        )
+        return replace(traffic_of(given, options, self.settings, []), objective=self.asked.objective)
+
+
+async def run(bench: Bench, trial: Trial) -> None:
+    """Measure the trial, or go on with it: each load is kept as it ends. Raises CollectError, Ended, TrialFailed."""
+    begun, before = bench.clock.monotonic(), trial.busy_s
+
+    def note() -> None:
+        trial.busy_s = before + bench.clock.monotonic() - begun
+        bench.keep(trial)
+
+    trial.state, trial.why = "running", ""
+    note()
+    try:
+        await bench.deployed(trial.shape)
+        note()
+        await _measure(bench, trial, note)
+    finally:
+        note()
+
+
+async def _measure(bench: Bench, trial: Trial, note: Callable[[], None]) -> None:
+    asked = bench.asked
+    single = await _single(bench, trial, note)
+    if single["verdict"] == "missed":
+        trial.limit = Limit(None, 0.0, False)
+        _done(trial, f"not even one user is served within the objective: {single['why']}")
+        return
+    alone = single["figures"]["e2e_s"]["mean"] or 0.0
+    measured = _measured(trial)
+    guess = trial.promised or next((s["guess"] for s in trial.steps if "guess" in s), None)
+    if guess is None:
+        most = await _most(bench, trial, note, alone)
+        if most is None:
+            _done(trial, "the client was the bottleneck: what it can do at most is not known")
+            return
+        guess, measured = most * _FIRST, _measured(trial)
+    while (rate := next_rate(measured, guess, asked.effort.precision, asked.effort.most_steps)) is not None:
+        bench.check()
+        step = await _rate(bench, trial, note, rate, alone)
+        if step["invalid"] and sum(1 for s in trial.steps if s["invalid"]) > 1:  # once is a moment of something else
+            trial.why = f"the client was the bottleneck at {rate:.3g}/s"
+            break
+        measured = _measured(trial)
+    trial.limit = limit_of(measured)
+    _done(trial, trial.why)
+
+
+def _done(trial: Trial, why: str) -> None:
+    trial.state, trial.why = "done", why
+    tokens = [
+        (s["figures"]["completed"], s["figures"]["output_length"]["mean"]) for s in trial.steps if not s["invalid"]
+    ]
+    known = [(n, mean) for n, mean in tokens if n and mean is not None]
+    trial.output_tokens = sum(n * mean for n, mean in known) / sum(n for n, _ in known) if known else None
+
+
+def _measured(trial: Trial) -> list[Measured]:
+    """What was sent in open loop; and what a closed one says of rates that cannot be kept up with."""
+    found = [
+        Measured(s["rate"], s["verdict"], s["likely"]) for s in trial.steps if s["kind"] == "rate" and not s["invalid"]
+    ]
+    beyond = [s["figures"]["requests_per_s"] for s in trial.steps if s["kind"] == "most" and not s["invalid"]]
+    return [Measured(b * _BEYOND, "missed", False) for b in beyond if b and found] + found
+
+
+async def _single(bench: Bench, trial: Trial, note: Callable[[], None]) -> dict[str, Any]:
+    """One user after the other: warms the server, and shows the best that anybody gets."""
+    known = next((s for s in trial.steps if s["kind"] == "single"), None)
+    if known is not None:
+        if len(trial.steps) > 1 or trial.steps[0] is not known:
+            await bench.sent(
+                Options(concurrency=1, duration_s=_WARM_S, warmup_s=0.0), trial, 120.0
+            )  # as warm as it was
+        return known
+    bench.check()
+    seconds = max(_WARM_S * 2, bench.asked.effort.step_s / 2)
+    options = Options(concurrency=1, duration_s=seconds, warmup_s=min(_WARM_S, seconds / 2))
+    outcome, server = await bench.sent(options, trial, 120.0)
+    return _kept(trial, note, "single", {"users": 1, "rate": None}, outcome, server, judge(outcome, None))
+
+
+async def _most(bench: Bench, trial: Trial, note: Callable[[], None], alone: float) -> float | None:
+    """Requests per second of as many users as it has sequences. None: this client cannot send so much."""
+    slots = trial.shape.engine.get("max_num_seqs")
+    each = slots if isinstance(slots, int) else _MANY
+    users = min(_MOST_USERS, max(2, (trial.shape.replicas or 1) * min(each, _MOST_USERS)))
+    bench.check()
+    seconds = _seconds(bench.asked, alone, 0)
+    options = Options(concurrency=users, duration_s=seconds, warmup_s=_warm(seconds, alone))
+    outcome, server = await bench.sent(options, trial, _patience(alone))
+    step = _kept(trial, note, "most", {"users": users, "rate": None}, outcome, server, judge(outcome, None))
+    reached = step["figures"]["requests_per_s"]
+    if step["invalid"] or not reached:
+        return None
+    step["guess"] = reached * _FIRST
+    note()
+    return float(reached)
+
+
+async def _rate(bench: Bench, trial: Trial, note: Callable[[], None], rate: float, alone: float) -> dict[str, Any]:
+    """An open loop, long enough for the objective's percentile."""
+    quantiles = [t.quantile for t in bench.asked.objective.targets if t.quantile is not None]
+    # With fewer requests than this not even none beyond the limit would show, at 95 %, that so few are (the rule of three).
+    needed = 3.0 / (1.0 - max(quantiles, default=0.95)) + 1
+    seconds = _seconds(bench.asked, alone, needed / rate)
+    options = Options(rate=rate, duration_s=seconds, warmup_s=_warm(seconds, alone))
+    outcome, server = await bench.sent(options, trial, _patience(alone))
+    return _kept(trial, note, "rate", {"users": None, "rate": rate}, outcome, server, judge(outcome, rate))
+
+
+def _seconds(asked: Asked, alone: float, needed_s: float) -> float:
+    """Of sending: some answers' time at least, and not without end."""
+    least = max(asked.effort.step_s, 5.0 * alone)
+    return min(max(least, needed_s / (1 - _WARM_SHARE)), _LONGEST * least)
+
+
+def _warm(seconds: float, alone: float) -> float:
+    return min(max(_WARM_SHARE * seconds, 2.0 * alone), _MOST_WARM_SHARE * seconds)
+
+
+def _patience(alone: float) -> float:
+    return max(_PATIENCE_S, math.ceil(_PATIENCE * alone))
+
+
+def _kept(
+    trial: Trial,
+    note: Callable[[], None],
+    kind: str,
+    load: dict[str, Any],
+    outcome: Outcome,
+    server: dict[str, Any],
+    judged: Judged,
+) -> dict[str, Any]:
+    step = {
+        "kind": kind,
+        **load,
+        "seconds": outcome.traffic.duration_s,
+        "started_at": outcome.run.started_at,
+        "verdict": judged.verdict,
+        "likely": judged.likely,
+        "why": judged.why,
+        "targets": list(judged.targets),
+        "figures": figures(outcome),
+        "server": server,
+        "invalid": invalid(outcome),
+    }
+    trial.steps.append(step)
+    note()
+    return step
+
+
+def at_limit(trial: Trial) -> dict[str, Any] | None:
+    """The load at the highest rate that was met; the one user where no rate was. None: nothing was measured."""
+    carries = trial.carries
+    rates: Sequence[dict[str, Any]] = [s for s in trial.steps if s["kind"] == "rate" and s["rate"] == carries]
+    return rates[-1] if rates else next((s for s in trial.steps if s["kind"] == "single"), None)
