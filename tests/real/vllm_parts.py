@@ -1,11 +1,12 @@
 """A real vLLM server (CPU build) for tests: where it is installed, a tiny model with random weights, and its environment.
 
-The model and its tokenizer are made on the spot by vLLM's own interpreter: nothing is downloaded. Speed means nothing here: tests
-assert states, counts and order.
+The model and its tokenizer are made on the spot by vLLM's own interpreter: nothing is downloaded. The tiny model's speed means nothing:
+an iteration of it is mostly processes that wake each other. Where times are compared, take ``LARGER``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping
@@ -16,6 +17,15 @@ import pytest
 
 MODEL_NAME = "tiny"
 MAX_MODEL_LEN = 2048
+
+#: Sizes of a model whose iterations are arithmetic (13 ms and more on one core), beside which scheduling, HTTP and the client are small.
+LARGER: Mapping[str, int] = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+}
 
 #: Environment of a replica: offline, one small KV cache, few threads.
 ENVIRONMENT: Mapping[str, str] = {
@@ -60,7 +70,7 @@ config = {
     "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 1, "torch_dtype": "bfloat16",
     "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False,
 }
-(folder / "config.json").write_text(json.dumps(config))
+(folder / "config.json").write_text(json.dumps({**config, **json.loads(sys.argv[2])}))
 """
 
 
@@ -73,22 +83,22 @@ def vllm_python() -> str:
     return str(path)
 
 
-def tiny_model(folder: Path) -> Path:
-    """A folder with the model's config and tokenizer, made once for each ``folder``."""
+def tiny_model(folder: Path, sizes: Mapping[str, int] | None = None) -> Path:
+    """A folder with the model's config and tokenizer, made once for each ``folder``. ``sizes``: where they differ from the tiny ones."""
     model = folder / "tiny-model"
     if not (model / "config.json").exists():
         model.mkdir(parents=True, exist_ok=True)
-        command = [vllm_python(), "-c", _MAKE_MODEL, str(model)]
+        command = [vllm_python(), "-c", _MAKE_MODEL, str(model), json.dumps(dict(sizes or {}))]
         made = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, timeout=300)
         assert made.returncode == 0, f"the tiny model could not be made:\n{made.stderr[-2000:]}"
     return model
 
 
-def vllm_options(folder: Path, **more: Any) -> dict[str, Any]:
-    """Options of the system ``vllm-local`` that deploy the tiny model."""
+def vllm_options(folder: Path, sizes: Mapping[str, int] | None = None, **more: Any) -> dict[str, Any]:
+    """Options of the system ``vllm-local`` that deploy the tiny model, or one of other ``sizes``."""
     return {
         "python": vllm_python(),
-        "model": str(tiny_model(folder)),
+        "model": str(tiny_model(folder, sizes)),
         "served_model_name": MODEL_NAME,
         "args": dict(ARGUMENTS),
         "env": dict(ENVIRONMENT),
