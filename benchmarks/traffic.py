@@ -255,7 +255,7 @@ def stall_truth(rate: float, seconds: float, cap: int) -> float:
 
 def million(requests: int) -> dict[str, Any]:
     """Memory at a tenth and at the end of so many requests, of 2 tokens each."""
-    rate = 800.0
+    rate = 1500.0
     seconds = requests / rate
     with server() as url:
         command = [*FLYBALL, "--url", url, "--model", "exact", "--rate", str(rate), "--arrivals", "constant"]

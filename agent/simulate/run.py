@@ -23,6 +23,8 @@ _FAST_TTFT_S, _FAST_ITL_S = 0.05, 0.01
 #: An error storm is judged by so many of the latest requests.
 _STORM_REQUESTS = 50
 _MOST_AHEAD = 512
+#: For one of a server's addresses to take a connection.
+_REACH_S = 3.0
 #: Slices for the charts, at most about so many; each divides a window of a minute.
 _MOST_SLICES = 120
 _SLICES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
@@ -148,7 +150,7 @@ def sent(
 def _assignment(traffic: Traffic, records: bool) -> Assignment:
     """The whole traffic, as one worker would send it."""
     target = traffic.target
-    server = resolve(target.url, target.ca_file)
+    server = resolve(target.url, target.ca_file, reach_s=min(traffic.timeout_s, _REACH_S))
     asking = Asking(
         target.model or only_model(server, target.headers, min(traffic.timeout_s, 30.0)),
         target.api,

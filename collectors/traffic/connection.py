@@ -56,8 +56,12 @@ class Server:
         return context
 
 
-def resolve(url: str, ca_file: Path | None = None) -> Server:
-    """The server of an address. Raises CollectError ``protocol`` for what is none, ``dns`` for an unknown name."""
+def resolve(url: str, ca_file: Path | None = None, reach_s: float | None = None) -> Server:
+    """The server of an address. Raises CollectError ``protocol`` for what is none, ``dns`` for an unknown name.
+
+    reach_s: where a name has several addresses, the first that takes a connection within so long (``localhost`` is two, and a server may
+    listen on one); None: the first.
+    """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -70,8 +74,17 @@ def resolve(url: str, ca_file: Path | None = None) -> Server:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         raise CollectError("dns", f"{host}: the name is not known. Check the address") from error
-    family, _, _, _, address = found[0]
+    chosen = found[0]
+    if reach_s is not None and len(found) > 1:
+        chosen = next((one for one in found if _answers(one[0], one[4], reach_s)), chosen)
+    family, _, _, _, address = chosen
     return Server(parts.scheme, host, port, int(family), tuple(address), ca_file)
+
+
+def _answers(family: int, address: tuple[Any, ...], within_s: float) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.settimeout(within_s)
+        return tried.connect_ex(address) == 0
 
 
 class Connection:

@@ -331,3 +331,14 @@ def test_a_wall_clock_that_was_set_gives_no_stamps_for_a_moment(monkeypatch: pyt
     after = clocks.behind()
     assert after is not None
     assert after - before == pytest.approx(60, abs=1e-3)
+
+
+def test_of_a_names_addresses_one_that_answers_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``localhost`` is two addresses, and most servers listen on one."""
+    with exact() as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        four = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+        nobody = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [nobody, four])
+        assert resolve(f"http://name:{port}", reach_s=2.0).address == ("127.0.0.1", port)
+        assert resolve(f"http://name:{port}").address == ("127.0.0.1", 1)
