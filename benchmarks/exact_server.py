@@ -75,6 +75,7 @@ LAST = chunk(event("[DONE]")) + b"0\r\n\r\n"
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain\r\nretry-after: 2\r\ncontent-length: 4\r\n\r\nbusy"
 )
+NOTHING = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 #: In a plan of writes: close the connection as a failing machine does.
 RESET = b"<reset>"
 
@@ -237,6 +238,9 @@ class Server:
     def _answer(self, client: Client, head: bytes, body: bytes, now: float) -> None:
         if head.startswith(b"get "):
             self._report(client, head.split(b" ", 2)[1].decode())
+            return
+        if not head.startswith(b"post ") or not body:  # a client that only looks whether anybody is there
+            self._write_all(client, NOTHING)
             return
         asked = json.loads(body)
         tokens = int(asked.get("max_tokens") or asked.get("max_completion_tokens") or self._timing.tokens)

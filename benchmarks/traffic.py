@@ -35,7 +35,7 @@ from collectors.traffic.preflight import ask
 
 HERE = Path(__file__).parent
 FLYBALL = [sys.executable, "-m", "agent", "simulate"]
-PEERS = {"guidellm": "guidellm[recommended]", "aiperf": "aiperf"}
+PEERS = {"guidellm": "guidellm==0.8.1", "aiperf": "aiperf==0.13.0"}
 TOKENS, TTFT_MS, ITL_MS = 50, 100.0, 10.0
 
 
@@ -299,21 +299,13 @@ def peer(name: str, folder: Path, url: str, closed: bool, n: int, seconds: float
         tokenizer = make_tokenizer(folder / name / "bin" / "python", out / "tokenizer")
         tool = str(folder / name / "bin" / name)
         if name == "guidellm":
-            data = f"prompt_tokens=64,output_tokens={TOKENS}"
-            command = [tool, "benchmark", "--target", url, "--model", "exact", "--processor", tokenizer, "--data", data]
-            command += [
-                "--rate-type" if closed else "--profile",
-                "concurrent" if closed else "constant",
-                "--rate",
-                str(n),
-            ]
-            command += [
-                "--max-seconds",
-                f"{seconds:g}",
-                "--output-path",
-                str(out / "benchmarks.json"),
-                "--disable-progress",
-            ]
+            profile = f"kind=concurrent,streams={n}" if closed else f"kind=constant,rate={n}"
+            command = [tool, "run", "--disable-progress", "--profile", profile]
+            command += ["--backend", f"kind=openai_http,target={url},model=exact"]
+            command += ["--constraint", f"kind=max_duration,seconds={seconds:g}"]
+            command += ["--tokenizer", f"kind=hf_auto,model={tokenizer}"]
+            command += ["--data", f"kind=synthetic_text,prompt_tokens=64,output_tokens={TOKENS}"]
+            command += ["--output", f"kind=json,path={out}/benchmarks.json"]
         else:
             command = [
                 tool,
@@ -325,6 +317,7 @@ def peer(name: str, folder: Path, url: str, closed: bool, n: int, seconds: float
                 "--endpoint-type",
                 "chat",
                 "--streaming",
+                "--use-server-token-count",
                 "--tokenizer",
                 tokenizer,
             ]
@@ -338,8 +331,11 @@ def peer(name: str, folder: Path, url: str, closed: bool, n: int, seconds: float
                 "--artifact-dir",
                 str(out),
             ]
-            command += ["--concurrency" if closed else "--request-rate", str(n), "--benchmark-duration", f"{seconds:g}"]
-        env = {**os.environ, "HF_HUB_OFFLINE": "0", "DO_NOT_TRACK": "1"}
+            command += (
+                ["--concurrency", str(n)] if closed else ["--request-rate", str(n), "--request-rate-mode", "constant"]
+            )
+            command += ["--benchmark-duration", f"{seconds:g}"]
+        env = {**os.environ, "DO_NOT_TRACK": "1"}
         _, code, footprint, cpu, begun = watched(command, out, env)
         try:
             path = next(p for p in out.rglob("*.json") if p.name in ("benchmarks.json", "profile_export_aiperf.json"))
