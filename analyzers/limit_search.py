@@ -63,7 +63,7 @@ def next_rate(measured: Sequence[Measured], guess: float, precision: float = 0.1
     if not measured:
         return guess
     known = limit_of(measured)
-    step = math.pow(1.0 + precision, 2 ** min(len(measured) - 1, 4))
+    step = math.pow(1.0 + precision, 2 ** min(len(measured) - 1, 3))
     if known.high is None:
         return max(m.rate for m in measured) * step
     if known.low is None:

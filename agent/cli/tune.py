@@ -119,6 +119,8 @@ def tune(
         raise fail(str(error), 2) from error
     except (CannotTune, CollectError) as error:
         raise fail(str(error)) from error
+    except asyncio.CancelledError as error:  # before it had anything to tell
+        raise fail("interrupted; the same command goes on from here", INTERRUPTED) from error
     finally:
         store.close()
     if found is not None:
@@ -185,7 +187,7 @@ async def _tune(
             highlight=False,
         )
         if not yes:
-            typer.confirm("Begin?", abort=True)
+            typer.confirm("Begin?", abort=True, err=True)
         task = asyncio.ensure_future(tune.run())
         for number_ in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number_, task.cancel)

@@ -109,7 +109,8 @@ def _serves(n: int, trial: Trial, users: float | None, think_s: float) -> dict[s
     if trial.state != "done":
         return {"met": None, "cost_per_1k_output_tokens_usd": None}
     if users is None or n > users:
-        return {"met": False if trial.limit is not None else None, "cost_per_1k_output_tokens_usd": None}
+        none = trial.limit is not None and trial.limit.high == 0.0  # not even one is served
+        return {"met": False if users is not None or none else None, "cost_per_1k_output_tokens_usd": None}
     alone = next((s["figures"]["e2e_s"]["mean"] for s in trial.steps if s["kind"] == "single"), None)
     step = at_limit(trial)
     if alone is None or step is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,10 @@ def space(path: Path, present: Shape, catalogue: Catalogue) -> list[tuple[str, S
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadQuestion(f"--space {path}: is not YAML: {' '.join(str(error).split())}") from error
     axes = _axes(path, data)
+    if (combinations := math.prod(len(values) for values in axes.values())) > MOST_CANDIDATES:
+        raise BadQuestion(
+            f"--space {path}: {combinations} combinations are more than {MOST_CANDIDATES}: each one is deployed; ask for fewer"
+        )
     found: list[tuple[str, Shape]] = []
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
@@ -151,7 +156,7 @@ def _axes(path: Path, data: Any) -> dict[str, list[Any]]:
             raise BadQuestion(f"--space {path}: {name} is no part of a space; {nearest(str(name), _SPACE)}")
         if name != "engine":
             axes[name] = _list(path, name, values)
-        elif not isinstance(values, dict):
+        elif not isinstance(values, dict) or not values:
             raise BadQuestion(f"--space {path}: engine: write a list for each limit, such as `max_num_seqs: [8, 32]`")
         else:
             axes |= {f"engine.{key}": _list(path, f"engine.{key}", value) for key, value in values.items()}
@@ -159,9 +164,13 @@ def _axes(path: Path, data: Any) -> dict[str, list[Any]]:
 
 
 def _list(path: Path, name: str, values: Any) -> list[Any]:
-    if not isinstance(values, list) or not values or not all(isinstance(v, int | float | str) for v in values):
+    if not isinstance(values, list) or not values or not all(map(_is_value, values)):
         raise BadQuestion(f"--space {path}: {name}: give a list of values, such as [1, 2]")
     return list(dict.fromkeys(values))
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _with(shape: Shape, name: str, value: Any, catalogue: Catalogue, path: Path) -> Shape:

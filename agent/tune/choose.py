@@ -39,10 +39,7 @@ class Trial:
 
     def cost_per_1k(self, rate: float | None = None) -> float | None:
         """US dollars of reserved capacity for 1000 output tokens at ``rate``, at its limit where none is given. None: unknown."""
-        rate = self.carries if rate is None else rate
-        if self.price_per_hour is None or not rate or not self.output_tokens:
-            return None
-        return self.price_per_hour / 3600.0 / (rate * self.output_tokens) * 1000.0
+        return _per_1k(self.price_per_hour, self.carries if rate is None else rate, self.output_tokens)
 
     @property
     def spent_usd(self) -> float | None:
@@ -61,53 +58,57 @@ class Trial:
 
 def best(trials: Sequence[Trial], demand: float | None) -> Trial | None:
     """With a demand: the cheapest that carries it, else the one that carries most. Without: the cheapest per token; where no price is
-    known, the one that carries most. None: none was measured that carries anything."""
+    known, the one that carries most. What has no price comes after what has one. None: none was measured that carries anything."""
     measured = [t for t in trials if t.state == "done" and t.carries]
     return min(measured, key=lambda t: _rank(t, demand), default=None)
 
 
 def _rank(trial: Trial, demand: float | None) -> tuple[float, ...]:
-    carries = trial.carries or 0.0
+    return _ranked(trial, trial.carries or 0.0, trial.output_tokens, demand)
+
+
+def _ranked(trial: Trial, carries: float, tokens: float | None, demand: float | None) -> tuple[float, ...]:
+    """Less is better: as if the trial carried so much, in answers of so many tokens."""
+    price = trial.price_per_hour
+    if demand is not None and carries < demand:
+        return (1.0, -carries)
     if demand is not None:
-        if carries < demand:
-            return (1.0, -carries)
-        return (
-            0.0,
-            math.inf if trial.price_per_hour is None else trial.price_per_hour,
-            trial.shape.replicas or 0,
-            -carries,
-        )
-    cost = trial.cost_per_1k()
+        return (0.0, math.inf if price is None else price, trial.shape.replicas or 0, -carries)
+    cost = _per_1k(price, carries, tokens)
     return (math.inf if cost is None else cost, -carries)
+
+
+def _per_1k(price_per_hour: float | None, rate: float | None, tokens: float | None) -> float | None:
+    if price_per_hour is None or not rate or not tokens:
+        return None
+    return price_per_hour / 3600.0 / (rate * tokens) * 1000.0
 
 
 def hopeless(trial: Trial, leader: Trial | None, demand: float | None, doubt: float) -> str | None:
     """Why a planned trial cannot win even if it does better than promised by ``doubt`` (a share). None: it may."""
-    at_most = None if trial.promised is None else trial.promised * (1.0 + doubt)
-    if demand is not None and at_most is not None and at_most < demand:
-        return f"predicted to carry {trial.promised:.3g}/s, {at_most:.3g} at most: less than {demand:g}/s"
     if leader is None or leader.carries is None:
         return None
-    mine, its = trial.price_per_hour, leader.price_per_hour
-    if demand is not None and leader.carries >= demand and mine is not None and its is not None and mine != its:
-        return f"dearer than shape {leader.number + 1}, which carries {demand:g}/s" if mine > its else None
-    if at_most is None:
+    at_most = math.inf if trial.promised is None else trial.promised * (1.0 + doubt)
+    # The answers are as long on each shape.
+    if _ranked(trial, at_most, leader.output_tokens or 1.0, demand) <= _rank(leader, demand):
         return None
-    if demand is None and mine is not None and its is not None:
-        return _dearer_per_token(trial, leader, at_most)
-    if at_most <= leader.carries:
-        return f"predicted to carry {trial.promised:.3g}/s, {at_most:.3g} at most: shape {leader.number + 1} carries {leader.carries:.3g}"
-    return None
-
-
-def _dearer_per_token(trial: Trial, leader: Trial, at_most: float) -> str | None:
-    assert trial.price_per_hour is not None
-    assert leader.price_per_hour is not None
-    assert leader.carries is not None
-    # Dollars per request: the answers are as long on each shape.
-    if trial.price_per_hour / at_most < leader.price_per_hour / leader.carries:
-        return None
-    return f"predicted to carry {trial.promised:.3g}/s, {at_most:.3g} at most: dearer per token than shape {leader.number + 1}"
+    mine, its, number = trial.price_per_hour, leader.price_per_hour, leader.number + 1
+    told = "" if trial.promised is None else f"predicted to carry {trial.promised:.3g}/s, {at_most:.3g} at most: "
+    if demand is not None and leader.carries >= demand:
+        if at_most < demand:
+            return f"{told}less than {demand:g}/s"
+        if mine != its:
+            what = "its price is not known, as is that of" if mine is None else "dearer than"
+            return f"{what} shape {number}, which carries {demand:g}/s"
+        if (trial.shape.replicas or 0) > (leader.shape.replicas or 0):
+            return f"more replicas than shape {number}, which carries {demand:g}/s"
+    elif demand is None and its is not None:
+        return (
+            f"its price is not known, as is that of shape {number}"
+            if mine is None
+            else f"{told}dearer per token than shape {number}"
+        )
+    return f"{told}shape {number} carries {leader.carries:.3g}"
 
 
 def following(planned: Sequence[Trial], demand: float | None) -> Trial | None:

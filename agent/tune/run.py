@@ -16,11 +16,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from actuators.base import ActuatorError, Live, Removable
 from actuators.shape import Shape
 from agent.deploy import CannotDeploy, lease
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, fleet, recommendations, tunes
+from agent.store import Store, StoreError, changes, control, fleet, recommendations, tunes
 from agent.tune import choose
 from agent.tune.answer import answer
 from agent.tune.asked import Asked
@@ -192,10 +194,17 @@ class Tune:
         async def renew_on() -> None:
             while True:
                 await self.clock.sleep(_RENEW_S)
-                await asyncio.to_thread(renew)
+                with contextlib.suppress(
+                    StoreError, SQLAlchemyError
+                ):  # a moment's outage of the database: the next one tries again
+                    await asyncio.to_thread(renew)
 
         task = asyncio.create_task(renew_on())
         try:
+            with self.store.read() as db:
+                known = tunes.running(db, self.asked.endpoint)
+            if known is None or known["id"] != identity:  # whoever was waited for has brought it to its end
+                raise CannotTune(f"{self.asked.endpoint}: tune {identity} has just ended")
             yield f"tune:{identity}"
         finally:
             task.cancel()
@@ -239,8 +248,11 @@ class _Running:
             self._bench.stop.set()
             ended = "interrupted"
         finally:
-            with contextlib.suppress(asyncio.CancelledError):  # a second Ctrl-C waits for it too
-                await asyncio.shield(asyncio.ensure_future(self.back()))
+            back = asyncio.ensure_future(self.back())
+            while not back.done():
+                with contextlib.suppress(asyncio.CancelledError):  # a second Ctrl-C waits for it too
+                    await asyncio.shield(back)
+            back.result()
         found = answer(self._asked, self._row, self.trials, ended, self._doubt())
         if ended != "interrupted":
             with self._tune.store.write() as db:
@@ -264,7 +276,7 @@ class _Running:
             if str(why) == "interrupted":
                 raise asyncio.CancelledError from why
             for trial in self.trials:
-                if trial.state == "planned":
+                if trial.state in ("planned", "running"):
                     trial.state, trial.why = "skipped", str(why)
                     self._keep(trial)
             return str(why)
@@ -374,6 +386,7 @@ def _said(trial: Trial) -> str:
     if trial.state == "failed":
         return f"failed: {trial.why}"
     if trial.carries is None:
-        return trial.why or "no rate at which the objective holds"
+        below = trial.limit.high if trial.limit is not None else None
+        return trial.why or (f"carries less than {below:.3g} requests/s" if below else "its limit was not found")
     high = f" and less than {trial.limit.high:.3g}" if trial.limit is not None and trial.limit.high else ""
     return f"carries {trial.carries:.3g} requests/s{high}{f' ({trial.why})' if trial.why else ''}"

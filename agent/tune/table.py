@@ -41,11 +41,12 @@ def _row(trial: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
 
 
 def carried(trial: Mapping[str, Any]) -> str:
-    """The limit, with the lowest rate that was missed: ``4.2 (<4.8)``. ``~`` where it rests on few requests."""
+    """The limit, with the lowest rate that was missed: ``4.2 (<4.8)``. ``~`` where it rests on few requests; ``-``: not measured."""
     if trial["state"] != "done":
         return str(trial["state"])
     if not trial["carries_per_s"]:
-        return "none"
+        below = trial["below_per_s"]
+        return "-" if below is None else f"<{_number(below)}" if below else "none"
     about = "" if trial["sure"] else "~"
     below = f" (<{_number(trial['below_per_s'])})" if trial["below_per_s"] else ""
     return f"{about}{_number(trial['carries_per_s'])}{below}"

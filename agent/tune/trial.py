@@ -33,6 +33,8 @@ _FIRST, _BEYOND = 0.7, 1.1
 #: A server that was just started is slow at first: so many seconds, and this share of a load at least, count for nothing.
 _WARM_S, _WARM_SHARE, _MOST_WARM_SHARE = 3.0, 0.1, 0.4
 _LONGEST = 3.0
+#: With less of a request under way on average, an open loop is one user after the other, and that was measured.
+_IDLE = 0.2
 _PATIENCE_S, _PATIENCE = 30.0, 20.0
 
 
@@ -89,7 +91,7 @@ class Bench:
         self.watched.saw(live)
 
     async def sent(self, options: Options, trial: Trial, patience_s: float) -> tuple[Outcome, dict[str, Any]]:
-        """One load, and what the server said of it. Raises CollectError, Ended."""
+        """One load, and what the server said of it. Raises CollectError, Ended, TrialFailed."""
         traffic = self._traffic(options, trial, patience_s)
         self.stop.clear()
 
@@ -100,8 +102,19 @@ class Bench:
             outcome = await asyncio.to_thread(sent, traffic, estimate(traffic), watch)
         if self.stop.is_set():
             raise Ended("interrupted")
+        if outcome.run.tally.all_errors:
+            await self._lives()
         self.model = outcome.model
         return outcome, seen.summary()
+
+    async def _lives(self) -> None:
+        """A server that has died says nothing of its shape's limit. Raises TrialFailed."""
+        try:
+            live = await self.watched.actuator.live()
+        except ActuatorError as error:
+            raise TrialFailed(f"it died under this load: {error}") from error
+        if not live.ready:
+            raise TrialFailed(f"it died under this load: {live.detail}")
 
     def _traffic(self, options: Options, trial: Trial, patience_s: float) -> Traffic:
         load = self.asked.load
@@ -137,6 +150,11 @@ async def run(bench: Bench, trial: Trial) -> None:
         await bench.deployed(trial.shape)
         note()
         await _measure(bench, trial, note)
+    except Ended as why:
+        if str(why) != "interrupted" and (measured := _measured(trial)):  # what is known of it counts
+            trial.limit = limit_of(measured)
+            _done(trial, str(why))
+        raise
     finally:
         note()
 
@@ -154,18 +172,19 @@ async def _measure(bench: Bench, trial: Trial, note: Callable[[], None]) -> None
     if guess is None:
         most = await _most(bench, trial, note, alone)
         if most is None:
-            _done(trial, "the client was the bottleneck: what it can do at most is not known")
+            _done(trial, "with as many users as it has sequences nothing was answered in time")
             return
         guess, measured = most * _FIRST, _measured(trial)
     while (rate := next_rate(measured, guess, asked.effort.precision, asked.effort.most_steps)) is not None:
         bench.check()
-        step = await _rate(bench, trial, note, rate, alone)
-        if step["invalid"] and sum(1 for s in trial.steps if s["invalid"]) > 1:  # once is a moment of something else
-            trial.why = f"the client was the bottleneck at {rate:.3g}/s"
+        if rate * alone < _IDLE:
             break
+        await _rate(bench, trial, note, rate, alone)
         measured = _measured(trial)
-    trial.limit = limit_of(measured)
-    _done(trial, trial.why)
+    trial.limit = limit_of(measured) if measured else None
+    ours = min((s["rate"] for s in trial.steps if s["kind"] == "rate" and s["invalid"]), default=math.inf)
+    high = trial.limit.high if trial.limit is not None else None
+    _done(trial, f"this client sends no {ours:.3g}/s: it may carry more" if high is not None and high >= ours else "")
 
 
 def _done(trial: Trial, why: str) -> None:
@@ -178,9 +197,12 @@ def _done(trial: Trial, why: str) -> None:
 
 
 def _measured(trial: Trial) -> list[Measured]:
-    """What was sent in open loop; and what a closed one says of rates that cannot be kept up with."""
+    """What was sent in open loop; and what a closed one says of rates that cannot be kept up with. A rate that this client cannot
+    send bounds the search, but not for sure: it may have been a moment of something else."""
     found = [
-        Measured(s["rate"], s["verdict"], s["likely"]) for s in trial.steps if s["kind"] == "rate" and not s["invalid"]
+        Measured(s["rate"], "unsure", False) if s["invalid"] else Measured(s["rate"], s["verdict"], s["likely"])
+        for s in trial.steps
+        if s["kind"] == "rate"
     ]
     beyond = [s["figures"]["requests_per_s"] for s in trial.steps if s["kind"] == "most" and not s["invalid"]]
     return [Measured(b * _BEYOND, "missed", False) for b in beyond if b and found] + found
@@ -196,14 +218,15 @@ async def _single(bench: Bench, trial: Trial, note: Callable[[], None]) -> dict[
             )  # as warm as it was
         return known
     bench.check()
-    seconds = max(_WARM_S * 2, bench.asked.effort.step_s / 2)
-    options = Options(concurrency=1, duration_s=seconds, warmup_s=min(_WARM_S, seconds / 2))
+    step_s = bench.asked.effort.step_s
+    warm = min(_WARM_S, step_s / 2)
+    options = Options(concurrency=1, duration_s=max(2 * warm, step_s / 2), warmup_s=warm)
     outcome, server = await bench.sent(options, trial, 120.0)
     return _kept(trial, note, "single", {"users": 1, "rate": None}, outcome, server, judge(outcome, None))
 
 
 async def _most(bench: Bench, trial: Trial, note: Callable[[], None], alone: float) -> float | None:
-    """Requests per second of as many users as it has sequences. None: this client cannot send so much."""
+    """Requests per second of as many users as it has sequences. None: not one was answered."""
     slots = trial.shape.engine.get("max_num_seqs")
     each = slots if isinstance(slots, int) else _MANY
     users = min(_MOST_USERS, max(2, (trial.shape.replicas or 1) * min(each, _MOST_USERS)))
@@ -213,8 +236,8 @@ async def _most(bench: Bench, trial: Trial, note: Callable[[], None], alone: flo
     outcome, server = await bench.sent(options, trial, _patience(alone))
     step = _kept(trial, note, "most", {"users": users, "rate": None}, outcome, server, judge(outcome, None))
     reached = step["figures"]["requests_per_s"]
-    if step["invalid"] or not reached:
-        return None
+    if not reached:
+        return None  # where only the client was too slow, the rates show it: this is but where they begin
     step["guess"] = reached * _FIRST
     note()
     return float(reached)

@@ -31,7 +31,8 @@ _ROUNDS = 8
 _COARSE_S = 0.003
 #: Nothing else is begun when something is due so soon.
 _SOON_S = 0.0005
-#: Streams that ended and wait to be parsed: with more of them the loop does so even while sockets have something to say.
+#: Streams that ended and wait to be parsed: with more of them the loop does so even while sockets have something to say or
+#: something is due, so that they do not pile up.
 _MOST_UNREAD = 500
 _AHEAD = 64
 #: A wait shorter than this found what had been there before it.
@@ -154,8 +155,9 @@ class Engine:
                 break
             now = time.perf_counter()
             spare = self._next() - now
-            if spare > _SOON_S and (self._unread or self._wants_bodies() or self._wants_connection()):
-                if not self._turn(0.0) or len(self._unread) > _MOST_UNREAD:
+            crowded = len(self._unread) > _MOST_UNREAD
+            if crowded or (spare > _SOON_S and (self._unread or self._wants_bodies() or self._wants_connection())):
+                if not self._turn(0.0) or crowded:
                     self._work()
             else:
                 self._turn(max(0.0, spare))
