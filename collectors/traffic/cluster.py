@@ -116,10 +116,10 @@ class Cluster:
             else:
                 self._answers.put(frame)
         self._driver.stdout.close()
-        why = f"was lost: the connection to Ray at {self._address} broke{self._last_words()}"
-        self._answers.put(("trouble", f"a worker {why}"))
+        why = f"the connection to Ray at {self._address} broke{self._last_words()}"
+        self._answers.put(("trouble", why))
         for worker in self._workers:
-            worker.gone(why)
+            worker.gone(f"was lost: {why}")
 
     def _last_words(self) -> str:
         self._said.seek(0)

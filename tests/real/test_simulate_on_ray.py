@@ -166,7 +166,9 @@ def test_an_address_without_ray_is_said_in_time(cluster: RayCluster, server: Exa
         silent = f"127.0.0.1:{listener.getsockname()[1]}"
         began = time.monotonic()
         code, _, err = run(cluster, server, *load, address=silent)
-        assert (code, "did not answer within 30 s" in err) == (1, True), err
+        assert (code, f"Ray at {silent}" in err, "Traceback" in err) == (1, True, False), (
+            err
+        )  # by our patience, or by Ray's own
         assert time.monotonic() - began < 60
     began = time.monotonic()
     code, _, err = run(cluster, server, *load, address=silent)
