@@ -191,7 +191,7 @@ def promises(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if not data:
         return None
     inline = alt.InlineData(data)
-    y = alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=250, minExtent=260))
+    y = alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=260))
     x = alt.X("low:Q", title="observed / predicted", scale=alt.Scale(zero=False))
     bars = alt.Chart(inline).mark_bar(height=7, color="#cfdcec").encode(y=y, x=x, x2="high:Q")
     colour = alt.Color("inside:N", title=None, scale=alt.Scale(domain=["inside", "outside"], range=[_BLUE, _RED]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,22 +128,18 @@ def tune(
         _tell(found, html, output)
 
 
+@dataclass(frozen=True, slots=True)
 class _Options:
     """What was given, before the endpoint was looked at."""
 
-    def __init__(
-        self,
-        candidates: list[str],
-        space: Path | None,
-        objective: list[str],
-        rate: float | None,
-        load: Load,
-        effort: Effort,
-        budget: Budget,
-        seed: int,
-    ) -> None:
-        self.candidates, self.space, self.objective = candidates, space, objective
-        self.rate, self.load, self.effort, self.budget, self.seed = rate, load, effort, budget, seed
+    candidates: list[str]
+    space: Path | None
+    objective: list[str]
+    rate: float | None
+    load: Load
+    effort: Effort
+    budget: Budget
+    seed: int
 
 
 async def _tune(

@@ -36,7 +36,7 @@ def answer(outcome: Outcome) -> dict[str, Any]:
     """Everything, in the order in which a person reads it."""
     tally, run, traffic = outcome.run.tally, outcome.run, outcome.traffic
     against = reasons(tally, run.stopped, traffic.closed)
-    seconds = max(0.0, min(outcome.counting.sending_s, run.elapsed_s) - traffic.warmup_s)
+    seconds = outcome.measured_s
     return {
         "schema_version": SCHEMA_VERSION,
         "definitions": {"version": DEFINITIONS, **MEANINGS},

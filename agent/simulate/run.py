@@ -54,6 +54,11 @@ class Outcome:
     counting: Counting
     run: Run
 
+    @property
+    def measured_s(self) -> float:
+        """Seconds between the warm-up and the end of the sending: what rates are counted over."""
+        return max(0.0, min(self.counting.sending_s, self.run.elapsed_s) - self.traffic.warmup_s)
+
 
 def estimate(traffic: Traffic, nodes: Mapping[str, int] | None = None) -> Estimate:
     """``nodes``: CPUs by node of the cluster that sends it; None: this machine does. Raises BadQuestion where they are too few."""

@@ -120,15 +120,14 @@ def _errors(tally: Tally, objective: Objective) -> Verdict:
 
 def _falls_behind(outcome: Outcome, rate: float) -> bool:
     """Fewer answers than requests between the warm-up and the end of the sending, by more than chance."""
-    seconds = min(outcome.counting.sending_s, outcome.run.elapsed_s) - outcome.traffic.warmup_s
+    seconds = outcome.measured_s
     due = rate * seconds
     return seconds > 0 and outcome.run.tally.steady_ok < min(_BEHIND * due, due - _CHANCE * math.sqrt(due))
 
 
 def figures(outcome: Outcome) -> dict[str, Any]:
     """What is kept of one load: percentiles and means, rates, counts. Seconds; None where there is no value."""
-    tally, traffic = outcome.run.tally, outcome.traffic
-    seconds = max(0.0, min(outcome.counting.sending_s, outcome.run.elapsed_s) - traffic.warmup_s)
+    tally, seconds = outcome.run.tally, outcome.measured_s
     out: dict[str, Any] = {
         "sent": tally.sent,
         "completed": tally.ok,

@@ -34,7 +34,6 @@ class Learned:
 
     calibrated: Calibrated
     shape: Shape
-    model: str | None = None
 
 
 def learn(steps: Sequence[Mapping[str, Any]], shape: Shape, model: str | None, catalogue: Catalogue) -> Learned | None:
@@ -43,9 +42,7 @@ def learn(steps: Sequence[Mapping[str, Any]], shape: Shape, model: str | None, c
     accelerator = shape.accelerator
     hardware = find(accelerator, catalogue.hardware) if accelerator is not None else None
     try:
-        return (
-            Learned(calibrate_on_tests(tests, shape, model=model, hardware=hardware), shape, model) if tests else None
-        )
+        return Learned(calibrate_on_tests(tests, shape, model=model, hardware=hardware), shape) if tests else None
     except CannotPredict:
         return None
 
