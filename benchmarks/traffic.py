@@ -5,7 +5,8 @@
     python benchmarks/traffic.py --install-peers DIR   # GuideLLM and AIPerf into environments of their own, once
     python benchmarks/traffic.py --peers DIR           # and these beside it
 
-The truth is the server's own log. Each run is a process as a person would start it; its CPU and memory are those of all its processes.
+The truth is the server's own log. Beside each closed loop the least that a client in Python does (bare_reader.py), so that CPU can be
+given as a ratio, whatever the machine. Each run is a process as a person would start it; its CPU and memory are those of all its processes.
 Run it on a machine that does nothing else: the table says how busy it was.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -186,6 +188,16 @@ def flyball(
 
 def ms(value: float | None) -> float | None:
     return None if value is None else 1e3 * value
+
+
+def bare(users: int, seconds: float) -> Row:
+    """The reader that reads nothing."""
+    with server() as url:
+        command = [sys.executable, str(HERE / "bare_reader.py"), "--port", url.rpartition(":")[2]]
+        out, _, footprint, cpu, begun = watched([*command, "--users", str(users), "--seconds", str(seconds)])
+        ttft = 1e3 * np.array(json.loads(out)["ttft_s"])
+        row = Row("bare", f"{users} users", float(ttft.mean()), float(np.quantile(ttft, 0.99)), sent=ttft.size)
+        return against_log(row, url, begun, cpu, footprint)
 
 
 # -- the hard cases -----------------------------------------------------------------------------------------------------
@@ -399,17 +411,23 @@ def main() -> None:
         install_peers(given.install_peers)
     print(f"{os.cpu_count()} cores, load before: {os.getloadavg()[0]:.2f}\n{HEAD}")
     rows: list[Row] = []
+    ratios: dict[int, float] = {}
     for closed, several in ((True, given.closed), (False, given.open)):
         for n in several:
             load = ["--concurrency", str(n)] if closed else ["--rate", str(n), "--arrivals", "constant"]
             row, _ = flyball(load, f"{n} {'users' if closed else 'rps'}", seconds=given.duration)
             rows.append(row)
             print(line(row), flush=True)
+            if closed:
+                rows.append(bare(n, given.duration))
+                print(line(rows[-1]), flush=True)
+                ratios[n] = float(row.cpu_per_request or 0.0) / float(rows[-1].cpu_per_request or math.inf)
             for name in PEERS if given.peers is not None else ():
                 with server() as url:
                     rows.append(peer(name, given.peers, url, closed, n, given.duration))
                 print(line(rows[-1]), flush=True)
-    result: dict[str, Any] = {"rows": [asdict(row) for row in rows]}
+    print("CPU a request, over the bare reader's:", ", ".join(f"{n} users {ratio:.2f}" for n, ratio in ratios.items()))
+    result: dict[str, Any] = {"rows": [asdict(row) for row in rows], "cpu_over_bare": ratios}
     if not given.no_cases:
         result["cases"] = cases()
         for c in result["cases"]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +49,8 @@ class Completion:
     cached_tokens: int | None
     finish_reason: str | None
     token_source: Literal["usage", "chunks"]
+    arrivals: tuple[tuple[float, float], ...]
+    """When tokens came, and how many: the chunks of one read came together."""
     first_content_at: float | None = None
     """First token that is neither reasoning nor a tool call."""
     text: str = ""
@@ -63,31 +66,26 @@ class Completion:
     @property
     def tpot_s(self) -> float | None:
         """(last token - first token) / (tokens that came in between, those of the last included); None where none did."""
-        rest = sum(self.packed) - self.arrivals()[0][1]
+        rest = sum(self.packed) - self.arrivals[0][1]
         return (self.last_at - self.first_at) / rest if rest > 0.5 and self.last_at > self.first_at else None
-
-    def arrivals(self) -> list[tuple[float, float]]:
-        """When tokens came, and how many: the chunks of one read came together."""
-        found: list[tuple[float, float]] = []
-        for stamp, tokens in zip(self.stamps, self.packed, strict=True):
-            if found and found[-1][0] == stamp:
-                found[-1] = (stamp, found[-1][1] + tokens)
-            else:
-                found.append((stamp, tokens))
-        return found
 
     @property
     def gaps_s(self) -> tuple[float, ...]:
         """Between tokens: the gap between two arrivals over the tokens of the later one, once for each of these tokens."""
         gaps: list[float] = []
-        for (before, _), (after, tokens) in itertools.pairwise(self.arrivals()):
-            gaps += [(after - before) / tokens] * max(1, round(tokens))
+        before = self.first_at
+        for after, tokens in self.arrivals[1:]:
+            if tokens == 1.0:
+                gaps.append(after - before)
+            else:
+                gaps += [(after - before) / tokens] * max(1, round(tokens))
+            before = after
         return tuple(gaps)
 
     @property
     def chunk_gaps_s(self) -> tuple[float, ...]:
         """Between chunks with tokens, as they came."""
-        return tuple(after - before for before, after in itertools.pairwise(self.stamps))
+        return tuple(map(operator.sub, self.stamps[1:], self.stamps))
 
 
 def request_of(
@@ -135,7 +133,8 @@ class Stream:
 
     def take(self, stamp: float, event: Event) -> None:
         """Raises ValueError on what is not the format, CollectError on an error that the server reports."""
-        data = event.data.strip()
+        kind, data = event
+        data = data.strip()
         if data == "[DONE]":
             self._done = True
             return
@@ -147,7 +146,7 @@ class Stream:
             raise ValueError("JSON nested too deep") from error
         if end != len(data) or not isinstance(message, dict):
             raise ValueError(f"an event holds {data[:40]!r}")
-        if event.kind == "error" or message.get("error"):
+        if kind == "error" or message.get("error"):
             raise CollectError("in_stream_error", f"the server reports within the stream: {data[:200]}")
         usage = message.get("usage")
         if isinstance(usage, dict):
@@ -159,10 +158,8 @@ class Stream:
     def _choice(self, stamp: float, choice: Mapping[str, Any], usage: object) -> None:
         delta = choice.get("delta")
         parts = delta if isinstance(delta, dict) else choice
-        text: Any = None
         for said in _TEXTS:
-            text = parts.get(said)
-            if text:
+            if text := parts.get(said):
                 break
         if text:
             self._stamps.append(stamp)
@@ -197,6 +194,7 @@ class Stream:
             stamps=tuple(stamps),
             packed=packed,
             packing=packing,
+            arrivals=_arrivals(stamps, packed),
             output_tokens=tokens,
             prompt_tokens=_whole(self._usage.get("prompt_tokens")),
             cached_tokens=_whole(details.get("cached_tokens")) if isinstance(details, dict) else None,
@@ -219,6 +217,15 @@ class Stream:
             return "even", (tokens / chunks,) * chunks
         each = tokens / sum(self._lengths)
         return "text", tuple(each * length for length in self._lengths)
+
+
+def _arrivals(stamps: Sequence[float], packed: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    if len(set(stamps)) == len(stamps):
+        return tuple(zip(stamps, packed, strict=True))
+    found: dict[float, float] = {}
+    for stamp, tokens in zip(stamps, packed, strict=True):
+        found[stamp] = found.get(stamp, 0.0) + tokens
+    return tuple(found.items())
 
 
 def _whole(value: object) -> int | None:

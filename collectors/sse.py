@@ -6,15 +6,10 @@ WHATWG HTML, section 9.2.6 "Interpreting an event stream": lines end in LF, CR o
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 MAX_EVENT = 2**20
 
-
-class Event(NamedTuple):
-    kind: str
-    """``message`` unless the server named it."""
-    data: str
+#: Its kind, ``message`` unless the server named it; and its data.
+Event = tuple[str, str]
 
 
 class SseReader:
@@ -32,9 +27,16 @@ class SseReader:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that this chunk completes. Raises ValueError when one is larger than agreed."""
-        if self._is_one(chunk):
+        if (  # one event of one line and nothing else, as nearly every chunk of a server's is
+            chunk.startswith(b"data: ")
+            and chunk.find(b"\n") == len(chunk) - 2
+            and chunk.endswith(b"\n\n")
+            and not (self._rest or self._data or self._kind)
+            and b"\r" not in chunk
+            and len(chunk) <= self._max_event
+        ):
             self._first = self._after_cr = False
-            return [Event("message", chunk[6:-2].decode("utf-8", "replace"))]
+            return [("message", chunk[6:-2].decode("utf-8", "replace"))]
         if self._after_cr and chunk:
             self._after_cr = False
             if chunk[:1] == b"\n":
@@ -47,17 +49,6 @@ class SseReader:
         if len(self._rest) > self._max_event:
             raise ValueError(f"a line of an event stream is longer than {self._max_event} bytes")
         return [event for line in lines if (event := self._line(line)) is not None]
-
-    def _is_one(self, chunk: bytes) -> bool:
-        """Whether this is one event of one line and nothing else, as nearly every chunk of a server's is."""
-        return (
-            chunk[:6] == b"data: "
-            and chunk[-2:] == b"\n\n"
-            and chunk.find(b"\n") == len(chunk) - 2
-            and b"\r" not in chunk
-            and len(chunk) <= self._max_event
-            and not (self._rest or self._data or self._kind)
-        )
 
     def finish(self) -> list[Event]:
         """At the end of the stream: the last event where only its blank line is missing."""
@@ -83,6 +74,6 @@ class SseReader:
         return None
 
     def _dispatch(self) -> Event | None:
-        event = Event(self._kind or "message", "\n".join(self._data)) if self._data else None
+        event = (self._kind or "message", "\n".join(self._data)) if self._data else None
         self._kind, self._data, self._size = "", [], 0
         return event

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -321,6 +320,8 @@ def recommendations_propose(
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Ask for a change of your own: replayed, priced and bound to a plan like any other, inside the same policy."""
+    import asyncio
+
     from actuators.base import ActuatorError
     from agent.governor import propose
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +31,8 @@ def deploy(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Put an endpoint up in the shape that the settings state, through its own system. What runs already is left alone."""
+    import asyncio
+
     from agent.configfile import load
     from agent.deploy import CannotDeploy
     from agent.store import Store

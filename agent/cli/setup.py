@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +41,8 @@ def check(
     output: OutputOption = Output.table,
 ) -> None:
     """Validate the settings: every problem with its file, line, field, and what to do. Exit code 2 when there is one."""
+    import asyncio
+
     from agent.check import check_live, check_plugins
     from agent.configfile import BadSettings, load
 

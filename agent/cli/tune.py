@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,6 +93,8 @@ def tune(
 
     A tune that was interrupted goes on where it was when it is asked again.
     """
+    import asyncio
+
     from agent.configfile import load
     from agent.store import Store
     from agent.tune.asked import Budget, Effort, Load
@@ -146,6 +147,8 @@ async def _tune(
     store: Store, settings: Settings, name: str, given: _Options, allow_production: bool, abandon: bool, yes: bool
 ) -> dict[str, Any] | None:
     """None: it was abandoned."""
+    import asyncio
+
     from agent.clock import WallClock
     from agent.tune.run import Tune, estimate
     from agent.whatif.asked import BadQuestion, nearest

@@ -25,7 +25,7 @@ from collectors.traffic.schedule import Load, source_of
 
 _IN = select.EPOLLIN | select.EPOLLRDHUP
 _BATCH = 4096
-#: So often in a row sockets are read before anything is done with what they had.
+#: So often in a row sockets are read before anything is done with what they had, where the kernel stamps nothing (TLS).
 _ROUNDS = 8
 #: The kernel's own wait is rounded up to the millisecond, so that the last ones are waited for otherwise.
 _COARSE_S = 0.003
@@ -100,6 +100,7 @@ class Engine:
         self._on_tick = on_tick
         self._control = control
         self._context = assignment.server.tls()
+        self._rounds = _ROUNDS if self._context is not None else 0
         self._asker = Asker(assignment.server, assignment.asking, assignment.worker)
         self._source = source_of(assignment.load, (assignment.asking.seed, 1, assignment.worker))
         self._epoll = select.epoll()
@@ -184,11 +185,13 @@ class Engine:
         waited = back - before > _WAITED_S
         self._ready_at, ready_at = back, back if waited else self._ready_at  # when it became so, at the earliest
         got: list[tuple[Connection, float, bytes | OSError]] = []
-        for _ in range(_ROUNDS):  # whatever came in the meantime too: stamps first
+        if events and not self._stopped:
+            ready_at = self._read(events, got, ready_at)
+        for _ in range(self._rounds):  # whatever came in the meantime too: stamps first
+            events = self._epoll.poll(0, _BATCH)
             if not events or self._stopped:
                 break
             ready_at = self._read(events, got, ready_at)
-            events = self._epoll.poll(0, _BATCH)
         for connection, stamp, data in got:
             self._take(connection, stamp, data)
         watch = self.account.tally.watch
@@ -202,8 +205,9 @@ class Engine:
         asked, before = time.perf_counter(), len(got)
         behind = self._clocks.behind()
         delays: list[float] = []
+        connections = self._connections
         for fd, event in events:
-            connection = self._connections.get(fd)
+            connection = connections.get(fd)
             if connection is None:
                 self._stopped = self._stopped or fd == self._control
             elif connection.up and event & ~select.EPOLLOUT:
@@ -216,8 +220,10 @@ class Engine:
                     data, at = error, None
                 stamp = time.perf_counter()
                 if at is not None and behind is not None:
-                    delays.append(max(0.0, stamp - (at - behind)))
-                    stamp -= delays[-1]
+                    delay = stamp + behind - at
+                    if delay > 0.0:
+                        stamp -= delay
+                    delays.append(max(0.0, delay))
                 got.append((connection, stamp, data))
             else:
                 self._go_on(connection)

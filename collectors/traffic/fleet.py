@@ -11,7 +11,6 @@ import math
 import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,7 +22,7 @@ from typing import Any, Protocol
 from collectors.traffic.engine import Assignment
 from collectors.traffic.schedule import Open, Sessions, Users, shares
 from collectors.traffic.tally import Tally
-from collectors.traffic.worker import Frame, Row, read, write
+from collectors.traffic.worker import Frame, Row, begin, read, write
 from collectors.window import CollectError
 
 #: Chunks a second that one worker reads and stamps with room to spare: a fifth of what it can.
@@ -86,11 +85,7 @@ class _Child:
     node: str | None = None
 
     def __init__(self) -> None:
-        """A session of its own: Ctrl-C is for this process, which then stops its workers."""
-        command = [sys.executable, "-m", "collectors.traffic.worker"]
-        self._process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
+        self._process = begin()
 
     def write(self, what: str, value: Any) -> None:
         assert self._process.stdin is not None

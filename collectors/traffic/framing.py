@@ -19,7 +19,9 @@ class BadAnswer(ValueError):
 class Answer:
     """The answer so far. ``feed`` gives the payload of each read; ``complete`` says that there is no more to come."""
 
-    __slots__ = ("_chunked", "_close", "_crlf", "_head", "_last", "_left", "_need", "complete", "headers", "status")
+    __slots__ = (
+        "_between", "_chunked", "_close", "_crlf", "_head", "_last", "_left", "_need", "complete", "headers", "status",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.status: int | None = None
@@ -29,6 +31,8 @@ class Answer:
         self.complete = False
         self._head = b""
         self._chunked = False
+        self._between = False
+        """The next byte begins a chunk."""
         self._close = False
         """The end of the connection is the end of the payload."""
         self._need = 0
@@ -46,6 +50,15 @@ class Answer:
 
     def feed(self, data: bytes) -> bytes:
         """The payload in this read. Raises BadAnswer."""
+        if self._between:  # nearly every read of a stream is one whole chunk
+            at = data.find(b"\r\n", 0, 9)
+            if at > 0 and data.endswith(b"\r\n") and (digits := data[:at]).isalnum():
+                try:
+                    size = int(digits, 16)
+                except ValueError:
+                    size = 0
+                if size and size == len(data) - at - 4:
+                    return data[at + 2 : -2]
         if self.status is None:
             self._head += data
             data = self._take_head()
@@ -112,9 +125,6 @@ class Answer:
     def _chunks(self, data: bytes) -> bytes:
         if self.complete and data:
             raise BadAnswer("bytes follow the end of the answer")
-        whole = self._one(data)
-        if whole is not None:
-            return whole
         if self._left:
             data, self._left = self._left + data, b""
         parts: list[bytes] = []
@@ -132,25 +142,15 @@ class Answer:
                 if end - at > _MAX_LINE:
                     raise BadAnswer(f"a line between chunks is longer than {_MAX_LINE} bytes")
                 break
-            self._between(data[at:line_end])
+            self._line(data[at:line_end])
             at = line_end + 2
         if self.complete and at < end:
             raise BadAnswer("bytes follow the end of the answer")
         self._left = data[at:]
+        self._between = not (self._need or self._left or self._crlf or self._last)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _one(self, data: bytes) -> bytes | None:
-        """The payload where this is one whole chunk, as nearly every read of a stream is."""
-        at = data.find(b"\r\n", 0, 9)
-        if at < 1 or self._need or self._left or self._crlf or self._last or not data[:at].isalnum():
-            return None
-        try:
-            size = int(data[:at], 16)
-        except ValueError:
-            return None
-        return data[at + 2 : -2] if size and len(data) == at + size + 4 and data[-2:] == b"\r\n" else None
-
-    def _between(self, line: bytes) -> None:
+    def _line(self, line: bytes) -> None:
         """A line outside of a chunk: the end of one, the size of the next, or a trailer."""
         if self._crlf:
             if line:

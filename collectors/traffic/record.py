@@ -120,9 +120,10 @@ def _completion(exchange: Exchange) -> Completion:
 def _read(exchange: Exchange, stream: Stream) -> None:
     reader = SseReader()
     try:
+        feed, take = reader.feed, stream.take
         for stamp, data in exchange.reads:
-            for event in reader.feed(data):
-                stream.take(stamp, event)
+            for event in feed(data):
+                take(stamp, event)
         for event in reader.finish():
             stream.take(exchange.reads[-1][0] if exchange.reads else 0.0, event)
     except ValueError as error:
@@ -168,7 +169,7 @@ def _add(record: Record, done: Completion, start: float) -> None:
     record.first_content_s = None if done.first_content_at is None else done.first_content_at - start
     record.gaps_s, record.chunk_gaps_s, record.tpot_s = done.gaps_s, done.chunk_gaps_s, done.tpot_s
     record.prompt_tokens, record.output_tokens = done.prompt_tokens, done.output_tokens
-    record.chunks, record.arrivals = len(done.stamps), len(done.arrivals())
+    record.chunks, record.arrivals = len(done.stamps), len(done.arrivals)
     record.token_source, record.packing = done.token_source, done.packing
     record.cached_tokens, record.finish_reason, record.text = done.cached_tokens, done.finish_reason, done.text
 

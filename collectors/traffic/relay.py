@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
-from collectors.traffic.worker import Frame, packed, read, write
+from collectors.traffic.worker import Frame, begin, packed, read, write
 from collectors.window import CollectError
 
 #: Seconds for the cluster to have the CPUs that are asked for, and for a worker's process to begin and to end.
@@ -60,10 +60,7 @@ class Relay:
 
     def begin(self) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  as long as the worker
-        command = [sys.executable, "-m", "collectors.traffic.worker"]
-        self._worker = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, start_new_session=True
-        )
+        self._worker = begin(self._said)
         self._asked_at = time.monotonic()
         for task in (self._listen, self._watch):
             threading.Thread(target=task, daemon=True).start()

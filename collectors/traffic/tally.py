@@ -19,6 +19,8 @@ from collectors.sketch import Sketch
 
 #: So many values are kept as they are; more of them as a sketch, within 1 %.
 KEPT = 50_000
+#: Values that wait to go into the sketch once there is one.
+_WAITING = 4096
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 LATENCIES = ("ttft_s", "ttft_sent_s", "ttfo_s", "itl_s", "icl_s", "tpot_s", "e2e_s", "e2e_sent_s", "normalized_s")
 LENGTHS = ("prompt_length", "output_length")
@@ -51,6 +53,7 @@ class Values:
     def _fold(self) -> None:
         self._sketch = self.sketch()
         self._new = array("d")
+        self._kept = min(self._kept, _WAITING)
 
     @property
     def count(self) -> int:

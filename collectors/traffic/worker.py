@@ -10,6 +10,7 @@ import os
 import pickle
 import resource
 import struct
+import subprocess
 import sys
 from typing import IO, Any
 
@@ -78,6 +79,24 @@ def progress(tally: Tally, in_flight: int) -> dict[str, int]:
         "output_tokens": tally.all_output,
         "in_flight": in_flight,
     }
+
+
+def begin(errors: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """The process, waiting for its assignment. ``errors``: where its standard error goes; None: where ours does.
+
+    In a session of its own: Ctrl-C is for whoever began it, who then stops it.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "collectors.traffic.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        start_new_session=True,
+        env={
+            **os.environ,
+            "OPENBLAS_NUM_THREADS": "1",
+        },  # it has no large matrices, and its threads would take CPU to start
+    )
 
 
 def main() -> None:

@@ -412,7 +412,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\nsys.argv = ['flyball', *sys.argv[1:]]\nfrom agent.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'numba', 'sklearn', 'altair', 'scipy', 'numpy', 'vl_convert', 'fastapi', 'uvicorn', 'sqlalchemy'}\n"
+        "heavy = {'asyncio', 'numba', 'sklearn', 'altair', 'scipy', 'numpy', 'vl_convert', 'fastapi', 'uvicorn', 'sqlalchemy'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     ended = subprocess.run(

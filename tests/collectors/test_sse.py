@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectors.sse import Event, SseReader
+from collectors.sse import SseReader
 
 STREAM = (
     b"\xef\xbb\xbf: hello\r\n"
@@ -20,10 +20,10 @@ STREAM = (
     b"data: [DONE]\n\n"
 )
 EVENTS = [
-    Event("message", "one"),
-    Event("error", "two\n lines"),
-    Event("message", "\nä€🚀"),
-    Event("message", "[DONE]"),
+    ("message", "one"),
+    ("error", "two\n lines"),
+    ("message", "\nä€🚀"),
+    ("message", "[DONE]"),
 ]
 
 
@@ -43,8 +43,8 @@ def test_byte_by_byte() -> None:
 
 def test_the_last_event_may_lack_its_blank_line() -> None:
     reader = SseReader()
-    assert reader.feed(b"data: a\n\ndata: b") == [Event("message", "a")]
-    assert reader.finish() == [Event("message", "b")]
+    assert reader.feed(b"data: a\n\ndata: b") == [("message", "a")]
+    assert reader.finish() == [("message", "b")]
 
 
 @pytest.mark.parametrize("piece", [b"x" * 100, b"data: " + b"x" * 100 + b"\n"])
