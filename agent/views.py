@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from actuators.shape import Plan, Shape
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, fleet, outbox, recommendations, windows
+from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes, windows
 from agent.store import audit as audit_table
 from analyzers.objective import attainment, total
 from collectors.window import Window
@@ -78,6 +78,7 @@ def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
         view["series"] = [point(w) for w in rows]
         view["recommendations"] = [_brief(r) for r in recommendations.listed(db, endpoint=name, limit=20)]
         view["changes"] = [_change(r) for r in changes.listed(db, endpoint=name, limit=20)]
+        view["tunes"] = _tunes(db, name, 5)
     return {"schema_version": SCHEMA_VERSION, "endpoint": view}
 
 
@@ -263,6 +264,27 @@ def _ledger(db: sa.Connection, change_id: str) -> list[View]:
         "at",
     )
     return [{k: row[k] for k in keys} for row in reversed(changes.ledger(db, change_id=change_id))]
+
+
+def tune_list(store: Store, *, endpoint_name: str | None = None) -> View:
+    """The last experiments, newest first."""
+    with store.read() as db:
+        return {"schema_version": SCHEMA_VERSION, "tunes": _tunes(db, endpoint_name, 50)}
+
+
+def tune(store: Store, identity: str) -> View | None:
+    """One experiment with every load, also while it is under way."""
+    from agent.tune.kept import told
+
+    with store.read() as db:
+        found = told(db, identity)
+    return {"schema_version": SCHEMA_VERSION, "tune": found} if found is not None else None
+
+
+def _tunes(db: sa.Connection, endpoint_name: str | None, limit: int) -> list[View]:
+    from agent.tune.kept import brief
+
+    return [brief(db, row) for row in tunes.latest(db, endpoint_name, limit)]
 
 
 def accuracy(store: Store, since: float | None = None) -> View:

@@ -35,6 +35,11 @@ def start(db: sa.Connection, row: Mapping[str, Any], trials: Iterable[Mapping[st
     return True
 
 
+def get(db: sa.Connection, identity: str) -> Row | None:
+    row = db.execute(sa.select(_T).where(_T.c.id == identity)).mappings().one_or_none()
+    return dict(row) if row is not None else None
+
+
 def running(db: sa.Connection, endpoint: str) -> Row | None:
     """The one that is not at its end, whether or not its process lives."""
     query = sa.select(_T).where(_T.c.endpoint == endpoint, _T.c.state == "running")

@@ -7,8 +7,7 @@ from typing import Any
 
 from agent.tune import choose
 from agent.tune.asked import Asked
-from agent.tune.choose import Trial
-from agent.tune.trial import at_limit
+from agent.tune.choose import Trial, at_limit
 
 SCHEMA_VERSION = 1
 #: The questions that everybody asks.

@@ -10,6 +10,9 @@ from typing import Any
 from actuators.shape import Shape
 from analyzers.limit_search import Limit
 
+#: The least doubt of a promised limit, as a share, and how much of the greatest error that was seen is added to be on the safe side.
+_LEAST_DOUBT, _SAFE = 0.25, 1.5
+
 
 @dataclass(slots=True)
 class Trial:
@@ -84,6 +87,13 @@ def _per_1k(price_per_hour: float | None, rate: float | None, tokens: float | No
     return price_per_hour / 3600.0 / (rate * tokens) * 1000.0
 
 
+def doubt(trials: Sequence[Trial]) -> float:
+    """How far above a promise the truth may lie, as a share: from what was promised and what was measured in this very tune."""
+    told = [(t.promised, t.carries) for t in trials if t.state == "done" and t.promised and t.carries]
+    off = [abs(math.log(carries / promised)) for promised, carries in told if promised and carries]
+    return max([_LEAST_DOUBT, *(math.expm1(_SAFE * o) for o in off)])
+
+
 def hopeless(trial: Trial, leader: Trial | None, demand: float | None, doubt: float) -> str | None:
     """Why a planned trial cannot win even if it does better than promised by ``doubt`` (a share). None: it may."""
     if leader is None or leader.carries is None:
@@ -123,3 +133,10 @@ def _promise(trial: Trial, demand: float | None) -> tuple[float, ...]:
     if demand is not None:
         return (0.0, price, -trial.promised) if trial.promised >= demand else (1.0, -trial.promised, 0.0)
     return (0.0, price / trial.promised if trial.promised else math.inf, -trial.promised)
+
+
+def at_limit(trial: Trial) -> dict[str, Any] | None:
+    """The load at the highest rate that was met; the one user where no rate was. None: nothing was measured."""
+    carries = trial.carries
+    rates: Sequence[dict[str, Any]] = [s for s in trial.steps if s["kind"] == "rate" and s["rate"] == carries]
+    return rates[-1] if rates else next((s for s in trial.steps if s["kind"] == "single"), None)

@@ -5,7 +5,6 @@ Its promises are held against the limits that were measured, and how far they we
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,6 @@ from collectors.loadtests import LoadTest, Summary
 from collectors.plan import Lengths
 from collectors.workload import Workload
 
-#: The least doubt of a promised limit, as a share, and how much of the greatest error that was seen is added to be on the safe side.
-_LEAST_DOUBT, _SAFE = 0.25, 1.5
 _REQUESTS = 1500
 
 
@@ -102,9 +99,3 @@ def promised(known: Learned, shape: Shape, work: Workload, objective: Objective,
         )
     except CannotPredict:
         return None
-
-
-def doubt(pairs: Sequence[tuple[float, float]]) -> float:
-    """How far above a promise the truth may lie, as a share: from what was promised and what was measured in this very tune."""
-    off = [abs(math.log(measured / told)) for told, measured in pairs if told > 0 and measured > 0]
-    return max([_LEAST_DOUBT, *(math.expm1(_SAFE * o) for o in off)])

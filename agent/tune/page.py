@@ -14,23 +14,23 @@ _MET = {"met": True, "missed": False, "unsure": None}
 
 def page(found: Mapping[str, Any], now: float) -> str:
     """``found``: as ``answer`` gives it."""
-    best = found["recommended"]
     source = environment().loader
     assert source is not None
-    return (
-        environment()
-        .get_template("tune.html")
-        .render(
-            found=found,
-            columns=columns(found),
-            rows=list(zip(found["trials"], rows(found), strict=True)),
-            best=best,
-            limits=charts.limits([_limit(t, best) for t in found["trials"]]),
-            loads=[chart for o in found["objective"] if (chart := _load(found, o)) is not None],
-            now=now,
-            css=source.get_source(environment(), "style.css")[0],
-        )
-    )
+    css = source.get_source(environment(), "style.css")[0]
+    return environment().get_template("tune_file.html").render(**drawn(found), now=now, css=css)
+
+
+def drawn(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``_tune.html`` shows."""
+    best = found["recommended"]
+    return {
+        "found": found,
+        "columns": columns(found),
+        "rows": list(zip(found["trials"], rows(found), strict=True)),
+        "best": best,
+        "limits": charts.limits([_limit(t, best) for t in found["trials"]]),
+        "loads": [chart for o in found["objective"] if (chart := _load(found, o)) is not None],
+    }
 
 
 def _limit(trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -8,36 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from actuators.base import ActuatorError, Live, Removable
 from actuators.shape import Shape
-from agent.deploy import CannotDeploy, lease
+from agent.deploy import CannotDeploy
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, StoreError, changes, control, fleet, recommendations, tunes
+from agent.store import Store, changes, control, fleet, recommendations, tunes
 from agent.tune import choose
 from agent.tune.answer import answer
 from agent.tune.asked import Asked
 from agent.tune.choose import Trial
-from agent.tune.learn import Learned, doubt, learn, promised, traffic
+from agent.tune.hold import Hold, Lost, held
+from agent.tune.kept import trial_of
+from agent.tune.learn import Learned, learn, promised, traffic
 from agent.tune.trial import Bench, Ended, TrialFailed, run
 from agent.watch import Watched
 from agent.wiring import catalogue_of, watched_of
-from analyzers.limit_search import Limit
 from collectors.clock import Clock
 from collectors.http import Http
 from collectors.window import CollectError
 
-#: Who runs a tune holds a lease for so long at a time: after a kill the next one waits for no longer.
-_LEASE_S, _RENEW_S = 20.0, 5.0
 #: For the estimate: seconds to deploy a shape, and loads to find its limit.
 _DEPLOY_S, _LOADS, _OVERHEAD = 60.0, 7, 1.3
 
@@ -114,8 +109,8 @@ class Tune:
         endpoint = self.settings.endpoint(self.asked.endpoint)
         watched = watched_of(self.settings, endpoint, self.http, self.clock)
         row = await self._begun(watched)
-        async with self._held(row["id"]) as holder:
-            return await _Running(self, watched, row, holder).run()
+        async with self._alone(watched, row) as running:
+            return await running.run()
 
     async def abandon(self) -> str | None:
         """Lead the endpoint of an unfinished tune back and forget the rest; its id. None: there is none. Raises CannotTune."""
@@ -124,11 +119,9 @@ class Tune:
         if row is None:
             return None
         watched = watched_of(self.settings, self.settings.endpoint(self.asked.endpoint), self.http, self.clock)
-        async with self._held(row["id"]) as holder:
-            running = _Running(self, watched, row, holder)
+        async with self._alone(watched, row) as running:
             await running.back()
-            with self.store.write() as db:
-                tunes.end(db, row["id"], state="abandoned", now=self.clock.now(), by=self.by)
+            running.end("abandoned")
         return str(row["id"])
 
     async def _begun(self, watched: Watched) -> tunes.Row:
@@ -173,57 +166,28 @@ class Tune:
         return row
 
     @asynccontextmanager
-    async def _held(self, identity: str) -> AsyncIterator[str]:
-        """Nobody else runs this tune, and nobody else deploys the endpoint. Yields the holder of the latter. Raises CannotTune."""
-        me = f"{socket.gethostname()}:{os.getpid()}"
-        names = {f"tune:{identity}": me, lease(self.asked.endpoint): f"tune:{identity}"}
-
-        def renew() -> bool:
-            with self.store.write() as db:
-                return all(
-                    control.acquire(db, name, holder, self.clock.now(), _LEASE_S) is not None
-                    for name, holder in names.items()
-                )
-
-        until = self.clock.monotonic() + _LEASE_S + _RENEW_S
-        while not renew():
-            if self.clock.monotonic() > until:
-                raise CannotTune(f"{self.asked.endpoint}: somebody else tunes or deploys it at this moment")
-            await self.clock.sleep(1.0)
-
-        async def renew_on() -> None:
-            while True:
-                await self.clock.sleep(_RENEW_S)
-                with contextlib.suppress(
-                    StoreError, SQLAlchemyError
-                ):  # a moment's outage of the database: the next one tries again
-                    await asyncio.to_thread(renew)
-
-        task = asyncio.create_task(renew_on())
+    async def _alone(self, watched: Watched, row: tunes.Row) -> AsyncIterator[_Running]:
+        """The tune, with nobody else at it. Raises CannotTune."""
         try:
-            with self.store.read() as db:
-                known = tunes.running(db, self.asked.endpoint)
-            if known is None or known["id"] != identity:  # whoever was waited for has brought it to its end
-                raise CannotTune(f"{self.asked.endpoint}: tune {identity} has just ended")
-            yield f"tune:{identity}"
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            with self.store.write() as db:
-                for name, holder in names.items():
-                    control.release(db, name, holder)
+            async with held(self.store, self.clock, self.asked.endpoint, row["id"]) as hold:
+                with self.store.read() as db:
+                    known = tunes.running(db, self.asked.endpoint)
+                if known is None or known["id"] != row["id"]:  # whoever was waited for has brought it to its end
+                    raise CannotTune(f"{self.asked.endpoint}: tune {row['id']} has just ended")
+                yield _Running(self, watched, row, hold)
+        except Lost as error:
+            raise CannotTune(str(error)) from error
 
 
 class _Running:
     """A tune that holds its leases."""
 
-    def __init__(self, tune: Tune, watched: Watched, row: tunes.Row, holder: str) -> None:
-        self._tune, self._row, self._watched = tune, row, watched
+    def __init__(self, tune: Tune, watched: Watched, row: tunes.Row, hold: Hold) -> None:
+        self._tune, self._row, self._watched, self._hold = tune, row, watched, hold
         self._asked = tune.asked
         self._begun = tune.clock.monotonic()
         with tune.store.read() as db:
-            self.trials = [_trial(r, tune.settings, tune.asked) for r in tunes.trials(db, row["id"])]
+            self.trials = [_again(r, tune.settings, tune.asked) for r in tunes.trials(db, row["id"])]
         self._before_s = sum(t.busy_s for t in self.trials)
         self._bench = Bench(
             asked=tune.asked,
@@ -232,7 +196,7 @@ class _Running:
             clock=tune.clock,
             watched=watched,
             by=tune.by,
-            holder=holder,
+            hold=hold,
             allow_production=tune.allow_production,
             say=tune.say,
             keep=self._keep,
@@ -253,10 +217,9 @@ class _Running:
                 with contextlib.suppress(asyncio.CancelledError):  # a second Ctrl-C waits for it too
                     await asyncio.shield(back)
             back.result()
-        found = answer(self._asked, self._row, self.trials, ended, self._doubt())
+        found = answer(self._asked, self._row, self.trials, ended, choose.doubt(self.trials))
         if ended != "interrupted":
-            with self._tune.store.write() as db:
-                tunes.end(db, self._row["id"], state="done", now=self._tune.clock.now(), by=self._tune.by, result=found)
+            self.end("done", found)
         return found
 
     async def _all(self) -> str:
@@ -288,7 +251,7 @@ class _Running:
         if running is not None:
             return running
         await asyncio.to_thread(self._learn)
-        leader, off = choose.best(self.trials, self._asked.demand), self._doubt()
+        leader, off = choose.best(self.trials, self._asked.demand), choose.doubt(self.trials)
         for trial in self.trials:
             why = choose.hopeless(trial, leader, self._asked.demand, off) if trial.state == "planned" else None
             if why is not None and leader is not None:  # something is measured before anything is struck out
@@ -314,9 +277,6 @@ class _Running:
             trial.steps, trial.shape, self._bench.model or self._watched.settings.model, self._watched.catalogue
         )
 
-    def _doubt(self) -> float:
-        return doubt([(t.promised, t.carries) for t in self.trials if t.state == "done" and t.promised and t.carries])
-
     def _check(self) -> None:
         budget, spent = self._asked.budget, [t.spent_usd for t in self.trials if t.busy_s]
         if self._bench.stop.is_set():
@@ -327,8 +287,16 @@ class _Running:
         if budget.usd is not None and sum(s for s in spent if s is not None) >= budget.usd:
             raise Ended(f"the budget of ${budget.usd:g} is spent")
 
+    def end(self, state: str, result: dict[str, Any] | None = None) -> None:
+        """It is not gone on with. Raises Lost."""
+        tune = self._tune
+        self._hold.check()
+        with tune.store.write() as db:
+            tunes.end(db, self._row["id"], state=state, now=tune.clock.now(), by=tune.by, result=result)
+
     async def back(self) -> None:
-        """To what was there before. What cannot be undone is said; the tune's row still knows what was there."""
+        """To what was there before. What cannot be undone is said; the tune's row still knows what was there. Raises CannotTune, Lost."""
+        self._hold.check()
         original = self._row["original"]
         try:
             live = await _live(self._watched)
@@ -345,6 +313,7 @@ class _Running:
             fleet.changed(db, self._asked.endpoint, self._tune.clock.now())
 
     def _keep(self, trial: Trial) -> None:
+        self._hold.check()
         limit = trial.limit
         with self._tune.store.write() as db:
             tunes.keep(
@@ -363,23 +332,11 @@ class _Running:
             )
 
 
-def _trial(row: tunes.Row, settings: Settings, asked: Asked) -> Trial:
-    """As the store has it."""
-    shape, body = Shape.from_dict(row["shape"]), row["body"]
-    limit = None if body.get("sure") is None else Limit(row["limit_low"], row["limit_high"], body["sure"])
-    return Trial(
-        number=row["number"],
-        name=row["name"],
-        shape=shape,
-        price_per_hour=price_of(settings, asked.endpoint, shape),
-        state="planned" if row["state"] == "skipped" else row["state"],
-        why=row["why"],
-        promised=body.get("promised"),
-        steps=list(body.get("steps", [])),
-        limit=limit,
-        output_tokens=body.get("output_tokens"),
-        busy_s=row["busy_s"] or 0.0,
-    )
+def _again(row: tunes.Row, settings: Settings, asked: Asked) -> Trial:
+    """As the store has it; what was skipped for want of budget may be tried now."""
+    trial = trial_of(row, price_of(settings, asked.endpoint, Shape.from_dict(row["shape"])))
+    trial.state = "planned" if trial.state == "skipped" else trial.state
+    return trial
 
 
 def _said(trial: Trial) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from agent.simulate.run import Outcome, estimate, sent
 from agent.store import Store
 from agent.tune.asked import Asked
 from agent.tune.choose import Trial
+from agent.tune.hold import Hold
 from agent.tune.judge import Judged, figures, invalid, judge
 from agent.tune.observe import observing
 from agent.watch import Watched
@@ -56,8 +57,7 @@ class Bench:
     clock: Clock
     watched: Watched
     by: str
-    holder: str
-    """Of the lease on deploying the endpoint."""
+    hold: Hold
     allow_production: bool
     say: Callable[[str], None]
     keep: Callable[[Trial], None]
@@ -69,8 +69,9 @@ class Bench:
     model: str | None = None
 
     async def deployed(self, shape: Shape) -> None:
-        """Lead the endpoint to ``shape`` and wait until it serves. Raises TrialFailed."""
+        """Lead the endpoint to ``shape`` and wait until it serves. Raises TrialFailed, CannotDeploy, Lost."""
         name, actuator = self.watched.settings.name, self.watched.actuator
+        self.hold.check()
         try:
             plan = await actuator.plan(await actuator.live(), shape)
             if plan.operations:
@@ -81,7 +82,7 @@ class Bench:
                     self.clock,
                     self.by,
                     say=lambda line: self.say(f"  {line}"),
-                    holder=self.holder,
+                    holder=self.hold.holder,
                 )
             live = await actuator.live()
         except ActuatorError as error:
@@ -91,15 +92,16 @@ class Bench:
         self.watched.saw(live)
 
     async def sent(self, options: Options, trial: Trial, patience_s: float) -> tuple[Outcome, dict[str, Any]]:
-        """One load, and what the server said of it. Raises CollectError, Ended, TrialFailed."""
+        """One load, and what the server said of it. Raises CollectError, Ended, Lost, TrialFailed."""
         traffic = self._traffic(options, trial, patience_s)
         self.stop.clear()
 
         def watch(_at: float, _counts: Counter[str]) -> str | None:
-            return "interrupted" if self.stop.is_set() else None
+            return "interrupted" if self.stop.is_set() or self.hold.lost else None
 
         async with observing(self.watched, self.clock) as seen:
             outcome = await asyncio.to_thread(sent, traffic, estimate(traffic), watch)
+        self.hold.check()
         if self.stop.is_set():
             raise Ended("interrupted")
         if outcome.run.tally.all_errors:
@@ -137,7 +139,7 @@ class Bench:
 
 
 async def run(bench: Bench, trial: Trial) -> None:
-    """Measure the trial, or go on with it: each load is kept as it ends. Raises CollectError, Ended, TrialFailed."""
+    """Measure the trial, or go on with it: each load is kept as it ends. Raises CollectError, Ended, Lost, TrialFailed."""
     begun, before = bench.clock.monotonic(), trial.busy_s
 
     def note() -> None:
@@ -293,10 +295,3 @@ def _kept(
     trial.steps.append(step)
     note()
     return step
-
-
-def at_limit(trial: Trial) -> dict[str, Any] | None:
-    """The load at the highest rate that was met; the one user where no rate was. None: nothing was measured."""
-    carries = trial.carries
-    rates: Sequence[dict[str, Any]] = [s for s in trial.steps if s["kind"] == "rate" and s["rate"] == carries]
-    return rates[-1] if rates else next((s for s in trial.steps if s["kind"] == "single"), None)

@@ -17,6 +17,7 @@ from agent.report import environment
 from agent.slack.receive import MAX_BODY, Refused
 from agent.store import control, outbox
 from agent.store.recommendations import OPEN
+from agent.tune import page as tune_page
 from agent.web.guard import CSRF, SESSION, Guard, csrf_holds, csrf_of, local_path
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def _views(governor: Governor) -> dict[str, tuple[str, _View]]:
         "/recommendations/{identity}": ("recommendation.html", lambda identity: views.recommendation(store, identity)),
         "/changes": ("changes.html", changes),
         "/changes/{identity}": ("change.html", lambda identity: views.change(store, identity)),
+        "/tunes": ("tunes.html", lambda: views.tune_list(store)),
+        "/tunes/{identity}": ("tune.html", lambda identity: views.tune(store, identity)),
         "/status": ("status.html", lambda: views.status(store, settings, clock.now())),
         "/reports": ("reports.html", reports),
     }
@@ -163,9 +166,10 @@ def _render(request: Request, governor: Governor, template: str, data: dict[str,
     token = csrf_of(request)
     with governor.store.read() as db:
         brake = control.paused(db)
+    drawn = tune_page.drawn(data["tune"]) if template == "tune.html" else {"drawn": _drawn(governor, template, data)}
     html = environment().get_template(template).render(
         **data, now=governor.clock.now(), csrf=token, brake=brake, path=request.url.path, open_states=OPEN,
-        drawn=_drawn(governor, template, data), modes={e.name: e.mode for e in governor.settings.endpoints},
+        **drawn, modes={e.name: e.mode for e in governor.settings.endpoints},
     )  # fmt: skip
     response = HTMLResponse(html, status)
     response.set_cookie(CSRF, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from actuators.shape import Operation, Plan, Shape
-from agent.store import Store, changes, control, fleet, outbox, recommendations, windows
+from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes, windows
 from agent.store import audit as audit_table
+from agent.tune.asked import Asked, Budget, Effort, Load
 from analyzers.finding import Evidence, Finding, Reason
+from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction
 from analyzers.recommendation import Money, Option, Recommendation
 from collectors.sketch import Sketch
@@ -195,3 +197,28 @@ def _source(endpoint: str, source: str, now: float) -> dict[str, Any]:
         "endpoint": endpoint, "source": source, "last_ok_at": now, "last_error_at": None, "last_error": None,
         "failures": 0, "failures_in_a_row": 0, "next_try_at": None,
     }  # fmt: skip
+
+
+def tune_load(kind: str, rate: float | None, e2e_s: float) -> dict[str, Any]:
+    """One load of a trial, as far as an answer looks at it."""
+    return {
+        "kind": kind, "rate": rate, "figures": {"e2e_s": {"mean": e2e_s}}, "server": {}, "verdict": "met", "invalid": None,
+        "targets": [{"target": "ttft_p95_s", "limit": 0.5, "observed": 0.25, "low": None, "high": None}],
+    }  # fmt: skip
+
+
+def tune_of_two(store: Store, identity: str, *, now: float = T0, text: str = "replicas=2") -> None:
+    """One under way: its first shape is measured, the second one failed for the reason ``text``, which is its name too."""
+    two = ((BEFORE.label(), BEFORE), (text, AFTER))
+    asked = Asked("chat", BEFORE, two, Objective.from_mapping({"ttft_p95_s": 0.5}), None, Load(), Effort(), Budget())
+    row = {
+        "id": identity, "endpoint": "chat", "question": asked.as_dict(), "digest": asked.digest, "original": BEFORE.as_dict(),
+        "started_by": f"cli:{text}", "started_at": now,
+    }  # fmt: skip
+    steps = [tune_load("single", None, 2.0), tune_load("rate", 4.0, 5.0)]
+    body = {"price_per_hour": 3.6, "promised": None, "output_tokens": 50.0, "sure": True, "steps": steps}
+    with store.write() as db:
+        planned = [{"number": i, "name": name, "shape": shape.as_dict()} for i, (name, shape) in enumerate(two)]
+        assert tunes.start(db, row, planned)
+        tunes.keep(db, identity, 0, state="done", body=body, limit_low=4.0, limit_high=4.4, busy_s=60.0, spent_usd=0.06)
+        tunes.keep(db, identity, 1, state="failed", why=text, busy_s=6.0)

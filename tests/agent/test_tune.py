@@ -184,6 +184,29 @@ def test_killed_in_the_middle_of_a_trial_it_goes_on_with_what_was_measured(tmp_p
             assert [e["action"] for e in audit.entries(db, "chat")].count("tune") == 1
 
 
+def test_one_that_stood_still_leaves_everything_to_whoever_went_on(tmp_path: Path) -> None:
+    with place(tmp_path) as at, at.running(*SEQS, *QUICK) as stopped:
+        at.until(lambda: bool(sending(stopped)) and bool(at.steps()), stopped, "a load is sent")
+        stopped.send_signal(signal.SIGSTOP)
+        later(at)
+        before = len(at.steps())
+        with at.running(*SEQS, *QUICK, "-o", "json") as other:
+            at.until(lambda: len(at.steps()) > before, other, "the other one has gone on")
+            stopped.send_signal(signal.SIGCONT)
+            _, err = stopped.communicate(timeout=_LIMIT_S)
+            said = " ".join(err.split())
+            assert stopped.returncode == 1, err
+            assert "this process stood still, and somebody else has gone on with tune" in said
+            assert "leads the endpoint back" not in said
+            out, err = other.communicate(timeout=_LIMIT_S)
+        assert other.returncode == 0, err
+        (trial,) = json.loads(out)["trials"]
+        assert at.steps() == trial["steps"], "nobody else wrote there"
+        assert as_was(at.shape())
+        with at.store.read() as db:
+            assert [e["action"] for e in audit.entries(db, "chat")].count("deploy") == 2, "there and back, once"
+
+
 def test_interrupted_it_gives_what_there_is_and_abandoned_it_is_forgotten(tmp_path: Path) -> None:
     with place(tmp_path) as at:
         with at.running(*SEQS, *QUICK, "-o", "json") as process:

@@ -13,21 +13,15 @@ from agent.tune.choose import Trial
 from agent.tune.table import columns, rows
 from analyzers.limit_search import Limit
 from analyzers.objective import Objective
+from tests.agent.records import tune_load
 
 SHAPE = Shape(replicas=1, size="small")
 ROW = {"id": "aaaa0001", "started_at": 1.0}
 
 
-def load(kind: str, rate: float | None, e2e_s: float) -> dict[str, Any]:
-    return {
-        "kind": kind, "rate": rate, "figures": {"e2e_s": {"mean": e2e_s}}, "server": {}, "verdict": "met", "invalid": None,
-        "targets": [{"target": "ttft_p95_s", "limit": 0.5, "observed": 0.25, "low": None, "high": None}],
-    }  # fmt: skip
-
-
 def done(limit: Limit | None, price: float | None = 3.6) -> Trial:
     """Alone an answer takes two seconds, at four requests a second five."""
-    steps = [load("single", None, 2.0), load("rate", 4.0, 5.0)]
+    steps = [tune_load("single", None, 2.0), tune_load("rate", 4.0, 5.0)]
     return Trial(0, "a", SHAPE, price, "done", steps=steps, limit=limit, output_tokens=50.0, busy_s=60.0)
 
 

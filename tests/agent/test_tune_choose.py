@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actuators.shape import Shape
-from agent.tune.choose import Trial, best, following, hopeless
+from agent.tune.choose import Trial, best, doubt, following, hopeless
 from analyzers.limit_search import Limit
 
 
@@ -183,3 +183,26 @@ def test_what_is_tried_next() -> None:
     free = [trial(0, promised=4.0, price=None), trial(1, promised=20.0, price=None), trial(2, promised=1.0, price=9.0)]
     assert order(free, None) == [2, 1, 0], "without a price those that carry most"
     assert following([], None) is None
+
+
+# -- the doubt ---------------------------------------------------------------------------------------------------------
+
+
+def seen(*pairs: tuple[float, float]) -> list[Trial]:
+    """What was promised, and what it carries."""
+    return [trial(i, carries, promised=promised) for i, (promised, carries) in enumerate(pairs)]
+
+
+def test_the_doubt_grows_with_what_was_seen() -> None:
+    assert doubt([]) == doubt(seen((10.0, 10.0))) == 0.25
+    assert doubt(seen((10.0, 11.0))) == 0.25, "so near is no reason for less"
+    assert doubt(seen((10.0, 20.0))) == pytest.approx(2**1.5 - 1)
+    assert doubt(seen((10.0, 20.0))) == pytest.approx(doubt(seen((20.0, 10.0)))), "too much is as wrong as too little"
+    assert doubt(seen((10.0, 10.5), (10.0, 20.0), (5.0, 5.0))) == doubt(seen((10.0, 20.0)))
+    assert doubt(seen((0.0, 5.0), (5.0, 0.0))) == 0.25
+    assert doubt([trial(0, promised=10.0)]) == 0.25, "what is not measured says nothing"
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 1e3), st.floats(0.1, 1e3)), min_size=1))
+def test_nothing_that_was_seen_lies_beyond_the_doubt(pairs: list[tuple[float, float]]) -> None:
+    assert all(measured <= told * (1 + doubt(seen(*pairs))) * (1 + 1e-9) for told, measured in pairs)

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from actuators.shape import Shape
-from agent.tune.learn import Learned, doubt, learn, promised, traffic
+from agent.tune.learn import Learned, learn, promised, traffic
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 from analyzers.whatif.engine import Replay, replay
@@ -125,20 +123,3 @@ def test_the_traffic_has_the_tunes_own_lengths() -> None:
     assert len(work) / work.duration_s == pytest.approx(1.0, rel=0.1)
     assert np.array_equal(traffic("fixed:30", "fixed:7", 12, 3).arrival_s, work.arrival_s)
     assert not np.array_equal(traffic("fixed:30", "fixed:7", 12, 4).arrival_s, work.arrival_s)
-
-
-# -- the doubt ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_doubt_grows_with_what_was_seen() -> None:
-    assert doubt([]) == doubt([(10.0, 10.0)]) == 0.25
-    assert doubt([(10.0, 11.0)]) == 0.25, "so near is no reason for less"
-    assert doubt([(10.0, 20.0)]) == pytest.approx(2**1.5 - 1)
-    assert doubt([(10.0, 20.0)]) == pytest.approx(doubt([(20.0, 10.0)])), "too much is as wrong as too little"
-    assert doubt([(10.0, 10.5), (10.0, 20.0), (5.0, 5.0)]) == doubt([(10.0, 20.0)])
-    assert doubt([(0.0, 5.0), (5.0, 0.0)]) == 0.25
-
-
-@given(st.lists(st.tuples(st.floats(0.1, 1e3), st.floats(0.1, 1e3)), min_size=1))
-def test_nothing_that_was_seen_lies_beyond_the_doubt(pairs: list[tuple[float, float]]) -> None:
-    assert all(measured <= told * (1 + doubt(pairs)) * (1 + 1e-9) for told, measured in pairs)

@@ -18,11 +18,12 @@ from agent.clock import VirtualClock
 from agent.governor import Governor
 from agent.report import weekly
 from agent.settings import Settings
-from agent.store import Store, control, fleet, recommendations
+from agent.store import Store, control, fleet, recommendations, tunes
+from agent.tune.kept import told
 from agent.web.app import create_app
 from agent.web.guard import CSRF, SESSION
 from collectors.http import Http
-from tests.agent.records import NASTY, T0, fill, plan, recommendation_row, shape_row
+from tests.agent.records import NASTY, T0, fill, plan, recommendation_row, shape_row, tune_of_two
 
 NOW = T0 + 3600
 PAGES = (
@@ -32,6 +33,8 @@ PAGES = (
     "/recommendations/aaaa0001",
     "/changes",
     "/changes/cccc0002",
+    "/tunes",
+    "/tunes/dddd0002",
     "/status",
     "/reports",
 )
@@ -81,6 +84,10 @@ def made(tmp_path: Path, sqlite_template: Path) -> Iterator[Make]:
         stores.append(store)
         if filled:
             fill(store, now=NOW, text=text)
+            tune_of_two(store, "dddd0001", text=text)
+            with store.write() as db:
+                tunes.end(db, "dddd0001", state="done", now=NOW, by="cli:ann", result=told(db, "dddd0001"))
+            tune_of_two(store, "dddd0002", now=NOW, text=text)
         settings = Settings.model_validate(
             {
                 "database": f"sqlite:///{path}",
@@ -119,7 +126,9 @@ def test_every_page_and_its_twin(made: Make, path: str) -> None:
     assert twin.json()["schema_version"] == 1
 
 
-@pytest.mark.parametrize("path", ["/", "/endpoints/chat", "/recommendations", "/changes", "/status", "/reports"])
+@pytest.mark.parametrize(
+    "path", ["/", "/endpoints/chat", "/recommendations", "/changes", "/tunes", "/status", "/reports"]
+)
 def test_pages_of_an_empty_database(made: Make, path: str) -> None:
     _, client = made(filled=False)
     assert client.get(path).status_code == 200
@@ -128,7 +137,15 @@ def test_pages_of_an_empty_database(made: Make, path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/endpoints/nobody", "/recommendations/zzzz", "/changes/zzzz", "/changes/cccc", "/reports/9/page", "/nowhere"],
+    [
+        "/endpoints/nobody",
+        "/recommendations/zzzz",
+        "/changes/zzzz",
+        "/changes/cccc",
+        "/tunes/zzzz",
+        "/reports/9/page",
+        "/nowhere",
+    ],
 )
 def test_what_is_not_there_is_404(made: Make, path: str) -> None:
     _, client = made()
@@ -142,6 +159,22 @@ def test_the_twin_says_what_the_page_shows(made: Make) -> None:
     assert (goal["target"], goal["met"]) == ("ttft_p95_s", True)
     assert errors["observed"] == 0.0
     assert client.get("/changes/cccc0002.json").json()["change"]["state"] == "rolled_back"
+
+
+def test_a_tune_is_shown_while_it_is_under_way_and_afterwards(made: Make) -> None:
+    _, client = made()
+    under_way, over = client.get("/tunes.json").json()["tunes"]
+    assert (under_way["id"], under_way["state"], under_way["ended"]) == ("dddd0002", "running", "under way")
+    assert (over["id"], over["state"]) == ("dddd0001", "done")
+    assert (under_way["measured"], under_way["shapes"], under_way["recommended"]["carries_per_s"]) == (1, 2, 4.0)
+    found = client.get("/tunes/dddd0002.json").json()["tune"]
+    assert [t["state"] for t in found["trials"]] == ["done", "failed"]
+    assert found["trials"][0]["cost_per_1k_output_tokens_usd"] == pytest.approx(3.6 / 3600 / (4.0 * 50) * 1000)
+    page = client.get("/tunes/dddd0002").text
+    assert "best so far" in page
+    assert "proposes nothing on this endpoint" in page
+    assert page.count("<svg") == 2, "what each carries, and latency over the rate"
+    assert 'href="/tunes/dddd0002"' in client.get("/endpoints/chat").text
 
 
 def test_a_gap_is_not_drawn_as_zero(made: Make) -> None:

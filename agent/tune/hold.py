@@ -1,0 +1,94 @@
+"""The leases of a tune: while they are held nobody else runs it, and nobody else deploys its endpoint.
+
+A process that stood still for longer than a lease lasts may wake up when another one has gone on with its tune. It then leaves everything
+as it is: endpoint and store are the other one's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from agent.deploy import lease
+from agent.store import Store, StoreError, control
+from collectors.clock import Clock
+
+#: Held for so long at a time: after a kill the next one waits for no longer.
+_LEASE_S, _RENEW_S = 20.0, 5.0
+
+
+class Lost(Exception):
+    """They are somebody else's; the text says what that means."""
+
+
+class Hold:
+    """Leases that are taken and kept. Every step that changes something asks ``check`` right before."""
+
+    def __init__(self, store: Store, clock: Clock, endpoint: str, tune: str) -> None:
+        self._store, self._clock, self._endpoint, self._tune = store, clock, endpoint, tune
+        self.holder = f"tune:{tune}"
+        """Of the lease on deploying the endpoint."""
+        self.lost = False
+        self._me = f"{socket.gethostname()}:{os.getpid()}"
+        self._epoch: int | None = None
+        self._until = 0.0
+
+    def take(self) -> bool:
+        """Take or keep them; whether they are held. Raises StoreError."""
+        now = self._clock.now()
+        with self._store.write() as db:
+            epoch = control.acquire(db, self.holder, self._me, now, _LEASE_S)
+            if epoch is None or control.acquire(db, lease(self._endpoint), self.holder, now, _LEASE_S) is None:
+                return False
+        if self._epoch is not None and epoch > self._epoch + 1:
+            return False  # it ran out, and somebody had it in between
+        self._epoch, self._until = epoch, now + _LEASE_S
+        return True
+
+    def check(self) -> None:
+        """Raises Lost unless they are held at this moment; StoreError."""
+        late = self._clock.now() > self._until - _RENEW_S
+        if self.lost or (late and not self.take()):
+            self.lost = True
+            raise Lost(
+                f"{self._endpoint}: this process stood still, and somebody else has gone on with tune {self._tune} or deploys the endpoint. "
+                "Nothing more is done here"
+            )
+
+    async def keep(self) -> None:
+        """Renew them until they are lost."""
+        while not self.lost:
+            await self._clock.sleep(_RENEW_S)
+            with contextlib.suppress(StoreError, SQLAlchemyError):  # a moment's outage: the next one tries again
+                self.lost = not await asyncio.to_thread(self.take) or self.lost
+
+    def release(self) -> None:
+        with self._store.write() as db:
+            control.release(db, self.holder, self._me)
+            if not self.lost:  # whoever goes on with the same tune has it under the same name
+                control.release(db, lease(self._endpoint), self.holder)
+
+
+@asynccontextmanager
+async def held(store: Store, clock: Clock, endpoint: str, tune: str) -> AsyncIterator[Hold]:
+    """Waits for whoever was killed in the middle. Raises Lost where somebody else has them for longer."""
+    hold = Hold(store, clock, endpoint, tune)
+    until = clock.monotonic() + _LEASE_S + _RENEW_S
+    while not hold.take():
+        if clock.monotonic() > until:
+            raise Lost(f"{endpoint}: somebody else tunes or deploys it at this moment")
+        await clock.sleep(1.0)
+    keeping = asyncio.create_task(hold.keep())
+    try:
+        yield hold
+    finally:
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+        hold.release()
