@@ -107,7 +107,7 @@ class Processes:
         for entry in _PROC.iterdir():
             if not entry.name.isdigit():
                 continue
-            name = _marked(int(entry.name), prefix)
+            name = _marker(_environ(int(entry.name)), prefix)
             stat = _stat(int(entry.name)) if name else None
             if name and stat:
                 found.append(Found(int(entry.name), name, leader=stat[0] == int(entry.name), started_ticks=stat[1]))
@@ -230,7 +230,12 @@ class Processes:
             if stat is None or stat[1] != record.started_ticks:
                 return None
             _reap(record.pid)
-            if _marked(record.pid, f"{MARKER}={self._home()}/".encode()) != record.name:
+            environ = _environ(record.pid)
+            if environ and _marker(environ, f"{MARKER}={self._home()}/".encode()) != record.name:
+                return None
+            if not environ and not _runs(
+                record.pid
+            ):  # one that runs is just becoming another program, as a wrapper does
                 return None
             return Found(record.pid, record.name, leader=True, started_ticks=stat[1])
         return next((p for p in self.scan() if p.name == record.name and p.leader), None)
@@ -326,12 +331,16 @@ def write_text(path: Path, text: str) -> None:
         os.close(folder)
 
 
-def _marked(pid: int, prefix: bytes) -> str | None:
-    """The name in the process's marker, or None: another's process, a zombie, or gone."""
+def _environ(pid: int) -> bytes:
+    """Its environment; empty where there is none to be read: a zombie, in the middle of an ``exec``, another's, or gone."""
     try:
-        environ = (_PROC / str(pid) / "environ").read_bytes()
+        return (_PROC / str(pid) / "environ").read_bytes()
     except OSError:
-        return None
+        return b""
+
+
+def _marker(environ: bytes, prefix: bytes) -> str | None:
+    """The name in a process's marker."""
     for entry in environ.split(b"\0"):
         if entry.startswith(prefix):
             return entry[len(prefix) :].decode(errors="replace")
@@ -346,6 +355,14 @@ def _stat(pid: int) -> tuple[int, int] | None:
         return None
     fields = text.rpartition(")")[2].split()
     return int(fields[3]), int(fields[19])
+
+
+def _runs(pid: int) -> bool:
+    """Whether it is there, and no zombie."""
+    try:
+        return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _reap(pid: int) -> None:

@@ -120,6 +120,18 @@ def test_one_that_died_is_not_started_again_by_the_same_step_but_by_the_next(fol
     assert Path(record.log).exists()
 
 
+def test_a_wrapper_that_becomes_another_program_lives_all_the_while(folder: Path) -> None:
+    """While it does, nobody can read its environment."""
+    again = 'i=$1; [ "$i" -gt 0 ] && exec /bin/sh -c "$0" "$0" $((i - 1)); echo up; exec sleep 600'
+    record = start(folder, command=["/bin/sh", "-c", again, again, "400"])
+    processes, looks = Processes(folder), 0
+    while "up" not in processes.log_tail("g1-0"):
+        assert processes.alive(record)
+        looks += 1
+    assert looks > 50, "it was looked at while it became another one"
+    assert processes.alive(record)
+
+
 def test_another_process_with_the_same_pid_is_not_ours(folder: Path) -> None:
     record = start(folder)
     processes = Processes(folder)
