@@ -266,10 +266,10 @@ def _ledger(db: sa.Connection, change_id: str) -> list[View]:
     return [{k: row[k] for k in keys} for row in reversed(changes.ledger(db, change_id=change_id))]
 
 
-def tune_list(store: Store, *, endpoint_name: str | None = None) -> View:
+def tune_list(store: Store) -> View:
     """The last experiments, newest first."""
     with store.read() as db:
-        return {"schema_version": SCHEMA_VERSION, "tunes": _tunes(db, endpoint_name, 50)}
+        return {"schema_version": SCHEMA_VERSION, "tunes": _tunes(db, None, 50)}
 
 
 def tune(store: Store, identity: str) -> View | None:

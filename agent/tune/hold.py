@@ -44,10 +44,10 @@ class Hold:
         now = self._clock.now()
         with self._store.write() as db:
             epoch = control.acquire(db, self.holder, self._me, now, _LEASE_S)
-            if epoch is None or control.acquire(db, lease(self._endpoint), self.holder, now, _LEASE_S) is None:
+            if epoch is None or (self._epoch is not None and epoch > self._epoch + 1):
+                return False  # somebody has it, or had it since it ran out
+            if control.acquire(db, lease(self._endpoint), self.holder, now, _LEASE_S) is None:
                 return False
-        if self._epoch is not None and epoch > self._epoch + 1:
-            return False  # it ran out, and somebody had it in between
         self._epoch, self._until = epoch, now + _LEASE_S
         return True
 

@@ -38,8 +38,11 @@ def trial_of(row: tunes.Row, price_per_hour: float | None) -> Trial:
 def told(db: sa.Connection, identity: str) -> dict[str, Any] | None:
     """A tune as ``answer`` gives it: its result, or what is known of it so far. None: there is no such tune."""
     row = tunes.get(db, identity)
-    if row is None or row["result"] is not None:
-        return row["result"] if row is not None else None
+    if row is None:
+        return None
+    result: dict[str, Any] | None = row["result"]
+    if result is not None:
+        return result
     trials = [trial_of(r, r["body"].get("price_per_hour")) for r in tunes.trials(db, identity)]
     ended = UNDER_WAY if row["state"] == "running" else str(row["state"])
     return answer(Asked.from_dict(row["question"]), row, trials, ended, doubt(trials))

@@ -220,10 +220,9 @@ class Engine:
                     data, at = error, None
                 stamp = time.perf_counter()
                 if at is not None and behind is not None:
-                    delay = stamp + behind - at
-                    if delay > 0.0:
-                        stamp -= delay
-                    delays.append(max(0.0, delay))
+                    delay = max(0.0, stamp + behind - at)
+                    stamp -= delay
+                    delays.append(delay)
                 got.append((connection, stamp, data))
             else:
                 self._go_on(connection)

@@ -25,7 +25,7 @@ from collectors.traffic.tally import Tally
 from collectors.traffic.worker import Frame, Row, begin, read, write
 from collectors.window import CollectError
 
-#: Chunks a second that one worker reads and stamps with room to spare: a fifth of what it can.
+#: Chunks a second that one worker reads and stamps with room to spare: about a third of what it can.
 CHUNKS_PER_WORKER = 15_000
 #: Gap between tokens that is assumed of a server before it was measured, to plan workers for users in a closed loop.
 _FAST_GAP_S = 0.01

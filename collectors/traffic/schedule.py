@@ -106,6 +106,8 @@ Load = Open | Users | Sessions
 
 def shares(load: Load, n: int) -> list[Load]:
     """The load over ``n`` workers: the same requests in all."""
+    if n == 1:
+        return [load]  # the plan of a million requests is large: no second one is made of it
     if isinstance(load, Open):
         return [Open(_every(load.workload, _mine(load.workload, n, k)), load.duration_s) for k in range(n)]
     if isinstance(load, Sessions):

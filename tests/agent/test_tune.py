@@ -213,7 +213,7 @@ def test_interrupted_it_gives_what_there_is_and_abandoned_it_is_forgotten(tmp_pa
             at.until(lambda: bool(at.steps()), process, "a load was kept")
             at.until(lambda: bool(sending(process)), process, "the next one is sent")
             workers = sending(process)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
             process.send_signal(signal.SIGINT)  # of one who cannot wait
             out, err = process.communicate(timeout=30)
@@ -222,7 +222,7 @@ def test_interrupted_it_gives_what_there_is_and_abandoned_it_is_forgotten(tmp_pa
         found = json.loads(out)
         assert (found["ended"], found["complete"], found["recommended"]) == ("interrupted", False, None)
         assert [s["kind"] for s in found["trials"][0]["steps"]] == ["single"]
-        assert as_was(at.shape()), "the endpoint is back, also for one who pressed twice"
+        assert as_was(at.shape()), "the endpoint is back, also for one who asked twice"
         with at.store.read() as db:
             said = [e["action"] for e in audit.entries(db, "chat")]
         assert said.count("deployed") == said.count("deploy") == 2, "it was waited for until it served"
@@ -250,13 +250,20 @@ def test_interrupted_while_it_waits_for_somebody_else(tmp_path: Path) -> None:
         assert as_was(at.shape())
 
 
-def test_out_of_budget_it_ends_and_says_what_was_not_tried(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("budget", "spent"),
+    [
+        (("--budget-minutes", "0.015"), "the budget of 0.015 minutes is spent"),
+        (("--budget-usd", "0.0003"), "the budget of $0.0003 is spent"),  # a second costs $0.00028
+    ],
+)
+def test_out_of_budget_it_ends_and_says_what_was_not_tried(tmp_path: Path, budget: tuple[str, str], spent: str) -> None:
     with place(tmp_path) as at:
-        code, out, _ = at.run(*SEQS, "--candidates", "max_num_seqs=5", *QUICK, "--budget-minutes", "0.015")
+        code, out, _ = at.run(*SEQS, "--candidates", "max_num_seqs=5", *QUICK, *budget)
         assert code == 3, "nothing was found"
-        assert "1: skipped: the budget of 0.015 minutes is spent" in out
-        assert "2: skipped: the budget of 0.015 minutes is spent" in out
-        assert "Ended early: the budget of 0.015 minutes is spent" in out
+        assert f"1: skipped: {spent}" in out
+        assert f"2: skipped: {spent}" in out
+        assert f"Ended early: {spent}" in out
         assert as_was(at.shape())
         assert at.tune()["state"] == "done"
         assert [t["state"] for t in at.trials()] == ["skipped", "skipped"]
