@@ -33,7 +33,7 @@ from collectors.plan import Lengths, TrafficPlan
 from collectors.traffic.inside import TrafficResult, simulate
 from tests.actuators.support import free_port
 from tests.agent.daemons import ROOT, Daemon, flyball, running, write_settings
-from tests.real.vllm_parts import MODEL_NAME, vllm_options
+from tests.real.vllm_parts import MODEL_NAME, off_one_core, vllm_options
 
 # Five to eight minutes on two cores. Two vLLM servers at once can stall a slower machine for minutes, hence the limit.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(2400)]
@@ -78,6 +78,7 @@ async def _story(folder: Path) -> None:
     http = Http()
     url = f"http://127.0.0.1:{free_port()}"
     options = vllm_options(folder, strategy="overlap", drain_timeout_s=1.5 * PATIENCE_S, grace_s=20.0)
+    options["python"] = off_one_core(folder)
     slack = SlackStandIn(http, clock, secret="8f742231b10e8888abcd99yyyzzz85a5", user=USER)
     await slack.start()
     try:

@@ -95,9 +95,9 @@ def tiny_model(folder: Path, sizes: Mapping[str, int] | None = None) -> Path:
     return model
 
 
-def _interpreter(folder: Path) -> str:
-    """vLLM's, kept off the first core: its processes wait for each other in loops that never sleep, and on two cores whatever watches
-    them starves beside them for half a minute at a time."""
+def off_one_core(folder: Path) -> str:
+    """vLLM's interpreter, kept off the first core: its processes wait for each other in loops that never sleep, and on two cores
+    whatever watches them starves beside them for half a minute at a time. Two servers are slow so; for one it makes no difference."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         return vllm_python()
@@ -111,7 +111,7 @@ def _interpreter(folder: Path) -> str:
 def vllm_options(folder: Path, sizes: Mapping[str, int] | None = None, **more: Any) -> dict[str, Any]:
     """Options of the system ``vllm-local`` that deploy the tiny model, or one of other ``sizes``."""
     return {
-        "python": _interpreter(folder),
+        "python": vllm_python(),
         "model": str(tiny_model(folder, sizes)),
         "served_model_name": MODEL_NAME,
         "args": dict(ARGUMENTS),
