@@ -327,8 +327,10 @@ def test_an_interrupt_gives_what_there_is(server: Exact) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to a core")
 def test_a_client_that_is_too_slow_says_so(server: Exact) -> None:
-    """A seventh of a core for a client with far too many streams: less than the server needs to keep it busy, however slow that is."""
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(6)]
+    """A ninth of a core for a client with far too many streams: less than the server needs to keep it busy, however slow that is.
+    Each hog has a session of its own, since kernels that group processes by session share out the core among these."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    hogs = [subprocess.Popen(spin, start_new_session=True) for _ in range(8)]
     try:
         for hog in hogs:
             os.sched_setaffinity(hog.pid, {0})
