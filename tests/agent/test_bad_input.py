@@ -31,7 +31,7 @@ from tests.collectors.servers import Handler, Request, Served, answering, certif
 
 pytestmark = pytest.mark.timeout(300)
 
-INTERVAL_S, WINDOW_S, WATCHED_S = 0.2, 1.0, 6.0
+INTERVAL_S, WINDOW_S, WATCHED_S = 0.2, 1.0, 5.0
 MIB = 2**20
 
 

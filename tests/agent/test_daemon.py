@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -21,7 +22,7 @@ from agent import views
 from agent.clock import VirtualClock
 from agent.governor import Governor, last_due
 from agent.settings import Settings
-from agent.store import Store, outbox, windows
+from agent.store import Store, outbox, schema, windows
 from collectors.http import Http
 from collectors.window import Window
 from tests.agent.daemons import Daemon, running, write_settings
@@ -240,6 +241,10 @@ def test_a_second_daemon_stands_by_and_takes_over(tmp_path: Path, vllm: Served) 
             assert standby.get("/recommendations")[0] == 200, "its pages work all the same"
             epoch = standby.json("/status.json")["leader"]["epoch"]
             leader.signal(signal.SIGKILL)
+            leader.process.wait(WITHIN_S)
+            # Its lease runs out, as it does by itself in half a minute.
+            with standby.store() as store, store.write() as db:
+                db.execute(sa.update(schema.leases).where(schema.leases.c.name == "leader").values(expires_at=1.0))
             standby.until(lambda: standby.json("/readyz")["leading"], "the second leads", limit_s=90)
             assert standby.json("/status.json")["leader"]["epoch"] == epoch + 1
             at = time.time()
