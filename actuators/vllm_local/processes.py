@@ -233,9 +233,8 @@ class Processes:
             environ = _environ(record.pid)
             if environ and _marker(environ, f"{MARKER}={self._home()}/".encode()) != record.name:
                 return None
-            if not environ and not _runs(
-                record.pid
-            ):  # one that runs is just becoming another program, as a wrapper does
+            # One that runs and has none is just becoming another program, as a wrapper does.
+            if not environ and not _runs(record.pid):
                 return None
             return Found(record.pid, record.name, leader=True, started_ticks=stat[1])
         return next((p for p in self.scan() if p.name == record.name and p.leader), None)
