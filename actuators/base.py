@@ -1,41 +1,21 @@
 """What every system is: the protocol, and what it is made from. Registered in the entry-point group ``flyball.actuators``.
 
-An actuator holds no order and no time: the agent writes the journal, waits and gives up. It answers five questions: what is the
-live shape; what plan leads there; do this step; is it done; how back (the plan from what is live to the shape before).
+An actuator holds no order and no time: the agent writes the journal, waits and gives up. It answers: what is live; what plan leads
+there; what plan leads back; may this step be done now; do it; is it done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from actuators.shape import Operation, Plan, Shape
-
-
-@dataclass(frozen=True, slots=True)
-class HttpAnswer:
-    """Status, lower-case headers, and the whole body (bounded by the caller)."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class HttpCall(Protocol):
-    """The HTTP caller that an actuator is handed. Raises ``OSError`` when there is no answer, ``ValueError`` on a broken one."""
-
-    async def __call__(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        json: Any = None,
-        timeout_s: float = 10.0,
-    ) -> HttpAnswer: ...
+from collectors.clock import Clock
+from collectors.http import HttpCall
+from collectors.sessions import Sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +31,24 @@ class SystemContext:
     state_dir: Path
     """A folder of this endpoint's own, that outlives the process."""
     http: HttpCall
+    clock: Clock
+    sessions: Sessions
+    """Where a client of an account or a cluster is kept, one for all of its endpoints."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    """For requests to ``url`` alone: they hold the model's key, which no control plane may see."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The system's own settings, validated by its ``Options`` model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who else sets a part of the shape."""
+
+    kind: str
+    """hpa, keda, argocd, flux, azure-autoscale ..."""
+    name: str
+    owns: frozenset[str]
+    """Names of Shape fields; ``*``: all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +56,15 @@ class Live:
     """What is really there now."""
 
     shape: Shape
+    """What is configured."""
     version: str
-    """Changes whenever anybody changes the shape (etag, resourceVersion, generation)."""
+    """A hash of the specification that plans rest on (etag, generation ...), never of its status: it changes whenever anybody
+    changes what was configured, and not when an autoscaler moves the count or a replica dies."""
     ready: bool
     """Whether as many replicas serve as the shape says."""
+    serving: int | None = None
+    """How many replicas serve now. None: the system does not tell."""
+    owner: Owner | None = None
     targets: Mapping[str, str] = field(default_factory=dict)
     """Replica name to base address, for those who read each replica's metrics. Empty where only the one address is known."""
     detail: str = ""
@@ -78,11 +78,28 @@ class Progress(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a step leaves in the journal, so that it can be followed up after a restart."""
+
+    handle: Mapping[str, Any] = field(default_factory=dict)
+    """The address of a long-running operation, the id of an evaluation, the token. Plain JSON, no secret."""
+    leaves: str | None = None
+    """``Live.version`` after this step, where it is known: the next step's precondition."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"handle": dict(self.handle), "leaves": self.leaves}
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """How far an operation is."""
 
     progress: Progress
     detail: str = ""
+    again_in_s: float | None = None
+    """When to ask again, where the system says so (Retry-After)."""
+    receipt: Receipt | None = None
+    """What takes the place of the step's receipt from now on."""
 
 
 class Actuator(Protocol):
@@ -94,19 +111,35 @@ class Actuator(Protocol):
     changes: ClassVar[Sequence[str]]
     """What it can change: names of Shape fields, ``engine.*`` for any engine limit. Empty: it only reads."""
 
+    poll_s: float
+    """Seconds between two reads of the control plane, unless a change is under way."""
+
     async def live(self) -> Live:
         """Read the live shape. Sends only reads."""
 
     async def plan(self, live: Live, wanted: Shape) -> Plan:
         """The operations from ``live`` to ``wanted``; deterministic, and sends only reads. Raises ``CannotPlan``."""
 
-    async def do(self, operation: Operation, token: str) -> None:
-        """Start one step and return soon. ``token`` is the same when the same step is resumed, so it is done once.
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+        """The plan from wherever ``plan`` was left to the shape before it. ``done``: of the steps that were begun, in order.
 
-        Raises ``ActuatorError``; ``retry`` says whether the same step may be tried again.
+        ``plan(live, plan.before)`` where a Shape says all. Sends only reads. Raises ``CannotPlan``.
         """
 
-    async def done(self, operation: Operation, token: str) -> Step:
+    async def clear(self, operation: Operation, last: Receipt | None) -> None:
+        """Whether the step may be begun at this moment; ``last`` is the receipt of the one before. Sends only reads.
+
+        Raises ``ActuatorError``: DRIFT where somebody else changed what the plan rests on, QUOTA, CAPACITY, DENIED, or CONFLICT
+        where another operation is under way.
+        """
+
+    async def do(self, operation: Operation, token: str, last: Receipt | None) -> Receipt:
+        """Start one step and return soon. ``token`` is the same when the same step is resumed, so it is done once.
+
+        Raises ``ActuatorError``; its trouble says whether the same step may be tried again.
+        """
+
+    async def done(self, operation: Operation, receipt: Receipt) -> Step:
         """How far the step is. Sends only reads."""
 
 
@@ -118,14 +151,45 @@ class Removable(Protocol):
         """Stop that too, and forget what was there. Only ever called at zero replicas; once more does nothing."""
 
 
+class Trouble(StrEnum):
+    """Why a system did not do it."""
+
+    CONFLICT = "conflict"
+    """Another operation is under way: it passes."""
+    DRIFT = "drift"
+    """Somebody changed what the plan rests on: plan again."""
+    QUOTA = "quota"
+    CAPACITY = "capacity"
+    """The system has nothing of this size just now."""
+    THROTTLED = "throttled"
+    """Too many requests: later."""
+    DENIED = "denied"
+    INVALID = "invalid"
+    """It is not what this system takes."""
+    UNREACHABLE = "unreachable"
+    """No answer, or one that is broken: nobody knows whether it was done."""
+
+
+_PASSES = frozenset((Trouble.CONFLICT, Trouble.THROTTLED, Trouble.UNREACHABLE))
+
+
 class ActuatorError(Exception):
     """A system refused or did not answer. ``code`` is stable, the text says what to do."""
 
-    def __init__(self, code: str, detail: str, *, retry: bool = False) -> None:
+    def __init__(
+        self, code: str, detail: str, *, trouble: Trouble = Trouble.INVALID, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
-        self.retry = retry
+        self.trouble = trouble
+        self.retry_after_s = retry_after_s
+        """When the system said that it may be asked again."""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self.trouble in _PASSES
 
 
 class CannotPlan(ActuatorError):

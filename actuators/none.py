@@ -9,7 +9,7 @@ from typing import ClassVar, NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from actuators.base import Actuator, ActuatorError, CannotPlan, Live, Step, SystemContext
+from actuators.base import Actuator, ActuatorError, CannotPlan, Live, Receipt, Step, SystemContext, Trouble
 from actuators.shape import Operation, Plan, Shape
 
 _HOW = "change it by hand and state the new shape in the settings, or name the `system` that holds the endpoint"
@@ -26,6 +26,7 @@ class ReadOnly:
 
     system: ClassVar[str] = "none"
     changes: ClassVar[Sequence[str]] = ()
+    poll_s = 15.0
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
@@ -63,14 +64,20 @@ class ReadOnly:
             way_back="nothing is done",
         )
 
-    async def do(self, operation: Operation, token: str) -> None:
-        self._refuse(operation, token)
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+        return await self.plan(live, plan.before)
 
-    async def done(self, operation: Operation, token: str) -> Step:
-        self._refuse(operation, token)
+    async def clear(self, operation: Operation, last: Receipt | None) -> None:
+        self._refuse(operation)
 
-    def _refuse(self, operation: Operation, token: str) -> NoReturn:
-        raise ActuatorError("READ_ONLY", f"step {operation.name} ({token}) is refused: {_HOW}")
+    async def do(self, operation: Operation, token: str, last: Receipt | None) -> Receipt:
+        self._refuse(operation)
+
+    async def done(self, operation: Operation, receipt: Receipt) -> Step:
+        self._refuse(operation)
+
+    def _refuse(self, operation: Operation) -> NoReturn:
+        raise ActuatorError("READ_ONLY", f"step {operation.name} is refused: {_HOW}", trouble=Trouble.DENIED)
 
     async def _problem(self, path: str) -> str | None:
         """Why the address does not answer well, or None."""

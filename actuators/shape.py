@@ -1,4 +1,4 @@
-"""The nouns of change: Shape, Operation, Plan."""
+"""The nouns of change: Shape, Operation, Need, Plan."""
 
 from __future__ import annotations
 
@@ -6,9 +6,27 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 EngineValue = int | float | str | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaling:
+    """What an autoscaler keeps to. Flyball tunes it, and never sets the count that it owns."""
+
+    least: int
+    most: int
+    targets: Mapping[str, float] = field(default_factory=dict)
+    """By the autoscaler's own name of the metric: ``cpu`` 0.7, ``vllm:num_requests_waiting`` 5."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """Capacity that is bought and not run: a rate limit or provisioned throughput."""
+
+    amount: int
+    unit: Literal["tokens_per_minute", "ptu", "requests_per_minute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,35 +34,47 @@ class Shape:
     """What an endpoint runs on. Unknown is None: a reader of shapes must not take it for a default."""
 
     replicas: int | None = None
+    """None beside ``autoscaling``: the autoscaler's, and how many serve is ``Live.serving``."""
     size: str | None = None
     """VM size, instance type, or a name from the settings' ``sizes``."""
     accelerator: str | None = None
     accelerator_count: int | None = None
     """Per replica."""
+    cpus: float | None = None
+    """Per replica: cores that it may use, where that is no property of ``size``."""
+    memory_gb: float | None = None
+    """Per replica, likewise."""
     engine: Mapping[str, EngineValue] = field(default_factory=dict)
     """Engine limits by their vLLM names: max_num_seqs, max_num_batched_tokens, tensor_parallel_size ..."""
-    capacity: int | None = None
-    """Purchased capacity: tokens per minute or PTU, as ``billing`` says."""
-    billing: str = "hourly"
-    """hourly | per_token | ptu | serverless"""
-    min_replicas: int | None = None
-    """The autoscaler's bounds, where one owns the replica count."""
-    max_replicas: int | None = None
+    autoscaling: Autoscaling | None = None
+    """The autoscaler's bounds and targets, where one owns the replica count."""
+    purchase: Purchase | None = None
+    tier: str | None = None
+    """The vendor's kind of offer: Standard, GlobalStandard, spot ..."""
+    region: str | None = None
+    extra: Mapping[str, EngineValue] = field(default_factory=dict)
+    """What only this system knows: compared and hashed, and read by nobody else."""
 
     def with_(self, **changes: Any) -> Shape:
-        """A copy with the named fields changed; ``engine`` entries are merged, not replaced."""
-        if "engine" in changes:
-            changes["engine"] = {**self.engine, **changes["engine"]}
+        """A copy with the named fields changed; ``engine`` and ``extra`` entries are merged, not replaced."""
+        for name in ("engine", "extra"):
+            if name in changes:
+                changes[name] = {**getattr(self, name), **changes[name]}
         return replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, without what is unknown."""
-        return {k: (dict(v) if k == "engine" else v) for k, v in asdict(self).items() if v is not None and v != {}}
+        return {name: value for name, value in asdict(self).items() if value is not None and value != {}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Shape:
         """The reverse of ``as_dict``. Raises TypeError on an unknown key."""
-        return cls(**data)
+        fields = dict(data)
+        if fields.get("autoscaling") is not None:
+            fields["autoscaling"] = Autoscaling(**fields["autoscaling"])
+        if fields.get("purchase") is not None:
+            fields["purchase"] = Purchase(**fields["purchase"])
+        return cls(**fields)
 
     def label(self) -> str:
         """One short line for people: ``2 x Standard_NC24ads_A100_v4, max_num_seqs=64``."""
@@ -56,12 +86,18 @@ class Shape:
             )
         elif what:
             parts.append(what)
-        if self.min_replicas is not None or self.max_replicas is not None:
-            parts.append(f"autoscaled {self.min_replicas}..{self.max_replicas}")
-        if self.capacity is not None:
-            parts.append(f"{self.capacity} {'PTU' if self.billing == 'ptu' else 'tokens/min'}")
-        parts += [f"{k}={v}" for k, v in sorted(self.engine.items())]
+        if self.autoscaling is not None:
+            parts.append(f"autoscaled {self.autoscaling.least}..{self.autoscaling.most}")
+            parts += [f"{name} {value:g}" for name, value in sorted(self.autoscaling.targets.items())]
+        if self.purchase is not None:
+            parts.append(f"{self.purchase.amount} {_UNITS[self.purchase.unit]}")
+        parts += [f"{n:g} {unit}" for n, unit in ((self.cpus, "CPUs"), (self.memory_gb, "GB")) if n is not None]
+        parts += [text for text in (self.tier, self.region) if text is not None]
+        parts += [f"{k}={v}" for k, v in sorted({**self.engine, **self.extra}.items())]
         return ", ".join(parts) or "unknown shape"
+
+
+_UNITS = {"tokens_per_minute": "tokens/min", "ptu": "PTU", "requests_per_minute": "requests/min"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +110,24 @@ class Operation:
     """How long it may take until ``Actuator.done`` says so; longer is a failure."""
     summary: str
     """For people: what it does, in one line."""
+    hold_s: float = 0.0
+    """Seconds to wait after it, before the next one."""
+    gate: bool = False
+    """After it and its wait, the objective is judged on what was observed since; missed, the change turns back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a plan needs of its system: quota, capacity, a permission. Shown, and asked for again when it is applied."""
+
+    what: str
+    wanted: float
+    free: float | None
+    """None: the system does not tell."""
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.free is None else self.free >= self.wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +141,22 @@ class Plan:
     version: str
     """The precondition: ``Live.version`` must still be this. A different version means that somebody else acted: the plan is void."""
     operations: tuple[Operation, ...]
+    """Up to what is verified."""
     restarts: bool
     """Whether running sequences are interrupted or drained."""
     downtime_s: float
     """Estimated seconds in which less than ``before`` or ``after`` serves."""
     way_back: str
     """For people: how it is undone."""
+    finish: tuple[Operation, ...] = ()
+    """After a verdict of success only: delete the old one. Until then the way back is short."""
+    undo: Mapping[str, Any] = field(default_factory=dict)
+    """What the way back needs and no Shape says. No secret."""
+    locks: tuple[str, ...] = ()
+    """Names of what no two changes may touch at once, wider than the endpoint: an account, a whole configuration."""
+    needs: tuple[Need, ...] = ()
+    by_hand: str | None = None
+    """Where somebody else owns what would be changed: the patch to give to him. Then there are no operations."""
 
     @property
     def hash(self) -> str:
@@ -102,18 +166,13 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "endpoint": self.endpoint,
-            "system": self.system,
+            **asdict(self),
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
-            "version": self.version,
-            "operations": [
-                {"name": o.name, "args": dict(o.args), "deadline_s": o.deadline_s, "summary": o.summary}
-                for o in self.operations
-            ],
-            "restarts": self.restarts,
-            "downtime_s": self.downtime_s,
-            "way_back": self.way_back,
+            "operations": [asdict(o) for o in self.operations],
+            "finish": [asdict(o) for o in self.finish],
+            "locks": list(self.locks),
+            "needs": [asdict(n) for n in self.needs],
         }
 
     @classmethod
@@ -121,5 +180,7 @@ class Plan:
         fields = dict(data)
         fields["before"] = Shape.from_dict(fields["before"])
         fields["after"] = Shape.from_dict(fields["after"])
-        fields["operations"] = tuple(Operation(**o) for o in fields["operations"])
+        for name, made in (("operations", Operation), ("finish", Operation), ("needs", Need)):
+            fields[name] = tuple(made(**item) for item in fields.get(name, ()))
+        fields["locks"] = tuple(fields.get("locks", ()))
         return cls(**fields)

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 import structlog
 from sqlalchemy.exc import IntegrityError
 
-from actuators.base import ActuatorError, Progress
+from actuators.base import ActuatorError, Progress, Receipt, Trouble
 from actuators.shape import Operation, Plan
 from agent.metrics import Metrics
 from agent.settings import ChangeWindow, EndpointSettings, Settings, weekdays
@@ -337,7 +337,7 @@ class Applier:
             try:
                 plan = await _in_time(watched.actuator.plan(live, before))
             except ActuatorError as error:
-                if error.retry:
+                if error.passes:
                     return
                 self._finish(change, "failed", f"{change['state_reason']}; no way back: {error}")
                 return
@@ -463,16 +463,16 @@ class Applier:
             what=operation.summary,
         )
         try:
-            await _in_time(watched.actuator.do(operation, token))
+            receipt = await _in_time(watched.actuator.do(operation, token, None))
         except ActuatorError as error:
-            if error.retry and now - (intent_at or now) <= operation.deadline_s:
+            if error.passes and now - (intent_at or now) <= operation.deadline_s:
                 log.warning(
                     "operation_retries", endpoint=change["endpoint"], change=change["id"], step=step, error=str(error)
                 )
                 return "later"
             self._settle(change, direction, step, "failed", str(error))
             return f"{operation.summary}: {error}"
-        self._settle(change, direction, step, "started", "")
+        self._settle(change, direction, step, "started", "", receipt)
         return None
 
     async def _poll(
@@ -486,7 +486,7 @@ class Applier:
         started_at: float,
     ) -> tuple[bool, str | None]:
         try:
-            state = await _in_time(watched.actuator.done(operation, token))
+            state = await _in_time(watched.actuator.done(operation, Receipt({"token": token})))
         except ActuatorError as error:
             log.warning(
                 "progress_unknown", endpoint=change["endpoint"], change=change["id"], step=step, error=str(error)
@@ -504,7 +504,15 @@ class Applier:
             return False, f"{operation.summary}: {detail}"
         return False, None
 
-    def _settle(self, change: changes.Row, direction: Direction, step: int, state: str, detail: str) -> None:
+    def _settle(
+        self,
+        change: changes.Row,
+        direction: Direction,
+        step: int,
+        state: str,
+        detail: str,
+        receipt: Receipt | None = None,
+    ) -> None:
         with self._store.write() as db:
             changes.settle(db, change["id"], direction, step, state=state, detail=detail, now=self._clock.now())
 
@@ -514,7 +522,7 @@ async def _in_time(call: Awaitable[_T]) -> _T:
     try:
         return await asyncio.wait_for(call, CALL_S)
     except TimeoutError as error:
-        raise ActuatorError("TIMEOUT", f"no answer within {CALL_S:g} s", retry=True) from error
+        raise ActuatorError("TIMEOUT", f"no answer within {CALL_S:g} s", trouble=Trouble.UNREACHABLE) from error
 
 
 _REVISION = {"succeeded": 1, "rolled_back": 2, "failed": 3}

@@ -8,7 +8,7 @@ from agent.clock import WallClock
 from agent.configfile import Loaded, Loc, Problem, field_name, nearest
 from agent.plugins import PluginError
 from agent.watch import Watched
-from agent.wiring import watched_of
+from agent.wiring import Environment, watched_of
 from collectors.http import Http
 from collectors.window import CollectError
 
@@ -54,12 +54,14 @@ async def check_live(loaded: Loaded) -> list[Problem]:
     """Reach every source and system once; sends nothing but reads."""
     clock = WallClock()
     http = Http(ca_file=loaded.settings.tls_ca_file, monotonic=clock.monotonic)
+    environment = Environment(http, clock)
     problems: list[Problem] = []
     try:
         for i, endpoint in enumerate(loaded.settings.endpoints):
-            watched = watched_of(loaded.settings, endpoint, http, clock)
+            watched = watched_of(loaded.settings, endpoint, environment)
             problems += await _reach(loaded, ("endpoints", i), watched)
     finally:
+        await environment.sessions.aclose()
         await http.aclose()
     return problems
 

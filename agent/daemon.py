@@ -123,7 +123,7 @@ class Daemon:
             server.should_exit = True
             await self._end(tasks)
             await governor.close()
-            await governor.http.aclose()
+            await governor.environment.http.aclose()
 
     async def _until_told(self, tasks: list[asyncio.Task[None]]) -> None:
         """Wait for a signal; a task that ends by itself is an error of ours, and ends the daemon."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from actuators.base import Actuator, ActuatorError, Live, Progress
+from actuators.base import Actuator, ActuatorError, Live, Progress, Receipt
 from actuators.shape import Operation, Plan, Shape
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, audit, changes, control, recommendations, tunes
-from agent.wiring import actuator_of
+from agent.wiring import Environment, actuator_of
 from collectors.clock import Clock
-from collectors.http import Http
 
 POLL_S = 1.0
 #: Who deploys holds a lease, renewed before each step and each look, so that no two people do it at once.
@@ -35,7 +34,7 @@ class Deployment:
     actuator: Actuator
 
 
-async def prepare(store: Store, settings: Settings, endpoint: EndpointSettings, http: Http) -> Deployment:
+async def prepare(store: Store, settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Deployment:
     """Look at what is there and plan to the settings' shape. Sends only reads. Raises ``CannotDeploy``."""
     with store.read() as db:
         if any(change["endpoint"] == endpoint.name for change in changes.active(db)):
@@ -43,7 +42,7 @@ async def prepare(store: Store, settings: Settings, endpoint: EndpointSettings, 
         if (tune := tunes.running(db, endpoint.name)) is not None:
             raise CannotDeploy(f"{endpoint.name}: tune {tune['id']} is under way; end it with `flyball tune --abandon`")
     try:
-        actuator = actuator_of(settings, endpoint, http)
+        actuator = actuator_of(settings, endpoint, environment)
         live = await actuator.live()
         plan = await actuator.plan(live, _wanted(endpoint, live))
     except ActuatorError as error:
@@ -110,16 +109,16 @@ async def _step(
     holder: str,
     say: Callable[[str], None],
 ) -> None:
-    deadline, shown, begun = clock.monotonic() + operation.deadline_s, "", False
+    deadline, shown = clock.monotonic() + operation.deadline_s, ""
+    receipt: Receipt | None = None
     while clock.monotonic() <= deadline:
-        _hold(deployment.endpoint, store, clock, holder, before_a_step=not begun)
+        _hold(deployment.endpoint, store, clock, holder, before_a_step=receipt is None)
         try:
-            if not begun:
-                await deployment.actuator.do(operation, token)
-                begun = True
-            step = await deployment.actuator.done(operation, token)
+            if receipt is None:
+                receipt = await deployment.actuator.do(operation, token, None)
+            step = await deployment.actuator.done(operation, receipt)
         except ActuatorError as error:
-            if not error.retry:
+            if not error.passes:
                 raise
             say(f"  {error}; trying again")
         else:

@@ -17,14 +17,14 @@ from agent.clock import WallClock
 from agent.loops import Loop
 from agent.metrics import Metrics
 from agent.reflect import Reflector
-from agent.settings import Settings
+from agent.settings import EndpointSettings, Settings
 from agent.slack.receive import Receiver
 from agent.slack.send import Sender
 from agent.spool import Spool
 from agent.store import Store, control, windows
 from agent.tracing import Tracing
 from agent.watch import Watched, Watcher
-from agent.wiring import watched_of
+from agent.wiring import Environment, watched_of
 from collectors.clock import Clock
 from collectors.http import Http
 
@@ -46,16 +46,16 @@ class Governor:
         *,
         holder: str,
         http: Http,
-        make_watched: Callable[[Settings, Any, Http, Clock], Watched] = watched_of,
+        make_watched: Callable[[Settings, EndpointSettings, Environment], Watched] = watched_of,
     ) -> None:
         self.settings = settings
         self.store = store
         self.clock = clock
-        self.http = http
+        self.environment = Environment(http, clock)
         self.metrics = Metrics()
         self.holder = holder
         self.lead: Lead | None = None
-        self.watched = {e.name: make_watched(settings, e, http, clock) for e in settings.endpoints}
+        self.watched = {e.name: make_watched(settings, e, self.environment) for e in settings.endpoints}
         self.tracing = Tracing(settings.otlp)  # starts a thread, so after all that may fail
         self._made_at = clock.now()
         self.approvals = ApprovalService(store, clock, self._ruled)
@@ -177,6 +177,7 @@ class Governor:
         await self.watcher.close_windows()
         with self.store.write() as db:
             control.release(db, LEASE, self.holder)
+        await self.environment.sessions.aclose()
         self.tracing.close()
 
 

@@ -34,6 +34,32 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
 
+class AutoscalingSettings(_Section):
+    """What an autoscaler keeps to."""
+
+    least: int = Field(ge=0)
+    """Never fewer replicas."""
+    most: int = Field(ge=1)
+    """Never more replicas."""
+    targets: dict[str, float] = {}
+    """What it steers to, by its own name of the metric. Default: unknown."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> AutoscalingSettings:
+        if self.most < self.least:
+            raise Conflict(("most",), f"most ({self.most}) is below least ({self.least})")
+        return self
+
+
+class PurchaseSettings(_Section):
+    """Capacity that is bought and not run."""
+
+    amount: int = Field(ge=1)
+    """How much, in `unit`."""
+    unit: Literal["tokens_per_minute", "ptu", "requests_per_minute"]
+    """Tokens a minute, provisioned throughput units, or requests a minute."""
+
+
 class ShapeSettings(_Section):
     """What an endpoint runs on, as far as its system cannot tell it itself."""
 
@@ -47,11 +73,21 @@ class ShapeSettings(_Section):
     """GPUs per replica. Default: unknown."""
     engine: dict[str, EngineValue] = {}
     """Engine limits by their vLLM names, such as max_num_seqs. Default: unknown."""
-    billing: Literal["hourly", "per_token", "ptu", "serverless"] = "hourly"
-    """How it is paid for. Default: hourly, as VMs and GPUs are."""
+    cpus: float | None = Field(None, gt=0)
+    """CPU cores per replica, where `size` does not say it. Default: unknown."""
+    memory_gb: float | None = Field(None, gt=0)
+    """Memory per replica in GB, where `size` does not say it. Default: unknown."""
+    autoscaling: AutoscalingSettings | None = None
+    """The bounds and targets of the autoscaler that sets the replicas. Default: unknown, or none is there."""
+    purchase: PurchaseSettings | None = None
+    """What is bought, where capacity is bought and not run. Default: unknown, or nothing is."""
+    tier: str | None = None
+    """The vendor's kind of offer, such as GlobalStandard or spot. Default: unknown."""
+    region: str | None = None
+    """Where it runs, by the vendor's name. Default: unknown."""
 
     def shape(self) -> Shape:
-        return Shape(**self.model_dump())
+        return Shape.from_dict(self.model_dump(exclude_none=True))
 
 
 class SizeSettings(_Section):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from actuators.base import Actuator, HttpAnswer, SystemContext
+from actuators.base import Actuator, SystemContext
 from agent import plugins
 from agent.settings import EndpointSettings, Settings, SizeSettings
 from agent.watch import Watched
@@ -14,6 +15,16 @@ from analyzers.policy import Catalogue, Policy
 from collectors.base import Collector, SourceContext
 from collectors.clock import Clock
 from collectors.http import Http
+from collectors.sessions import Sessions
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """How the parts reach the outside."""
+
+    http: Http
+    clock: Clock
+    sessions: Sessions = field(default_factory=Sessions)
 
 
 def policy_of(endpoint: EndpointSettings) -> Policy:
@@ -64,46 +75,32 @@ def catalogue_of(settings: Settings, endpoint: EndpointSettings) -> Catalogue:
     )
 
 
-class _Caller:
-    """The HTTP caller that actuators are handed: the one client, behind their own protocol."""
-
-    def __init__(self, http: Http) -> None:
-        self._http = http
-
-    async def __call__(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        json: Any = None,
-        timeout_s: float = 10.0,
-    ) -> HttpAnswer:
-        answer = await self._http.call(method, url, headers=headers, json=json, timeout_s=timeout_s)
-        return HttpAnswer(answer.status, answer.headers, answer.body)
-
-
-def watched_of(settings: Settings, endpoint: EndpointSettings, http: Http, clock: Clock) -> Watched:
+def watched_of(settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Watched:
     """One endpoint with its sources and its system. Raises ``PluginError``."""
     return Watched(
         settings=endpoint,
         catalogue=catalogue_of(settings, endpoint),
         collectors={
-            name: _collector(settings, endpoint, name, options, http, clock)
+            name: _collector(settings, endpoint, name, options, environment)
             for name, options in endpoint.sources.items()
         },
-        actuator=actuator_of(settings, endpoint, http),
+        actuator=actuator_of(settings, endpoint, environment),
     )
 
 
 def _collector(
-    settings: Settings, endpoint: EndpointSettings, name: str, options: Mapping[str, Any], http: Http, clock: Clock
+    settings: Settings,
+    endpoint: EndpointSettings,
+    name: str,
+    options: Mapping[str, Any],
+    environment: Environment,
 ) -> Collector:
     context = SourceContext(
         endpoint=endpoint.name,
         model=endpoint.model,
-        http=http,
-        clock=clock,
+        http=environment.http,
+        clock=environment.clock,
+        sessions=environment.sessions,
         options={**_with_timeout(name, options, settings.collect.timeout_s)},
     )
     made: Collector = plugins.load(plugins.COLLECTORS, name)(context)
@@ -118,7 +115,7 @@ def _with_timeout(name: str, options: Mapping[str, Any], timeout_s: float) -> Ma
     return options
 
 
-def actuator_of(settings: Settings, endpoint: EndpointSettings, http: Http) -> Actuator:
+def actuator_of(settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Actuator:
     key = endpoint.api_key
     context = SystemContext(
         endpoint=endpoint.name,
@@ -126,7 +123,9 @@ def actuator_of(settings: Settings, endpoint: EndpointSettings, http: Http) -> A
         model=endpoint.model,
         shape=endpoint.shape.shape(),
         state_dir=settings.state_dir / "endpoints" / endpoint.name,
-        http=_Caller(http),
+        http=environment.http.call,
+        clock=environment.clock,
+        sessions=environment.sessions,
         headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
         options=dict(endpoint.actuator.options),
     )

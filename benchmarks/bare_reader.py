@@ -60,7 +60,7 @@ class Reader(asyncio.Protocol):
             else:
                 self._transport.close()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio calls it so
+    def connection_lost(self, exc: Exception | None) -> None:
         self.over.set_result(None)
 
 

@@ -38,8 +38,8 @@ from agent.governor import Governor  # noqa: E402
 from agent.settings import EndpointSettings, Settings  # noqa: E402
 from agent.store import Store, windows  # noqa: E402
 from agent.watch import Watched  # noqa: E402
+from agent.wiring import Environment  # noqa: E402
 from collectors.base import SourceContext  # noqa: E402
-from collectors.clock import Clock  # noqa: E402
 from collectors.exposition import Exposition  # noqa: E402
 from collectors.http import Http  # noqa: E402
 from collectors.vllm import _NAMES, VllmCollector, readings_of  # noqa: E402
@@ -108,7 +108,7 @@ class Fixed:
     changes: ClassVar[Sequence[str]] = ()
 
     def __init__(self, targets: Mapping[str, str]) -> None:
-        self._live = Live(Shape(replicas=len(targets)), "1", True, targets)
+        self._live = Live(Shape(replicas=len(targets)), "1", True, targets=targets)
 
     async def live(self) -> Live:
         return self._live
@@ -202,9 +202,13 @@ async def whole_path(base: str, arguments: argparse.Namespace) -> tuple[Cost, di
     return result, stored
 
 
-def _watched(base: str, replicas: int) -> Callable[[Settings, EndpointSettings, Http, Clock], Watched]:
-    def make(_settings: Settings, endpoint: EndpointSettings, http: Http, clock: Clock) -> Watched:
-        collector = VllmCollector(SourceContext(endpoint.name, None, http, clock, {"timeout_s": 60.0}))
+def _watched(base: str, replicas: int) -> Callable[[Settings, EndpointSettings, Environment], Watched]:
+    def make(_settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Watched:
+        collector = VllmCollector(
+            SourceContext(
+                endpoint.name, None, environment.http, environment.clock, environment.sessions, {"timeout_s": 60.0}
+            )
+        )
         targets = {f"r{i:04d}": f"{base}/{endpoint.name}-{i}" for i in range(replicas)}
         return Watched(endpoint, {"vllm": collector}, Fixed(targets))
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from collectors.clock import Clock
 from collectors.http import Http
+from collectors.sessions import Sessions
 from collectors.window import Reading
 
 
@@ -30,6 +31,8 @@ class SourceContext:
     model: str | None
     http: Http
     clock: Clock
+    sessions: Sessions
+    """Where a client of an account, a cluster or a store is kept, one for all endpoints of it."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The source's own settings, validated by its ``Options`` model."""
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -34,7 +34,7 @@ _NO_ANSWER = frozenset(("down", "dns", "tls", "timeout"))
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """A whole answer."""
 
     status: int
@@ -45,6 +45,26 @@ class Answer:
     """From the call to the last byte, redirects included."""
     url: str
     """Where it came from in the end."""
+
+
+class HttpCall(Protocol):
+    """One request, and its answer of any status: ``Http.call``, as it is handed to those who know no client."""
+
+    async def __call__(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        json: Any = None,
+        content: bytes | None = None,
+        timeout_s: float = 10.0,
+        max_bytes: int | None = None,
+    ) -> HttpAnswer:
+        """Raises OSError when there is no answer, ValueError when it is broken or larger than ``max_bytes``.
+
+        content: the body's very bytes, for those that are signed; not beside ``json``.
+        """
 
 
 class Stream:
@@ -121,7 +141,7 @@ class Http:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 10.0,
         max_bytes: int | None = None,
-    ) -> Answer:
+    ) -> HttpAnswer:
         """The whole answer to a GET. Raises CollectError on any failure, a status of 400 and above included."""
         return await self.request("GET", url, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes)
 
@@ -136,7 +156,7 @@ class Http:
         form: Mapping[str, str] | None = None,
         timeout_s: float = 10.0,
         max_bytes: int | None = None,
-    ) -> Answer:
+    ) -> HttpAnswer:
         """The whole answer. Raises CollectError on any failure, a status of 400 and above included.
 
         Kinds: down, dns, tls, timeout, redirect, too_large, truncated, http_401, http_403, http_404, http_4xx,
@@ -154,14 +174,17 @@ class Http:
         *,
         headers: Mapping[str, str] | None = None,
         json: Any = None,
+        content: bytes | None = None,
         timeout_s: float = 10.0,
-    ) -> Answer:
+        max_bytes: int | None = None,
+    ) -> HttpAnswer:
         """The whole answer of any status. Raises OSError when there is none, ValueError when it is broken.
 
         For callers that judge the status themselves and do not know CollectError.
         """
         try:
-            return await self._exchange(method, url, headers, {"json": json}, timeout_s, self._max_bytes)
+            body = {"json": json, "content": content}
+            return await self._exchange(method, url, headers, body, timeout_s, max_bytes or self._max_bytes)
         except CollectError as error:
             if error.kind in _NO_ANSWER:
                 raise OSError(str(error)) from error
@@ -208,7 +231,7 @@ class Http:
         body: Mapping[str, Any],
         timeout_s: float,
         max_bytes: int,
-    ) -> Answer:
+    ) -> HttpAnswer:
         started = self.monotonic()
         at = url
         async with _mapped(url, timeout_s):
@@ -223,7 +246,7 @@ class Http:
                     read = await _read(response, max_bytes)
                 finally:
                     await response.aclose()
-                return Answer(response.status_code, dict(response.headers), read, self.monotonic() - started, at)
+                return HttpAnswer(response.status_code, dict(response.headers), read, self.monotonic() - started, at)
         raise _redirect(url, f"more than {_MAX_REDIRECTS}, so probably a loop")
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from collectors.base import SourceContext, Target
 from collectors.exposition import Exposition, Labels, Samples
-from collectors.http import Answer, Http
+from collectors.http import Http, HttpAnswer
 from collectors.window import CollectError, Histogram, Reading
 
 #: A page older or newer than this is a stale cache's, or one of the two clocks is wrong: neither is fit to decide on.
@@ -152,7 +152,7 @@ async def _fetch_version(http: Http, target: Target, timeout_s: float) -> str | 
     return version if isinstance(version, str) else None
 
 
-def check_clock(answer: Answer, now: float) -> None:
+def check_clock(answer: HttpAnswer, now: float) -> None:
     """Raises CollectError ``clock_skew`` when the answer's Date is more than five minutes from ``now``."""
     date = answer.headers.get("date")
     if date is None:

@@ -8,11 +8,23 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from actuators.base import Actuator, ActuatorError, CannotPlan, HttpAnswer, Live, Progress, Step, SystemContext
+from actuators.base import (
+    Actuator,
+    ActuatorError,
+    CannotPlan,
+    Live,
+    Progress,
+    Receipt,
+    Step,
+    SystemContext,
+    Trouble,
+)
 from actuators.emulated.endpoint import ENGINE_LIMITS, MAX_REPLICAS
 from actuators.shape import Operation, Plan, Shape
+from collectors.http import HttpAnswer
 
-_FIXED = ("capacity", "billing", "min_replicas", "max_replicas")
+#: What the emulation has none of. Its accelerators are a matter of its size.
+_FIXED = ("cpus", "memory_gb", "autoscaling", "purchase", "tier", "region", "extra")
 
 
 class Options(BaseModel):
@@ -33,6 +45,7 @@ class Emulated:
 
     system: ClassVar[str] = "emulated"
     changes: ClassVar[Sequence[str]] = ("replicas", "size", "engine.*")
+    poll_s = 15.0
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
@@ -50,7 +63,7 @@ class Emulated:
         shape, generation = self._shape(status), str(status["generation"])
         ready = bool(status["ready"]) and status["ready_replicas"] == shape.replicas
         detail = "" if ready else f"{status['ready_replicas']} serve, {status['draining_replicas']} drain"
-        return Live(shape, generation, ready, {}, detail)
+        return Live(shape, generation, ready, serving=status["ready_replicas"], detail=detail)
 
     async def plan(self, live: Live, wanted: Shape) -> Plan:
         self._check(live, wanted)
@@ -72,22 +85,31 @@ class Emulated:
             way_back=f"the same step towards {live.shape.label()}",
         )
 
-    async def do(self, operation: Operation, token: str) -> None:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+        return await self.plan(live, plan.before)
+
+    async def clear(self, operation: Operation, last: Receipt | None) -> None:
+        """Nothing beforehand: the server compares the generation with each change."""
+        self._known(operation)
+
+    async def do(self, operation: Operation, token: str, last: Receipt | None) -> Receipt:
         self._known(operation)
         args = operation.args
         headers = {"if-match": f'"{args["generation"]}"'}
         answer = await self._call("PUT", headers=headers, body={"shape": args["shape"], "token": token})
         if answer.status == 202:
-            return
+            return Receipt({"token": token})
         said = answer.body.decode(errors="replace")[:300]
         if answer.status == 409:
-            raise ActuatorError("STALE_PLAN", f"somebody else changed the shape: plan again ({said})")
-        raise ActuatorError("REFUSED", f"{answer.status} {said}", retry=answer.status >= 500)
+            text = f"somebody else changed the shape: plan again ({said})"
+            raise ActuatorError("STALE_PLAN", text, trouble=Trouble.DRIFT)
+        trouble = Trouble.UNREACHABLE if answer.status >= 500 else Trouble.INVALID
+        raise ActuatorError("REFUSED", f"{answer.status} {said}", trouble=trouble)
 
-    async def done(self, operation: Operation, token: str) -> Step:
+    async def done(self, operation: Operation, receipt: Receipt) -> Step:
         self._known(operation)
         status = await self._status()
-        if status["token"] == token:
+        if status["token"] == receipt.handle["token"]:
             if status["ready"]:
                 return Step(Progress.DONE, f"{status['ready_replicas']} serve")
             return Step(Progress.PENDING, f"{status['ready_replicas']} serve, {status['draining_replicas']} drain")
@@ -132,11 +154,12 @@ class Emulated:
         return status
 
     async def _call(self, method: str, headers: dict[str, str] | None = None, body: Any = None) -> HttpAnswer:
-        every = {**self.context.headers, **(headers or {})}
         try:
-            return await self.context.http(method, self._url, headers=every, json=body)
+            return await self.context.http(method, self._url, headers=headers, json=body)
         except (OSError, ValueError) as error:
-            raise ActuatorError("UNREACHABLE", f"{self._url}: {error}; is the endpoint up?", retry=True) from None
+            raise ActuatorError(
+                "UNREACHABLE", f"{self._url}: {error}; is the endpoint up?", trouble=Trouble.UNREACHABLE
+            ) from None
 
 
 def make(context: SystemContext) -> Actuator:

@@ -17,12 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from actuators.base import Actuator, ActuatorError, HttpAnswer, Live, Progress, Step, SystemContext
+from actuators.base import Actuator, ActuatorError, Live, Progress, Receipt, Step, SystemContext, Trouble
 from actuators.shape import Operation, Plan, Shape
 from actuators.vllm_local import planning, settings
 from actuators.vllm_local.planning import ROUTER, SYSTEM, Serving
-from actuators.vllm_local.processes import Processes, Record, read_json, write_json
+from actuators.vllm_local.processes import Found, Processes, Record, read_json, write_json
 from actuators.vllm_local.settings import Options as Options  # what the entry point's module exposes
+from collectors.http import HttpAnswer
 
 
 class VllmLocal:
@@ -30,6 +31,7 @@ class VllmLocal:
 
     system: ClassVar[str] = SYSTEM
     changes: ClassVar[Sequence[str]] = ("replicas", "engine.*")
+    poll_s = 15.0
 
     def __init__(self, context: SystemContext, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.context = context
@@ -50,8 +52,8 @@ class VllmLocal:
     # what is there
 
     async def live(self) -> Live:
-        serving = self._serving()
-        records, running = self.processes.records(), self.processes.running()
+        serving = await asyncio.to_thread(self._serving)
+        records, running = await asyncio.to_thread(self._there)
         alive = [n for n in serving.backends if n in records and self.processes.alive(records[n])]
         healthy = await asyncio.gather(*(self._healthy(serving.backends[n]) for n in alive))
         problems = [
@@ -72,30 +74,45 @@ class VllmLocal:
         digests = sorted(f"{n}={records[n].digest}" for n in serving.backends if n in records)
         live_hash = hashlib.sha256(json.dumps([digests, serving.shape.as_dict()]).encode()).hexdigest()[:8]
         version = f"{serving.generation}-{live_hash}"
-        return Live(self._stated(serving.shape), version, ready, dict(serving.backends), "; ".join(problems))
+        targets, detail = dict(serving.backends), "; ".join(problems)
+        return Live(self._stated(serving.shape), version, ready, serving=sum(healthy), targets=targets, detail=detail)
 
     async def plan(self, live: Live, wanted: Shape) -> Plan:
+        serving = await asyncio.to_thread(self._serving)
+        records, running = await asyncio.to_thread(self._there)
         world = planning.World(
             endpoint=self.context.endpoint,
             served_name=self.served_name,
             options=self.options,
-            serving=self._serving(),
-            records=self.processes.records(),
-            running=self.processes.running().keys(),
+            serving=serving,
+            records=records,
+            running=running.keys(),
         )
         return planning.plan(world, live, wanted)
 
-    async def do(self, operation: Operation, token: str) -> None:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+        return await self.plan(live, plan.before)
+
+    async def clear(self, operation: Operation, last: Receipt | None) -> None:
+        """Nothing beforehand: each step compares the generation itself."""
+        self._step(operation)
+
+    async def do(self, operation: Operation, token: str, last: Receipt | None) -> Receipt:
+        try:
+            await asyncio.to_thread(self._step(operation), operation.args, token)
+        except OSError as error:
+            text = f"{self.context.state_dir}: {error}"
+            raise ActuatorError("STATE_UNWRITABLE", text, trouble=Trouble.UNREACHABLE) from None
+        return Receipt({"token": token})
+
+    def _step(self, operation: Operation) -> Callable[[Mapping[str, Any], str], None]:
         step = self._do.get(operation.name)
         if step is None:
             raise ActuatorError("UNKNOWN_OPERATION", f"vllm-local knows no step {operation.name!r}: plan again")
-        try:
-            step(operation.args, token)
-        except OSError as error:
-            raise ActuatorError("STATE_UNWRITABLE", f"{self.context.state_dir}: {error}", retry=True) from None
+        return step
 
-    async def done(self, operation: Operation, token: str) -> Step:
-        args = operation.args
+    async def done(self, operation: Operation, receipt: Receipt) -> Step:
+        args, token = operation.args, receipt.handle["token"]
         match operation.name:
             case "start_replicas":
                 return await self._started(list(args["replicas"]), token)
@@ -104,7 +121,7 @@ class VllmLocal:
             case "drain":
                 return await self._drained(args["replicas"], args["timeout_s"])
             case "stop_replicas" | "kill_replicas":
-                return self._gone(args["replicas"], args.get("grace_s"))
+                return await asyncio.to_thread(self._gone, args["replicas"], args.get("grace_s"))
         raise ActuatorError("UNKNOWN_OPERATION", f"vllm-local knows no step {operation.name!r}: plan again")
 
     async def remove(self) -> None:
@@ -126,7 +143,7 @@ class VllmLocal:
             text = (
                 f"generation {serving.generation} serves, not {args['generation']}: somebody else switched; plan again"
             )
-            raise ActuatorError("STALE_PLAN", text)
+            raise ActuatorError("STALE_PLAN", text, trouble=Trouble.DRIFT)
         self.processes.forget_dead([*serving.backends, *args["replicas"], ROUTER])
         for name, device in args["replicas"].items():
             env = dict(self.options.env) if device is None else {**self.options.env, "CUDA_VISIBLE_DEVICES": device}
@@ -139,7 +156,7 @@ class VllmLocal:
         if (serving.token, serving.generation) != (token, args["generation"]):
             if serving.generation != args["from_generation"]:
                 text = f"generation {serving.generation} serves, not {args['from_generation']}: somebody else switched"
-                raise ActuatorError("STALE_PLAN", f"{text}; plan again")
+                raise ActuatorError("STALE_PLAN", f"{text}; plan again", trouble=Trouble.DRIFT)
             records = self.processes.records()
             dead = [n for n in args["replicas"] if n not in records or not self.processes.alive(records[n])]
             if dead:
@@ -174,7 +191,8 @@ class VllmLocal:
     def _do_drain(self, args: Mapping[str, Any], token: str) -> None:
         """Nothing to send: the switch took them out, and the router counts what is left."""
         if still := [n for n in args["replicas"] if n in self._serving().backends]:
-            raise ActuatorError("STALE_PLAN", f"{', '.join(still)} serve: {token} must not stop them; plan again")
+            text = f"{', '.join(still)} serve: {token} must not stop them; plan again"
+            raise ActuatorError("STALE_PLAN", text, trouble=Trouble.DRIFT)
 
     def _do_stop(self, args: Mapping[str, Any], token: str) -> None:
         self._do_drain(args, token)
@@ -245,6 +263,10 @@ class VllmLocal:
         return Step(Progress.PENDING, f"waiting for {', '.join(left)}")
 
     # inside
+
+    def _there(self) -> tuple[dict[str, Record], dict[str, list[Found]]]:
+        """All that is recorded, and what of it runs: a look at files and at /proc, so never on the event loop's thread."""
+        return self.processes.records(), self.processes.running()
 
     def _serving(self) -> Serving:
         data = read_json(self._serving_path)

@@ -306,10 +306,6 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
-def _unreadable(path: Path, error: Exception) -> ActuatorError:
-    return ActuatorError("STATE_UNREADABLE", f"{path}: {error}; see which processes run, then move it away")
-
-
 def write_json(path: Path, value: Any) -> None:
     """Replace the file in one step that survives a power cut: readers see the old content or the new."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True))

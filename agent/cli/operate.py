@@ -56,12 +56,13 @@ def deploy(
 async def _deploy(store: Store, settings: Settings, endpoint: str, yes: bool) -> Live:
     from agent.clock import WallClock
     from agent.deploy import carry_out, prepare
+    from agent.wiring import Environment
     from collectors.http import Http
 
     clock = WallClock()
     http = Http(ca_file=settings.tls_ca_file, monotonic=clock.monotonic)
     try:
-        deployment = await prepare(store, settings, settings.endpoint(endpoint), http)
+        deployment = await prepare(store, settings, settings.endpoint(endpoint), Environment(http, clock))
         plan = deployment.plan
         console.print(f"{text(endpoint)}: {text(plan.before.label())} → [bold]{text(plan.after.label())}[/bold]")
         for operation in plan.operations:

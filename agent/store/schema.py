@@ -79,6 +79,8 @@ endpoints = sa.Table(
     _text("shape_version"),
     sa.Column("ready", sa.Boolean, nullable=False),
     _text("detail"),
+    sa.Column("serving", sa.Integer),
+    sa.Column("owner", sa.JSON(none_as_null=True)),
     _real("seen_at", nullable=False),
     _real("price_per_hour"),
     _text("frozen_because", nullable=True),
@@ -168,7 +170,7 @@ seen_signatures = sa.Table(
     _real("seen_at", nullable=False),
 )
 
-ACTIVE_CHANGE = ("applying", "warming", "verifying", "rolling_back")
+ACTIVE_CHANGE = ("applying", "warming", "verifying", "finishing", "rolling_back")
 
 changes = sa.Table(
     "changes",
@@ -178,6 +180,8 @@ changes = sa.Table(
     sa.Column("endpoint", sa.Text, nullable=False, index=True),
     _text("state"),
     _text("state_reason"),
+    sa.Column("purpose", sa.Text, nullable=False, server_default="change"),
+    _real("since"),
     _text("approved_by"),
     _text("plan_hash"),
     sa.Column("plan", sa.JSON, nullable=False),
@@ -214,8 +218,20 @@ journal = sa.Table(
     _text("detail"),
     sa.Column("epoch", sa.Integer, nullable=False),
     _real("intent_at", nullable=False),
+    _real("started_at"),
+    _real("ask_at"),
     _real("done_at"),
+    sa.Column("receipt", sa.JSON(none_as_null=True)),
     sa.UniqueConstraint("change_id", "direction", "step"),
+)
+
+#: What no two changes may touch at once, wider than an endpoint: an account, a whole configuration.
+locks = sa.Table(
+    "locks",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    _text("change_id"),
+    sa.Column("epoch", sa.Integer, nullable=False),
 )
 
 #: Predicted against observed, a row a metric.

@@ -28,7 +28,7 @@ from agent.tune.kept import trial_of
 from agent.tune.learn import Learned, learn, promised, traffic
 from agent.tune.trial import Bench, Ended, TrialFailed, run
 from agent.watch import Watched
-from agent.wiring import catalogue_of, watched_of
+from agent.wiring import Environment, catalogue_of, watched_of
 from collectors.clock import Clock
 from collectors.http import Http
 from collectors.window import CollectError
@@ -69,7 +69,7 @@ async def present(store: Store, settings: Settings, endpoint: EndpointSettings, 
         known = tunes.running(db, endpoint.name)
     if known is not None:
         return Asked.from_dict(known["question"]).present
-    watched = watched_of(settings, endpoint, http, clock)
+    watched = watched_of(settings, endpoint, Environment(http, clock))
     live = await _live(watched)
     if live.shape.replicas:
         watched.saw(live)
@@ -107,7 +107,7 @@ class Tune:
     async def run(self) -> dict[str, Any]:
         """To its end, or until it is cancelled. Raises CannotTune."""
         endpoint = self.settings.endpoint(self.asked.endpoint)
-        watched = watched_of(self.settings, endpoint, self.http, self.clock)
+        watched = watched_of(self.settings, endpoint, Environment(self.http, self.clock))
         row = await self._begun(watched)
         async with self._alone(watched, row) as running:
             return await running.run()
@@ -118,7 +118,9 @@ class Tune:
             row = tunes.running(db, self.asked.endpoint)
         if row is None:
             return None
-        watched = watched_of(self.settings, self.settings.endpoint(self.asked.endpoint), self.http, self.clock)
+        watched = watched_of(
+            self.settings, self.settings.endpoint(self.asked.endpoint), Environment(self.http, self.clock)
+        )
         async with self._alone(watched, row) as running:
             await running.back()
             running.end("abandoned")

@@ -144,7 +144,7 @@ class Candidate:
     @classmethod
     def of(cls, shape: Shape, calibrated: Calibrated, base: Shape, hardware: Mapping[str, Hardware]) -> Candidate:
         """Raises CannotPredict where the shape is not known well enough, or its limits contradict each other."""
-        replicas = shape.replicas or shape.max_replicas
+        replicas = shape.replicas or (shape.autoscaling.most if shape.autoscaling is not None else None)
         if not replicas:
             raise CannotPredict("UNKNOWN_REPLICAS", f"{shape.label()}: the number of replicas is not known; state it")
         notes: list[str] = []

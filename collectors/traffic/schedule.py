@@ -232,7 +232,7 @@ class _Users:
         prefix = self._load.prefix_tokens
         return Job(0.0, prompt + prefix, output, prefix)
 
-    def ended(self, job: Job, at: float, text: str | None) -> None:  # noqa: ARG002
+    def ended(self, job: Job, at: float, text: str | None) -> None:
         heapq.heappush(self._waiting, (at + self._load.think.draw(self._rng), job.user))
 
     def left(self) -> int:
@@ -266,7 +266,7 @@ class _Sessions:
     def take(self) -> Job:
         return heapq.heappop(self._waiting)[2]
 
-    def contents(self, number: int) -> Job | None:  # noqa: ARG002
+    def contents(self, number: int) -> Job | None:
         return None
 
     def ended(self, job: Job, at: float, text: str | None) -> None:

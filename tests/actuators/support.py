@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from actuators.base import Actuator, HttpAnswer, Live, Progress, Step, SystemContext
+from actuators.base import Actuator, Live, Progress, Receipt, Step, SystemContext
 from actuators.shape import Operation, Plan, Shape
+from agent.clock import WallClock
+from collectors.http import HttpAnswer
+from collectors.sessions import Sessions
 
 STANDIN = Path(__file__).with_name("standin")
 """A folder for PYTHONPATH: its package ``vllm`` is a stand-in server, not vLLM."""
@@ -33,7 +36,9 @@ class Caller:
         *,
         headers: Mapping[str, str] | None = None,
         json: Any = None,
+        content: bytes | None = None,
         timeout_s: float = 10.0,
+        max_bytes: int | None = None,
     ) -> HttpAnswer:
         self.sent.append((method, url))
         return await asyncio.to_thread(call, method, url, headers, json, timeout_s)
@@ -49,18 +54,20 @@ def call(
         body = None if json is None else jsonlib.dumps(json)
         connection.request(method, parts.path or "/", body, {"content-type": "application/json", **(headers or {})})
         answer = connection.getresponse()
-        return HttpAnswer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+        return HttpAnswer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read(), 0.0, url)
     except http.client.HTTPException as error:
         raise ValueError(str(error)) from error
     finally:
         connection.close()
 
 
-async def until_done(make: Callable[[], Actuator], operation: Operation, token: str, limit_s: float = 30.0) -> Step:
+async def until_done(
+    make: Callable[[], Actuator], operation: Operation, receipt: Receipt, limit_s: float = 30.0
+) -> Step:
     """Poll ``done`` with a new actuator each time, as a Flyball that restarts all the time would."""
     end = time.monotonic() + limit_s
     while True:
-        step = await make().done(operation, token)
+        step = await make().done(operation, receipt)
         if step.progress is not Progress.PENDING or time.monotonic() > end:
             return step
         await asyncio.sleep(0.02)
@@ -79,12 +86,15 @@ async def eventually(condition: Callable[[], Any], limit_s: float = 15.0) -> Non
 
 async def carry_out(make: Callable[[], Actuator], plan: Plan, change: str = "c", limit_s: float = 30.0) -> list[Step]:
     """Every step of a plan, each done twice with one token, each by a new actuator. Stops at the first that fails."""
-    steps = []
+    steps: list[Step] = []
+    last: Receipt | None = None
     for number, operation in enumerate(plan.operations):
         token = f"{change}/{number}"
-        await make().do(operation, token)
-        await make().do(operation, token)
-        steps.append(await until_done(make, operation, token, limit_s))
+        await make().clear(operation, last)
+        receipt = await make().do(operation, token, last)
+        assert await make().do(operation, token, last) == receipt
+        steps.append(await until_done(make, operation, receipt, limit_s))
+        last = steps[-1].receipt or receipt
         assert steps[-1].progress is not Progress.PENDING, f"{operation.name} hangs: {steps[-1].detail}"
         if steps[-1].progress is Progress.FAILED:
             break
@@ -110,6 +120,8 @@ def context(
         shape=shape,
         state_dir=state_dir,
         http=caller or Caller(),
+        clock=WallClock(),
+        sessions=Sessions(),
         options=options,
     )
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from actuators.base import Actuator, ActuatorError, CannotPlan, Live, Progress, SystemContext
+from actuators.base import Actuator, ActuatorError, CannotPlan, Live, Progress, Receipt, SystemContext, Trouble
 from actuators.emulated.engine import Size
 from actuators.emulated.fleet import EmulatedSpec, Fleet
-from actuators.shape import Operation, Plan, Shape
+from actuators.shape import Autoscaling, Operation, Plan, Purchase, Shape
 from actuators.vllm_local.actuator import teardown
 from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
 
@@ -136,6 +136,12 @@ def test_a_plan_is_deterministic_only_reads_and_survives_json(stage: Stage) -> N
     assert asyncio.run(stage.make().live()) == live
 
 
+def test_the_way_back_from_a_plan_of_which_nothing_was_done_does_nothing(stage: Stage) -> None:
+    live = asyncio.run(stage.make().live())
+    plan = asyncio.run(stage.make().plan(live, stage.there or live.shape))
+    assert asyncio.run(stage.make().back(plan, [], live)).operations == ()
+
+
 def test_the_plan_to_where_it_is_does_nothing(stage: Stage) -> None:
     live = asyncio.run(stage.make().live())
     plan = asyncio.run(stage.make().plan(live, live.shape))
@@ -156,8 +162,8 @@ def test_there_and_back_with_every_step_done_twice(stage: Stage) -> None:
         assert (after.shape, after.ready) == (there, True)
         assert after.version != before.version
         last = plan.operations[-1]
-        await stage.make().do(last, f"go/{len(plan.operations) - 1}")  # once more, long after
-        assert (await stage.make().done(last, f"go/{len(plan.operations) - 1}")).progress is Progress.DONE
+        receipt = await stage.make().do(last, f"go/{len(plan.operations) - 1}", None)  # once more, long after
+        assert (await stage.make().done(last, receipt)).progress is Progress.DONE
         assert await stage.make().live() == after
         back = await reach(stage.make, before.shape, "back")
         assert (back.shape, back.ready) == (before.shape, True)
@@ -175,14 +181,23 @@ def test_a_plan_of_yesterday_changes_nothing_today(stage: Stage) -> None:
         old = await stage.make().plan(await stage.make().live(), there)
         live = await reach(stage.make, there.with_(replicas=1), "today")
         with pytest.raises(ActuatorError) as refused:
-            await stage.make().do(old.operations[0], "yesterday/0")
-        assert refused.value.code == "STALE_PLAN"
+            await stage.make().do(old.operations[0], "yesterday/0", None)
+        assert (refused.value.code, refused.value.trouble) == ("STALE_PLAN", Trouble.DRIFT)
         assert (await stage.make().live()).version == live.version
 
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("change", [{"billing": "ptu"}, {"capacity": 10}, {"replicas": None}, {"replicas": -1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tier": "spot"},
+        {"purchase": Purchase(10, "ptu")},
+        {"autoscaling": Autoscaling(1, 2)},
+        {"replicas": None},
+        {"replicas": -1},
+    ],
+)
 def test_what_it_cannot_do_is_a_clear_refusal(stage: Stage, change: dict[str, object]) -> None:
     live = asyncio.run(stage.make().live())
     with pytest.raises(CannotPlan) as refused:
@@ -193,9 +208,12 @@ def test_what_it_cannot_do_is_a_clear_refusal(stage: Stage, change: dict[str, ob
 
 def test_an_unknown_step_is_refused(stage: Stage) -> None:
     step = Operation("paint_it_red", {}, 1.0, "")
-    for call in (stage.make().do, stage.make().done):
-        with pytest.raises(ActuatorError):
-            asyncio.run(call(step, "t"))
+    with pytest.raises(ActuatorError):
+        asyncio.run(stage.make().clear(step, None))
+    with pytest.raises(ActuatorError):
+        asyncio.run(stage.make().do(step, "t", None))
+    with pytest.raises(ActuatorError):
+        asyncio.run(stage.make().done(step, Receipt({"token": "t"})))
 
 
 def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_path: Path) -> None:
@@ -212,5 +230,5 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         assert not live.ready or live.shape.replicas == 0
     else:
         assert error is not None
-        assert error.retry
+        assert error.passes
         assert of.url in error.detail

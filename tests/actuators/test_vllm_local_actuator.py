@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from actuators.base import ActuatorError, CannotPlan, Progress
+from actuators.base import ActuatorError, CannotPlan, Progress, Receipt
 from actuators.shape import Shape
 from actuators.vllm_local.actuator import VllmLocal, teardown
 from actuators.vllm_local.processes import Processes
@@ -167,7 +167,7 @@ def test_a_replica_that_dies_at_start_fails_the_step_with_its_log_and_leaves_wha
         assert [s.progress for s in steps] == [Progress.FAILED]
         assert "the stand-in was told to fail" in steps[0].detail
         with pytest.raises(ActuatorError, match="REPLICA_DIED"):
-            await place.make().do(plan.operations[1], "b/1")
+            await place.make().do(plan.operations[1], "b/1", None)
         live = await place.make().live()
         assert (live.version, live.ready, place.who()["max_num_seqs"]) == (before.version, True, 2)
         assert (await place.make().plan(live, before.shape)).operations == ()
@@ -179,7 +179,7 @@ def test_a_change_left_in_the_middle_is_cleaned_up_by_the_way_back(place: Place)
     async def story() -> None:
         before = await reach(place.make, seqs(2), "a")
         plan = await place.make().plan(before, seqs(8))
-        await place.make().do(plan.operations[0], "b/0")
+        await place.make().do(plan.operations[0], "b/0", None)
         live = await place.make().live()
         assert (live.shape, live.version) == (before.shape, before.version)
         assert "g2-0 run and serve nobody" in live.detail
@@ -229,19 +229,19 @@ def test_one_that_ignores_sigterm_is_killed_after_its_grace_with_its_children(pl
         plan = await place.make().plan(before, seqs(2, 0, ignore_sigterm=True, with_child=True))
         switch, drain, stop, kill = plan.operations
         for number, operation in enumerate((switch, drain)):
-            await place.make().do(operation, f"b/{number}")
-            assert (await until_done(place.make, operation, f"b/{number}")).progress is Progress.DONE
-        await place.make().do(stop, "b/2")
-        assert (await place.make().done(stop, "b/2")).progress is Progress.PENDING
+            receipt = await place.make().do(operation, f"b/{number}", None)
+            assert (await until_done(place.make, operation, receipt)).progress is Progress.DONE
+        await place.make().do(stop, "b/2", None)
+        assert (await place.make().done(stop, Receipt({"token": "b/2"}))).progress is Progress.PENDING
         place.now += 4.9
-        assert (await place.make().done(stop, "b/2")).progress is Progress.PENDING
+        assert (await place.make().done(stop, Receipt({"token": "b/2"}))).progress is Progress.PENDING
         place.now += 0.2
-        late = await place.make().done(stop, "b/2")
+        late = await place.make().done(stop, Receipt({"token": "b/2"}))
         assert late.progress is Progress.DONE
         assert "did not end within 5 s" in late.detail
         assert place.running()["g1-0"] == 2
-        await place.make().do(kill, "b/3")
-        assert (await until_done(place.make, kill, "b/3")).progress is Progress.DONE
+        receipt = await place.make().do(kill, "b/3", None)
+        assert (await until_done(place.make, kill, receipt)).progress is Progress.DONE
         assert place.running() == {"router": 1}
 
     asyncio.run(story())
@@ -255,12 +255,12 @@ def test_a_plan_that_somebody_overtook_switches_nothing(place: Place) -> None:
         assert live.version != stale.version
         switch = next(o for o in stale.operations if o.name == "switch")
         with pytest.raises(ActuatorError, match="STALE_PLAN"):
-            await place.make().do(switch, "c/1")
+            await place.make().do(switch, "c/1", None)
         serving = next(iter(live.targets))
         stop = next(o for o in stale.operations if o.name == "kill_replicas")
         hostile = type(stop)(stop.name, {"replicas": [serving]}, 1.0, "")
         with pytest.raises(ActuatorError, match="STALE_PLAN"):
-            await place.make().do(hostile, "c/2")
+            await place.make().do(hostile, "c/2", None)
         assert place.who()["max_num_seqs"] == 8
 
     asyncio.run(story())
@@ -271,7 +271,7 @@ def test_settings_that_changed_after_the_plan_void_it(place: Place) -> None:
         plan = await place.make().plan(await place.make().live(), seqs(2))
         place.options["args"] = {"health_after": 0.0}
         with pytest.raises(ActuatorError, match="SETTINGS_CHANGED"):
-            await place.make().do(plan.operations[0], "a/0")
+            await place.make().do(plan.operations[0], "a/0", None)
         assert place.running() == {}
 
     asyncio.run(story())

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actuators.base import ActuatorError
+from actuators.base import ActuatorError, Trouble
 from agent.apply import within
 from agent.settings import ChangeWindow
 from agent.store import changes, control, fleet, outbox, windows
@@ -255,7 +255,7 @@ def test_a_way_back_that_cannot_be_read_just_now_is_tried_again(fault: str, tmp_
             else:
 
                 async def plan(*_args: Any) -> Any:
-                    raise ActuatorError("UNREACHABLE", "try again", retry=True)
+                    raise ActuatorError("UNREACHABLE", "try again", trouble=Trouble.UNREACHABLE)
 
                 actuator.plan = plan
             await world.run(60)

@@ -68,7 +68,7 @@ def test_it_puts_up_what_the_settings_state_and_notes_it(place: Place) -> None:
     with place.store.read() as db:
         first = json.loads(audit.entries(db, "chat")[-1]["body"])
         assert audit.verify(db) is None
-    assert first["after"] == {"replicas": 2, "engine": {"max_num_seqs": 4}, "billing": "hourly"}
+    assert first["after"] == {"replicas": 2, "engine": {"max_num_seqs": 4}}
 
     code, said = place.deploy()
     assert code == 1

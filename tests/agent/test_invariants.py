@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import agent.apply
-from actuators.base import ActuatorError
+from actuators.base import ActuatorError, Trouble
 from actuators.shape import Plan
 from agent.store import changes, control, fleet, schema, windows
 from analyzers.whatif.engine import replay
@@ -488,12 +488,12 @@ def _refused(world: World) -> None:
 
 
 def _refused_once(world: World) -> None:
-    answers = [ActuatorError("UNREACHABLE", "try again", retry=True)]
+    answers = [ActuatorError("UNREACHABLE", "try again", trouble=Trouble.UNREACHABLE)]
     world.system.refuse = lambda _token: answers.pop() if answers else None
 
 
 def _refused_for_ever(world: World) -> None:
-    world.system.refuse = lambda _token: ActuatorError("UNREACHABLE", "try again", retry=True)
+    world.system.refuse = lambda _token: ActuatorError("UNREACHABLE", "try again", trouble=Trouble.UNREACHABLE)
 
 
 def _never_done(world: World) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy.exc import IntegrityError
 
-from agent.store import SchemaTooNew, Store, StoreError, schema
+from actuators.shape import Autoscaling, Plan, Purchase, Shape
+from agent.store import SchemaTooNew, Store, StoreError, changes, fleet, recommendations, schema
 
 
 def test_upgrades_from_nothing(empty_url: str) -> None:
@@ -124,3 +130,71 @@ def test_readers_see_one_moment_while_others_write(store: Store) -> None:
         with store.write() as writer:
             writer.execute(sa.insert(schema.seen_signatures).values(**row))
         assert reader.execute(count).scalar_one() == 0
+
+
+def _to(store: Store, revision: str) -> None:
+    with store.write() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(files("migrations")))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def _insert(db: sa.Connection, name: str, **values: Any) -> None:
+    """As the Flyball of that revision would have: with JSON as text, and without the columns that came later."""
+    marks = ", ".join(f":{key}" for key in values)
+    plain = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in values.items()}
+    db.execute(sa.text(f"INSERT INTO {name} ({', '.join(values)}) VALUES ({marks})"), plain)
+
+
+OLD_SHAPE = {"replicas": 2, "engine": {"max_num_seqs": 8}, "billing": "hourly"}
+OLD_PLAN = {
+    "endpoint": "chat", "system": "emulated", "before": OLD_SHAPE, "after": {**OLD_SHAPE, "replicas": 3}, "version": "7",
+    "operations": [{"name": "put_shape", "args": {"shape": {**OLD_SHAPE, "replicas": 3}}, "deadline_s": 60.0, "summary": "start it"}],
+    "restarts": False, "downtime_s": 0.0, "way_back": "the same step back",
+}  # fmt: skip
+
+
+def test_yesterdays_database_is_taken_over_with_its_data(empty_url: str) -> None:
+    """What runs goes on, shapes are converted, and what was proposed on a plan of the old form is proposed anew."""
+    store = Store(empty_url)
+    _to(store, "0002")
+    scaled = {"engine": {}, "billing": "hourly", "min_replicas": 1, "max_replicas": 6}
+    bought = {"engine": {}, "billing": "ptu", "capacity": 100}
+    with store.write() as db:
+        for name, shape in (("chat", OLD_SHAPE), ("scaled", scaled), ("bought", bought)):
+            _insert(db, "endpoints", endpoint=name, shape=shape, shape_version="7", ready=True, detail="", seen_at=1.0)
+        for identity, state in (("r1", "proposed"), ("r2", "approved"), ("r3", "applying")):
+            _insert(
+                db, "recommendations", id=identity, endpoint="chat", fingerprint=identity, revision=1, state=state, state_reason="",
+                state_by="flyball", requested_by="flyball", plan_hash="sha256:old", plan=OLD_PLAN, body={"current": {"shape": OLD_SHAPE}},
+                created_at=1.0, refreshed_at=1.0, expires_at=9e9,
+            )  # fmt: skip
+        _insert(
+            db, "changes", id="c1", recommendation_id="r3", endpoint="chat", state="applying", state_reason="", approved_by="ada",
+            plan_hash="sha256:old", plan=OLD_PLAN, epoch=4, created_at=5.0, rollback_requested=False,
+        )  # fmt: skip
+        _insert(
+            db, "journal", change_id="c1", direction="apply", step=0, token="c1:apply:0", operation=OLD_PLAN["operations"][0],
+            state="started", detail="", epoch=4, intent_at=6.0, done_at=7.0,
+        )  # fmt: skip
+    store.upgrade()
+    with store.read() as db:
+        found = {
+            row["endpoint"]: Shape.from_dict(row["shape"])
+            for row in (fleet.get(db, name) for name in ("chat", "scaled", "bought"))
+            if row is not None
+        }
+        (change,), (step,) = changes.active(db), changes.journal(db, "c1")
+        states = {row["id"]: row["state"] for row in recommendations.listed(db)}
+    assert found == {
+        "chat": Shape(replicas=2, engine={"max_num_seqs": 8}),
+        "scaled": Shape(autoscaling=Autoscaling(1, 6)),
+        "bought": Shape(purchase=Purchase(100, "ptu")),
+    }
+    plan = Plan.from_dict(change["plan"])
+    assert (plan.after.replicas, change["purpose"], change["since"]) == (3, "change", 5.0)
+    assert plan.operations[0].args == {"shape": {"replicas": 3, "engine": {"max_num_seqs": 8}}}
+    assert (step["started_at"], step["receipt"]) == (7.0, {"handle": {"token": "c1:apply:0"}, "leaves": None})
+    assert states == {"r1": "superseded", "r2": "superseded", "r3": "applying"}
+    store.close()

@@ -31,7 +31,7 @@ class System:
     async def live(self) -> Live:
         if self.silent:
             raise ActuatorError("UNREACHABLE", "no answer")
-        return Live(Shape(replicas=len(self.replicas)), "1", True, self.replicas)
+        return Live(Shape(replicas=len(self.replicas)), "1", True, targets=self.replicas)
 
 
 @dataclass

@@ -64,7 +64,6 @@ class Place:
             "name": "chat", "url": url, "model": "demo-8b", "role": "reference", "shape": FIRST.as_dict(), "sources": {"vllm": {}},
             "objective": {"ttft_p50_s": 4.0}, "actuator": {"system": "emulated"}, **endpoint,
         }  # fmt: skip
-        own["shape"].pop("billing", None)
         data = {
             "database": f"sqlite:///{folder}/f.db",
             "state_dir": str(folder / "state"),

@@ -89,8 +89,8 @@ def test_a_source_with_an_interval_of_its_own_is_read_so_often_and_loses_nothing
 def test_a_replica_that_is_taken_away_leaves_no_gap_and_no_trouble(clock: VirtualClock, tmp_path: Path) -> None:
     source = Counting(clock, None)
     watcher, watched, store = watching(clock, tmp_path, source)
-    both = Live(Shape(replicas=2), "1", True, {"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"})
-    one = Live(Shape(replicas=1), "2", True, {"a": "http://127.0.0.1:1"})
+    both = Live(Shape(replicas=2), "1", True, targets={"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"})
+    one = Live(Shape(replicas=1), "2", True, targets={"a": "http://127.0.0.1:1"})
 
     async def story() -> None:
         watched.saw(both)

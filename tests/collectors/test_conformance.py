@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from collectors.base import SourceContext, Target
 from collectors.http import Http
+from collectors.sessions import Sessions
 from collectors.window import COUNTERS, GAUGES, HISTOGRAMS, CollectError, Reading
 from tests.collectors.clocks import SetClock
 from tests.collectors.servers import answering, serve
@@ -53,7 +54,7 @@ def test_it_reads_or_raises_collect_error_and_nothing_else(name: str) -> None:
     async def read(url: str) -> None:
         http = Http()
         try:
-            collector = REGISTERED[name](SourceContext("chat", "m", http, SetClock(), {}))
+            collector = REGISTERED[name](SourceContext("chat", "m", http, SetClock(), Sessions(), {}))
             assert collector.source == name
             for _ in range(2):
                 try:

@@ -13,6 +13,7 @@ import pytest
 from collectors.base import SourceContext, Target
 from collectors.host import make
 from collectors.http import Http
+from collectors.sessions import Sessions
 from collectors.window import GAUGES, Reading
 from tests.collectors.clocks import SetClock
 
@@ -20,7 +21,7 @@ from tests.collectors.clocks import SetClock
 def read(times: int, **options: object) -> list[Sequence[Reading]]:
     async def run() -> list[Sequence[Reading]]:
         http = Http()
-        collector = make(SourceContext("chat", None, http, SetClock(), options))
+        collector = make(SourceContext("chat", None, http, SetClock(), Sessions(), options))
         results = []
         for _ in range(times):
             results.append(await collector.read(Target("here", "")))

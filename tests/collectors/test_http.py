@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pytest
 
-from collectors.http import Answer, Http
+from collectors.http import Http, HttpAnswer
 from collectors.window import CollectError
 from tests.collectors.servers import Handler, Request, answering, certificate, head_of, serve
 
@@ -29,7 +29,7 @@ def using(work: Callable[[Http], Awaitable[T]], **settings: object) -> T:
     return asyncio.run(run())
 
 
-def get(url: str, timeout_s: float = 30.0, **settings: object) -> Answer:
+def get(url: str, timeout_s: float = 30.0, **settings: object) -> HttpAnswer:
     return using(lambda http: http.get(url, timeout_s=timeout_s), **settings)
 
 

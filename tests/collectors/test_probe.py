@@ -10,6 +10,7 @@ from collectors.base import SourceContext, Target
 from collectors.completion import Completion, complete, request_of
 from collectors.http import Http
 from collectors.probe import make
+from collectors.sessions import Sessions
 from collectors.window import CollectError, Reading
 from tests.collectors.clocks import SetClock
 from tests.collectors.servers import Handler, Request, answering, chat_events, serve, streaming
@@ -114,7 +115,7 @@ def probe(
     async def run(target: Target) -> list[Reading | str]:
         http = Http()
         clock = SetClock()
-        collector = make(SourceContext("chat", model, http, clock, options))
+        collector = make(SourceContext("chat", model, http, clock, Sessions(), options))
         results: list[Reading | str] = []
         for _ in range(times):
             try:

@@ -12,6 +12,7 @@ import pytest
 from collectors.base import SourceContext, Target
 from collectors.exposition import Exposition
 from collectors.http import Http
+from collectors.sessions import Sessions
 from collectors.vllm import _NAMES, VllmCollector, make, readings_of
 from collectors.window import CollectError, Reading
 from tests.collectors.clocks import SetClock
@@ -173,7 +174,7 @@ def collect(
 
     async def run(target: Target) -> list[Sequence[Reading] | CollectError]:
         http = Http(ca_file=ca_file)
-        collector = make(SourceContext("chat", model, http, clock or SetClock(), options))
+        collector = make(SourceContext("chat", model, http, clock or SetClock(), Sessions(), options))
         results: list[Sequence[Reading] | CollectError] = []
         try:
             for _ in range(times):
@@ -312,7 +313,7 @@ def test_options_are_checked() -> None:
         http = Http()
         try:
             with pytest.raises(ValueError, match="pat"):
-                VllmCollector(SourceContext("chat", None, http, SetClock(), {"pat": "/metrics"}))
+                VllmCollector(SourceContext("chat", None, http, SetClock(), Sessions(), {"pat": "/metrics"}))
         finally:
             await http.aclose()
 

@@ -38,6 +38,7 @@ from analyzers.whatif.outlook import Member, look
 from collectors.base import SourceContext, Target
 from collectors.http import Http
 from collectors.plan import Arrivals, Lengths, TrafficPlan
+from collectors.sessions import Sessions
 from collectors.traffic.account import Counting
 from collectors.traffic.asking import Asking
 from collectors.traffic.connection import resolve
@@ -262,7 +263,9 @@ async def _page(url: str) -> Reading:
     await asyncio.sleep(0.2)  # the server counts a request a moment after its last byte
     http = Http()
     try:
-        (reading,) = await VllmCollector(SourceContext(NAME, MODEL_NAME, http, WallClock())).read(Target(NAME, url))
+        (reading,) = await VllmCollector(SourceContext(NAME, MODEL_NAME, http, WallClock(), Sessions())).read(
+            Target(NAME, url)
+        )
         return reading
     finally:
         await http.aclose()

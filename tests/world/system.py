@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from actuators.base import ActuatorError, Live, Progress, Step
+from actuators.base import ActuatorError, Live, Progress, Receipt, Step, Trouble
 from actuators.shape import Operation, Plan, Shape
 from collectors.base import Target
 from collectors.clock import Clock
@@ -74,6 +74,7 @@ class SimulatedActuator:
 
     system: ClassVar[str] = "simulated"
     changes: ClassVar[Sequence[str]] = ("replicas", "engine.*")
+    poll_s = 0.0
 
     def __init__(self, name: str, system: SimulatedSystem, faults: Faults) -> None:
         self._name = name
@@ -82,7 +83,7 @@ class SimulatedActuator:
 
     async def live(self) -> Live:
         if self._system.unreadable:
-            raise ActuatorError("UNREACHABLE", "the control plane does not answer", retry=True)
+            raise ActuatorError("UNREACHABLE", "the control plane does not answer", trouble=Trouble.UNREACHABLE)
         self._system.settle()
         ready = self._system.endpoint.shape == self._system.shape
         return Live(self._system.shape, str(self._system.version), ready)
@@ -106,7 +107,13 @@ class SimulatedActuator:
             way_back="the same steps backwards",
         )
 
-    async def do(self, operation: Operation, token: str) -> None:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+        return await self.plan(live, plan.before)
+
+    async def clear(self, operation: Operation, last: Receipt | None) -> None:
+        """Nothing to ask: the system takes each token once."""
+
+    async def do(self, operation: Operation, token: str, last: Receipt | None) -> Receipt:
         if self._system.hangs:
             await asyncio.Event().wait()
         refused = self._system.refuse(token)
@@ -115,9 +122,11 @@ class SimulatedActuator:
         self._faults.instant("before a step")
         self._system.execute(operation, token)
         self._faults.instant("after a step")
+        return Receipt({"token": token})
 
-    async def done(self, operation: Operation, token: str) -> Step:
+    async def done(self, operation: Operation, receipt: Receipt) -> Step:
         self._system.settle()
+        token = receipt.handle["token"]
         known = any(token == done for done, _ in self._system.executed)
         if known and not self._system.never_done and self._system.endpoint.shape == self._system.shape:
             return Step(Progress.DONE, "it serves")

@@ -24,9 +24,8 @@ from agent.loops import Loop
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, recommendations
 from agent.watch import Watched
-from agent.wiring import catalogue_of
-from collectors.clock import Clock
-from collectors.http import Answer, Http
+from agent.wiring import Environment, catalogue_of
+from collectors.http import Http, HttpAnswer
 from tests.world.endpoint import SimulatedEndpoint, Traffic
 from tests.world.faults import Death, Faults, FaultyStore
 from tests.world.system import SimulatedActuator, SimulatedCollector, SimulatedSystem
@@ -74,11 +73,11 @@ class CountingHttp(Http):
         super().__init__()
         self.sent: list[tuple[str, str]] = []
 
-    async def request(self, method: str, url: str, **options: Any) -> Answer:
+    async def request(self, method: str, url: str, **options: Any) -> HttpAnswer:
         self.sent.append((method, url))
         return await super().request(method, url, **options)
 
-    async def call(self, method: str, url: str, **options: Any) -> Answer:
+    async def call(self, method: str, url: str, **options: Any) -> HttpAnswer:
         self.sent.append((method, url))
         return await super().call(method, url, **options)
 
@@ -96,8 +95,8 @@ class Process:
         self.due: dict[str, float] = {loop.name: world.clock.now() for loop in self.governor.loops}
         self.alive = True
 
-    def _watched(self, world: World) -> Callable[[Settings, EndpointSettings, Http, Clock], Watched]:
-        def make(settings: Settings, endpoint: EndpointSettings, _http: Http, _clock: Clock) -> Watched:
+    def _watched(self, world: World) -> Callable[[Settings, EndpointSettings, Environment], Watched]:
+        def make(settings: Settings, endpoint: EndpointSettings, _environment: Environment) -> Watched:
             system = world.systems[endpoint.name]
             return Watched(
                 endpoint,
