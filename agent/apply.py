@@ -1,51 +1,44 @@
-"""Adjust: carries out what was approved, a step at a time, and sees to it that every change ends.
+"""Adjust: leads every change from its first step to its end.
 
-Why this is safe, whoever dies when. (1) A change exists only through one transaction that moves its recommendation from
-``approved`` and inserts the one active row that the database allows for an endpoint. (2) Each operation's intent is committed
-before the operation; its token is the same when it is resumed, and operations are idempotent under their token. (3) Right before
-each operation the brake and the lease's epoch are read again. (4) Each state has exactly one way on, and a deadline.
+Each state has its ways on, and a limit to how long it lasts: ``applying`` the deadlines of its steps; ``warming`` and ``verifying``
+their settings' times; ``finishing`` the deadlines of its steps; ``rolling_back`` those of its steps, and a limit until the way back
+is known. An endpoint that is taken out of the settings ends its change. Steps are carried out by ``Execution``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal, TypeVar
-from zoneinfo import ZoneInfo
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
 from sqlalchemy.exc import IntegrityError
 
-from actuators.base import ActuatorError, Progress, Receipt, Trouble
-from actuators.shape import Operation, Plan
+from actuators.base import ActuatorError
+from actuators.shape import Plan
+from agent.execution import Direction, Execution, Run, Standing, in_time, receipt_of
 from agent.metrics import Metrics
-from agent.settings import ChangeWindow, EndpointSettings, Settings, weekdays
-from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes, windows
+from agent.settings import Settings
+from agent.store import Store, changes, control, fleet, outbox, recommendations, windows
+from agent.store.control import Lead, LeaseLost
+from agent.uptake import Uptake
 from agent.watch import Watched, Watcher
-from agent.wiring import policy_of
-from analyzers.policy import violations
 from analyzers.prediction import Prediction
 from analyzers.verify import Scored, Verdict, judge
 from collectors.clock import Clock
 
 log = structlog.get_logger()
 
-Direction = Literal["apply", "rollback"]
 LEASE = "leader"
-#: A system that does not answer a call for so long keeps nobody else waiting. A step itself may take much longer.
-CALL_S = 60.0
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Lead:
-    """Proof of leading: this holder, under this epoch."""
-
-    holder: str
-    epoch: int
+#: A cycle waits no longer than this for what it began; whatever hangs goes on by itself, and is not begun twice.
+CYCLE_S = 5.0
+#: So long a way back may be unknown, the system being away, before the change ends as failed.
+UNKNOWN_WAY_S = 1800.0
+#: So long after its time a change that was not judged turns back.
+UNJUDGED_S = 900.0
+#: A deployment or a trial whose process is gone for so long is over.
+ABANDONED_S = 900.0
 
 
 class Applier:
@@ -66,212 +59,212 @@ class Applier:
         self._store = store
         self._clock = clock
         self._metrics = metrics
+        self._execution = Execution(store, clock)
+        self._uptake = Uptake(watched, watcher, settings, store, clock)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        """By endpoint: what is being done about it. Endpoints do not wait for each other."""
 
     async def cycle(self, lead: Lead) -> None:
         """Advance every change under way by what can be done now, then take up what was approved."""
+        under_way, approved = await asyncio.to_thread(self._agenda, lead)
+        for name in dict.fromkeys(row["endpoint"] for row in (*under_way, *approved)):
+            if name not in self._tasks:
+                mine = [[row for row in rows if row["endpoint"] == name] for rows in (under_way, approved)]
+                self._tasks[name] = asyncio.create_task(self._serve(name, mine[0], mine[1], lead))
+        if not self._tasks:
+            return
+        await asyncio.wait(self._tasks.values(), timeout=CYCLE_S)
+        ended = [self._tasks.pop(name) for name, task in list(self._tasks.items()) if task.done()]
+        for task in ended:
+            task.result()
+
+    async def stop(self) -> None:
+        """Leave everything where it is: the journal says how to go on."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._tasks.clear()
+
+    def _agenda(self, lead: Lead) -> tuple[list[changes.Row], list[recommendations.Row]]:
         now = self._clock.now()
-        with self._store.write() as db:
+        with control.leading(self._store, lead) as db:
             recommendations.expire(db, now)
             self._metrics.paused.set(control.paused(db) is not None)
-            under_way = changes.active(db)
             asked_back = [c for c in changes.listed(db, states=["succeeded"]) if c["rollback_requested"]]
             approved = recommendations.listed(db, states=["approved"])[::-1]
         for change in asked_back:
-            self._undo_succeeded(change)
-        failed: list[Exception] = []
-        for step, row in [*((self._advance, c) for c in under_way), *((self._take_up, r) for r in approved)]:
-            try:
-                await step(row, lead)
-            except Exception as error:  # one endpoint's trouble does not keep the others waiting
-                log.exception("act_failed")
-                failed.append(error)
-        if failed:
-            raise failed[0]  # the loop's edge counts it
-
-    # -- taking up -----------------------------------------------------------------------------------------------------
-
-    async def _take_up(self, row: recommendations.Row, lead: Lead) -> None:
-        """Begin an approved change, if it may begin now; void it, if it may not begin at all."""
-        watched = self._watched.get(row["endpoint"])
-        if watched is None:
-            return self._void(row, "the endpoint is no longer in the settings")
-        waits = self._waits(row, watched.settings)
-        if waits:
-            log.info("change_waits", endpoint=row["endpoint"], id=row["id"], why=waits)
-            return None
-        live = await self._watcher.look(watched)
-        if live is None:
-            return None
-        plan = Plan.from_dict(row["plan"])
-        objection = self._objection(row, watched, plan, live.shape == plan.before, live.version)
-        if objection:
-            return self._void(row, objection)
-        with self._store.write() as db, db.begin_nested() as both:
-            begun = recommendations.move(
-                db,
-                row["id"],
-                from_states=["approved"],
-                to="applying",
-                now=self._clock.now(),
-                by="flyball",
-                reason="taken up",
-            ) and changes.start(db, self._new_change(row, plan, lead))
-            if not begun:  # somebody else took it up, or another one
-                both.rollback()
-        if begun:
-            log.info("change_begins", endpoint=row["endpoint"], id=row["id"], plan=plan.hash)
-        return None
-
-    def _waits(self, row: recommendations.Row, endpoint: EndpointSettings) -> str | None:
-        """Why a change may not begin just now; None when it may."""
-        now = self._clock.now()
+            self._undo_succeeded(change, lead)
         with self._store.read() as db:
-            state = fleet.get(db, endpoint.name)
-            if control.paused(db) is not None:
-                return "paused"
-            if changes.listed(
-                db, endpoint=endpoint.name, states=("applying", "warming", "verifying", "rolling_back"), limit=1
-            ):
-                return "another change is under way"
-            if tunes.running(db, endpoint.name) is not None:
-                return "a tune is under way"
-        last = state["last_change_at"] if state is not None else None
-        if last is not None and now < last + endpoint.policy.cooldown_s and row["requested_by"] == "flyball":
-            return "cooling down after the last change"
-        if not within(endpoint.policy.change_windows, now, self._settings.timezone):
-            return "outside the change windows"
-        return None
+            return changes.active(db), approved
 
-    def _objection(
-        self, row: recommendations.Row, watched: Watched, plan: Plan, same_shape: bool, version: str
-    ) -> str | None:
-        """Why an approved change must not begin at all: each line is one of the invariants."""
-        endpoint = watched.settings
-        with self._store.read() as db:
-            state = fleet.get(db, endpoint.name)
-        if endpoint.mode == "observe":
-            return "the endpoint's mode is observe: nothing is applied to it"
-        if self._clock.now() >= row["expires_at"]:
-            return "the approval has expired"
-        if plan.hash != row["plan_hash"]:
-            return "the plan is not the one that was approved"
-        if state is not None and state["frozen_because"] and row["requested_by"] == "flyball":
-            return f"the endpoint is frozen: {state['frozen_because']}"
-        if version != plan.version or not same_shape:
-            return "somebody changed the endpoint since the plan was made"
-        broken = violations(plan.after, plan.before, policy_of(endpoint), watched.catalogue)
-        return f"a guardrail forbids it: {'; '.join(broken)}" if broken else None
-
-    def _void(self, row: recommendations.Row, reason: str) -> None:
-        log.warning("approval_void", endpoint=row["endpoint"], id=row["id"], why=reason)
-        with self._store.write() as db:
-            recommendations.move(
-                db,
-                row["id"],
-                from_states=["approved"],
-                to="superseded",
-                now=self._clock.now(),
-                by="flyball",
-                reason=reason,
-            )
-
-    def _new_change(self, row: recommendations.Row, plan: Plan, lead: Lead) -> dict[str, Any]:
-        return {
-            "id": recommendations.new_id(),
-            "recommendation_id": row["id"],
-            "endpoint": row["endpoint"],
-            "state": "applying",
-            "state_reason": "",
-            "approved_by": row["state_by"],
-            "plan_hash": row["plan_hash"],
-            "plan": plan.as_dict(),
-            "prediction": row["body"]["proposed"]["prediction"],
-            "epoch": lead.epoch,
-            "created_at": self._clock.now(),
-        }
+    async def _serve(
+        self, name: str, under_way: list[changes.Row], approved: list[recommendations.Row], lead: Lead
+    ) -> None:
+        """All that is to be done about one endpoint. Its trouble is counted, and stays its own."""
+        try:
+            for change in under_way:
+                await self._advance(change, lead)
+            for row in approved:
+                await self._uptake.take_up(row, lead)
+        except LeaseLost as error:
+            log.warning("deposed", endpoint=name, why=str(error))
+        except Exception as error:
+            self._metrics.change_errors.labels(name, type(error).__name__).inc()
+            log.exception("act_failed", endpoint=name)
 
     # -- one change ----------------------------------------------------------------------------------------------------
 
     async def _advance(self, change: changes.Row, lead: Lead) -> None:
+        if change["purpose"] != "change":
+            return await self._end_abandoned(change, lead)
         watched = self._watched.get(change["endpoint"])
         if watched is None:
-            log.warning("change_without_endpoint", change=change["id"], endpoint=change["endpoint"])
-            return
-        if watched.settings.mode == "observe" and change["state"] in ("applying", "rolling_back"):
-            self._finish(change, "failed", "its mode became observe on the way: nothing more is sent; see what is live")
-            return
+            reason = "its endpoint was taken out of the settings on the way: nothing more is sent; see what is live"
+            return await self._finish(change, "failed", reason, lead)
+        if watched.settings.mode == "observe" and change["state"] in ("applying", "finishing", "rolling_back"):
+            reason = "its mode became observe on the way: nothing more is sent; see what is live"
+            return await self._finish(change, "failed", reason, lead)
         if change["rollback_requested"] and change["state"] in ("applying", "warming", "verifying"):
-            self._turn_back(change, "asked for by a person")
-            return
-        if change["state"] == "applying":
-            await self._apply(change, watched, lead)
-        elif change["state"] == "warming":
-            self._warm(change, watched)
-        elif change["state"] == "verifying":
-            await asyncio.to_thread(self._verify, change, watched)
-        elif change["state"] == "rolling_back":
-            await self._roll_back(change, watched, lead)
+            return await self._turn_back(change, "asked for by a person", lead)
+        if change["state"] in ("warming", "verifying") and self._overdue(change, watched):
+            return await self._turn_back(change, "it was not judged in its time", lead)
+        match change["state"]:
+            case "applying":
+                await self._apply(change, watched, lead)
+            case "warming":
+                await self._warm(change, watched, lead)
+            case "verifying":
+                await self._verify(change, watched, lead)
+            case "finishing":
+                await self._clean_up(change, watched, lead)
+            case "rolling_back":
+                await self._roll_back(change, watched, lead)
+        return None
+
+    async def _end_abandoned(self, change: changes.Row, lead: Lead) -> None:
+        """A person's own deployment or trial: carried out by his process, and ended here once that is long gone."""
+
+        def abandoned() -> bool:
+            with self._store.read() as db:
+                return control.leader(db, lease_of(change["endpoint"])) is None
+
+        if self._clock.now() - change["since"] > ABANDONED_S and await asyncio.to_thread(abandoned):
+            await self._finish(change, "failed", "its process is gone; see what is live", lead)
+
+    def _overdue(self, change: changes.Row, watched: Watched) -> bool:
+        verify = watched.settings.verify
+        applied_at: float = change["applied_at"]
+        return self._clock.now() > applied_at + verify.warmup_s + verify.deadline_s + UNJUDGED_S
 
     async def _apply(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
-        done, failure = await self._operate(change, Plan.from_dict(change["plan"]), "apply", watched, lead)
-        now = self._clock.now()
-        if failure is not None:
-            self._turn_back(change, failure)
-        elif done:
+        standing = await self._operate(change, Plan.from_dict(change["plan"]), "apply", watched, lead)
+        if standing.state == "failed":
+            await self._turn_back(change, standing.why, lead)
+        elif standing.state == "done":
             await self._watcher.look(watched)
-            with self._store.write() as db:
-                changes.move(
-                    db,
-                    change["id"],
-                    from_states=["applying"],
-                    to="warming",
-                    now=now,
-                    reason="every step is done",
-                    applied_at=now,
-                )
-                fleet.changed(db, change["endpoint"], now)
+            now = self._clock.now()
+
+            def write() -> None:
+                with control.leading(self._store, lead) as db:
+                    reason = "every step is done"
+                    changes.move(
+                        db, change["id"], from_states=["applying"], to="warming", now=now, reason=reason, applied_at=now
+                    )
+                    fleet.changed(db, change["endpoint"], now)
+
+            await asyncio.to_thread(write)
             log.info("change_applied", endpoint=change["endpoint"], change=change["id"])
 
-    def _warm(self, change: changes.Row, watched: Watched) -> None:
+    async def _warm(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
         now = self._clock.now()
         ready = change["applied_at"] + watched.settings.verify.warmup_s
         if now < ready:
             return
         width = self._settings.collect.window_s
-        with self._store.write() as db:
-            changes.move(
-                db,
-                change["id"],
-                from_states=["warming"],
-                to="verifying",
-                now=now,
-                reason="warm",
-                judged_from=-(-ready // width) * width,
-            )
 
-    def _verify(self, change: changes.Row, watched: Watched) -> None:
-        verdict = self._judge(change, watched)
+        def write() -> None:
+            with control.leading(self._store, lead) as db:
+                changes.move(
+                    db,
+                    change["id"],
+                    from_states=["warming"],
+                    to="verifying",
+                    now=now,
+                    reason="warm",
+                    judged_from=-(-ready // width) * width,
+                )
+
+        await asyncio.to_thread(write)
+
+    async def _verify(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
+        last = change["applied_at"] + watched.settings.verify.warmup_s + watched.settings.verify.deadline_s
+        verdict = await asyncio.to_thread(self._judge, change, watched, change["judged_from"], last)
         if verdict.state == "pending":
             return
-        with self._store.write() as db:
-            if not changes.ledger(db, change_id=change["id"]):  # a crash right after this must not write it twice
-                changes.add_ledger(db, _ledger_rows(change, verdict.scores, self._clock.now()))
-            changes.update(db, change["id"], outcome=self._outcome(change, verdict))
-        if verdict.state == "regressed":
-            self._turn_back(change, verdict.text)
-        else:
-            self._finish(change, "succeeded", verdict.text)
+        plan = Plan.from_dict(change["plan"])
 
-    def _judge(self, change: changes.Row, watched: Watched) -> Verdict:
+        def write() -> None:
+            with control.leading(self._store, lead) as db:
+                if not changes.ledger(db, change_id=change["id"]):  # a crash right after this must not write it twice
+                    changes.add_ledger(db, _ledger_rows(change, verdict.scores, self._clock.now()))
+                changes.update(db, change["id"], outcome=self._outcome(change, verdict))
+                if verdict.state != "regressed" and plan.finish:
+                    changes.move(
+                        db,
+                        change["id"],
+                        from_states=["verifying"],
+                        to="finishing",
+                        now=self._clock.now(),
+                        reason=verdict.text,
+                    )
+
+        await asyncio.to_thread(write)
+        if verdict.state == "regressed":
+            await self._turn_back(change, verdict.text, lead)
+        elif not plan.finish:
+            await self._finish(change, "succeeded", verdict.text, lead)
+
+    async def _clean_up(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
+        """After a verdict of success: what the way back needed goes. What cannot be removed makes the success no failure."""
+        plan = Plan.from_dict(change["plan"])
+        standing = await self._operate(change, plan, "finish", watched, lead)
+        if standing.state == "waiting":
+            return
+        left = f"; not cleaned up: {standing.why}" if standing.state == "failed" else ""
+        await self._watcher.look(watched)
+        await self._finish(change, "succeeded", change["state_reason"] + left, lead)
+
+    async def _operate(
+        self, change: changes.Row, plan: Plan, direction: Direction, watched: Watched, lead: Lead
+    ) -> Standing:
+        async def gate(since: float) -> bool | None:
+            width = self._settings.collect.window_s
+            begin, last = -(-since // width) * width, since + watched.settings.verify.deadline_s
+            verdict = await asyncio.to_thread(self._judge, change, watched, begin, last)
+            return None if verdict.state == "pending" else verdict.state != "regressed"
+
+        operations = plan.finish if direction == "finish" else plan.operations
+        run = Run(
+            change["id"],
+            change["endpoint"],
+            direction,
+            operations,
+            watched.actuator,
+            gate if direction == "apply" else None,
+        )
+        return await self._execution.advance(run, lead)
+
+    def _judge(self, change: changes.Row, watched: Watched, since: float, last: float) -> Verdict:
+        """What was observed since then, beside what was before the change; it is final at ``last``."""
         endpoint, width, now = watched.settings, self._settings.collect.window_s, self._clock.now()
         source = next(iter(endpoint.sources))
         with self._store.read() as db:
             earlier = [c for c in changes.listed(db, endpoint=endpoint.name) if c["created_at"] < change["created_at"]]
-            since = max(
+            begin = max(
                 [change["created_at"] - endpoint.policy.evidence_s, *(c["finished_at"] or 0.0 for c in earlier)]
             )
-            before = windows.load(db, endpoint.name, source, since, change["created_at"], width)
-            after = windows.load(db, endpoint.name, source, change["judged_from"], now, width)
+            before = windows.load(db, endpoint.name, source, begin, change["created_at"], width)
+            after = windows.load(db, endpoint.name, source, since, now, width)
         prediction = Prediction.from_dict(change["prediction"]) if change["prediction"] else None
         return judge(
             before,
@@ -279,7 +272,7 @@ class Applier:
             endpoint.wanted(),
             prediction,
             needed=endpoint.verify.windows,
-            final=now >= change["applied_at"] + endpoint.verify.warmup_s + endpoint.verify.deadline_s,
+            final=now >= last,
             load_tolerance=endpoint.verify.load_tolerance,
         )
 
@@ -292,27 +285,30 @@ class Applier:
 
     # -- back ----------------------------------------------------------------------------------------------------------
 
-    def _turn_back(self, change: changes.Row, reason: str) -> None:
-        log.warning("change_turns_back", endpoint=change["endpoint"], change=change["id"], why=reason)
-        with self._store.write() as db:
-            changes.move(
-                db,
-                change["id"],
-                from_states=["applying", "warming", "verifying"],
-                to="rolling_back",
-                now=self._clock.now(),
-                reason=reason,
-            )
+    async def _turn_back(self, change: changes.Row, reason: str, lead: Lead) -> None:
+        def write() -> None:
+            with control.leading(self._store, lead) as db:
+                changes.move(
+                    db,
+                    change["id"],
+                    from_states=["applying", "warming", "verifying"],
+                    to="rolling_back",
+                    now=self._clock.now(),
+                    reason=reason,
+                )
 
-    def _undo_succeeded(self, change: changes.Row) -> None:
+        log.warning("change_turns_back", endpoint=change["endpoint"], change=change["id"], why=reason)
+        await asyncio.to_thread(write)
+
+    def _undo_succeeded(self, change: changes.Row, lead: Lead) -> None:
         """A person wants a finished change undone: the newest of its endpoint only, since it restores what was before it."""
-        with self._store.write() as db:
+        with control.leading(self._store, lead) as db:
             newest = changes.listed(db, endpoint=change["endpoint"], limit=1)[0]
             if newest["id"] != change["id"] or self._observes(change["endpoint"]):
                 changes.update(db, change["id"], rollback_requested=False)
                 return
         try:
-            with self._store.write() as db:
+            with control.leading(self._store, lead) as db:
                 changes.move(
                     db,
                     change["id"],
@@ -329,44 +325,73 @@ class Applier:
         return watched is None or watched.settings.mode == "observe"
 
     async def _roll_back(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
-        if change["rollback_plan"] is None:
-            live = await self._watcher.look(watched)
-            if live is None:
-                return
-            before = Plan.from_dict(change["plan"]).before
-            try:
-                plan = await _in_time(watched.actuator.plan(live, before))
-            except ActuatorError as error:
-                if error.passes:
-                    return
-                self._finish(change, "failed", f"{change['state_reason']}; no way back: {error}")
-                return
-            with self._store.write() as db:
-                changes.update(db, change["id"], rollback_plan=plan.as_dict())
-        else:
+        if change["rollback_plan"] is not None:
             plan = Plan.from_dict(change["rollback_plan"])
-        done, failure = await self._operate(change, plan, "rollback", watched, lead)
-        if failure is not None:
-            self._finish(change, "failed", f"{change['state_reason']}; the way back failed: {failure}")
-        elif done:
+        else:
+            try:
+                found = await self._way_back(change, watched, lead)
+            except ActuatorError as error:
+                reason = f"{change['state_reason']}; no way back: {error}"
+                if not error.passes or self._clock.now() - change["since"] > UNKNOWN_WAY_S:
+                    await self._finish(change, "failed", reason, lead)
+                return
+            if found is None:
+                return
+            plan = found
+        standing = await self._operate(change, plan, "rollback", watched, lead)
+        if standing.state == "failed":
+            reason = f"{change['state_reason']}; the way back failed: {standing.why}"
+            await self._finish(change, "failed", reason, lead)
+        elif standing.state == "done":
             await self._watcher.look(watched)
-            self._finish(change, "rolled_back", change["state_reason"])
+            await self._finish(change, "rolled_back", change["state_reason"], lead)
 
-    def _finish(self, change: changes.Row, state: str, reason: str) -> None:
+    async def _way_back(self, change: changes.Row, watched: Watched, lead: Lead) -> Plan | None:
+        """The plan from wherever it was left; None while it waits for another one's lock. Raises ActuatorError."""
+        forward = Plan.from_dict(change["plan"])
+
+        def begun() -> list[changes.Row]:
+            with self._store.read() as db:
+                return changes.journal(db, change["id"])
+
+        rows = [row for row in await asyncio.to_thread(begun) if row["receipt"] is not None]
+        receipts = [receipt_of(row) for row in rows if row["direction"] != "rollback"]
+        live = await in_time(watched.actuator.live())
+        plan = await in_time(watched.actuator.back(forward, receipts, live))
+
+        def keep() -> bool:
+            with control.leading(self._store, lead) as db:
+                if changes.lock(db, plan.locks, change["id"], lead.epoch) is not None:
+                    return False
+                changes.update(db, change["id"], rollback_plan=plan.as_dict())
+                return True
+
+        return plan if await asyncio.to_thread(keep) else None
+
+    async def _finish(self, change: changes.Row, state: str, reason: str, lead: Lead) -> None:
         """End the change. What was not succeeded freezes the endpoint: a person looks before anything else is done."""
-        now = self._clock.now()
-        with self._store.write() as db:
-            if not changes.move(
+        if await asyncio.to_thread(self._write_end, change, state, reason, lead):
+            self._metrics.changes.labels(change["endpoint"], state).inc()
+            log.info("change_ended", endpoint=change["endpoint"], change=change["id"], state=state, why=reason)
+
+    def _write_end(self, change: changes.Row, state: str, reason: str, lead: Lead) -> bool:
+        now, name = self._clock.now(), change["endpoint"]
+        with control.leading(self._store, lead) as db:
+            ended = changes.move(
                 db,
                 change["id"],
-                from_states=["applying", "verifying", "rolling_back"],
+                from_states=["applying", "warming", "verifying", "finishing", "rolling_back"],
                 to=state,
                 now=now,
                 reason=reason,
                 finished_at=now,
-                rollback_requested=False,
-            ):
-                return
+                rollback_requested=change["rollback_requested"] and state == "succeeded",
+            )
+            if not ended:
+                return False
+            changes.unlock(db, change["id"])
+            if change["purpose"] != "change":
+                return True
             if state != "succeeded" and not changes.ledger(db, change_id=change["id"]):
                 changes.add_ledger(db, _unobserved(change, now))
             recommendations.move(
@@ -379,170 +404,21 @@ class Applier:
                 reason=reason,
             )
             if state != "succeeded":  # its shape changed once more; a success is judged since it was applied
-                fleet.changed(db, change["endpoint"], now)
+                fleet.changed(db, name, now)
             if state == "failed" or (state == "rolled_back" and not change["rollback_requested"]):
-                fleet.freeze(
-                    db,
-                    change["endpoint"],
-                    reason=f"change {change['id']} {state.replace('_', ' ')}: {reason}",
-                    now=now,
-                    by="flyball",
-                )
+                because = f"change {change['id']} {state.replace('_', ' ')}: {reason}"
+                fleet.freeze(db, name, reason=because, now=now, by="flyball")
             if self._settings.slack is not None:
                 outbox.put(db, channel="slack", kind="change", subject=change["id"], revision=_REVISION[state], now=now)
-        self._metrics.changes.labels(change["endpoint"], state).inc()
-        log.info("change_ended", endpoint=change["endpoint"], change=change["id"], state=state, why=reason)
-
-    # -- operations ----------------------------------------------------------------------------------------------------
-
-    async def _operate(
-        self, change: changes.Row, plan: Plan, direction: Direction, watched: Watched, lead: Lead
-    ) -> tuple[bool, str | None]:
-        """Do the next steps, as far as they go now. Returns (all done, failure)."""
-        with self._store.read() as db:
-            settled = {row["step"]: row for row in changes.journal(db, change["id"], direction)}
-        for i, operation in enumerate(plan.operations):
-            row = settled.get(i)
-            if row is not None and row["state"] == "done":
-                continue
-            if row is not None and row["state"] == "failed":  # written down, and then we died
-                return False, f"{operation.summary}: {row['detail']}"
-            token = f"{change['id']}:{direction}:{i}"
-            if row is None or row["state"] == "intended":
-                intent_at = row["intent_at"] if row is not None else None
-                began = await self._begin(change, operation, direction, i, token, watched, lead, intent_at)
-                if began is not None:
-                    return False, None if began == "later" else began
-            started_at = row["done_at"] if row is not None and row["state"] == "started" else self._clock.now()
-            finished, failure = await self._poll(change, operation, direction, i, token, watched, started_at)
-            if not finished:
-                return False, failure
-        return True, None
-
-    async def _begin(
-        self,
-        change: changes.Row,
-        operation: Operation,
-        direction: Direction,
-        step: int,
-        token: str,
-        watched: Watched,
-        lead: Lead,
-        intent_at: float | None,
-    ) -> str | None:
-        """Write the intent, unless it stands there since ``intent_at``, then do it. Returns None when it has begun,
-        ``later``, or the failure.
-        """
-        now = self._clock.now()
-        with self._store.write() as db:
-            if control.paused(db) is not None or not control.holds(db, LEASE, lead.holder, lead.epoch, now):
-                return "later"
-            if intent_at is None:
-                changes.intend(
-                    db,
-                    {
-                        "change_id": change["id"],
-                        "direction": direction,
-                        "step": step,
-                        "token": token,
-                        "operation": {
-                            "name": operation.name,
-                            "args": dict(operation.args),
-                            "summary": operation.summary,
-                        },
-                        "epoch": lead.epoch,
-                        "intent_at": now,
-                    },
-                )
-        log.info(
-            "operation",
-            endpoint=change["endpoint"],
-            change=change["id"],
-            step=step,
-            direction=direction,
-            what=operation.summary,
-        )
-        try:
-            receipt = await _in_time(watched.actuator.do(operation, token, None))
-        except ActuatorError as error:
-            if error.passes and now - (intent_at or now) <= operation.deadline_s:
-                log.warning(
-                    "operation_retries", endpoint=change["endpoint"], change=change["id"], step=step, error=str(error)
-                )
-                return "later"
-            self._settle(change, direction, step, "failed", str(error))
-            return f"{operation.summary}: {error}"
-        self._settle(change, direction, step, "started", "", receipt)
-        return None
-
-    async def _poll(
-        self,
-        change: changes.Row,
-        operation: Operation,
-        direction: Direction,
-        step: int,
-        token: str,
-        watched: Watched,
-        started_at: float,
-    ) -> tuple[bool, str | None]:
-        try:
-            state = await _in_time(watched.actuator.done(operation, Receipt({"token": token})))
-        except ActuatorError as error:
-            log.warning(
-                "progress_unknown", endpoint=change["endpoint"], change=change["id"], step=step, error=str(error)
-            )
-            state = None
-        if state is not None and state.progress is Progress.DONE:
-            self._settle(change, direction, step, "done", state.detail)
-            return True, None
-        if state is not None and state.progress is Progress.FAILED:
-            self._settle(change, direction, step, "failed", state.detail)
-            return False, f"{operation.summary}: {state.detail}"
-        if self._clock.now() - started_at > operation.deadline_s:
-            detail = f"not done within {operation.deadline_s:.0f} s"
-            self._settle(change, direction, step, "failed", detail)
-            return False, f"{operation.summary}: {detail}"
-        return False, None
-
-    def _settle(
-        self,
-        change: changes.Row,
-        direction: Direction,
-        step: int,
-        state: str,
-        detail: str,
-        receipt: Receipt | None = None,
-    ) -> None:
-        with self._store.write() as db:
-            changes.settle(db, change["id"], direction, step, state=state, detail=detail, now=self._clock.now())
+        return True
 
 
-async def _in_time(call: Awaitable[_T]) -> _T:
-    """What a system answers; that it does not answer is an error like any other, which may pass."""
-    try:
-        return await asyncio.wait_for(call, CALL_S)
-    except TimeoutError as error:
-        raise ActuatorError("TIMEOUT", f"no answer within {CALL_S:g} s", trouble=Trouble.UNREACHABLE) from error
+def lease_of(endpoint: str) -> str:
+    """Whoever holds it may deploy the endpoint, and shapes of a tune on it."""
+    return f"deploy:{endpoint}"
 
 
 _REVISION = {"succeeded": 1, "rolled_back": 2, "failed": 3}
-
-
-def within(allowed: list[ChangeWindow], now: float, timezone: str) -> bool:
-    """Whether a change may begin at this moment. Without any window it may at any time."""
-    if not allowed:
-        return True
-    local = datetime.fromtimestamp(now, ZoneInfo(timezone))
-    for window in allowed:
-        days, time = weekdays(window.days), local.time().replace(microsecond=0, tzinfo=None)
-        if window.start <= window.end:
-            if local.weekday() in days and window.start <= time <= window.end:
-                return True
-        elif (local.weekday() in days and time >= window.start) or (
-            (local.weekday() - 1) % 7 in days and time <= window.end
-        ):
-            return True  # over midnight: the days are those on which it begins
-    return False
 
 
 def _ledger_rows(change: changes.Row, scores: tuple[Scored, ...], now: float) -> list[dict[str, Any]]:

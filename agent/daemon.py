@@ -18,6 +18,7 @@ import uvicorn
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
+from sqlalchemy.exc import SQLAlchemyError
 
 from actuators.base import ActuatorError
 from agent import systemd
@@ -30,6 +31,7 @@ from agent.report import weekly
 from agent.settings import Settings
 from agent.store import Store, outbox
 from agent.web.app import create_app
+from agent.web.inbound import MAX_CONNECTIONS, BodyDeadline, BoundedProtocol, allow_descriptors
 from collectors.http import Http
 
 log = structlog.get_logger()
@@ -108,11 +110,11 @@ class Daemon:
         settings = governor.settings
         server = _Server(_uvicorn(governor))
         ended = asyncio.Event()
-        await governor.take_lead()
+        await governor.loops[0].once()  # "lead"; where the database is away just now, the loop tries again
         scheduler = self._schedule(governor)
         tasks = [asyncio.create_task(loop.run(ended), name=loop.name) for loop in governor.loops]
         tasks.append(asyncio.create_task(server.serve(), name="web"))
-        tasks.append(asyncio.create_task(self._watchdog(governor, ended), name="watchdog"))
+        tasks.append(asyncio.create_task(self._watchdog(ended), name="watchdog"))
         log.info("started", endpoints=len(settings.endpoints), page=f"http://{settings.web.host}:{settings.web.port}")
         systemd.notify("READY=1", f"STATUS=watching {len(settings.endpoints)} endpoints")
         try:
@@ -122,7 +124,8 @@ class Daemon:
             ended.set()
             server.should_exit = True
             await self._end(tasks)
-            await governor.close()
+            with contextlib.suppress(SQLAlchemyError):  # it goes without giving the lease up: the lease runs out
+                await governor.close()
             await governor.environment.http.aclose()
 
     async def _until_told(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -181,11 +184,14 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watchdog(self, governor: Governor, ended: asyncio.Event) -> None:
-        """Feed systemd's watchdog as long as the loops run, and not a moment longer."""
+    async def _watchdog(self, ended: asyncio.Event) -> None:
+        """Feed systemd's watchdog as long as this process's event loop turns.
+
+        A peer that hangs, a full disk, a database that is away are trouble of their own, on /healthz: a restart mends none of them.
+        """
         period = systemd.watchdog_s()
         while not ended.is_set():
-            if period is not None and not governor.alive():
+            if period is not None:
                 systemd.notify("WATCHDOG=1")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), (period or 10.0) / 2)
@@ -231,7 +237,9 @@ class Daemon:
 def _uvicorn(governor: Governor) -> uvicorn.Config:
     web = governor.settings.web
     return uvicorn.Config(
-        create_app(governor),
+        BodyDeadline(create_app(governor)),
+        http=BoundedProtocol,
+        limit_concurrency=MAX_CONNECTIONS,
         host=web.host,
         port=web.port,
         log_config=None,
@@ -245,6 +253,7 @@ def _uvicorn(governor: Governor) -> uvicorn.Config:
 def run(path: Path) -> int:
     """Start the daemon with the settings at ``path``. Raises ``BadSettings`` and ``StoreError``."""
     loaded = load(path)
+    allow_descriptors()
 
     async def main() -> int:
         return await Daemon(loaded).run()

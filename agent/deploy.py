@@ -1,23 +1,30 @@
 """The first step of the loop: puts an endpoint up in the shape that the settings state, through its own system.
 
-For a person at a keyboard, who is the approval. What is up is never touched here: changes to it go through a recommendation, with
-its prediction, its approval and its verification.
+For a person at a keyboard, who is the approval. It is a change like any other: one at a time on an endpoint, journalled, carried out by
+``Execution`` under the endpoint's mode and guardrails. What is up is never touched here: that goes through a recommendation, with its
+prediction, its approval and its verification.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from actuators.base import Actuator, ActuatorError, Live, Progress, Receipt
-from actuators.shape import Operation, Plan, Shape
+from actuators.base import Actuator, ActuatorError, Live
+from actuators.shape import Plan, Shape
+from agent.apply import lease_of
+from agent.execution import Execution, Run, in_time
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, audit, changes, control, recommendations, tunes
-from agent.wiring import Environment, actuator_of
+from agent.store.control import Lead, LeaseLost
+from agent.wiring import Environment, actuator_of, catalogue_of, policy_of
+from analyzers.policy import Catalogue, violations
 from collectors.clock import Clock
 
 POLL_S = 1.0
-#: Who deploys holds a lease, renewed before each step and each look, so that no two people do it at once.
+#: Who deploys holds a lease, renewed at each look, so that no two people do it at once.
 LEASE_S = 120.0
 
 
@@ -32,22 +39,41 @@ class Deployment:
     endpoint: str
     plan: Plan
     actuator: Actuator
+    purpose: Literal["deploy", "trial"] = "deploy"
 
 
 async def prepare(store: Store, settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Deployment:
-    """Look at what is there and plan to the settings' shape. Sends only reads. Raises ``CannotDeploy``."""
+    """See what is there and plan to the settings' shape, or go on where the last deployment was cut off.
+
+    Sends only reads. Raises ``CannotDeploy``.
+    """
     with store.read() as db:
-        if any(change["endpoint"] == endpoint.name for change in changes.active(db)):
-            raise CannotDeploy(f"{endpoint.name}: a change is under way; see `flyball changes list`")
-        if (tune := tunes.running(db, endpoint.name)) is not None:
-            raise CannotDeploy(f"{endpoint.name}: tune {tune['id']} is under way; end it with `flyball tune --abandon`")
+        change = changes.active_of(db, endpoint.name)
+        tune = tunes.running(db, endpoint.name)
+    if change is not None and change["purpose"] != "deploy":
+        raise CannotDeploy(f"{endpoint.name}: a change is under way; see `flyball changes list`")
+    if tune is not None:
+        raise CannotDeploy(f"{endpoint.name}: tune {tune['id']} is under way; end it with `flyball tune --abandon`")
     try:
         actuator = actuator_of(settings, endpoint, environment)
-        live = await actuator.live()
-        plan = await actuator.plan(live, _wanted(endpoint, live))
+        if change is not None:
+            return Deployment(endpoint.name, Plan.from_dict(change["plan"]), actuator)
+        live = await in_time(actuator.live())
+        plan = await in_time(actuator.plan(live, _wanted(endpoint, live)))
     except ActuatorError as error:
         raise CannotDeploy(f"{endpoint.name}: {error}") from error
+    if endpoint.mode == "observe":
+        raise CannotDeploy(f"{endpoint.name}: its mode is observe, so nothing is sent to it; set `mode: approve` first")
+    broken = forbidden(plan.after, endpoint, catalogue_of(settings, endpoint))
+    if broken is not None:
+        raise CannotDeploy(f"{endpoint.name}: {broken}")
     return Deployment(endpoint.name, plan, actuator)
+
+
+def forbidden(shape: Shape, endpoint: EndpointSettings, catalogue: Catalogue) -> str | None:
+    """The guardrails that stand against putting up this shape where another one was, or none. None: it may be put up."""
+    broken = violations(shape, shape, policy_of(endpoint), catalogue)
+    return f"a guardrail forbids it: {'; '.join(broken)}" if broken else None
 
 
 def _wanted(endpoint: EndpointSettings, live: Live) -> Shape:
@@ -73,77 +99,115 @@ async def carry_out(
     by: str,
     *,
     say: Callable[[str], None] = lambda _: None,
-    holder: str | None = None,
+    lead: Lead | None = None,
 ) -> Live:
     """Do every step in order, wait for each, and note it in the audit. Raises ``CannotDeploy``.
 
-    holder: of the lease on deploying the endpoint, where the caller holds it and goes on holding it.
+    lead: the lease on deploying the endpoint, where the caller holds it and goes on holding it.
     """
-    name, plan, run = deployment.endpoint, deployment.plan, recommendations.new_id()
-    own = holder is None
-    holder = holder or f"{by}:{run}"
+    name, plan = deployment.endpoint, deployment.plan
     noted = {"plan_hash": plan.hash, "before": plan.before.as_dict(), "after": plan.after.as_dict()}
-    _note(store, clock, by, "deploy", name, noted)
+    await asyncio.to_thread(_note, store, clock, by, "deploy", name, noted)
+    holder = f"{by}:{recommendations.new_id()}"
     try:
-        for i, operation in enumerate(plan.operations):
-            say(operation.summary)
-            await _step(deployment, operation, f"{run}:deploy:{i}", store, clock, holder, say)
-        live = await deployment.actuator.live()
-    except (ActuatorError, CannotDeploy) as error:
-        _note(store, clock, by, "deploy_failed", name, noted | {"why": str(error)})
+        held = lead if lead is not None else await asyncio.to_thread(_hold, store, name, holder)
+        change = await asyncio.to_thread(_begin, deployment, store, clock, by, held)
+        await _every_step(deployment, change, store, clock, held, say, renew=lead is None)
+        live = await in_time(deployment.actuator.live())
+    except (ActuatorError, CannotDeploy, LeaseLost) as error:
+        await asyncio.to_thread(_note, store, clock, by, "deploy_failed", name, noted | {"why": str(error)})
         raise CannotDeploy(f"{name}: {error}") from error
     finally:
-        if own:
-            with store.write() as db:
-                control.release(db, lease(name), holder)
-    _note(store, clock, by, "deployed", name, noted)
+        if lead is None:
+            await asyncio.to_thread(_release, store, name, holder)
+    await asyncio.to_thread(_note, store, clock, by, "deployed", name, noted)
     return live
 
 
-async def _step(
+async def _every_step(
     deployment: Deployment,
-    operation: Operation,
-    token: str,
+    change: str,
     store: Store,
     clock: Clock,
-    holder: str,
+    lead: Lead,
     say: Callable[[str], None],
+    *,
+    renew: bool,
 ) -> None:
-    deadline, shown = clock.monotonic() + operation.deadline_s, ""
-    receipt: Receipt | None = None
-    while clock.monotonic() <= deadline:
-        _hold(deployment.endpoint, store, clock, holder, before_a_step=receipt is None)
-        try:
-            if receipt is None:
-                receipt = await deployment.actuator.do(operation, token, None)
-            step = await deployment.actuator.done(operation, receipt)
-        except ActuatorError as error:
-            if not error.passes:
-                raise
-            say(f"  {error}; trying again")
-        else:
-            if step.progress is Progress.DONE:
-                return
-            if step.progress is Progress.FAILED:
-                raise CannotDeploy(f"{operation.summary}: {step.detail}")
-            if step.detail != shown:
-                shown = step.detail
-                say(f"  {shown}")
-        await clock.sleep(POLL_S)
-    raise CannotDeploy(f"{operation.summary}: not done within {operation.deadline_s:.0f} s")
-
-
-def _hold(name: str, store: Store, clock: Clock, holder: str, *, before_a_step: bool) -> None:
-    with store.write() as db:
-        if before_a_step and control.paused(db) is not None:
+    """Until the change has ended, well or not. Raises ``CannotDeploy``."""
+    execution, plan, shown = Execution(store, clock), deployment.plan, ""
+    run = Run(change, deployment.endpoint, "apply", (*plan.operations, *plan.finish), deployment.actuator)
+    for operation in run.operations:
+        say(operation.summary)
+    while True:
+        if renew:
+            await asyncio.to_thread(_hold, store, deployment.endpoint, lead.holder)
+        standing = await execution.advance(run, lead)
+        if standing.state != "waiting":
+            break
+        if standing.why == "paused":
             raise CannotDeploy("Flyball is paused; `flyball resume` first, then deploy again: it goes on from here")
-        if control.acquire(db, lease(name), holder, clock.now(), LEASE_S) is None:
-            raise CannotDeploy("somebody else is deploying it at this moment")
+        if standing.why != shown:
+            shown = standing.why
+            say(f"  {shown}")
+        await clock.sleep(POLL_S)
+    await asyncio.to_thread(_end, store, clock, change, lead, standing.state == "done", standing.why)
+    if standing.state == "failed":
+        raise CannotDeploy(standing.why)
 
 
-def lease(name: str) -> str:
-    """Whoever holds it may deploy the endpoint."""
-    return f"deploy:{name}"
+def _begin(deployment: Deployment, store: Store, clock: Clock, by: str, lead: Lead) -> str:
+    """The change to go on with, or a new one; its id. Raises ``CannotDeploy``, ``LeaseLost``."""
+    name, plan, now = deployment.endpoint, deployment.plan, clock.now()
+    with control.leading(store, lead) as db:
+        known = changes.active_of(db, name)
+        if known is not None and known["purpose"] == deployment.purpose and known["plan_hash"] == plan.hash:
+            return str(known["id"])
+        if known is not None and known["purpose"] == "trial" == deployment.purpose:  # another trial was cut off
+            changes.move(db, known["id"], from_states=["applying"], to="failed", now=now, reason="cut off")
+            changes.unlock(db, known["id"])
+        identity = recommendations.new_id()
+        row = {
+            "id": identity,
+            "recommendation_id": "",
+            "endpoint": name,
+            "state": "applying",
+            "state_reason": "",
+            "purpose": deployment.purpose,
+            "approved_by": by,
+            "plan_hash": plan.hash,
+            "plan": plan.as_dict(),
+            "prediction": None,
+            "epoch": lead.epoch,
+            "created_at": now,
+        }
+        held = changes.lock(db, plan.locks, identity, lead.epoch)
+        if held is not None:
+            raise CannotDeploy(f"another change holds {held}; try again when it has ended")
+        if not changes.start(db, row):
+            raise CannotDeploy("a change is under way; see `flyball changes list`")
+    return identity
+
+
+def _end(store: Store, clock: Clock, change: str, lead: Lead, well: bool, why: str) -> None:
+    now, state = clock.now(), "succeeded" if well else "failed"
+    with control.leading(store, lead) as db:
+        changes.move(db, change, from_states=["applying"], to=state, now=now, reason=why, finished_at=now)
+        changes.unlock(db, change)
+
+
+def _hold(store: Store, name: str, holder: str) -> Lead:
+    """Take or keep the lease on deploying the endpoint. Raises ``CannotDeploy``."""
+    with store.write() as db:
+        lead = control.acquire(db, lease_of(name), holder, LEASE_S)
+    if lead is None:
+        raise CannotDeploy("somebody else is deploying it at this moment")
+    return lead
+
+
+def _release(store: Store, name: str, holder: str) -> None:
+    with store.write() as db:
+        control.release(db, lease_of(name), holder)
 
 
 def _note(store: Store, clock: Clock, by: str, action: str, endpoint: str, body: Mapping[str, object]) -> None:

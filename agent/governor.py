@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from agent.apply import LEASE, Applier, Lead
+from agent.apply import LEASE, Applier
 from agent.approvals import ApprovalService, Ruling
 from agent.clock import WallClock
 from agent.loops import Loop
@@ -22,6 +22,7 @@ from agent.slack.receive import Receiver
 from agent.slack.send import Sender
 from agent.spool import Spool
 from agent.store import Store, control, windows
+from agent.store.control import Lead, LeaseLost
 from agent.tracing import Tracing
 from agent.watch import Watched, Watcher
 from agent.wiring import Environment, watched_of
@@ -83,14 +84,17 @@ class Governor:
     async def take_lead(self) -> Lead | None:
         """Take or renew the lease. Whoever does not lead stands by."""
 
-        def ask() -> int | None:
+        def ask() -> Lead | None:
             with self.store.write() as db:
-                return control.acquire(db, LEASE, self.holder, self.clock.now(), LEASE_S)
+                lead = control.acquire(db, LEASE, self.holder, LEASE_S)
+                if lead is not None:  # a sign of life for those who look into the database
+                    control.put(db, "heartbeat", self._beats(), self.clock.now(), self.holder)
+                return lead
 
-        epoch = await asyncio.to_thread(ask)
-        if (epoch is None) != (self.lead is None):
-            log.info("leading" if epoch is not None else "standing_by", holder=self.holder, epoch=epoch)
-        self.lead = Lead(self.holder, epoch) if epoch is not None else None
+        lead = await asyncio.to_thread(ask)
+        if (lead is None) != (self.lead is None):
+            log.info("leading" if lead is not None else "standing_by", holder=self.holder)
+        self.lead = lead
         self.metrics.leading.set(self.lead is not None)
         return self.lead
 
@@ -126,27 +130,31 @@ class Governor:
     async def act(self) -> None:
         if self.lead is not None:
             with self.tracing.tracer.start_as_current_span("act"):
-                await self.applier.cycle(self.lead)
+                try:
+                    await self.applier.cycle(self.lead)
+                except LeaseLost as error:
+                    log.warning("deposed", why=str(error))
+                    self.lead = None
 
     async def notify(self) -> None:
         if self.lead is not None:
             await self.sender.cycle()
 
     async def keep_house(self) -> None:
-        """Roll windows up, age them out, and leave a sign of life for those who look into the database."""
-        await asyncio.to_thread(self._keep_house)
+        """Roll windows up and age them out."""
+        if self.lead is not None:
+            await asyncio.to_thread(self._keep_house)
 
     def _keep_house(self) -> None:
         now, keep, raw = self.clock.now(), self.settings.retention, self.settings.collect.window_s
         with self.store.write() as db:
-            beats = {loop.name: {"last_ok_at": loop.beat.last_ok_at, "errors": loop.beat.errors} for loop in self.loops}
-            control.put(db, "heartbeat", beats, now, self.holder)
-            if self.lead is None:
-                return
             if not self.spool.batches():  # what waits there belongs into the spans that would be merged
                 windows.roll_up(db, now, raw)
             days = {raw: keep.raw_days, 300.0: keep.five_minutes_days, 3600.0: keep.hours_days}
             windows.age_out(db, now, {width: d * 86_400 for width, d in days.items()})
+
+    def _beats(self) -> dict[str, dict[str, float | int | None]]:
+        return {loop.name: {"last_ok_at": loop.beat.last_ok_at, "errors": loop.beat.errors} for loop in self.loops}
 
     # -- health --------------------------------------------------------------------------------------------------------
 
@@ -173,6 +181,7 @@ class Governor:
 
     async def close(self) -> None:
         """Stop reading, keep what was read, give the lease up."""
+        await self.applier.stop()
         await self.watcher.stop()
         await self.watcher.close_windows()
         with self.store.write() as db:

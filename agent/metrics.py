@@ -47,6 +47,9 @@ class Metrics:
             "flyball_rulings", "Attempts to decide a recommendation", ["channel", "action", "code"], registry=r
         )
         self.changes = Counter("flyball_changes", "Changes by how they ended", ["endpoint", "state"], registry=r)
+        self.change_errors = Counter(
+            "flyball_change_errors", "Unexpected errors while a change was led on", ["endpoint", "error"], registry=r
+        )
         self.saving = Gauge(
             "flyball_recommendation_saving_usd_per_month", "Saving of the open recommendation", ["endpoint"], registry=r
         )

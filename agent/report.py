@@ -165,7 +165,7 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             promises=charts.promises([r for r in ledger if r["metric"].endswith("_s") and "_p" in r["metric"]]),
             accuracy=views.accuracy(store)["accuracy"],
             waiting=views.recommendation_list(store, states=advice.OPEN)["recommendations"],
-            status=views.status(store, settings, now),
+            status=views.status(store, settings),
             now=now,
             css=environment().loader.get_source(environment(), "style.css")[0],  # type: ignore[union-attr]
         )

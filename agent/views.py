@@ -19,12 +19,12 @@ from analyzers.objective import attainment, total
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
-#: The loop counts as running when its last heartbeat is no older than this many analyses.
-MISSED_BEATS = 3
+#: An endpoint that was not read for so many windows is not read any more.
+MISSED_WINDOWS = 3
 View = dict[str, Any]
 
 
-def status(store: Store, settings: Settings, now: float) -> View:
+def status(store: Store, settings: Settings) -> View:
     """Flyball's own health: the loop, the leader, the brake, what could not be read or delivered."""
     with store.read() as db:
         beat = control.get(db, "heartbeat")
@@ -37,15 +37,12 @@ def status(store: Store, settings: Settings, now: float) -> View:
         open_rows = recommendations.listed(db, states=recommendations.OPEN)
         active = changes.active(db)
         broken_at = audit_table.verify(db)
-    patience = MISSED_BEATS * max(settings.decide.interval_s, settings.collect.interval_s)
     return {
         "schema_version": SCHEMA_VERSION,
-        "running": beat is not None and now - beat["at"] <= patience,
+        "running": leader is not None,
         "last_cycle_at": beat["at"] if beat else None,
         "loops": beat["value"] if beat else {},
-        "leader": {"holder": leader["holder"], "epoch": leader["epoch"]}
-        if leader and leader["expires_at"] > now
-        else None,
+        "leader": {"holder": leader["holder"], "epoch": leader["epoch"]} if leader else None,
         "paused": {"by": paused["by"], "at": paused["at"], "reason": paused["value"]["reason"]} if paused else None,
         "database": store.where,
         "schema": store.current(),
@@ -94,7 +91,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
     rows = _recent(db, settings, e, now, (known["last_change_at"] or 0.0) if known else 0.0)
     observed = [w for w in rows if w.coverage > 0]
     span = sum(w.coverage * w.duration_s for w in observed)
-    until = max(rows[-1].end, now - MISSED_BEATS * settings.collect.window_s) if rows else now
+    until = max(rows[-1].end, now - MISSED_WINDOWS * settings.collect.window_s) if rows else now
     requests = total(observed, "requests")
     price = known["price_per_hour"] if known else None
     tokens: list[float] = [t for n in ("prompt_tokens", "output_tokens") if (t := total(observed, n)) is not None]

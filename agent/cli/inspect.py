@@ -79,7 +79,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption = Output.
     from agent import views
 
     with opened(config) as (store, settings):
-        view = views.status(store, settings, _now())
+        view = views.status(store, settings)
     if output is Output.json:
         return print_json(view)
     paused, leader = view["paused"], view["leader"]

@@ -10,10 +10,12 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from agent.store import audit, schema
+from agent.store.sql import upsert
 
 _T = schema.changes
 _J = schema.journal
 _L = schema.ledger
+_K = schema.locks
 Row = dict[str, Any]
 
 
@@ -21,7 +23,7 @@ def start(db: sa.Connection, row: Mapping[str, Any]) -> bool:
     """Begin a change. False when one is under way on this endpoint: the database's own index says so."""
     try:
         with db.begin_nested():
-            db.execute(sa.insert(_T).values(**row))
+            db.execute(sa.insert(_T).values(**{"purpose": "change", "since": row["created_at"], **row}))
     except IntegrityError:
         return False
     body = {"endpoint": row["endpoint"], "plan_hash": row["plan_hash"], "recommendation": row["recommendation_id"]}
@@ -36,7 +38,7 @@ def move(
     touched = db.execute(
         sa.update(_T)
         .where(_T.c.id == identity, _T.c.state.in_(list(from_states)))
-        .values(state=to, state_reason=reason, **values)
+        .values(state=to, state_reason=reason, since=now, **values)
     ).rowcount
     if touched:
         audit.append(db, at=now, actor="flyball", action=to, subject=identity, body={"reason": reason})
@@ -77,11 +79,18 @@ def active(db: sa.Connection) -> list[Row]:
     return listed(db, states=schema.ACTIVE_CHANGE, limit=1000)[::-1]
 
 
+def active_of(db: sa.Connection, endpoint: str) -> Row | None:
+    """The one under way on this endpoint."""
+    rows = listed(db, endpoint=endpoint, states=schema.ACTIVE_CHANGE, limit=1)
+    return rows[0] if rows else None
+
+
 def request_rollback(db: sa.Connection, identity: str, *, now: float, by: str) -> bool:
     """A person wants it undone. Taken up at the next step. False when there is nothing to undo."""
     touched = db.execute(
         sa.update(_T)
-        .where(_T.c.id == identity, _T.c.state.in_(["applying", "warming", "verifying", "succeeded"]))
+        .where(_T.c.id == identity, _T.c.state.in_(["applying", "warming", "verifying", "finishing", "succeeded"]))
+        .where(_T.c.purpose == "change")
         .values(rollback_requested=sa.true())
     ).rowcount
     if touched:
@@ -91,18 +100,30 @@ def request_rollback(db: sa.Connection, identity: str, *, now: float, by: str) -
 
 def intend(db: sa.Connection, row: Mapping[str, Any]) -> None:
     """Write down what is about to be done, before it is done."""
-    db.execute(sa.insert(_J).values(**row, state="intended", detail=""))
+    db.execute(sa.insert(_J).values(**row, state="waiting", detail=""))
 
 
-def settle(
-    db: sa.Connection, change_id: str, direction: str, step: int, *, state: str, detail: str, now: float
-) -> None:
-    """Write down what came of it."""
+def settle(db: sa.Connection, change_id: str, direction: str, step: int, *, epoch: int, **values: Any) -> None:
+    """Write down what came of it, in the name of that epoch: a step that a later one has taken up stays as it is."""
     db.execute(
         sa.update(_J)
-        .where(_J.c.change_id == change_id, _J.c.direction == direction, _J.c.step == step)
-        .values(state=state, detail=detail, done_at=now)
+        .where(_J.c.change_id == change_id, _J.c.direction == direction, _J.c.step == step, _J.c.epoch <= epoch)
+        .values(epoch=epoch, **values)
     )
+
+
+def lock(db: sa.Connection, names: Iterable[str], change_id: str, epoch: int) -> str | None:
+    """Take all of these locks for a change; None once it has them. Otherwise the name of one that another change holds."""
+    for name in sorted(names):
+        upsert(db, _K, [{"name": name, "change_id": change_id, "epoch": epoch}], key=["name"])
+        holder = db.execute(sa.select(_K.c.change_id).where(_K.c.name == name)).scalar_one()
+        if holder != change_id:
+            return name
+    return None
+
+
+def unlock(db: sa.Connection, change_id: str) -> None:
+    db.execute(sa.delete(_K).where(_K.c.change_id == change_id))
 
 
 def journal(db: sa.Connection, change_id: str, direction: str | None = None) -> list[Row]:

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from agent.store import audit, schema
-from agent.store.sql import upsert
+from agent.store.database import Store
+from agent.store.sql import DatabaseNow, upsert
 
 _L = schema.leases
 _C = schema.control
 
 
-def acquire(db: sa.Connection, name: str, holder: str, now: float, ttl_s: float) -> int | None:
-    """Take or renew the lease. Returns its fencing epoch, which grows with each new holder; None while another holds it."""
+class LeaseLost(Exception):
+    """Somebody else leads: whoever sees this stops, and writes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """Proof of holding a lease: this holder, under this epoch."""
+
+    lease: str
+    holder: str
+    epoch: int
+
+
+def acquire(db: sa.Connection, name: str, holder: str, ttl_s: float) -> Lead | None:
+    """Take or renew the lease, by the database's clock. Its epoch grows with each new holder. None while another holds it."""
+    now = DatabaseNow()
     renewed = db.execute(
         sa.update(_L)
         .where(_L.c.name == name, _L.c.holder == holder, _L.c.expires_at > now)
@@ -29,7 +47,7 @@ def acquire(db: sa.Connection, name: str, holder: str, now: float, ttl_s: float)
         ).rowcount
         if not taken:
             return None
-    return int(db.execute(sa.select(_L.c.epoch).where(_L.c.name == name)).scalar_one())
+    return Lead(name, holder, int(db.execute(sa.select(_L.c.epoch).where(_L.c.name == name)).scalar_one()))
 
 
 def release(db: sa.Connection, name: str, holder: str) -> None:
@@ -37,14 +55,32 @@ def release(db: sa.Connection, name: str, holder: str) -> None:
     db.execute(sa.update(_L).where(_L.c.name == name, _L.c.holder == holder).values(expires_at=0.0))
 
 
-def holds(db: sa.Connection, name: str, holder: str, epoch: int, now: float) -> bool:
-    """Whether this holder still leads under this epoch: the fence, asked right before each operation."""
-    row = db.execute(sa.select(_L).where(_L.c.name == name)).one_or_none()
-    return row is not None and row.holder == holder and row.epoch == epoch and row.expires_at > now
+@contextmanager
+def leading(store: Store, lead: Lead) -> Iterator[sa.Connection]:
+    """A write transaction of a leader: it holds the lease's row until it ends, so that nobody takes over in between.
+
+    Raises ``LeaseLost``, and nothing is written, unless this holder has the lease under this epoch.
+    """
+    with store.write() as db:
+        fence(db, lead)
+        yield db
+
+
+def fence(db: sa.Connection, lead: Lead) -> None:
+    """See ``leading``: for a transaction that is open already."""
+    mine = sa.select(_L.c.epoch).where(
+        _L.c.name == lead.lease,
+        _L.c.holder == lead.holder,
+        _L.c.epoch == lead.epoch,
+        _L.c.expires_at > DatabaseNow(),
+    )
+    if db.execute(mine.with_for_update(read=True)).one_or_none() is None:
+        raise LeaseLost(f"{lead.holder} no longer holds {lead.lease} under epoch {lead.epoch}")
 
 
 def leader(db: sa.Connection, name: str) -> dict[str, Any] | None:
-    row = db.execute(sa.select(_L).where(_L.c.name == name)).mappings().one_or_none()
+    """``{"holder", "epoch", "expires_at"}`` of who holds the lease at this moment; None: nobody does."""
+    row = db.execute(sa.select(_L).where(_L.c.name == name, _L.c.expires_at > DatabaseNow())).mappings().one_or_none()
     return dict(row) if row is not None else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -33,7 +33,8 @@ class SchemaTooNew(StoreError):
 class Store:
     """One database. Safe to share between threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, now: Callable[[], float] = time.time) -> None:
+        """``now``: the clock of SQLite's machine, which is this one. PostgreSQL has its own."""
         try:
             parsed = make_url(url)
             self.backend = parsed.get_backend_name()
@@ -43,7 +44,7 @@ class Store:
                 )
             if self.backend == "sqlite" and parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self.engine = _sqlite(parsed) if self.backend == "sqlite" else _postgresql(parsed)
+            self.engine = _sqlite(parsed, now) if self.backend == "sqlite" else _postgresql(parsed)
         except (SQLAlchemyError, OSError) as error:
             raise StoreError(f"database: {error}") from error
         except ModuleNotFoundError as error:
@@ -129,11 +130,12 @@ def _alembic() -> Config:
     return config
 
 
-def _sqlite(url: sa.URL) -> sa.Engine:
+def _sqlite(url: sa.URL, now: Callable[[], float]) -> sa.Engine:
     engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
 
     @sa.event.listens_for(engine, "connect")
     def _connect(dbapi: Any, _record: Any) -> None:
+        dbapi.create_function("flyball_now", 0, now)
         dbapi.isolation_level = None  # SQLAlchemy, not the driver, says when a transaction begins
         cursor = dbapi.cursor()
         _use_wal(cursor)

@@ -15,8 +15,9 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from agent.deploy import lease
+from agent.apply import lease_of
 from agent.store import Store, StoreError, control
+from agent.store.control import Lead
 from collectors.clock import Clock
 
 #: Held for so long at a time: after a kill the next one waits for no longer.
@@ -34,6 +35,8 @@ class Hold:
         self._store, self._clock, self._endpoint, self._tune = store, clock, endpoint, tune
         self.holder = f"tune:{tune}"
         """Of the lease on deploying the endpoint."""
+        self.lead: Lead | None = None
+        """On deploying the endpoint, once it is taken."""
         self.lost = False
         self._me = f"{socket.gethostname()}:{os.getpid()}"
         self._epoch: int | None = None
@@ -41,19 +44,20 @@ class Hold:
 
     def take(self) -> bool:
         """Take or keep them; whether they are held. Raises StoreError."""
-        now = self._clock.now()
+        until = self._clock.monotonic() + _LEASE_S
         with self._store.write() as db:
-            epoch = control.acquire(db, self.holder, self._me, now, _LEASE_S)
-            if epoch is None or (self._epoch is not None and epoch > self._epoch + 1):
+            mine = control.acquire(db, self.holder, self._me, _LEASE_S)
+            if mine is None or (self._epoch is not None and mine.epoch > self._epoch + 1):
                 return False  # somebody has it, or had it since it ran out
-            if control.acquire(db, lease(self._endpoint), self.holder, now, _LEASE_S) is None:
+            deploying = control.acquire(db, lease_of(self._endpoint), self.holder, _LEASE_S)
+            if deploying is None:
                 return False
-        self._epoch, self._until = epoch, now + _LEASE_S
+        self._epoch, self._until, self.lead = mine.epoch, until, deploying
         return True
 
     def check(self) -> None:
         """Raises Lost unless they are held at this moment; StoreError."""
-        late = self._clock.now() > self._until - _RENEW_S
+        late = self._clock.monotonic() > self._until - _RENEW_S
         if self.lost or (late and not self.take()):
             self.lost = True
             raise Lost(
@@ -72,7 +76,7 @@ class Hold:
         with self._store.write() as db:
             control.release(db, self.holder, self._me)
             if not self.lost:  # whoever goes on with the same tune has it under the same name
-                control.release(db, lease(self._endpoint), self.holder)
+                control.release(db, lease_of(self._endpoint), self.holder)
 
 
 @asynccontextmanager

@@ -131,12 +131,14 @@ class Tune:
         name = self.asked.endpoint
         with self.store.read() as db:
             known = tunes.running(db, name)
-            busy = any(change["endpoint"] == name for change in changes.active(db))
+            under_way = changes.active_of(db, name)
             state = fleet.get(db, name)
             paused = control.paused(db)
+        if watched.settings.mode == "observe":
+            raise CannotTune(f"{name}: its mode is observe, so nothing is deployed on it; set `mode: approve` first")
         if paused is not None:
             raise CannotTune("Flyball is paused; `flyball resume` first")
-        if busy:
+        if under_way is not None and under_way["purpose"] != "trial":
             raise CannotTune(f"{name}: a change is under way; see `flyball changes list`")
         if known is not None and known["digest"] != self.asked.digest:
             raise CannotTune(
@@ -304,7 +306,7 @@ class _Running:
             live = await _live(self._watched)
             shape = Shape.from_dict(original) if original is not None else live.shape.with_(replicas=0)
             self._tune.say("leads the endpoint back" if original is not None else "takes down what it put up")
-            await self._bench.deployed(shape)
+            await self._bench.deployed(shape, guarded=False)
             if original is None and isinstance(self._watched.actuator, Removable):
                 await self._watched.actuator.remove()
         except (TrialFailed, CannotDeploy, CannotTune) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from actuators.base import ActuatorError
 from actuators.shape import Shape
-from agent.deploy import Deployment, carry_out
+from agent.deploy import Deployment, carry_out, forbidden
 from agent.settings import Settings
 from agent.simulate.asked import Options, Prices, Traffic
 from agent.simulate.options import Given, traffic_of
@@ -68,21 +68,27 @@ class Bench:
     """Set: a load under way is ended."""
     model: str | None = None
 
-    async def deployed(self, shape: Shape) -> None:
-        """Lead the endpoint to ``shape`` and wait until it serves. Raises TrialFailed, CannotDeploy, Lost."""
+    async def deployed(self, shape: Shape, *, guarded: bool = True) -> None:
+        """Lead the endpoint to ``shape`` and wait until it serves. Raises TrialFailed, CannotDeploy, Lost.
+
+        guarded: refuse what the endpoint's guardrails forbid; the way back to what was there is none of theirs.
+        """
         name, actuator = self.watched.settings.name, self.watched.actuator
         self.hold.check()
+        broken = forbidden(shape, self.watched.settings, self.watched.catalogue) if guarded else None
+        if broken is not None:
+            raise TrialFailed(broken)
         try:
             plan = await actuator.plan(await actuator.live(), shape)
             if plan.operations:
-                deployment = Deployment(name, plan, actuator)
+                deployment = Deployment(name, plan, actuator, "trial")
                 await carry_out(
                     deployment,
                     self.store,
                     self.clock,
                     self.by,
                     say=lambda line: self.say(f"  {line}"),
-                    holder=self.hold.holder,
+                    lead=self.hold.lead,
                 )
             live = await actuator.live()
         except ActuatorError as error:

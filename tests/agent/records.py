@@ -171,6 +171,7 @@ def fill(store: Store, *, now: float = T0 + 3600, text: str = "half of it idles"
         _ended(db, "cccc0002", "rolled_back", start + 1800, text, {"saving_per_hour": 1.0, "per_hour_before": 2.0})
         changes.add_ledger(db, [ledger_row("cccc0001", at=start + 900)])
         changes.add_ledger(db, [ledger_row("cccc0002", observed=0.8, inside=False, error=1.0, at=start + 2100)])
+        control.acquire(db, "leader", "host:1", 3600.0)
         control.put(db, "heartbeat", {"collect": {"last_ok_at": now, "errors": 0}}, now, "host:1")
         audit_table.append(db, at=now, actor="cli:ann", action="look", subject="flyball")
         outbox.put(db, channel="slack", kind="recommendation", subject="aaaa0001", revision=1, now=now)
@@ -185,7 +186,7 @@ def _ended(db: Any, identity: str, state: str, at: float, text: str, outcome: Ma
         {"change_id": identity, "direction": "apply", "step": 0, "token": f"{identity}/apply/0", "operation": operation,
          "epoch": 1, "intent_at": at},
     )  # fmt: skip
-    changes.settle(db, identity, "apply", 0, state="done", detail=text, now=at + 5)
+    changes.settle(db, identity, "apply", 0, state="done", detail=text, epoch=1, done_at=at + 5)
     changes.move(
         db, identity, from_states=["applying"], to=state, now=at + 300, reason=text, applied_at=at + 10,
         finished_at=at + 300, outcome=dict(outcome),

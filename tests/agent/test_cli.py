@@ -172,7 +172,7 @@ def test_status_tells_how_it_is(config: Path, filled: Store) -> None:
     assert (view["open_recommendations"], view["active_changes"], view["frozen"]) == (1, 0, ["chat"])
     with filled.write() as db:
         db.execute(sa.update(schema.audit).where(schema.audit.c.id == 1).values(actor="eve"))
-        control.put(db, "heartbeat", {"act": {"last_ok_at": 1.0, "errors": 3}}, 1.0, "x")
+        control.release(db, "leader", "host:1")
     view = as_json("status", "-c", config)
     assert (view["running"], view["audit_intact"]) == (False, False)
     assert "broken" in run("status", "-c", config).stdout

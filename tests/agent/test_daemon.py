@@ -72,7 +72,7 @@ def test_sigterm_ends_it_cleanly(tmp_path: Path, vllm: Served) -> None:
         assert daemon.lines("cut_off") == []
         with daemon.store() as store, store.read() as db:
             assert windows.load(db, "chat", "vllm", 0, time.time(), 1.0) != []
-            assert views.status(store, daemon.settings, time.time())["leader"] is None, "the lease is given up"
+            assert views.status(store, daemon.settings)["leader"] is None, "the lease is given up"
 
 
 def test_sigterm_ends_it_while_an_endpoint_hangs(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class Place:
             "name": "chat",
             "url": self.url,
             "model": "tiny",
+            "mode": "approve",
             "shape": {"replicas": 2, "engine": {"max_num_seqs": 4}},
             "actuator": {"system": "vllm-local", "options": own},
         }
@@ -98,7 +99,7 @@ def test_it_refuses_where_it_must(place: Place) -> None:
     assert (code, "Flyball is paused" in said) == (1, True)
     with place.store.write() as db:
         control.resume(db, now=time.time(), by="test")
-        assert control.acquire(db, "deploy:chat", "another person", time.time(), 600.0) is not None
+        assert control.acquire(db, "deploy:chat", "another person", 600.0) is not None
     code, said = place.deploy()
     assert (code, "somebody else is deploying it" in said) == (1, True)
     assert Processes(place.state).scan() == []

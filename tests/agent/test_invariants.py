@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import agent.apply
+import agent.execution
 from actuators.base import ActuatorError, Trouble
 from actuators.shape import Plan
 from agent.store import changes, control, fleet, schema, windows
@@ -548,7 +548,7 @@ def test_6_every_change_ends_and_a_bad_end_freezes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(agent.apply, "CALL_S", 0.005)
+    monkeypatch.setattr(agent.execution, "CALL_S", 0.005)
 
     async def scenario() -> None:
         async with World(tmp_path, snapshot=asked, loops=QUIET) as world:

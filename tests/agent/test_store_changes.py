@@ -203,14 +203,14 @@ def test_the_journal_keeps_intents_and_what_came_of_them_in_order(store: Store) 
 
     with store.write() as db:
         changes.intend(db, intent("apply", 0))
-        changes.settle(db, "cccc0001", "apply", 0, state="done", detail="", now=T0 + 1)
+        changes.settle(db, "cccc0001", "apply", 0, state="done", detail="", epoch=1, done_at=T0 + 1)
         changes.intend(db, intent("apply", 1))
         changes.intend(db, intent("rollback", 0))
         found = [(j["direction"], j["step"], j["state"], j["done_at"]) for j in changes.journal(db, "cccc0001")]
         assert found == [
             ("apply", 0, "done", T0 + 1),
-            ("apply", 1, "intended", None),
-            ("rollback", 0, "intended", None),
+            ("apply", 1, "waiting", None),
+            ("rollback", 0, "waiting", None),
         ]
         assert len(changes.journal(db, "cccc0001", "rollback")) == 1
     with pytest.raises(sa.exc.IntegrityError), store.write() as db:

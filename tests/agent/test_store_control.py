@@ -3,61 +3,124 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
-from agent.store import Store, audit, control, fleet, outbox
+from agent.store import Store, audit, changes, control, fleet, outbox, schema
+from agent.store.control import Lead, LeaseLost
 from tests.agent.records import T0, finding, shape_row
+
+
+def _run_out(db: sa.Connection) -> None:
+    """As if every holder had been silent for as long as its lease lasts."""
+    db.execute(sa.update(schema.leases).values(expires_at=1.0))
 
 
 def test_a_lease_has_one_holder_and_its_epoch_grows_with_each_new_one(store: Store) -> None:
     with store.write() as db:
         assert control.leader(db, "leader") is None
-        assert control.acquire(db, "leader", "a", 0.0, 30.0) == 1
-        assert control.acquire(db, "leader", "b", 10.0, 30.0) is None
-        assert control.acquire(db, "leader", "a", 20.0, 30.0) == 1  # renewed: the same epoch
-        assert control.acquire(db, "leader", "b", 49.9, 30.0) is None
-        assert control.acquire(db, "leader", "b", 50.0, 30.0) == 2  # expired
-        assert control.acquire(db, "leader", "a", 51.0, 30.0) is None
-        assert control.acquire(db, "other", "a", 51.0, 30.0) == 1
+        assert control.acquire(db, "leader", "a", 30.0) == Lead("leader", "a", 1)
+        assert control.acquire(db, "leader", "b", 30.0) is None
+        assert control.acquire(db, "leader", "a", 30.0) == Lead("leader", "a", 1)  # renewed: the same epoch
+        assert (control.leader(db, "leader") or {})["holder"] == "a"
+        _run_out(db)
+        assert control.leader(db, "leader") is None
+        assert control.acquire(db, "leader", "b", 30.0) == Lead("leader", "b", 2)
+        assert control.acquire(db, "leader", "a", 30.0) is None
+        assert control.acquire(db, "other", "a", 30.0) == Lead("other", "a", 1)
 
 
-def test_the_fence_falls_for_whoever_lost_the_lease(store: Store) -> None:
+def test_it_is_the_databases_clock_that_counts(store: Store) -> None:
+    """Whoever's own clock is ahead must not take over one that lives; there is no own clock to give."""
     with store.write() as db:
-        control.acquire(db, "leader", "a", 0.0, 30.0)
-        assert control.holds(db, "leader", "a", 1, 29.0)
-        assert not control.holds(db, "leader", "a", 1, 30.0)
-        assert not control.holds(db, "leader", "b", 1, 1.0)
-        assert not control.holds(db, "nothing", "a", 1, 1.0)
-        control.acquire(db, "leader", "b", 31.0, 30.0)
-        control.acquire(db, "leader", "a", 62.0, 30.0)  # back again, under a new epoch
-        assert not control.holds(db, "leader", "a", 1, 63.0)
-        assert control.holds(db, "leader", "a", 3, 63.0)
+        before = time.time()
+        control.acquire(db, "leader", "a", 30.0)
+        until = (control.leader(db, "leader") or {})["expires_at"]
+    assert before + 29.0 < until < time.time() + 31.0  # the test's machine is the database's
+
+
+def test_who_lost_the_lease_writes_nothing(store: Store) -> None:
+    with store.write() as db:
+        first = control.acquire(db, "leader", "a", 30.0)
+    assert first is not None
+    with control.leading(store, first) as db:
+        control.put(db, "key", 1, 1.0, "a")
+    for wrong in (replace(first, holder="b"), replace(first, epoch=2), replace(first, lease="nothing")):
+        with pytest.raises(LeaseLost), control.leading(store, wrong) as db:
+            control.put(db, "key", 2, 1.0, "b")
+    with store.write() as db:
+        _run_out(db)
+    with pytest.raises(LeaseLost, match="a no longer holds leader under epoch 1"), control.leading(store, first) as db:
+        control.put(db, "key", 3, 1.0, "a")
+    with store.write() as db:
+        control.acquire(db, "leader", "b", 30.0)
+        _run_out(db)
+        again = control.acquire(db, "leader", "a", 30.0)  # back again, under a new epoch
+    assert again == Lead("leader", "a", 3)
+    with pytest.raises(LeaseLost), control.leading(store, first):
+        pass
+    with store.read() as db:
+        assert (control.get(db, "key") or {})["value"] == 1
+
+
+def test_nobody_takes_over_while_a_leader_writes(store: Store) -> None:
+    """The lease is let run out in the middle of the transaction: the next one waits until it has ended."""
+    with store.write() as db:
+        lead = control.acquire(db, "leader", "a", 0.3)
+    assert lead is not None
+    taken: list[Lead | None] = []
+
+    def take() -> None:
+        while not taken:
+            with store.write() as db:
+                if (mine := control.acquire(db, "leader", "b", 30.0)) is not None:
+                    taken.append(mine)
+
+    with control.leading(store, lead) as db:
+        control.put(db, "key", 1, 1.0, "a")
+        thread = threading.Thread(target=take)
+        thread.start()
+        time.sleep(0.6)
+        assert taken == []
+    thread.join()
+    assert taken == [Lead("leader", "b", 2)]
 
 
 def test_a_lease_that_was_given_up_can_be_taken_at_once(store: Store) -> None:
     with store.write() as db:
-        control.acquire(db, "leader", "a", 0.0, 30.0)
+        control.acquire(db, "leader", "a", 30.0)
         control.release(db, "leader", "b")  # not b's to give
-        assert control.acquire(db, "leader", "b", 1.0, 30.0) is None
+        assert control.acquire(db, "leader", "b", 30.0) is None
         control.release(db, "leader", "a")
-        assert control.acquire(db, "leader", "b", 1.0, 30.0) == 2
+        assert control.acquire(db, "leader", "b", 30.0) == Lead("leader", "b", 2)
 
 
 def test_of_many_at_once_one_takes_the_lease(store: Store) -> None:
-    start, taken = threading.Barrier(5), list[int | None]()
+    start, taken = threading.Barrier(5), list[Lead | None]()
 
     def take(name: str) -> None:
         start.wait()
         with store.write() as db:
-            taken.append(control.acquire(db, "leader", name, 0.0, 30.0))
+            taken.append(control.acquire(db, "leader", name, 30.0))
 
     threads = [threading.Thread(target=take, args=(f"h{i}",)) for i in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(taken, key=str) == [1, None, None, None, None]
+    assert [lead.epoch for lead in taken if lead is not None] == [1]
+
+
+def test_a_lock_wider_than_an_endpoint_has_one_change(store: Store) -> None:
+    with store.write() as db:
+        assert changes.lock(db, ["account:a", "account:b"], "c1", 1) is None
+        assert changes.lock(db, ["account:b"], "c1", 2) is None  # its own
+        assert changes.lock(db, ["account:b", "account:c"], "c2", 2) == "account:b"
+        changes.unlock(db, "c1")
+        assert changes.lock(db, ["account:b"], "c2", 2) is None
 
 
 def test_the_brake(store: Store) -> None:

@@ -27,8 +27,8 @@ from typer.testing import CliRunner
 from actuators.emulated.engine import Size
 from actuators.emulated.fleet import EmulatedSpec, Fleet
 from actuators.shape import Shape
+from agent.apply import lease_of
 from agent.cli import app, output
-from agent.deploy import lease
 from agent.store import Store, audit, changes, control, fleet, schema, tunes
 from tests.actuators.support import call, free_port
 from tests.agent.daemons import ROOT, flyball
@@ -61,7 +61,8 @@ class Place:
     def __init__(self, folder: Path, url: str, **endpoint: Any) -> None:
         self.url, self.config = url, folder / "flyball.yaml"
         own = {
-            "name": "chat", "url": url, "model": "demo-8b", "role": "reference", "shape": FIRST.as_dict(), "sources": {"vllm": {}},
+            "name": "chat", "url": url, "model": "demo-8b", "role": "reference", "mode": "approve",
+            "shape": FIRST.as_dict(), "sources": {"vllm": {}},
             "objective": {"ttft_p50_s": 4.0}, "actuator": {"system": "emulated"}, **endpoint,
         }  # fmt: skip
         data = {
@@ -237,7 +238,7 @@ def test_interrupted_it_gives_what_there_is_and_abandoned_it_is_forgotten(tmp_pa
 def test_interrupted_while_it_waits_for_somebody_else(tmp_path: Path) -> None:
     with place(tmp_path) as at:
         with at.store.write() as db:
-            assert control.acquire(db, lease("chat"), "somebody else", time.time(), 60.0) is not None
+            assert control.acquire(db, lease_of("chat"), "somebody else", 60.0) is not None
         with at.running(*SEQS, *QUICK) as process:
             at.until(lambda: bool(at.trials()), process, "it has begun")
             process.send_signal(signal.SIGINT)

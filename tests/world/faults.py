@@ -6,7 +6,7 @@ after a step reaches the system. They are counted, so that a test can die at eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
@@ -47,8 +47,8 @@ class Faults:
 class FaultyStore(Store):
     """The real store, which can be away, and in which the process can die around a commit."""
 
-    def __init__(self, url: str, faults: Faults) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, faults: Faults, now: Callable[[], float]) -> None:
+        super().__init__(url, now=now)
         self._faults = faults
 
     @contextmanager

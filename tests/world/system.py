@@ -38,6 +38,8 @@ class SimulatedSystem:
     """What was really done: token and step, in order."""
     refuse: Callable[[str], ActuatorError | None] = lambda _token: None
     """By token: what ``do`` raises before anything is done."""
+    delay: Callable[[str], float] = lambda _token: 0.0
+    """By token: seconds until ``do`` answers, after it was done or refused."""
     never_done: bool = False
     hangs: bool = False
     unreadable: bool = False
@@ -116,12 +118,15 @@ class SimulatedActuator:
     async def do(self, operation: Operation, token: str, last: Receipt | None) -> Receipt:
         if self._system.hangs:
             await asyncio.Event().wait()
-        refused = self._system.refuse(token)
+        refused, delay_s = self._system.refuse(token), self._system.delay(token)
+        if refused is None:
+            self._faults.instant("before a step")
+            self._system.execute(operation, token)
+            self._faults.instant("after a step")
+        if delay_s > 0:
+            await self._system.clock.sleep(delay_s)
         if refused is not None:
             raise refused
-        self._faults.instant("before a step")
-        self._system.execute(operation, token)
-        self._faults.instant("after a step")
         return Receipt({"token": token})
 
     async def done(self, operation: Operation, receipt: Receipt) -> Step:

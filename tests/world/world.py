@@ -25,6 +25,7 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, recommendations
 from agent.watch import Watched
 from agent.wiring import Environment, catalogue_of
+from collectors.clock import Clock
 from collectors.http import Http, HttpAnswer
 from tests.world.endpoint import SimulatedEndpoint, Traffic
 from tests.world.faults import Death, Faults, FaultyStore
@@ -85,12 +86,12 @@ class CountingHttp(Http):
 class Process:
     """One Flyball: its governor, its own view of the database, its faults, and when each loop is due."""
 
-    def __init__(self, world: World, holder: str) -> None:
+    def __init__(self, world: World, holder: str, clock: Clock) -> None:
         self.faults = Faults()
-        self.store = FaultyStore(world.url, self.faults)
+        self.store = FaultyStore(world.url, self.faults, world.clock.now)
         self.http = CountingHttp()
         self.governor = Governor(
-            world.settings, self.store, world.clock, holder=holder, http=self.http, make_watched=self._watched(world)
+            world.settings, self.store, clock, holder=holder, http=self.http, make_watched=self._watched(world)
         )
         self.due: dict[str, float] = {loop.name: world.clock.now() for loop in self.governor.loops}
         self.alive = True
@@ -120,6 +121,7 @@ class Process:
         """Gone, without a word to anybody."""
         if self.alive:
             self.alive = False
+            await self.governor.applier.stop()
             await self.governor.watcher.stop()
             await self.http.aclose()
             self.store.close()
@@ -151,11 +153,12 @@ class World:
         snapshot: Snapshot | None = None,
         loops: tuple[str, ...] = ("lead", "collect", "decide", "act"),
         revive: bool = True,
+        clock: Any = None,
     ) -> None:
         """``snapshot``: where to begin, instead of from nothing. ``loops``: which cycles run; the others a test calls itself."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.clock = VirtualClock(START if snapshot is None else snapshot.now)
+        self.clock = clock or VirtualClock(START if snapshot is None else snapshot.now)
         self.until = START + duration_s
         if snapshot is None:
             made = endpoints or {NAME: SimulatedEndpoint(shape(replicas), Traffic(rate), until=self.until, seed=3)}
@@ -185,7 +188,7 @@ class World:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
         if self._snapshot is not None:
             shutil.copy(self._snapshot.database, self.folder / "flyball.db")
-        self.store = Store(self.url)
+        self.store = Store(self.url, now=self.clock.now)
         self.store.upgrade()
         self.start("flyball-1")
         return self
@@ -207,8 +210,8 @@ class World:
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
-    def start(self, holder: str) -> Process:
-        process = Process(self, holder)
+    def start(self, holder: str, clock: Clock | None = None) -> Process:
+        process = Process(self, holder, clock or self.clock)
         self.processes.append(process)
         return process
 
