@@ -46,6 +46,9 @@ class Collector(Protocol):
     interval_s: float | None
     """Least seconds between two reads of one target; None: as often as the settings' ``collect.interval_s`` says."""
 
+    deadline_s: float | None
+    """Most seconds that one read may take; whoever takes longer is broken off. None: the settings' ``collect.timeout_s``."""
+
     async def read(self, target: Target) -> Sequence[Reading]:
         """Read one target once: one Reading for each engine behind it, each with its own ``target``.
 

@@ -14,8 +14,8 @@ from collectors.accumulator import Accumulator
 from collectors.increase import Increase, increase
 from collectors.window import Reading, Window
 
-#: A gap is written as this many empty windows at most; after a clock that jumped by years the older ones are left out.
-_MAX_GAP_WINDOWS = 10_000
+#: A gap is written as this many empty windows at most, unless ``close`` is told otherwise; older ones are simply absent.
+_MAX_GAP_WINDOWS = 1_000
 #: How long a target that failed last is missed, when nobody says that it is gone: longer than any backoff.
 _FAILING_S = 3600.0
 
@@ -59,6 +59,10 @@ class WindowBuilder:
         self._next: int | None = None
         """Which window closes next, counted from the Unix epoch; None before anything was seen."""
         self._first: int | None = None
+        self._latest = -math.inf
+        """The newest moment that anybody spoke of."""
+        self._set_back_s = max(max_gap_s, 2 * self._window_s)
+        """By more than this no slow reading is late: the clock was set."""
         self._last: dict[str, Reading] = {}
         self._present: dict[str, _Presence] = {}
 
@@ -66,7 +70,8 @@ class WindowBuilder:
         """What a target said. A reading older than the target's last one counts as the error ``clock_back``."""
         before = self._last.get(reading.target)
         if before is not None and reading.at < before.at:
-            self._seen(reading.target, before.at).errors["clock_back"] += 1
+            window = self._seen(reading.target, reading.at)
+            window.errors["clock_back"] += 1
             self._last[reading.target] = reading  # the clock was set: go on from here
             return
         window = self._seen(reading.target, reading.at)
@@ -129,19 +134,29 @@ class WindowBuilder:
 
     def close(self, until: float) -> list[Window]:
         """Every window that ended by ``until``, oldest first, those without any reading included. Each comes once."""
-        closed: list[Window] = []
+        return [self.close_window(index) for index in self.ended(until)]
+
+    def ended(self, until: float, most_gaps: int = _MAX_GAP_WINDOWS) -> list[int]:
+        """Which windows ended by ``until``, oldest first, for ``close_window``: each is named once.
+
+        Of a longer gap than ``most_gaps`` windows only the newest are named, so that a clock set ahead by a week costs nothing.
+        """
         if self._next is None:
-            return closed
-        ended = self._index(until)  # the first that has not
-        while self._next < ended:
-            window = self._open.pop(self._next, None)
-            if window is None and self._next < ended - _MAX_GAP_WINDOWS:
-                self._next = min([ended - _MAX_GAP_WINDOWS, *self._open])
-                continue
-            closed.append(self._closed(window or self._new(self._next)))
-            self._next += 1
+            return []
         self._forget()
-        return closed
+        ended = self._index(until)  # the first that has not
+        gaps = range(max(self._next, ended - most_gaps), ended)
+        due = sorted({index for index in self._open if index < ended} | set(gaps))
+        self._next = max(self._next, ended)
+        return due
+
+    def close_window(self, index: int) -> Window:
+        """One of those that ``ended`` named. Whatever it raises, the others are as they were."""
+        return self._closed(self._open.pop(index) if index in self._open else self._new(index))
+
+    def gap(self, index: int, kind: str) -> Window:
+        """What stands in for a window that cannot be made: nothing is known of it, and why."""
+        return Window(self._endpoint, self._source, index * self._window_s, self._window_s, 0.0, errors={kind: 1})
 
     def _closed(self, window: Accumulator) -> Window:
         start, end = window.start, window.end
@@ -172,6 +187,9 @@ class WindowBuilder:
 
     def _seen(self, target: str, at: float) -> Accumulator:
         """The window of ``at``; the oldest open one where that is closed."""
+        if at < self._latest - self._set_back_s:
+            self._begin_again()
+        self._latest = max(self._latest, at)
         if self._next is None:
             self._next = self._first = self._index(at)
         presence = self._present.get(target)
@@ -182,6 +200,13 @@ class WindowBuilder:
         else:
             presence.last = max(presence.last, at)
         return self._window(max(self._index(at), self._next))
+
+    def _begin_again(self) -> None:
+        """The clock was set back: what is open lies in a time that has not come yet, and nothing is due before it."""
+        self._open.clear()
+        self._last.clear()
+        self._present.clear()
+        self._next, self._latest = None, -math.inf
 
     def _index(self, at: float) -> int:
         return math.floor(at / self._window_s)

@@ -31,6 +31,7 @@ class HostCollector:
 
     source: ClassVar[str] = "host"
     interval_s: float | None = None
+    deadline_s: float | None = None
 
     def __init__(self, context: SourceContext) -> None:
         self._clock = context.clock

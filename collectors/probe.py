@@ -61,6 +61,9 @@ class ProbeCollector:
         self._context = context
         self._options = Options.model_validate(dict(context.options))
         self.interval_s: float | None = self._options.interval_s
+        self.deadline_s: float | None = (
+            self._options.timeout_s + 5
+        )  # the request ends by its own; this is for what does not
         self._rng = np.random.default_rng(self._options.seed)
         self._tallies: dict[str, _Tally] = {}
         self._model = context.model

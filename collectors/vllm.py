@@ -97,6 +97,7 @@ class VllmCollector:
     def __init__(self, context: SourceContext) -> None:
         self._context = context
         self._options = Options.model_validate(dict(context.options))
+        self.deadline_s: float | None = 2 * self._options.timeout_s + 1  # the page, and now and then its version
         self._exposition = Exposition(_NAMES, max_series=self._options.max_series)
         self._versions: dict[str, _Version] = {}
 

@@ -40,6 +40,7 @@ class Source:
 
     clock: VirtualClock
     interval_s: float | None = None
+    deadline_s: float | None = None
     down: set[str] = field(default_factory=set)
     served: dict[str, float] = field(default_factory=dict)
 

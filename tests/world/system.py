@@ -138,6 +138,7 @@ class SimulatedCollector:
 
     source: ClassVar[str] = "vllm"
     interval_s: float | None = None
+    deadline_s: float | None = None
 
     def __init__(self, system: SimulatedSystem) -> None:
         self._system = system
