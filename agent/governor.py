@@ -143,10 +143,9 @@ class Governor:
             control.put(db, "heartbeat", beats, now, self.holder)
             if self.lead is None:
                 return
-            if not self.spool.batches():  # what waits there belongs into the spans that would be merged
-                windows.roll_up(db, now, raw)
             days = {raw: keep.raw_days, 300.0: keep.five_minutes_days, 3600.0: keep.hours_days}
             windows.age_out(db, now, {width: d * 86_400 for width, d in days.items()})
+        windows.roll_up(self.store, now, raw)
 
     # -- health --------------------------------------------------------------------------------------------------------
 

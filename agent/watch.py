@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
@@ -20,14 +21,17 @@ from agent.metrics import Metrics
 from agent.settings import CollectSettings, EndpointSettings
 from agent.spool import Spool
 from agent.store import Store, fleet, windows
+from agent.store.windows import Entry
 from analyzers.policy import Catalogue
 from collectors.base import Collector, Target
 from collectors.builder import WindowBuilder
 from collectors.clock import Clock
+from collectors.text import clean
 from collectors.window import CollectError, Window
 
 log = structlog.get_logger()
 T = TypeVar("T")
+HealthRow = dict[str, Any]
 
 #: Readings this close together have no gap between them, however short the interval: a busy machine stalls for seconds, and counters
 #: lose nothing by it.
@@ -54,7 +58,7 @@ class Health:
 
     def failed(self, at: float, error: str) -> None:
         """Count it. ``at``: Unix seconds."""
-        self.last_error_at, self.last_error = at, error
+        self.last_error_at, self.last_error = at, clean(error)
         self.failures += 1
         self.failures_in_a_row += 1
 
@@ -125,14 +129,14 @@ class Watched:
     def health_of(self, source: str, target: str) -> Health:
         return self.health.setdefault((source, target), Health())
 
-    def health_rows(self, now: float, monotonic: float) -> list[dict[str, Any]]:
+    def health_rows(self, now: float, monotonic: float) -> list[HealthRow]:
         """One row a source: the worst of its targets, and the sum of their failures."""
         current = {target.name for target in self.targets()}
         by_source: dict[str, list[Health]] = {}
         for (source, target_name), health in self.health.items():
             if target_name in current:
                 by_source.setdefault(source, []).append(health)
-        rows: list[dict[str, Any]] = []
+        rows: list[HealthRow] = []
         for source, parts in by_source.items():
             worst = max(parts, key=lambda h: (h.failures_in_a_row, h.last_error_at or 0.0))
             waits = worst.wait_until - monotonic
@@ -176,6 +180,8 @@ class Watcher:
         """Endpoint, source and target of every read that has not ended, and whether it was broken off: some do not even heed that."""
         self._asking: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._saving: asyncio.Task[None] | None = None
+        self._stopped = False
 
     async def cycle(self) -> list[Window]:
         """Read everything that is due, close the windows that ended, and save them. Returns the windows.
@@ -203,11 +209,14 @@ class Watcher:
             raise error  # the end of the process
 
     async def stop(self) -> None:
-        """End what still reads."""
+        """End what still reads, and wait for what is being saved."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        self._stopped = True
+        if self._saving is not None:
+            await asyncio.wait({self._saving})
 
     async def close_windows(self, until: float | None = None) -> list[Window]:
         """Close and save the windows that ended by ``until``, or by now."""
@@ -223,9 +232,10 @@ class Watcher:
         for window in closed:
             self._metrics.windows.labels(window.endpoint, window.source).inc()
             self._metrics.coverage.labels(window.endpoint, window.source).set(window.coverage)
+        entries = [windows.entry_of(w, self._watched[w.endpoint].price_per_hour) for w in closed]
         monotonic = self._clock.monotonic()
         health = [row for watched in self._watched.values() for row in watched.health_rows(now, monotonic)]
-        await asyncio.to_thread(self._save, closed, health)
+        await self._keep(entries, health)
         return closed
 
     def _close(self, watched: Watched, source: str, builder: WindowBuilder, now: float, gaps: int) -> list[Window]:
@@ -376,32 +386,66 @@ class Watcher:
             **({"exc_info": bug} if bug is not None and seldom else {}),
         )  # fmt: skip
 
-    def _save(self, closed: Sequence[Window], health: Sequence[Mapping[str, Any]]) -> None:
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    async def _keep(self, entries: Sequence[Entry], health: Sequence[HealthRow]) -> None:
+        """Save on a thread, and wait for it, but not for a database that stands still: what comes meanwhile goes to the spool."""
+        if self._saving is not None and not self._saving.done():
+            await asyncio.to_thread(self._spooled, entries)
+            return
+        self._saving = asyncio.create_task(asyncio.to_thread(self._save, entries, health))
+        await asyncio.wait({self._saving}, timeout=None if self._stopped else self._settings.interval_s)
+        if self._saving.done():
+            self._saving.result()
+
+    def _save(self, entries: Sequence[Entry], health: Sequence[HealthRow]) -> None:
         """Into the database, oldest first, or onto the spool while it is away."""
-        now = self._clock.now()
-        prices = {name: w.price_per_hour for name, w in self._watched.items()}
         try:
-            self._drain(prices)
-            with self._store.write() as db:
-                windows.save(db, closed, prices)
-                fleet.source_health(db, health)
-        except SQLAlchemyError as error:
-            log.error("database_away", error=str(error).splitlines()[0], windows=len(closed), at=now)
-            if closed and not self._spool.put(closed):
-                self._metrics.dropped.inc(len(closed))
+            for batch in self._spool.batches():
+                self._drain(batch)
+            self._write(entries)
+        except Exception as error:
+            log.error("database_away", error=_said(error), windows=len(entries))
+            self._spooled(entries)
+        else:
+            self._save_health(health)
         self._metrics.spooled.set(self._spool.size())
 
-    def _drain(self, prices: Mapping[str, float | None]) -> None:
-        for batch in self._spool.batches():
-            try:
-                waiting = self._spool.read(batch)
-            except ValueError as error:
-                log.error("spool_damaged", batch=str(batch), error=str(error))
-                self._spool.set_aside(batch)
-                continue
-            with self._store.write() as db:
-                windows.save(db, waiting, prices)
-            self._spool.remove(batch)
+    def _write(self, entries: Sequence[Entry]) -> None:
+        """One that the database never takes is set aside, counted, and costs only itself."""
+        for entry, reason in windows.each_saved(self._store, entries, windows.save_entries):
+            log.error("window_refused", endpoint=entry.window.endpoint, source=entry.window.source, error=reason)
+            self._metrics.dropped.labels("refused").inc()
+            self._spool.keep_refused(entry, reason)
+
+    def _save_health(self, health: Sequence[HealthRow]) -> None:
+        try:
+            refused = windows.each_saved(self._store, health, fleet.source_health)
+        except SQLAlchemyError as error:  # the next cycle says it again
+            log.error("database_away", error=_said(error), windows=0)
+            return
+        for row, reason in refused:
+            log.error("health_refused", endpoint=row["endpoint"], source=row["source"], error=reason)
+
+    def _spooled(self, entries: Sequence[Entry]) -> None:
+        if entries and not self._spool.put(entries):
+            self._metrics.dropped.labels("full").inc(len(entries))
+
+    def _drain(self, path: Path) -> None:
+        try:
+            batch = self._spool.read(path)
+        except ValueError as error:
+            log.error("spool_damaged", batch=str(path), error=str(error))
+            self._metrics.dropped.labels("damaged").inc()
+            self._spool.set_aside(path)
+            return
+        self._write(batch.entries)
+        if batch.damaged:
+            log.error("spool_damaged", batch=str(path), windows=batch.damaged)
+            self._metrics.dropped.labels("damaged").inc(batch.damaged)
+            self._spool.set_aside(path)
+        else:
+            self._spool.remove(path)
 
 
 async def _within(work: Coroutine[Any, Any, T], limit_s: float, ended: Callable[[], object] = lambda: None) -> T:

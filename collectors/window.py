@@ -5,7 +5,7 @@ Unknown is ``None`` or an absent key, never 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from collectors.sketch import Sketch
@@ -83,6 +83,21 @@ class Gauge:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """What a quantile is known to lie between. Ranges merge soundly: the p-quantile of a mixture lies between the least and the
+    greatest p-quantile of its parts."""
+
+    least: float
+    most: float
+
+    @classmethod
+    def merge(cls, ranges: Iterable[Range]) -> Range:
+        """Of at least one."""
+        several = list(ranges)
+        return cls(min(r.least for r in several), max(r.most for r in several))
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """Telemetry of one endpoint from one source over one fixed interval."""
 
@@ -105,6 +120,10 @@ class Window:
     errors: Mapping[str, int] = field(default_factory=dict)
     """Failed reads by class (``timeout``, ``http_401`` ...): why coverage is below 1."""
     facts: Mapping[str, str] = field(default_factory=dict)
+    quantiles: Mapping[str, Mapping[float, Range]] = field(default_factory=dict)
+    """By canonical histogram name and share (0..1): quantiles that the source gave as numbers, where it gives no distribution."""
+    observed: Mapping[str, float] = field(default_factory=dict)
+    """By metric name: the share of the interval in which that metric was told, where it is not ``coverage``."""
 
     @property
     def end(self) -> float:
@@ -114,17 +133,34 @@ class Window:
         """The increase of a counter, or None where it is unknown."""
         return self.counts.get(name)
 
+    def coverage_of(self, name: str) -> float:
+        """The share of the interval in which this metric was observed, 0..1."""
+        return self.observed.get(name, self.coverage)
+
     def rate(self, name: str) -> float | None:
-        """The increase of a counter per second of *observed* time, or None where it is unknown."""
-        value = self.counts.get(name)
-        if value is None or self.coverage <= 0:
+        """The increase of a counter per second in which it was *observed*, or None where it is unknown."""
+        value, share = self.counts.get(name), self.coverage_of(name)
+        if value is None or share <= 0:
             return None
-        return value / (self.duration_s * self.coverage)
+        return value / (self.duration_s * share)
+
+    def range(self, name: str, q: float) -> Range | None:
+        """What a quantile of a latency or length lies between (``most`` may be infinite), or None where nothing is known of it."""
+        sketch, given = self.sketches.get(name), self.quantiles.get(name, {}).get(q)
+        known = [] if given is None else [given]
+        if sketch is not None and sketch.count > 0:
+            known.append(Range(*sketch.bounds(q)))
+        return Range.merge(known) if known else None
 
     def quantile(self, name: str, q: float) -> float | None:
-        """A quantile of a latency or length, or None where nothing was observed or it lies beyond the last bound."""
-        sketch = self.sketches.get(name)
-        return sketch.quantile(q) if sketch is not None else None
+        """A quantile of a latency or length, or None where nothing was observed or it lies beyond the last bound.
+
+        Where the source gave a range instead of a distribution, its upper end.
+        """
+        sketch, given = self.sketches.get(name), self.quantiles.get(name, {}).get(q)
+        if sketch is not None and sketch.count > 0:
+            return sketch.quantile(q)
+        return given.most if given is not None else None
 
     def mean(self, name: str) -> float | None:
         """The mean of a gauge, or of a latency or length, or None where it is unknown."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, cast
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from actuators.base import Actuator, ActuatorError, Live
 from actuators.shape import Shape
@@ -17,8 +20,9 @@ from agent.clock import VirtualClock
 from agent.metrics import Metrics
 from agent.settings import CollectSettings, EndpointSettings
 from agent.spool import Spool
-from agent.store import Store, fleet, windows
+from agent.store import Store, fleet, schema, windows
 from agent.watch import MAX_GAPS, Watched, Watcher
+from analyzers.policy import Catalogue
 from collectors.base import Collector, Target
 from collectors.window import CollectError, Reading, Window
 
@@ -36,6 +40,7 @@ class Counting:
         self.reads: list[tuple[str, float]] = []
         self.down: set[str] = set()
         self.trouble: Trouble | None = None
+        self.gauge = 0.0
         self.spoils = False
         """Whether it gives what no window can be made of."""
         self._clock = clock
@@ -48,7 +53,15 @@ class Counting:
         self.reads.append((target.name, self._clock.now()))
         samples = {"ttft_s": (math.nan,)} if self.spoils else {}
         requests = self._clock.monotonic() + 1000
-        return [Reading(target.name, self._clock.now(), counters={"requests": requests}, samples=samples)]
+        return [
+            Reading(
+                target.name,
+                self._clock.now(),
+                counters={"requests": requests},
+                gauges={"running": self.gauge},
+                samples=samples,
+            )
+        ]
 
 
 @pytest.fixture
@@ -307,3 +320,107 @@ def test_a_clock_a_week_ahead_writes_a_bounded_number_of_gaps_over_all_endpoints
         return len(closed)
 
     assert asyncio.run(story()) <= MAX_GAPS + number
+
+
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+
+class Away:
+    """The database of a watcher, which a test takes away."""
+
+    def __init__(self, store: Store) -> None:
+        self._write = store.write
+        self.away = False
+        store.write = self.write  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        if self.away:
+            raise OperationalError("connect", None, OSError("the server closed the connection"))
+        with self._write() as db:
+            yield db
+
+
+def test_what_waits_on_disk_keeps_the_price_of_its_own_day(clock: VirtualClock, tmp_path: Path) -> None:
+    watcher, watched, store = watching(clock, tmp_path, Counting(clock, None))
+    watched.catalogue = Catalogue(own_price=60.0)
+    database = Away(store)
+
+    async def story() -> None:
+        await run(watcher, clock, 75)
+        database.away = True
+        await run(watcher, clock, 120)
+        watched.catalogue = Catalogue(own_price=600.0)
+        database.away = False
+        await run(watcher, clock, 120)
+
+    asyncio.run(story())
+    with store.read() as db:
+        costs = db.execute(sa.select(schema.windows.c.cost_usd).order_by(schema.windows.c.start)).scalars().all()
+    assert costs == pytest.approx([1.0, 1.0, 1.0, 10.0, 10.0])
+    store.close()
+
+
+def test_whatever_lies_in_the_spool_new_windows_are_saved_and_nothing_is_silent(
+    clock: VirtualClock, tmp_path: Path
+) -> None:
+    watcher, _, store = watching(clock, tmp_path, Counting(clock, None))
+    spool = tmp_path / "spool"
+    (spool / "000000000001.json").mkdir(parents=True)
+    (spool / "000000000002.json").write_text("[" * 100_000)
+    (spool / "000000000003.json").write_text('[{"endpoint": "chat"}, 7]')
+    asyncio.run(run(watcher, clock, 240))
+    assert len(loaded(store, "chat", clock)) == 3
+    assert watcher._metrics.dropped.labels("damaged")._value.get() == 4
+    assert list(spool.glob("*.json")) == []
+    store.close()
+
+
+def test_one_window_that_the_database_never_takes_blocks_no_other(clock: VirtualClock, tmp_path: Path) -> None:
+    """Half of a fleet's readings overflow: their windows are refused one by one, and counted with the reason."""
+    good, bad = Counting(clock, None), Counting(clock, None)
+    bad.gauge = 1e308
+    watched = {"good": watched_of("good", good, Saying()), "bad": watched_of("bad", bad, Saying())}
+    watcher, store = watcher_of(watched, clock, tmp_path)
+    asyncio.run(run(watcher, clock, 240))
+    assert len(loaded(store, "good", clock)) == 3
+    assert loaded(store, "bad", clock) == []
+    assert watcher._metrics.dropped.labels("refused")._value.get() == 3
+    assert len(list((tmp_path / "spool").glob("*.refused"))) == 3
+    assert watcher._spool.size() == 0
+    store.close()
+
+
+def test_while_the_database_stands_still_readings_go_on_and_windows_wait_on_disk(
+    clock: VirtualClock, tmp_path: Path
+) -> None:
+    source = Counting(clock, None)
+    watched = watched_of("chat", source, Saying())
+    store = Store(f"sqlite:///{tmp_path}/flyball.db")
+    store.upgrade()
+    spool = Spool(tmp_path / "spool")
+    settings = CollectSettings(interval_s=0.05, window_s=60, timeout_s=0.05)
+    watcher = Watcher({"chat": watched}, settings, store, spool, clock, Metrics())
+
+    async def story() -> None:
+        held = threading.Event()
+
+        def hold() -> None:
+            with store.write():
+                held.wait(20)
+
+        holder = asyncio.create_task(asyncio.to_thread(hold))
+        for _ in range(20):
+            await watcher.cycle()
+            await clock.advance(15)
+        assert len(source.reads) == 20
+        assert spool.size() > 0
+        held.set()
+        await holder
+        await watcher.stop()
+        await watcher.close_windows()
+
+    asyncio.run(story())
+    assert spool.size() == 0
+    assert [w.start for w in loaded(store, "chat", clock)] == [START + 60 * i for i in range(5)]
+    store.close()
