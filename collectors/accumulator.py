@@ -53,6 +53,13 @@ class Accumulator:
     _pending: dict[str, list[float]] = field(default_factory=dict)
     _sampled: dict[str, Sketch] = field(default_factory=dict)
 
+    def spoil(self) -> None:
+        """Forget what was added up: it turned out not to be of one server."""
+        self.counts.clear()
+        self.observed.clear()
+        for sums in (self._gauges, self._bins, self._pending, self._sampled):
+            sums.clear()
+
     def count(self, name: str, increase: float) -> None:
         self.counts[name] = self.counts.get(name, 0.0) + increase
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from collectors.accumulator import Accumulator
+from collectors.door import checked
+from collectors.identity import Identity
 from collectors.increase import Increase, increase
-from collectors.window import Reading, Window
+from collectors.window import CollectError, Reading, Window
 
 #: A gap is written as this many empty windows at most, unless ``close`` is told otherwise; older ones are simply absent.
 _MAX_GAP_WINDOWS = 1_000
@@ -65,9 +67,15 @@ class WindowBuilder:
         """By more than this no slow reading is late: the clock was set."""
         self._last: dict[str, Reading] = {}
         self._present: dict[str, _Presence] = {}
+        self._identities: dict[str, Identity] = {}
 
     def add(self, reading: Reading) -> None:
-        """What a target said. A reading older than the target's last one counts as the error ``clock_back``."""
+        """What a target said. A reading older than the target's last one counts as the error ``clock_back``.
+
+        Raises CollectError: ``invalid_value`` on what cannot be, ``several_servers`` where one address is more than one; then what is
+        open is given up, since what was added up so far may be wrong by orders of magnitude.
+        """
+        reading = checked(reading)
         before = self._last.get(reading.target)
         if before is not None and reading.at < before.at:
             window = self._seen(reading.target, reading.at)
@@ -86,6 +94,12 @@ class WindowBuilder:
             window.point(reading.target, name, value)
         if before is None:
             return
+        try:
+            self._identities.setdefault(reading.target, Identity()).check(before, reading)
+        except CollectError:
+            for open_window in self._open.values():
+                open_window.spoil()
+            raise
         happened = increase(before, reading)
         window.restarts += happened.restarted
         if 0 < reading.at - before.at <= self._max_gap_s:
@@ -184,6 +198,7 @@ class WindowBuilder:
         for target in [t for t, presence in self._present.items() if presence.missed_until(self._max_gap_s) < now]:
             del self._present[target]
             self._last.pop(target, None)
+            self._identities.pop(target, None)
 
     def _seen(self, target: str, at: float) -> Accumulator:
         """The window of ``at``; the oldest open one where that is closed."""
@@ -206,6 +221,7 @@ class WindowBuilder:
         self._open.clear()
         self._last.clear()
         self._present.clear()
+        self._identities.clear()
         self._next, self._latest = None, -math.inf
 
     def _index(self, at: float) -> int:

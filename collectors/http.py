@@ -22,6 +22,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from collectors.text import clean
 from collectors.window import CollectError
 
 MAX_BYTES = 8 * 2**20
@@ -254,7 +255,7 @@ def check_status(status: int, url: str, body: bytes = b"") -> None:
     """Raises CollectError unless the status is 2xx."""
     if 200 <= status < 300:
         return
-    said = " ".join(body[:200].decode("utf-8", "replace").split())
+    said = " ".join(clean(body[:200].decode("utf-8", "replace")).split())
     detail = f"{_shown(url)} answered {status}" + (f": {said}" if said else "")
     if status in (401, 403):
         raise CollectError(f"http_{status}", f"{detail}. Check the credentials in this endpoint's headers")

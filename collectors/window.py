@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from collectors.sketch import Sketch
+from collectors.text import clean
 
 #: Canonical names that a source may put into a Reading. A source leaves out what it does not know.
 COUNTERS = (
@@ -175,6 +176,6 @@ class CollectError(Exception):
     """A source could not be read. ``kind`` is a stable class for counting, ``detail`` says what and what to do."""
 
     def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(f"{kind}: {detail}")
         self.kind = kind
-        self.detail = detail
+        self.detail = clean(detail)
+        super().__init__(f"{kind}: {self.detail}")

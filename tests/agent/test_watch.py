@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import math
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,6 @@ class Counting:
         self.reads: list[tuple[str, float]] = []
         self.down: set[str] = set()
         self.trouble: Trouble | None = None
-        self.gauge = 0.0
         self.spoils = False
         """Whether it gives what no window can be made of."""
         self._clock = clock
@@ -51,22 +51,21 @@ class Counting:
         if self.trouble is not None:
             await self.trouble()
         self.reads.append((target.name, self._clock.now()))
-        samples = {"ttft_s": (math.nan,)} if self.spoils else {}
+        samples = {"ttft_s": Spoilt((0.1,))} if self.spoils else {}
         requests = self._clock.monotonic() + 1000
-        return [
-            Reading(
-                target.name,
-                self._clock.now(),
-                counters={"requests": requests},
-                gauges={"running": self.gauge},
-                samples=samples,
-            )
-        ]
+        return [Reading(target.name, self._clock.now(), counters={"requests": requests}, samples=samples)]
 
 
 @pytest.fixture
 def clock() -> VirtualClock:
     return VirtualClock(START)
+
+
+class Spoilt(tuple[float, ...]):
+    """Passes every check, and no window can be made of it."""
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((0.1,)) if inspect.stack()[1].function == "checked" else iter((math.nan,))
 
 
 class Saying:
@@ -377,10 +376,9 @@ def test_whatever_lies_in_the_spool_new_windows_are_saved_and_nothing_is_silent(
 
 
 def test_one_window_that_the_database_never_takes_blocks_no_other(clock: VirtualClock, tmp_path: Path) -> None:
-    """Half of a fleet's readings overflow: their windows are refused one by one, and counted with the reason."""
-    good, bad = Counting(clock, None), Counting(clock, None)
-    bad.gauge = 1e308
-    watched = {"good": watched_of("good", good, Saying()), "bad": watched_of("bad", bad, Saying())}
+    """What one endpoint costs overflows: its windows are refused one by one, and counted with the reason."""
+    watched = {name: watched_of(name, Counting(clock, None), Saying()) for name in ("good", "bad")}
+    watched["bad"].catalogue = Catalogue(own_price=math.inf)
     watcher, store = watcher_of(watched, clock, tmp_path)
     asyncio.run(run(watcher, clock, 240))
     assert len(loaded(store, "good", clock)) == 3
