@@ -301,7 +301,7 @@ class Watcher:
                 await self.look(watched)
         finally:
             self._asking.discard(name)
-            watched.ask_at = self._clock.monotonic() + self._pause(getattr(watched.actuator, "poll_s", 0.0))
+            watched.ask_at = self._clock.monotonic() + self._pause(watched.actuator.poll_s)
 
     def _pause(self, usual_s: float) -> float:
         """Seconds until something is due again that wants to be asked every ``usual_s``; cycles do not come on the second."""

@@ -344,7 +344,7 @@ def test_windows_of_an_older_database_come_over_whole(empty_url: str) -> None:
     config = _alembic()
     with store.engine.connect() as connection, connection.begin():
         config.attributes["connection"] = connection
-        command.upgrade(config, "0002")
+        command.upgrade(config, "0003")
         old = [c for c in schema.windows.columns if c.name not in ("id", "more", "quantiles", "rolled")]
         for duration_s in (60.0, 3600.0):
             values = windows._row(window(T0, duration_s=duration_s), 1.0)

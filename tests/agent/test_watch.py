@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
-from actuators.base import Actuator, ActuatorError, Live
+from actuators.base import Actuator, ActuatorError, Live, Trouble
 from actuators.shape import Shape
 from agent.clock import VirtualClock
 from agent.metrics import Metrics
@@ -40,7 +40,7 @@ class Counting:
         self.interval_s = interval_s
         self.reads: list[tuple[str, float]] = []
         self.down: set[str] = set()
-        self.trouble: Trouble | None = None
+        self.trouble: Mishap | None = None
         self.spoils = False
         """Whether it gives what no window can be made of."""
         self._clock = clock
@@ -76,7 +76,7 @@ class Saying:
 
     def __init__(self, live: Live | None = None) -> None:
         self.live_now = live or Live(Shape(replicas=1), "1", True)
-        self.trouble: Trouble | None = None
+        self.trouble: Mishap | None = None
         self.asked = 0
 
     async def live(self) -> Live:
@@ -86,7 +86,7 @@ class Saying:
         return self.live_now
 
 
-Trouble = Callable[[], Awaitable[None]]
+Mishap = Callable[[], Awaitable[None]]
 
 
 async def hang() -> None:
@@ -100,7 +100,7 @@ async def hang_and_heed_nothing() -> None:
             return
 
 
-def raising(error: Exception) -> Trouble:
+def raising(error: Exception) -> Mishap:
     async def trouble() -> None:
         raise error
 
@@ -153,8 +153,8 @@ def test_a_replica_that_is_taken_away_leaves_no_gap_and_no_trouble(clock: Virtua
     source = Counting(clock, None)
     system = Saying()
     watcher, store = watcher_of({"chat": watched_of("chat", source, system)}, clock, tmp_path)
-    both = Live(Shape(replicas=2), "1", True, {"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"})
-    one = Live(Shape(replicas=1), "2", True, {"a": "http://127.0.0.1:1"})
+    both = Live(Shape(replicas=2), "1", True, targets={"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"})
+    one = Live(Shape(replicas=1), "2", True, targets={"a": "http://127.0.0.1:1"})
 
     async def story() -> None:
         system.live_now = both
@@ -196,7 +196,7 @@ def loaded(store: Store, name: str, clock: VirtualClock) -> list[Window]:
 
 
 N = 4
-TROUBLES: Mapping[str, Trouble | None] = {
+TROUBLES: Mapping[str, Mishap | None] = {
     "a bug": raising(KeyError("speed")), "a number": raising(OverflowError("too large")), "hang": hang,
     "hang and heed nothing": hang_and_heed_nothing, "spoil": None,
 }  # fmt: skip
@@ -254,13 +254,13 @@ def test_a_system_that_is_down_is_counted_and_the_replicas_last_known_are_read_o
     clock: VirtualClock, tmp_path: Path
 ) -> None:
     source = Counting(clock, None)
-    system = Saying(Live(Shape(replicas=2), "1", True, {"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"}))
+    system = Saying(Live(Shape(replicas=2), "1", True, targets={"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"}))
     watched = watched_of("chat", source, system)
 
     async def story() -> None:
         watcher, store = watcher_of({"chat": watched}, clock, tmp_path)
         await run(watcher, clock, 60)
-        system.trouble = raising(ActuatorError("UNREACHABLE", "nobody answers", retry=True))
+        system.trouble = raising(ActuatorError("UNREACHABLE", "nobody answers", trouble=Trouble.UNREACHABLE))
         source.reads.clear()
         await run(watcher, clock, 60)
         assert watched.live is None

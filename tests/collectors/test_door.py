@@ -14,6 +14,7 @@ from collectors.builder import WindowBuilder
 from collectors.door import checked
 from collectors.exposition import Exposition
 from collectors.http import Http
+from collectors.sessions import Sessions
 from collectors.text import clean
 from collectors.vllm import _NAMES, VllmCollector, readings_of
 from collectors.window import CollectError, Histogram, Reading
@@ -157,7 +158,9 @@ def test_a_date_that_cannot_be_is_no_date(date: str) -> None:
     async def read(url: str) -> int:
         http = Http()
         try:
-            return len(await VllmCollector(SourceContext("chat", None, http, SetClock())).read(Target("a", url)))
+            return len(
+                await VllmCollector(SourceContext("chat", None, http, SetClock(), Sessions())).read(Target("a", url))
+            )
         finally:
             await http.aclose()
 
