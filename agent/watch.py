@@ -23,15 +23,16 @@ from agent.spool import Spool
 from agent.store import Store, fleet, windows
 from agent.store.windows import Entry
 from analyzers.policy import Catalogue
-from collectors.base import Collector, Target
+from collectors.base import NO_SERIES, Collector, FleetMember, Target
 from collectors.builder import WindowBuilder
 from collectors.clock import Clock
 from collectors.text import clean
-from collectors.window import CollectError, Window
+from collectors.window import CollectError, Reading, Span, Window
 
 log = structlog.get_logger()
 T = TypeVar("T")
 HealthRow = dict[str, Any]
+Source = Collector | FleetMember
 
 #: Readings this close together have no gap between them, however short the interval: a busy machine stalls for seconds, and counters
 #: lose nothing by it.
@@ -75,7 +76,7 @@ class Watched:
     """One endpoint with its sources and its system."""
 
     settings: EndpointSettings
-    collectors: Mapping[str, Collector]
+    collectors: Mapping[str, Source]
     actuator: Actuator
     catalogue: Catalogue = field(default_factory=Catalogue)
     price_per_hour: float | None = None
@@ -118,6 +119,18 @@ class Watched:
             return [Target(name, url, headers) for name, url in sorted(self.replicas.items())]
         return [Target(self.settings.url, self.settings.url, headers)]
 
+    def targets_of(self, source: str) -> list[Target]:
+        """What one source reads: each replica, or the endpoint as a whole."""
+        if self.collectors[source].scope == "replica":
+            return self.targets()
+        name = self.settings.name
+        return [replace(target, name=name, url=self.settings.url) for target in self.targets()[:1]]
+
+    @property
+    def lag_s(self) -> float:
+        """How far behind the newest windows are by nature: the slowest source's interval, and how late its data may come."""
+        return max((lag_of(collector) for collector in self.collectors.values()), default=0.0)
+
     def left(self, names: Iterable[str], at: float) -> None:
         """These targets are no longer there, by intention: nobody misses them in the windows from now on."""
         for name in names:
@@ -131,10 +144,10 @@ class Watched:
 
     def health_rows(self, now: float, monotonic: float) -> list[HealthRow]:
         """One row a source: the worst of its targets, and the sum of their failures."""
-        current = {target.name for target in self.targets()}
+        current = {source: {target.name for target in self.targets_of(source)} for source in self.collectors}
         by_source: dict[str, list[Health]] = {}
         for (source, target_name), health in self.health.items():
-            if target_name in current:
+            if target_name in current[source]:
                 by_source.setdefault(source, []).append(health)
         rows: list[HealthRow] = []
         for source, parts in by_source.items():
@@ -180,6 +193,11 @@ class Watcher:
         """Endpoint, source and target of every read that has not ended, and whether it was broken off: some do not even heed that."""
         self._asking: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reading_fleets: set[int] = set()
+        self._fleet_due: dict[int, float] = {}
+        """Monotonic seconds."""
+        self._fleet_since: dict[int, float] = {}
+        """Unix seconds: from when on the next read of a fleet is asked."""
         self._saving: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -190,8 +208,8 @@ class Watcher:
         the readings began: whoever answered was read after their end, and lacks nothing in them, however long another one takes.
         """
         begun = self._clock.now()
-        for watched in self._watched.values():
-            self._tasks |= {asyncio.create_task(duty) for duty in self._duties(watched)}
+        duties = [duty for watched in self._watched.values() for duty in self._duties(watched)]
+        self._tasks |= {asyncio.create_task(duty) for duty in (*duties, *self._fleet_reads())}
         done, _ = await asyncio.wait(self._tasks, timeout=self._settings.interval_s) if self._tasks else (set(), set())
         self._tasks -= done
         closed = await self.close_windows(begun)
@@ -242,7 +260,7 @@ class Watcher:
         """The windows of one builder. One that cannot be made is counted, and costs only itself."""
         closed: list[Window] = []
         # The reading after a window's end brings its last seconds: with a source that is read seldom, that comes late.
-        for index in builder.ended(now - (watched.collectors[source].interval_s or 0.0), gaps):
+        for index in builder.ended(now - lag_of(watched.collectors[source]), gaps):
             try:
                 closed.append(builder.close_window(index))
             except Exception as error:
@@ -313,7 +331,8 @@ class Watcher:
         return [
             self._read(watched, source, collector, target)
             for source, collector in watched.collectors.items()
-            for target in watched.targets()
+            if not isinstance(collector, FleetMember)
+            for target in watched.targets_of(source)
             if now >= watched.health_of(source, target.name).wait_until
         ]
 
@@ -321,70 +340,148 @@ class Watcher:
 
     async def _read(self, watched: Watched, source: str, collector: Collector, target: Target) -> None:
         """One read, whose every end is counted. It takes a seat until then, and its target is not read twice at once."""
-        name, seat = watched.settings.name, (watched.settings.name, source, target.name)
+        seat = (watched.settings.name, source, target.name)
         if seat in self._busy:
             if self._busy[seat]:
-                self._failed(watched, source, target, CollectError("timeout", "the read that was broken off goes on"))
+                self._failed(
+                    watched, source, target.name, CollectError("timeout", "the read that was broken off goes on")
+                )
             return
         self._busy[seat] = False
         started = self._clock.monotonic()
         limit_s = self._settings.timeout_s
         try:
-            usual_s = max(collector.interval_s or 0.0, self._settings.interval_s)
             limit_s = collector.deadline_s or limit_s
             async with self._seats:
                 readings = await _within(collector.read(target), limit_s, lambda: self._busy.pop(seat, None))
-            if self._is_there(watched, target):
-                builder = self._builder(watched, source, usual_s)
+            if self._is_there(watched, source, target.name):
                 for reading in readings:
-                    builder.add(reading)
-                health = watched.health_of(source, target.name)
-                health.succeeded(self._clock.now())
-                health.wait_until = self._clock.monotonic() + self._pause(usual_s)
-                self._metrics.reads.labels(name, source).inc()
+                    self._take(watched, source, reading)
+                self._succeeded(watched, source, target.name)
         except CollectError as error:
-            self._failed(watched, source, target, error)
+            self._failed(watched, source, target.name, error)
         except TimeoutError:
             if seat in self._busy:
                 self._busy[seat] = True
             late = CollectError("timeout", f"no reading within {limit_s:g} s; it was broken off")
-            self._failed(watched, source, target, late)
+            self._failed(watched, source, target.name, late)
         except Exception as error:
-            self._failed(watched, source, target, CollectError(BUG, _said(error)), error)
+            self._failed(watched, source, target.name, CollectError(BUG, _said(error)), error)
             self._busy.pop(seat, None)
         finally:
             self._metrics.read_seconds.labels(source).observe(self._clock.monotonic() - started)
 
-    def _is_there(self, watched: Watched, target: Target) -> bool:
-        """Whether it was not taken away while it was being read."""
-        return any(target.name == other.name for other in watched.targets())
+    # -- reading many at once ------------------------------------------------------------------------------------------
 
-    def _builder(self, watched: Watched, source: str, usual_s: float) -> WindowBuilder:
-        builder = watched.builders.get(source)
-        if builder is None:
-            builder = watched.builders[source] = WindowBuilder(
-                watched.settings.name, source, self._settings.window_s, max_gap_s=max(LEAST_GAP_S, 2.5 * usual_s)
-            )
-        return builder
+    def _fleet_reads(self) -> list[Coroutine[Any, Any, None]]:
+        """One read for each fleet that is due, of all its members."""
+        fleets: dict[int, list[tuple[Watched, str, FleetMember]]] = {}
+        for watched in self._watched.values():
+            for source, collector in watched.collectors.items():
+                if isinstance(collector, FleetMember):
+                    fleets.setdefault(id(collector.fleet), []).append((watched, source, collector))
+        now = self._clock.monotonic()
+        return [
+            self._read_fleet(members)
+            for key, members in fleets.items()
+            if key not in self._reading_fleets and now >= self._fleet_due.get(key, -math.inf)
+        ]
+
+    async def _read_fleet(self, members: Sequence[tuple[Watched, str, FleetMember]]) -> None:
+        """One endpoint's trouble is counted on it alone; what nobody can read is counted on each."""
+        fleet, source = members[0][2].fleet, members[0][1]
+        by_name = {member.wanted.endpoint: (watched, source) for watched, source, member in members}
+        silent, limit_s = set(by_name), fleet.deadline_s or self._settings.timeout_s
+        key, started = id(fleet), self._clock.monotonic()
+        self._reading_fleets.add(key)
+
+        async def read() -> None:
+            since = self._fleet_since.get(key)
+            begun = self._clock.now()
+            async for name, said in fleet.read_all([member.wanted for _, _, member in members], since):
+                if name in by_name:
+                    silent.discard(name)
+                    self._take_from_fleet(*by_name[name], said)
+            self._fleet_since[key] = begun
+
+        trouble = CollectError("no_series", NO_SERIES)
+        bug: Exception | None = None
+        try:
+            async with self._seats:
+                await _within(read(), limit_s)
+        except CollectError as error:
+            trouble = error
+        except TimeoutError:
+            trouble = CollectError("timeout", f"no answer for the whole fleet within {limit_s:g} s; it was broken off")
+        except Exception as error:
+            trouble, bug = CollectError(BUG, _said(error)), error
+        finally:
+            self._reading_fleets.discard(key)
+            usual_s = max(fleet.interval_s or 0.0, self._settings.interval_s)
+            self._fleet_due[key] = self._clock.monotonic() + self._pause(usual_s)
+            self._metrics.read_seconds.labels(source).observe(self._clock.monotonic() - started)
+        for name in silent:
+            watched, of = by_name[name]
+            self._failed(watched, of, watched.settings.name, trouble, bug)
+
+    def _take_from_fleet(self, watched: Watched, source: str, said: Reading | Span | CollectError) -> None:
+        try:
+            if isinstance(said, CollectError):
+                raise said
+            self._take(watched, source, said)
+            self._succeeded(watched, source, watched.settings.name)
+        except CollectError as error:
+            self._failed(watched, source, watched.settings.name, error)
+        except Exception as error:
+            self._failed(watched, source, watched.settings.name, CollectError(BUG, _said(error)), error)
+
+    # -- what came of it -----------------------------------------------------------------------------------------------
+
+    def _take(self, watched: Watched, source: str, said: Reading | Span) -> None:
+        builder = self._builder(watched, source)
+        if isinstance(said, Span):
+            builder.span(said)
+        else:
+            builder.add(said)
+
+    def _succeeded(self, watched: Watched, source: str, target: str) -> None:
+        health = watched.health_of(source, target)
+        health.succeeded(self._clock.now())
+        health.wait_until = self._clock.monotonic() + self._pause(self._usual_s(watched, source))
+        self._metrics.reads.labels(watched.settings.name, source).inc()
 
     def _failed(
-        self, watched: Watched, source: str, target: Target, error: CollectError, bug: Exception | None = None
+        self, watched: Watched, source: str, target: str, error: CollectError, bug: Exception | None = None
     ) -> None:
-        if not self._is_there(watched, target):
+        if not self._is_there(watched, source, target):
             return
         name, now, settings = watched.settings.name, self._clock.now(), self._settings
-        health = watched.health_of(source, target.name)
+        health = watched.health_of(source, target)
         health.failed(now, str(error))
         health.back_off(self._clock.monotonic(), settings.interval_s, settings.max_backoff_s)
-        usual_s = max(watched.collectors[source].interval_s or 0.0, settings.interval_s)
-        self._builder(watched, source, usual_s).failed(target.name, now, error.kind)
+        self._builder(watched, source).failed(target, now, error.kind)
         self._metrics.read_errors.labels(name, source, error.kind).inc()
         seldom = health.failures_in_a_row in (1, 10, 100)
         level = log.warning if seldom else log.debug
         level(
-            "read_failed", endpoint=name, source=source, target=target.name, kind=error.kind, error=error.detail,
+            "read_failed", endpoint=name, source=source, target=target, kind=error.kind, error=error.detail,
             **({"exc_info": bug} if bug is not None and seldom else {}),
         )  # fmt: skip
+
+    def _is_there(self, watched: Watched, source: str, target: str) -> bool:
+        """Whether it was not taken away while it was being read."""
+        return any(target == other.name for other in watched.targets_of(source))
+
+    def _usual_s(self, watched: Watched, source: str) -> float:
+        return max(watched.collectors[source].interval_s or 0.0, self._settings.interval_s)
+
+    def _builder(self, watched: Watched, source: str) -> WindowBuilder:
+        builder = watched.builders.get(source)
+        if builder is None:
+            max_gap_s = max(LEAST_GAP_S, 2.5 * self._usual_s(watched, source))
+            builder = WindowBuilder(watched.settings.name, source, self._settings.window_s, max_gap_s=max_gap_s)
+            watched.builders[source] = builder
+        return builder
 
     # -- saving --------------------------------------------------------------------------------------------------------
 
@@ -471,6 +568,11 @@ async def _within(work: Coroutine[Any, Any, T], limit_s: float, ended: Callable[
     if task.cancelled():
         raise RuntimeError("it was cancelled from within")
     return task.result()
+
+
+def lag_of(source: Source) -> float:
+    """Seconds until what happened now is in a reading: its interval, and how late its data may come."""
+    return (source.interval_s or 0.0) + source.settles_s
 
 
 def _said(error: BaseException) -> str:

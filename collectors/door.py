@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from collectors.bins import LARGEST
 from collectors.text import clean
-from collectors.window import CollectError, Histogram, Reading
+from collectors.window import CollectError, Histogram, Reading, Span
 
 #: No counter, gauge or sum is greater: beyond it sums lose their units, and a few of them are infinite.
 GREATEST = 1e18
@@ -33,6 +33,31 @@ def checked(reading: Reading) -> Reading:
     if reading.started_at is not None:
         check_time("the start of the server", reading.started_at)
     return replace(reading, target=clean(reading.target, _MOST_NAME), facts=clean_facts(reading.facts))
+
+
+def checked_span(span: Span) -> Span:
+    """As ``checked``, for a span."""
+    check_time("the start of the span", span.start)
+    check_time("the end of the span", span.end)
+    if not (span.start < span.end and 0 <= span.share <= 1):
+        raise CollectError(
+            "invalid_value", f"a span from {span.start} to {span.end}, observed to {span.share}, cannot be"
+        )
+    for name, value in span.counts.items():
+        check_number(name, value)
+    for name, gauge in span.gauges.items():
+        for value in (gauge.mean, gauge.maximum, gauge.last):
+            check_number(name, value)
+    for name, sketch in span.sketches.items():
+        check_number(name, sketch.count)
+        check_number(name, sketch.total)
+    for name, ranges in span.quantiles.items():
+        for q, known in ranges.items():
+            check_number(name, known.least)
+            check_number(name, known.most)
+            if not (0 <= q <= 1 and known.least <= known.most):
+                raise CollectError("invalid_value", f"{name} has a quantile {q} from {known.least} to {known.most}")
+    return replace(span, target=clean(span.target, _MOST_NAME), facts=clean_facts(span.facts))
 
 
 def check_number(name: str, value: float) -> None:

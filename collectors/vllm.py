@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from collectors.base import SourceContext, Target
+from collectors.base import Scope, SourceContext, Target
 from collectors.door import GREATEST, check_histogram, total
 from collectors.exposition import Exposition, Labels, Samples
 from collectors.http import Http, HttpAnswer
@@ -94,6 +94,8 @@ class VllmCollector:
 
     source: ClassVar[str] = "vllm"
     interval_s: float | None = None
+    settles_s = 0.0
+    scope: Scope = "replica"
 
     def __init__(self, context: SourceContext) -> None:
         self._context = context

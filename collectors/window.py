@@ -1,6 +1,6 @@
 """The nouns of telemetry: what a source read, and the window that readings add up to.
 
-Unknown is ``None`` or an absent key, never 0.
+Unknown is ``None`` or an absent key, never 0. The names of metrics stand in ``collectors.metrics``.
 """
 
 from __future__ import annotations
@@ -10,36 +10,6 @@ from dataclasses import dataclass, field
 
 from collectors.sketch import Sketch
 from collectors.text import clean
-
-#: Canonical names that a source may put into a Reading. A source leaves out what it does not know.
-COUNTERS = (
-    "requests",  # finished requests, errors included
-    "errors",  # of those, failed: 5xx, aborted by the server, broken stream
-    "prompt_tokens",
-    "cached_prompt_tokens",  # of the prompt tokens, served from the prefix cache
-    "output_tokens",
-    "preemptions",
-)
-HISTOGRAMS = (
-    "ttft_s",  # request sent to first token
-    "itl_s",  # gap between consecutive output tokens after the first
-    "tpot_s",  # of one request: (end-to-end - TTFT) / (output tokens - 1)
-    "e2e_s",  # request sent to last token
-    "queue_s",  # arrival at the engine to its first scheduling
-    "prefill_s",  # first scheduling to first token: TTFT without the queue, of the same requests
-    "prompt_length",  # tokens
-    "output_length",  # tokens
-)
-GAUGES = (
-    "running",  # sequences in the batch
-    "waiting",  # sequences that wait for capacity
-    "kv_usage",  # 0..1
-    "cpu_usage",  # 0..1 of the host
-    "memory_usage",  # 0..1 of the host
-    "gpu_usage",  # 0..1
-    "gpu_memory_usage",  # 0..1; engines preallocate it, so never a signal to act on
-    "gpu_power_w",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +66,28 @@ class Range:
         """Of at least one."""
         several = list(ranges)
         return cls(min(r.least for r in several), max(r.most for r in several))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a source says of an interval, already differenced: totals of a minute, a usage bucket, a delta. It may come late.
+
+    An interval of a target is told once; told again, it is passed by.
+    """
+
+    target: str
+    """Which replica, or the endpoint's name where the source adds all of them up."""
+    start: float
+    end: float
+    """Unix seconds."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    sketches: Mapping[str, Sketch] = field(default_factory=dict)
+    gauges: Mapping[str, Gauge] = field(default_factory=dict)
+    quantiles: Mapping[str, Mapping[float, Range]] = field(default_factory=dict)
+    """Percentiles that come as numbers: ``{"e2e_s": {0.95: Range(0.8, 0.8)}}``."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    share: float = 1.0
+    """The share of it that was really observed, 0..1, where the source adds targets up and some of them did not answer."""
 
 
 @dataclass(frozen=True, slots=True)

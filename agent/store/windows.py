@@ -15,14 +15,17 @@ from sqlalchemy import exc
 from agent.store import schema
 from agent.store.database import Store
 from agent.store.sql import upsert
+from collectors.metrics import names
 from collectors.sketch import Sketch
-from collectors.window import COUNTERS, Gauge, Range, Window
+from collectors.window import Gauge, Range, Window
 
 log = structlog.get_logger()
 T = TypeVar("T")
 _T = schema.windows
 _KEY = ("endpoint", "source", "duration_s", "start")
 _VALUES = tuple(column.name for column in _T.columns if column.name not in ("id", *_KEY))
+#: Counters with a column of their own; the others are in ``more``.
+_COUNTERS = tuple(name for name in names("counter") if name in _T.c)
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 #: Resolutions above the collected one, finest first: seconds.
@@ -306,7 +309,7 @@ def _row(window: Window, cost_usd: float | None) -> dict[str, Any]:
         "read_errors": dict(window.errors),
         "facts": dict(window.facts),
         "more": {
-            "counts": {name: value for name, value in window.counts.items() if name not in COUNTERS},
+            "counts": {name: value for name, value in window.counts.items() if name not in _COUNTERS},
             "observed": dict(window.observed),
         },
         "quantiles": {
@@ -314,7 +317,7 @@ def _row(window: Window, cost_usd: float | None) -> dict[str, Any]:
         },
         "rolled": window.duration_s >= ROLLUPS[-1],
     }
-    for name in COUNTERS:
+    for name in _COUNTERS:
         row[name] = window.counts.get(name)
     for metric in ("ttft", "itl", "tpot", "e2e", "queue"):
         for label, q in _QUANTILES:
@@ -350,7 +353,7 @@ def _window(row: Mapping[str, Any]) -> Window:
         coverage=row["coverage"],
         targets=row["targets"],
         restarts=row["restarts"],
-        counts={name: row[name] for name in COUNTERS if row[name] is not None} | row["more"].get("counts", {}),
+        counts={name: row[name] for name in _COUNTERS if row[name] is not None} | row["more"].get("counts", {}),
         sketches=unpack(row["sketches"]),
         gauges={name: Gauge(*values) for name, values in row["gauges"].items()},
         errors=row["read_errors"],

@@ -16,8 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from agent.store import Store, schema, windows
 from agent.store.database import _alembic
+from collectors.metrics import names
 from collectors.sketch import Sketch
-from collectors.window import COUNTERS, Gauge, Range, Window
+from collectors.window import Gauge, Range, Window
 from tests.agent.records import T0, window
 
 LATE = T0 + 100_000.0
@@ -33,7 +34,7 @@ def everything() -> Window:
         coverage=0.1 + 0.2,  # no round number in binary
         targets=3,
         restarts=1,
-        counts={name: 1.1 * (i + 1) for i, name in enumerate((*COUNTERS, "throttled", "billed_tokens"))},
+        counts={name: 1.1 * (i + 1) for i, name in enumerate((*names("counter"), "billed_tokens"))},
         sketches={
             "ttft_s": Sketch.from_values(rng.lognormal(size=500)),
             "itl_s": Sketch.from_histogram((0.01, 0.1), (5.5, 3.25, 1.0), 4.0),

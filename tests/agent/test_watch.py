@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import math
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -24,8 +24,8 @@ from agent.spool import Spool
 from agent.store import Store, fleet, schema, windows
 from agent.watch import MAX_GAPS, Watched, Watcher
 from analyzers.policy import Catalogue
-from collectors.base import Collector, Target
-from collectors.window import CollectError, Reading, Window
+from collectors.base import Collector, FleetMember, Scope, Target, Wanted
+from collectors.window import CollectError, Reading, Span, Window
 
 START = 1_700_000_400.0
 
@@ -35,6 +35,8 @@ class Counting:
 
     source: ClassVar[str] = "counting"
     deadline_s: float | None = None
+    settles_s: float = 0.0
+    scope: Scope = "replica"
 
     def __init__(self, clock: VirtualClock, interval_s: float | None) -> None:
         self.interval_s = interval_s
@@ -421,4 +423,123 @@ def test_while_the_database_stands_still_readings_go_on_and_windows_wait_on_disk
     asyncio.run(story())
     assert spool.size() == 0
     assert [w.start for w in loaded(store, "chat", clock)] == [START + 60 * i for i in range(5)]
+    store.close()
+
+
+# -- sources of the endpoint as a whole, of many endpoints, and late ones ------------------------------------------------
+
+
+def test_a_source_of_the_endpoint_is_read_once_however_many_replicas_there_are(
+    clock: VirtualClock, tmp_path: Path
+) -> None:
+    source = Counting(clock, None)
+    source.scope = "endpoint"
+    system = Saying(Live(Shape(replicas=2), "1", True, targets={"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"}))
+    watched = watched_of("chat", source, system)
+    watcher, store = watcher_of({"chat": watched}, clock, tmp_path)
+    asyncio.run(run(watcher, clock, 240))
+    assert {name for name, _ in source.reads} == {"chat"}
+    assert len(source.reads) == 16
+    assert [(w.targets, w.count("requests")) for w in loaded(store, "chat", clock)[1:]] == [
+        (1, pytest.approx(60.0))
+    ] * 2
+    with store.read() as db:
+        assert [row["source"] for row in fleet.sources(db, "chat")] == ["counting"]
+    store.close()
+
+
+class Store3:
+    """A store that answers for a whole fleet, three minutes late."""
+
+    source: ClassVar[str] = "store3"
+    interval_s: float | None = 60.0
+    deadline_s: float | None = 0.2
+    settles_s: float = 180.0
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self._clock = clock
+        self.asked: list[tuple[int, float | None]] = []
+        self.trouble: Mishap | None = None
+        self.bad: dict[str, CollectError | Span] = {}
+        self.silent: set[str] = set()
+
+    async def read_all(
+        self, wanted: Sequence[Wanted], since: float | None
+    ) -> AsyncIterator[tuple[str, Reading | Span | CollectError]]:
+        self.asked.append((len(wanted), since))
+        if self.trouble is not None:
+            await self.trouble()
+        end = (self._clock.now() - 120) // 60 * 60
+        first = end - 60 if since is None else (since - 120) // 60 * 60
+        for member in wanted:
+            if member.endpoint in self.silent:
+                continue
+            if member.endpoint in self.bad:
+                yield member.endpoint, self.bad[member.endpoint]
+                continue
+            for i in range(int((end - first) / 60)):
+                yield member.endpoint, Span(member.endpoint, first + 60 * i, first + 60 * (i + 1), {"requests": 60.0})
+
+
+def fleet_of(clock: VirtualClock, n: int) -> tuple[Store3, dict[str, Watched]]:
+    shared = Store3(clock)
+    watched = {}
+    for i in range(n):
+        member = FleetMember(shared, Wanted(str(i), None))
+        watched[str(i)] = watched_of(str(i), cast("Collector", member), Saying())
+    return shared, watched
+
+
+def test_a_fleet_is_asked_once_for_all_and_late_windows_are_whole(clock: VirtualClock, tmp_path: Path) -> None:
+    shared, watched = fleet_of(clock, 3)
+    watcher, store = watcher_of(watched, clock, tmp_path)
+    asyncio.run(run(watcher, clock, 900))
+    assert [n for n, _ in shared.asked] == [3] * 15
+    assert shared.asked[1] == (3, START)
+    for name in watched:
+        rows = loaded(store, name, clock)
+        assert [w.coverage for w in rows] == [pytest.approx(1.0)] * len(rows)
+        assert len(rows) >= 9
+        assert all(w.count("requests") == pytest.approx(60.0) for w in rows)
+    assert watched["0"].lag_s == 240.0
+    store.close()
+
+
+@pytest.mark.parametrize("what", ["an error", "nothing", "what cannot be"])
+def test_one_endpoint_of_a_fleet_costs_the_others_nothing(what: str, clock: VirtualClock, tmp_path: Path) -> None:
+    shared, watched = fleet_of(clock, 3)
+    if what == "an error":
+        shared.bad["1"] = CollectError("bad_query", "parse error")
+    elif what == "nothing":
+        shared.silent.add("1")
+    else:
+        shared.bad["1"] = Span("1", START, START + 60, {"requests": math.nan})
+    watcher, store = watcher_of(watched, clock, tmp_path)
+    asyncio.run(run(watcher, clock, 900))
+    for name in ("0", "2"):
+        assert all(w.coverage == pytest.approx(1.0) for w in loaded(store, name, clock))
+        assert watched[name].health["counting", name].failures == 0
+    kind = {"an error": "bad_query", "nothing": "no_series", "what cannot be": "invalid_value"}[what]
+    assert (watched["1"].health["counting", "1"].last_error or "").startswith(kind)
+    rows = loaded(store, "1", clock)
+    assert rows
+    assert all(w.coverage == 0 for w in rows)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"),
+    [(hang, "timeout"), (raising(KeyError("x")), "bug"), (raising(CollectError("down", "nobody")), "down")],
+)
+def test_a_store_that_does_not_answer_is_counted_on_each_and_delays_no_other_source(
+    trouble: Mishap, kind: str, clock: VirtualClock, tmp_path: Path
+) -> None:
+    shared, watched = fleet_of(clock, 3)
+    shared.trouble = trouble
+    watched["own"] = watched_of("own", Counting(clock, None), Saying())
+    watcher, store = watcher_of(watched, clock, tmp_path)
+    asyncio.run(run(watcher, clock, 240))
+    for name in ("0", "1", "2"):
+        assert (watched[name].health["counting", name].last_error or "").startswith(kind)
+    assert [w.coverage for w in loaded(store, "own", clock)] == [pytest.approx(1.0)] * 3
     store.close()
