@@ -76,7 +76,7 @@ async def _reach(loaded: Loaded, at: Loc, watched: Watched) -> list[Problem]:
     except ActuatorError as error:
         problems.append(_problem(loaded, (*at, "actuator"), str(error), "Correct the address or the credentials"))
     for name, collector in watched.collectors.items():
-        for target in watched.targets():
+        for target in watched.targets_of(name):
             try:
                 await collector.read(target)
             except CollectError as error:

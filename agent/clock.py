@@ -26,11 +26,12 @@ class VirtualClock:
     def __init__(self, start: float = 1_700_000_000.0) -> None:
         self._now = start
         self._start = start
+        self._jumped = 0.0
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = 0
 
     def now(self) -> float:
-        return self._now
+        return self._now + self._jumped
 
     def monotonic(self) -> float:
         return self._now - self._start
@@ -58,4 +59,8 @@ class VirtualClock:
 
     def set(self, now: float) -> None:
         """Jump to a moment, without waking anybody on the way."""
-        self._now = now
+        self._now = now - self._jumped
+
+    def jump(self, seconds: float) -> None:
+        """The machine's wall clock is set, forward or back; monotonic time goes on as if nothing had been."""
+        self._jumped += seconds

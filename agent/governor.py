@@ -148,10 +148,9 @@ class Governor:
     def _keep_house(self) -> None:
         now, keep, raw = self.clock.now(), self.settings.retention, self.settings.collect.window_s
         with self.store.write() as db:
-            if not self.spool.batches():  # what waits there belongs into the spans that would be merged
-                windows.roll_up(db, now, raw)
             days = {raw: keep.raw_days, 300.0: keep.five_minutes_days, 3600.0: keep.hours_days}
             windows.age_out(db, now, {width: d * 86_400 for width, d in days.items()})
+        windows.roll_up(self.store, now, raw)
 
     def _beats(self) -> dict[str, dict[str, float | int | None]]:
         return {loop.name: {"last_ok_at": loop.beat.last_ok_at, "errors": loop.beat.errors} for loop in self.loops}

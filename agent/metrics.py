@@ -35,7 +35,12 @@ class Metrics:
             registry=r,
         )
         self.spooled = Gauge("flyball_spool_bytes", "Telemetry that waits for the database", registry=r)
-        self.dropped = Counter("flyball_spool_dropped_windows", "Windows that did not fit into the spool", registry=r)
+        self.dropped = Counter(
+            "flyball_dropped_windows",
+            "Windows that were lost: full (the spool), damaged (on disk), refused (by the database)",
+            ["reason"],
+            registry=r,
+        )
         self.findings = Gauge("flyball_findings", "Active findings", ["endpoint", "kind"], registry=r)
         self.attainment = Gauge(
             "flyball_objective_ratio", "Observed over limit; above 1 is missed", ["endpoint", "target"], registry=r

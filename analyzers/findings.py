@@ -32,6 +32,8 @@ class Situation:
     shape: Shape
     per_hour: float | None
     """US dollars per hour of the whole endpoint; None: unknown."""
+    lag_s: float = 0.0
+    """How far behind the source's newest windows are by nature, in seconds: data that comes late is not stale."""
     settling: bool = False
     """Whether the span is cut short by a change that has only just been made."""
 
@@ -60,12 +62,10 @@ def missing_evidence(s: Situation) -> list[Reason]:
     reasons: list[Reason] = []
     age = s.end - max(w.end for w in s.windows if w.coverage > 0)
     newest = max(w.duration_s for w in s.windows)
-    if age > 3 * newest:
-        reasons.append(Reason("STALE", f"the newest telemetry is {age:.0f} s old", {"age_s": age}))
-    if evidence.coverage < policy.min_coverage:
-        numbers = {"coverage": evidence.coverage, "needed": policy.min_coverage}
-        text = f"{evidence.coverage:.0%} of the last {_span(s)} was observed, {policy.min_coverage:.0%} is needed"
-        reasons.append(Reason("LOW_COVERAGE", text, numbers))
+    if age > 3 * newest + s.lag_s:
+        text = f"the newest telemetry is {age:.0f} s old" + (f", {s.lag_s:.0f} s is usual" if s.lag_s else "")
+        reasons.append(Reason("STALE", text, {"age_s": age, "usual_s": s.lag_s}))
+    reasons += _low_coverage(s)
     if evidence.requests is None:
         reasons.append(Reason("UNKNOWN_REQUESTS", f"{s.source} does not tell how many requests were served"))
     elif evidence.requests < policy.min_requests:
@@ -80,6 +80,19 @@ def missing_evidence(s: Situation) -> list[Reason]:
                 Reason("UNKNOWN_METRIC", f"{s.source} does not tell {target.name}, which the objective names")
             )
     return reasons
+
+
+def _low_coverage(s: Situation) -> Iterator[Reason]:
+    """What the objective needs must have been observed, each metric for itself: a source may lose some and keep the others."""
+    span, needed = s.end - s.start, s.policy.min_coverage
+    metrics = ["requests", *("errors" if t.metric == "error_rate" else t.metric for t in s.objective.targets)]
+    shares = {m: min(1.0, sum(w.coverage_of(m) * w.duration_s for w in s.windows) / span) for m in metrics}
+    name, least = min(shares.items(), key=lambda item: item[1])
+    if least < needed:
+        whole = s.evidence.coverage
+        what = "" if least >= whole or whole < needed else f"{name} was told in "
+        text = f"{what}{least:.0%} of the last {_span(s)}{'' if what else ' was observed'}, {needed:.0%} is needed"
+        yield Reason("LOW_COVERAGE", text, {"coverage": least, "needed": needed})
 
 
 def analyze(s: Situation) -> list[Finding]:

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from collectors.sketch import Sketch
-from collectors.window import Window
+from collectors.window import Range, Window
+
+#: Rounding of shares.
+_CRUMBS = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Attainment:
     observed: float | None
     """The metric over the whole span (sketches merged, never a mean of percentiles). None: unknown."""
     bad_share: float | None
-    """Share of requests (or token gaps) that were worse than the limit."""
+    """Share of requests (or token gaps) that were worse than the limit, as well as it is known."""
     burn_rate: float | None
     """``bad_share`` over the share that the objective allows: 1 spends the budget just so, above 1 breaches it.
 
@@ -77,10 +80,24 @@ class Attainment:
     """The least that ``observed`` can be: a histogram only says in which bucket it lies."""
     at_most: float | None = None
     """The most that it can be; infinite beyond the last bucket."""
+    bad_least: float | None = None
+    """The least that ``bad_share`` can be: exact where the limit is a bucket's edge."""
+    bad_most: float | None = None
 
     @property
     def met(self) -> bool | None:
-        return None if self.observed is None else self.observed <= self.target.limit
+        """Whether it held for certain; None: not known, because the limit lies between what the metric can be."""
+        if self.observed is None:
+            return None
+        limit = self.target.limit * (1 + _CRUMBS)
+        allowed = None if self.target.quantile is None else 1 - self.target.quantile + _CRUMBS
+        least = self.observed if self.at_least is None else self.at_least
+        most = self.observed if self.at_most is None else self.at_most
+        if most <= limit or (allowed is not None and self.bad_most is not None and self.bad_most <= allowed):
+            return True
+        if least > limit or (allowed is not None and self.bad_least is not None and self.bad_least > allowed):
+            return False
+        return None
 
 
 def merged(windows: Sequence[Window], metric: str) -> Sketch | None:
@@ -96,22 +113,64 @@ def total(windows: Sequence[Window], counter: str) -> float | None:
 
 
 def attainment(windows: Sequence[Window], target: Target) -> Attainment:
-    """Judge one target over ``windows`` of one endpoint and source."""
+    """Judge one target over ``windows`` of one endpoint."""
     if target.metric == "error_rate":
-        errors, requests = total(windows, "errors"), total(windows, "requests")
+        known = [w for w in windows if w.count("errors") is not None and w.count("requests") is not None]
+        errors, requests = total(known, "errors"), total(known, "requests")
         if errors is None or not requests:
             return Attainment(target, None, None, None, requests or 0.0)
         share = min(1.0, errors / requests)
         return Attainment(target, share, share, share / target.limit, requests)
-    sketch = merged(windows, target.metric)
     assert target.quantile is not None  # parse() gives every latency target one
+    if any(target.quantile in w.quantiles.get(target.metric, {}) for w in windows):
+        return _of_numbers(windows, target, target.quantile)
+    sketch = merged(windows, target.metric)
     if sketch is None or sketch.count <= 0:
         return Attainment(target, None, None, None, 0.0)
-    observed, (least, most) = sketch.quantile(target.quantile), sketch.bounds(target.quantile)
+    least, most = sketch.bounds(target.quantile)[0], sketch.most(target.quantile)
+    observed = sketch.quantile(target.quantile)
     bad = max(0.0, round(sketch.share_above(target.limit), 9))  # spread buckets leave crumbs
+    if most <= target.limit:
+        bad = min(bad, 1 - target.quantile)
     if observed is None:  # beyond the source's last bound: known to be at least that
         observed = least
-    return Attainment(target, observed, bad, bad / (1 - target.quantile), sketch.count, least, most)
+    observed = min(observed, max(least, most))
+    low, high = sketch.share_bounds(target.limit)
+    return Attainment(target, observed, bad, bad / (1 - target.quantile), sketch.count, least, most, low, high)
+
+
+def _of_numbers(windows: Sequence[Window], target: Target, q: float) -> Attainment:
+    """From quantiles that came as numbers.
+
+    The q-quantile of the whole lies between the least and the greatest of the parts. More is known where requests were counted: of a
+    part whose p-quantile is at most the limit, at most 1 - p of the requests were worse; of one whose p-quantile is above it, more
+    than 1 - p were.
+    """
+    known = [(w, r) for w in windows if (r := w.range(target.metric, q)) is not None]
+    among = Range.merge(r for _, r in known)
+    weights = [(w, n) for w, _ in known if (n := w.count("requests")) is not None]
+    requests = sum(n for _, n in weights)
+    least = most = bad = None
+    if len(weights) == len(known) and requests > 0:
+        shares = [(n / requests, _bad_shares(w, target)) for w, n in weights]
+        least, most = sum(s * low for s, (low, _) in shares), sum(s * high for s, (_, high) in shares)
+        bad = (least + most) / 2
+    burn = None if bad is None else bad / (1 - q)
+    return Attainment(target, among.most, bad, burn, requests, among.least, among.most, least, most)
+
+
+def _bad_shares(window: Window, target: Target) -> tuple[float, float]:
+    """The least and the most that the share worse than the limit can be, by all quantiles that the window has."""
+    sketch = window.sketches.get(target.metric)
+    least, most = 0.0, 1.0
+    if sketch is not None and sketch.count > 0:
+        least, most = sketch.share_bounds(target.limit)
+    for p, known in window.quantiles.get(target.metric, {}).items():
+        if known.most <= target.limit:
+            most = min(most, 1 - p)
+        if known.least > target.limit:
+            least = max(least, 1 - p)
+    return min(least, most), most
 
 
 def sustained_breach(windows: Sequence[Window], name: str, objective: Objective, run: int = 3) -> bool:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from collectors.bins import Edges, Floats
+from collectors.metrics import Addition, over_targets
 from collectors.sketch import Sketch
-from collectors.window import Gauge
+from collectors.window import Gauge, Range
 
-#: Gauges that add up over targets. The others are shares: their mean over targets is the endpoint's.
-_SUMMED = frozenset(("running", "waiting", "gpu_power_w"))
 _MAX_PENDING = 10_000
 
 
@@ -48,10 +47,23 @@ class Accumulator:
     errors: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
     facts: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    lost: dict[str, float] = field(default_factory=dict)
+    """Seconds in which a target was observed, but did not tell a metric that it told before."""
+    ranges: dict[tuple[str, float], Range] = field(default_factory=dict)
     _gauges: dict[tuple[str, str], _GaugeSeen] = field(default_factory=dict)
     _bins: dict[tuple[str, Edges], _Bins] = field(default_factory=dict)
     _pending: dict[str, list[float]] = field(default_factory=dict)
     _sampled: dict[str, Sketch] = field(default_factory=dict)
+
+    def spoil(self) -> None:
+        """Forget what was added up: it turned out not to be of one server."""
+        self.counts.clear()
+        self.observed.clear()
+        for sums in (self.lost, self.ranges, self._gauges, self._bins, self._pending, self._sampled):
+            sums.clear()
+
+    def lose(self, name: str, seconds: float) -> None:
+        self.lost[name] = self.lost.get(name, 0.0) + seconds
 
     def count(self, name: str, increase: float) -> None:
         self.counts[name] = self.counts.get(name, 0.0) + increase
@@ -72,6 +84,22 @@ class Accumulator:
             self._sampled[name] = self._sampled.get(name, Sketch()).add_many(pending)
             pending.clear()
 
+    def merge(self, name: str, sketch: Sketch) -> None:
+        """Add a distribution that came as one."""
+        self._sampled[name] = Sketch.merge((self._sampled.get(name, Sketch()), sketch))
+        self._pending.setdefault(name, [])
+
+    def quantile(self, name: str, q: float, known: Range) -> None:
+        """Add a quantile that came as a number."""
+        old = self.ranges.get((name, q))
+        self.ranges[name, q] = known if old is None else Range.merge((old, known))
+
+    def stretch(self, target: str, name: str, gauge: Gauge, seconds: float) -> None:
+        """A gauge over a span, as the source itself summed it up."""
+        self.course(target, name, gauge.mean, gauge.mean, seconds)
+        seen = self._gauges[target, name]
+        seen.maximum, seen.last = max(seen.maximum, gauge.maximum), gauge.last
+
     def point(self, target: str, name: str, value: float) -> None:
         """A gauge at one moment, where its course before that is not known."""
         seen = self._gauges.setdefault((target, name), _GaugeSeen(maximum=value))
@@ -90,14 +118,13 @@ class Accumulator:
         by_name: dict[str, list[_GaugeSeen]] = {}
         for (_, name), seen in self._gauges.items():
             by_name.setdefault(name, []).append(seen)
-        gauges = {}
-        for name, several in by_name.items():
-            mean, last = sum(g.mean for g in several), sum(g.last for g in several)
-            if name in _SUMMED:
-                gauges[name] = Gauge(mean, sum(g.maximum for g in several), last)
-            else:
-                gauges[name] = Gauge(mean / len(several), max(g.maximum for g in several), last / len(several))
-        return gauges
+        return {name: _added(over_targets(name), several) for name, several in by_name.items()}
+
+    def quantiles(self) -> dict[str, dict[float, Range]]:
+        by_name: dict[str, dict[float, Range]] = {}
+        for (name, q), known in sorted(self.ranges.items()):
+            by_name.setdefault(name, {})[q] = known
+        return by_name
 
     def sketches(self) -> dict[str, Sketch]:
         """By name; nothing for a name of which nothing was observed."""
@@ -116,3 +143,12 @@ class Accumulator:
             for name, text in facts.items():
                 values.setdefault(name, set()).add(text)
         return {name: ", ".join(sorted(texts)[:8]) for name, texts in values.items()}
+
+
+def _added(how: Addition, several: Sequence[_GaugeSeen]) -> Gauge:
+    if how == "max":
+        return Gauge(max(g.mean for g in several), max(g.maximum for g in several), max(g.last for g in several))
+    mean, last = sum(g.mean for g in several), sum(g.last for g in several)
+    if how == "sum":
+        return Gauge(mean, sum(g.maximum for g in several), last)
+    return Gauge(mean / len(several), max(g.maximum for g in several), last / len(several))

@@ -7,17 +7,22 @@ the time.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from collectors.accumulator import Accumulator
+from collectors.door import checked, checked_span
+from collectors.identity import Identity
 from collectors.increase import Increase, increase
-from collectors.window import Reading, Window
+from collectors.window import CollectError, Reading, Span, Window
 
-#: A gap is written as this many empty windows at most; after a clock that jumped by years the older ones are left out.
-_MAX_GAP_WINDOWS = 10_000
+#: A gap is written as this many empty windows at most, unless ``close`` is told otherwise; older ones are simply absent.
+_MAX_GAP_WINDOWS = 1_000
 #: How long a target that failed last is missed, when nobody says that it is gone: longer than any backoff.
 _FAILING_S = 3600.0
+#: Closed windows that are kept for what comes late, and intervals of one target that are remembered.
+_MOST_SHUT, _MOST_SPANS = 64, 256
 
 
 @dataclass(slots=True)
@@ -59,14 +64,32 @@ class WindowBuilder:
         self._next: int | None = None
         """Which window closes next, counted from the Unix epoch; None before anything was seen."""
         self._first: int | None = None
+        self._latest = -math.inf
+        """The newest moment that anybody spoke of."""
+        self._set_back_s = max(max_gap_s, 2 * self._window_s)
+        """By more than this no slow reading is late: the clock was set."""
         self._last: dict[str, Reading] = {}
         self._present: dict[str, _Presence] = {}
+        self._identities: dict[str, Identity] = {}
+        self._told: dict[str, set[str]] = {}
+        """By target: every metric that it ever told."""
+        self._spans: dict[str, OrderedDict[tuple[float, float], None]] = {}
+        """By target: the intervals that it told, the newest last."""
+        self._reopens = False
+        """Whether what comes may be late: then closed windows are kept for a while."""
+        self._shut: OrderedDict[int, Accumulator] = OrderedDict()
 
     def add(self, reading: Reading) -> None:
-        """What a target said. A reading older than the target's last one counts as the error ``clock_back``."""
+        """What a target said. A reading older than the target's last one counts as the error ``clock_back``.
+
+        Raises CollectError: ``invalid_value`` on what cannot be, ``several_servers`` where one address is more than one; then what is
+        open is given up, since what was added up so far may be wrong by orders of magnitude.
+        """
+        reading = checked(reading)
         before = self._last.get(reading.target)
         if before is not None and reading.at < before.at:
-            self._seen(reading.target, before.at).errors["clock_back"] += 1
+            window = self._seen(reading.target, reading.at)
+            window.errors["clock_back"] += 1
             self._last[reading.target] = reading  # the clock was set: go on from here
             return
         window = self._seen(reading.target, reading.at)
@@ -81,10 +104,55 @@ class WindowBuilder:
             window.point(reading.target, name, value)
         if before is None:
             return
+        try:
+            self._identities.setdefault(reading.target, Identity()).check(before, reading)
+        except CollectError:
+            for open_window in self._open.values():
+                open_window.spoil()
+            raise
         happened = increase(before, reading)
         window.restarts += happened.restarted
         if 0 < reading.at - before.at <= self._max_gap_s:
             self._spread(before, reading, happened)
+
+    def span(self, span: Span) -> None:
+        """What a source says of an interval. It may come late: a window that is closed already is opened once more, for a while.
+
+        Raises CollectError ``invalid_value`` on what cannot be.
+        """
+        span = checked_span(span)
+        told = self._spans.setdefault(span.target, OrderedDict())
+        if (span.start, span.end) in told:
+            return
+        told[span.start, span.end] = None
+        if len(told) > _MOST_SPANS:
+            told.popitem(last=False)
+        self._reopens = True
+        presence = self._arrived(span.target, span.start)
+        presence.first, presence.last = min(presence.first, span.start), max(presence.last, span.end)
+        presence.failing = False
+        names = {*span.counts, *span.sketches, *span.gauges, *span.quantiles}
+        known = self._told.setdefault(span.target, set())
+        known |= names
+        touched = list(self._split(span.start, span.end))
+        if not touched:
+            self._window(self._next or 0).errors["late"] += 1
+        for window, _, seconds in touched:
+            share, seconds = seconds / (span.end - span.start), seconds * span.share
+            window.read.add(span.target)
+            window.facts[span.target] = span.facts
+            window.observed[span.target] = window.observed.get(span.target, 0.0) + seconds
+            for name, more in span.counts.items():
+                window.count(name, share * more)
+            for name, sketch in span.sketches.items():
+                window.merge(name, sketch if share == 1 else sketch.scaled(share))
+            for name, gauge in span.gauges.items():
+                window.stretch(span.target, name, gauge, seconds)
+            for name, ranges in span.quantiles.items():
+                for q, among in ranges.items():
+                    window.quantile(name, q, among)
+            for name in known - names:
+                window.lose(name, seconds)
 
     def failed(self, target: str, at: float, kind: str) -> None:
         """A target could not be read, with all engines behind it. ``kind`` is ``CollectError.kind``."""
@@ -129,30 +197,45 @@ class WindowBuilder:
 
     def close(self, until: float) -> list[Window]:
         """Every window that ended by ``until``, oldest first, those without any reading included. Each comes once."""
-        closed: list[Window] = []
+        return [self.close_window(index) for index in self.ended(until)]
+
+    def ended(self, until: float, most_gaps: int = _MAX_GAP_WINDOWS) -> list[int]:
+        """Which windows ended by ``until``, oldest first, for ``close_window``: each is named once.
+
+        Of a longer gap than ``most_gaps`` windows only the newest are named, so that a clock set ahead by a week costs nothing.
+        """
         if self._next is None:
-            return closed
-        ended = self._index(until)  # the first that has not
-        while self._next < ended:
-            window = self._open.pop(self._next, None)
-            if window is None and self._next < ended - _MAX_GAP_WINDOWS:
-                self._next = min([ended - _MAX_GAP_WINDOWS, *self._open])
-                continue
-            closed.append(self._closed(window or self._new(self._next)))
-            self._next += 1
+            return []
         self._forget()
-        return closed
+        ended = self._index(until)  # the first that has not
+        gaps = range(max(self._next, ended - most_gaps), ended)
+        due = sorted({index for index in self._open if index < ended} | set(gaps))
+        self._next = max(self._next, ended)
+        return due
+
+    def close_window(self, index: int) -> Window:
+        """One of those that ``ended`` named. Whatever it raises, the others are as they were."""
+        window = self._open.pop(index) if index in self._open else self._new(index)
+        if self._reopens:
+            self._shut[index] = window
+            if len(self._shut) > _MOST_SHUT:
+                self._shut.popitem(last=False)
+        return self._closed(window)
+
+    def gap(self, index: int, kind: str) -> Window:
+        """What stands in for a window that cannot be made: nothing is known of it, and why."""
+        return Window(self._endpoint, self._source, index * self._window_s, self._window_s, 0.0, errors={kind: 1})
 
     def _closed(self, window: Accumulator) -> Window:
         start, end = window.start, window.end
-        expected = sum(presence.within(start, end, self._max_gap_s) for presence in self._present.values())
-        observed = sum(window.observed.values())
+        present = sum(presence.within(start, end, self._max_gap_s) for presence in self._present.values())
+        expected, observed = max(present, end - start), sum(window.observed.values())
         return Window(
             endpoint=self._endpoint,
             source=self._source,
             start=start,
             duration_s=self._window_s,
-            coverage=min(1.0, observed / max(expected, end - start)),
+            coverage=min(1.0, observed / expected),
             targets=len(window.read),
             restarts=window.restarts,
             counts=dict(window.counts),
@@ -160,6 +243,10 @@ class WindowBuilder:
             gauges=window.gauges(),
             errors=dict(window.errors),
             facts=window.told(),
+            quantiles=window.quantiles(),
+            observed={
+                name: min(1.0, max(0.0, observed - seconds) / expected) for name, seconds in sorted(window.lost.items())
+            },
         )
 
     def _forget(self) -> None:
@@ -169,19 +256,39 @@ class WindowBuilder:
         for target in [t for t, presence in self._present.items() if presence.missed_until(self._max_gap_s) < now]:
             del self._present[target]
             self._last.pop(target, None)
+            for remembered in (self._identities, self._told, self._spans):
+                remembered.pop(target, None)
 
     def _seen(self, target: str, at: float) -> Accumulator:
         """The window of ``at``; the oldest open one where that is closed."""
+        if at < self._latest - self._set_back_s:
+            self._begin_again()
+        self._latest = max(self._latest, at)
+        self._arrived(target, at)
+        return self._window(max(self._index(at), self._next or 0))
+
+    def _arrived(self, target: str, at: float) -> _Presence:
+        """A target spoke of that moment."""
         if self._next is None:
             self._next = self._first = self._index(at)
         presence = self._present.get(target)
         if presence is None or presence.gone is not None:
             # What is there when we begin was there before: the first window is not whole.
             begin = self._index(at) * self._window_s if self._index(at) == self._first else at
-            self._present[target] = _Presence(begin, at)
+            presence = self._present[target] = _Presence(begin, at)
         else:
             presence.last = max(presence.last, at)
-        return self._window(max(self._index(at), self._next))
+        return presence
+
+    def _begin_again(self) -> None:
+        """The clock was set back: what is open lies in a time that has not come yet, and nothing is due before it."""
+        self._open.clear()
+        self._last.clear()
+        self._present.clear()
+        self._identities.clear()
+        self._spans.clear()
+        self._shut.clear()
+        self._next, self._latest = None, -math.inf
 
     def _index(self, at: float) -> int:
         return math.floor(at / self._window_s)
@@ -189,7 +296,7 @@ class WindowBuilder:
     def _window(self, index: int) -> Accumulator:
         window = self._open.get(index)
         if window is None:
-            window = self._open[index] = self._new(index)
+            window = self._open[index] = self._shut.pop(index) if index in self._shut else self._new(index)
         return window
 
     def _new(self, index: int) -> Accumulator:
@@ -198,7 +305,8 @@ class WindowBuilder:
     def _split(self, start: float, end: float) -> Iterator[tuple[Accumulator, float, float]]:
         """The open windows that (start, end) touches: where the span begins in each, and how long it is there."""
         assert self._next is not None
-        for index in range(max(self._next, self._index(start)), self._index(end) + 1):
+        oldest = self._next - (_MOST_SHUT if self._reopens else 0)
+        for index in range(max(oldest, self._index(start)), self._index(end) + 1):
             begin = max(start, index * self._window_s)
             seconds = min(end, (index + 1) * self._window_s) - begin
             if seconds > 0:
@@ -207,11 +315,22 @@ class WindowBuilder:
     def _spread(self, before: Reading, after: Reading, happened: Increase) -> None:
         """Spread what happened between two readings evenly over the windows that they touch."""
         target, span = after.target, after.at - before.at
+        known = self._told.setdefault(target, set())
+        for reading in (before, after):
+            known.update(reading.counters, reading.histograms, reading.gauges)
+        told = {
+            *happened.counts,
+            *(filled.name for filled in happened.histograms),
+            *(before.gauges.keys() & after.gauges.keys()),
+        }
+        lost = known - told
         for window, start, seconds in self._split(before.at, after.at):
             share = seconds / span
             window.observed[target] = window.observed.get(target, 0.0) + seconds
             for name, more in happened.counts.items():
                 window.count(name, share * more)
+            for name in lost:
+                window.lose(name, seconds)
             for filled in happened.histograms:
                 window.fill(filled.name, filled.edges, filled.increments * share, filled.total * share)
             for name, value in after.gauges.items():

@@ -18,6 +18,8 @@ Labels = Mapping[str, str]
 Samples = dict[str, list[tuple[Labels, float]]]
 
 _MAX_LINES = 200_000
+#: Longest line, and longest text of one label: a page of one endless line must not fill the memory.
+_MAX_LINE, _MAX_LABEL = 64 * 1024, 1_000
 #: Heads remembered over all pages, and new ones taken from one page: a hostile page cannot fill the memory.
 _MAX_HEADS = 50_000
 _MAX_NEW_HEADS = 5_000
@@ -55,6 +57,8 @@ class Exposition:
         for index, line in enumerate(body.split(b"\n")):
             if not line or line[0] == 35:  # "#"
                 continue
+            if len(line) > _MAX_LINE:
+                raise CollectError("too_large", f"line {index + 1} of the page is longer than {_MAX_LINE} bytes")
             head, _, text = line.rpartition(b" ")
             known = heads.get(head)
             try:
@@ -67,7 +71,7 @@ class Exposition:
                     text = value_text
                 if known is _UNWANTED:
                     continue
-                value = float(text)
+                value = _number(text)
             except ValueError as error:
                 raise CollectError("not_metrics", f"line {index + 1} of the page is broken: {error}") from error
             number += 1
@@ -100,9 +104,13 @@ class Exposition:
         fields = rest.split()
         if not fields:
             raise ValueError(f"{name} has no value")
-        if b"_" in fields[0]:  # Python would read 1_000
-            raise ValueError(f"{name} has the value {fields[0]!r}")
         return (name, labels), fields[0]
+
+
+def _number(text: bytes) -> float:
+    if b"_" in text:  # Python would read 1_000
+        raise ValueError(f"{text[:40]!r} is no number")
+    return float(text)
 
 
 def _is_head(text: bytes) -> bool:
@@ -118,6 +126,8 @@ def _labels(text: bytes) -> tuple[Labels, bytes]:
     at = 1
     while match := _LABEL.match(text, at):
         key, value, _ = match.groups()
+        if len(value) > _MAX_LABEL:
+            raise ValueError(f"its label {key.decode()} is longer than {_MAX_LABEL} bytes")
         labels[key.decode()] = _unescaped(value)
         at = match.end()
     close = _CLOSE.match(text, at)

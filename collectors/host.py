@@ -13,7 +13,7 @@ import psutil
 import pynvml
 from pydantic import BaseModel, ConfigDict
 
-from collectors.base import SourceContext, Target
+from collectors.base import Scope, SourceContext, Target
 from collectors.window import Reading
 
 
@@ -31,6 +31,9 @@ class HostCollector:
 
     source: ClassVar[str] = "host"
     interval_s: float | None = None
+    deadline_s: float | None = None
+    settles_s = 0.0
+    scope: Scope = "endpoint"  # there is one host, however many replicas stand on it
 
     def __init__(self, context: SourceContext) -> None:
         self._clock = context.clock

@@ -13,22 +13,28 @@ import http.cookiejar
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import urljoin, urlsplit
+from typing import Any, Protocol, TypeVar
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httpx
 
+from collectors.sockets import UNTIL, BoundedBackend
+from collectors.text import clean
 from collectors.window import CollectError
+
+T = TypeVar("T")
 
 MAX_BYTES = 8 * 2**20
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 #: Below uvicorn's 5 s, so that a connection is not taken up just as the server closes it.
 _KEEP_IDLE_S = 4.0
+#: After its deadline a request that still goes on is cancelled after all.
+_GRACE_S = 5.0
 #: Kinds that mean that there was no answer at all.
 _NO_ANSWER = frozenset(("down", "dns", "tls", "timeout"))
 
@@ -106,32 +112,45 @@ class Http:
         *,
         ca_file: Path | None = None,
         tls: ssl.SSLContext | None = None,
+        uds: Path | None = None,
         max_connections: int = 1000,
         max_bytes: int = MAX_BYTES,
         user_agent: str = "flyball",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``ca_file``: PEM of the authorities to trust instead of the system's. ``tls``: a ready context.
+        """``ca_file``: PEM of the authorities to trust instead of the system's. ``tls``: a ready context. ``uds``: a Unix
+        socket that answers whatever host an address names.
 
         ``max_bytes``: the largest body that is read unless a call says otherwise. ``monotonic``: the clock of all
         stamps. Raises OSError when ``ca_file`` cannot be read.
         """
         self.monotonic = monotonic
         self._max_bytes = max_bytes
-        self._client = httpx.AsyncClient(
+        transport = httpx.AsyncHTTPTransport(
             verify=tls or ssl.create_default_context(cafile=ca_file),
             trust_env=False,
-            timeout=None,  # noqa: S113  one deadline for the whole exchange, see _mapped
             limits=httpx.Limits(
                 max_connections=max_connections,
                 max_keepalive_connections=max_connections,
                 keepalive_expiry=_KEEP_IDLE_S,
             ),
+            uds=None if uds is None else str(uds),
+        )
+        pool: Any = transport._pool  # httpx has no door for it
+        pool._network_backend = BoundedBackend(pool._network_backend)
+        self._client = httpx.AsyncClient(
+            transport=transport,
+            trust_env=False,
             headers={"user-agent": user_agent, "accept": "*/*", "accept-encoding": "identity"},
         )
         self._client.cookies.jar.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+        self._going: set[asyncio.Task[Any]] = set()
+        """Exchanges under way, those included that nobody waits for any more: they end by their own deadline."""
 
     async def aclose(self) -> None:
+        for task in self._going:
+            task.cancel()
+        await asyncio.gather(*self._going, return_exceptions=True)
         await self._client.aclose()
 
     async def get(
@@ -213,8 +232,16 @@ class Http:
                 sent_at = self.monotonic()
 
         async with _mapped(url, timeout_s):
-            request = self._client.build_request(method, url, headers=headers, json=json, extensions={"trace": trace})
-            response = await self._client.send(request, stream=True)
+            request = self._client.build_request(
+                method, url, headers=headers, json=json, extensions={"trace": trace}, timeout=timeout_s
+            )
+            opening = self._begin(self._client.send(request, stream=True), timeout_s)
+            try:
+                await asyncio.wait({opening})
+            except asyncio.CancelledError:
+                opening.add_done_callback(self._unwanted)
+                raise
+            response = opening.result()
             try:
                 if response.status_code in _REDIRECTS:
                     raise _redirect(url, "a streaming request is not sent on")
@@ -222,6 +249,32 @@ class Http:
                 yield Stream(response, sent_at, self.monotonic, max_bytes or self._max_bytes)
             finally:
                 await response.aclose()
+
+    def _begin(self, work: Coroutine[Any, Any, T], timeout_s: float) -> asyncio.Task[T]:
+        """A task that nobody cancels: it ends by its own deadline, and then its connection is in order (see ``sockets``)."""
+        loop = asyncio.get_running_loop()
+
+        async def bounded() -> T:
+            UNTIL.set(loop.time() + timeout_s)
+            return await work
+
+        task = loop.create_task(bounded())
+        backstop = loop.call_later(timeout_s + _GRACE_S, task.cancel)
+        self._going.add(task)
+
+        def over(task: asyncio.Task[T]) -> None:
+            backstop.cancel()
+            self._going.discard(task)
+            if not task.cancelled():
+                task.exception()  # whoever waited for it may have gone
+
+        task.add_done_callback(over)
+        return task
+
+    def _unwanted(self, opening: asyncio.Task[httpx.Response]) -> None:
+        """An answer that came when its caller had gone."""
+        if not opening.cancelled() and opening.exception() is None:
+            self._begin(opening.result().aclose(), _GRACE_S)
 
     async def _exchange(
         self,
@@ -232,21 +285,35 @@ class Http:
         timeout_s: float,
         max_bytes: int,
     ) -> HttpAnswer:
+        async with _mapped(url, timeout_s):
+            task = self._begin(self._follow(method, url, headers, body, timeout_s, max_bytes), timeout_s)
+            await asyncio.wait({task})
+            return task.result()
+
+    async def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        body: Mapping[str, Any],
+        timeout_s: float,
+        max_bytes: int,
+    ) -> HttpAnswer:
+        """The answer, through redirects."""
         started = self.monotonic()
         at = url
-        async with _mapped(url, timeout_s):
-            for _ in range(_MAX_REDIRECTS + 1):
-                request = self._client.build_request(method, at, headers=headers, **body)
-                response = await self._client.send(request, stream=True)
-                try:
-                    if response.status_code in _REDIRECTS and "location" in response.headers:
-                        at = _next(method, at, response.headers["location"])
-                        continue
-                    _check_encoding(response)
-                    read = await _read(response, max_bytes)
-                finally:
-                    await response.aclose()
-                return HttpAnswer(response.status_code, dict(response.headers), read, self.monotonic() - started, at)
+        for _ in range(_MAX_REDIRECTS + 1):
+            request = self._client.build_request(method, at, headers=headers, timeout=timeout_s, **body)
+            response = await self._client.send(request, stream=True)
+            try:
+                if response.status_code in _REDIRECTS and "location" in response.headers:
+                    at = _next(method, at, response.headers["location"])
+                    continue
+                _check_encoding(response)
+                read = await _read(response, max_bytes)
+            finally:
+                await response.aclose()
+            return HttpAnswer(response.status_code, dict(response.headers), read, self.monotonic() - started, at)
         raise _redirect(url, f"more than {_MAX_REDIRECTS}, so probably a loop")
 
 
@@ -254,7 +321,7 @@ def check_status(status: int, url: str, body: bytes = b"") -> None:
     """Raises CollectError unless the status is 2xx."""
     if 200 <= status < 300:
         return
-    said = " ".join(body[:200].decode("utf-8", "replace").split())
+    said = " ".join(clean(body[:200].decode("utf-8", "replace")).split())
     detail = f"{_shown(url)} answered {status}" + (f": {said}" if said else "")
     if status in (401, 403):
         raise CollectError(f"http_{status}", f"{detail}. Check the credentials in this endpoint's headers")
@@ -267,7 +334,7 @@ def check_status(status: int, url: str, body: bytes = b"") -> None:
 
 async def _read(response: httpx.Response, max_bytes: int) -> bytes:
     length = response.headers.get("content-length", "")
-    if length.isdigit() and int(length) > max_bytes:
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > max_bytes):
         raise _too_large(str(response.url), max_bytes)
     chunks: list[bytes] = []
     size = 0
@@ -293,7 +360,7 @@ def _next(method: str, at: str, location: str) -> str:
     try:
         there = urljoin(at, location)
         new = urlsplit(there)
-        port = new.port
+        _port(new)
     except ValueError as error:
         raise _redirect(at, f"it leads to something that is not an address ({error})") from error
     if old.hostname != new.hostname or (old.scheme, new.scheme) not in (
@@ -302,9 +369,15 @@ def _next(method: str, at: str, location: str) -> str:
         ("http", "https"),
     ):
         raise _redirect(at, f"it leads to {new.scheme}://{new.netloc}, another place, which was not configured")
-    if old.scheme == new.scheme and old.port != port:
+    if old.scheme == new.scheme and _port(old) != _port(new):
         raise _redirect(at, f"it leads to port {new.port}, another server, which was not configured")
+    if old.scheme != new.scheme and (_port(old), _port(new)) != (80, 443) and _port(old) != _port(new):
+        raise _redirect(at, f"it leads to https on port {_port(new)}, another server, which was not configured")
     return there
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _redirect(url: str, why: str) -> CollectError:
@@ -322,7 +395,7 @@ async def _mapped(url: str, timeout_s: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(timeout_s):
             yield
-    except TimeoutError as error:
+    except (TimeoutError, httpx.TimeoutException) as error:
         raise CollectError("timeout", f"{_shown(url)} did not finish within {timeout_s:g} s") from error
     except httpx.TransportError as error:
         raise CollectError(*_judged(url, error)) from error

@@ -13,7 +13,7 @@ from collectors.bins import Edges, Floats
 from collectors.window import Histogram, Reading
 
 #: Start times are compared with this slack: some are computed from a clock's ticks.
-_SAME_START_S = 1.0
+SAME_START_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def increase(before: Reading, after: Reading) -> Increase:
     anew = (
         before.started_at is not None
         and after.started_at is not None
-        and abs(after.started_at - before.started_at) > _SAME_START_S
+        and abs(after.started_at - before.started_at) > SAME_START_S
     )
     restarted = anew
     counts = {}

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from collectors.base import SourceContext, Target
+from collectors.base import Scope, SourceContext, Target
 from collectors.completion import PATHS, Api, Completion, complete, request_of
 from collectors.prompt import prompt_of
 from collectors.window import CollectError, Reading
@@ -56,11 +56,16 @@ class ProbeCollector:
     """Probes the targets of one endpoint. A failed probe raises, and is an error in the next reading's counters."""
 
     source: ClassVar[str] = "probe"
+    settles_s = 0.0
+    scope: Scope = "replica"
 
     def __init__(self, context: SourceContext) -> None:
         self._context = context
         self._options = Options.model_validate(dict(context.options))
         self.interval_s: float | None = self._options.interval_s
+        self.deadline_s: float | None = (
+            self._options.timeout_s + 5
+        )  # the request ends by its own; this is for what does not
         self._rng = np.random.default_rng(self._options.seed)
         self._tallies: dict[str, _Tally] = {}
         self._model = context.model

@@ -131,6 +131,17 @@ class Sketch:
         one._fill(one._keys, np.array([count]), {}, value * count, value, value)
         return Sketch.merge((self, one))
 
+    def scaled(self, share: float) -> Sketch:
+        """The same distribution with ``share`` times as many values. Raises ValueError on a share that is negative or not finite."""
+        if not (math.isfinite(share) and share >= 0):
+            raise ValueError(f"sketch: a share must be finite and not negative, not {share}")
+        if share == 0 or self.count <= 0:
+            return Sketch()
+        parts = {edges: _frozen(counts * share) for edges, counts in self._parts.items()}
+        return Sketch()._fill(
+            self._keys, self._counts * share, parts, self._total * share, self._minimum, self._maximum
+        )
+
     def add_many(self, values: ArrayLike) -> Sketch:
         """With these samples too. Raises ValueError as ``from_values``."""
         return Sketch.merge((self, Sketch.from_values(values)))
@@ -197,6 +208,25 @@ class Sketch:
         low, high = self._between(flat, shares * flat.reached[-1])
         return float(low[0]), float(high[0])
 
+    def most(self, q: float) -> float:
+        """The greatest that the true quantile can be: the upper end of ``bounds``, or closer where the exact sum says so.
+
+        The share 1 - q of the values is at least the quantile, and no other value is below its own interval, so what is left of the
+        sum is theirs. Raises ValueError when empty.
+        """
+        low, high = self.bounds(q)
+        flat = self._laid_out()
+        count = float(flat.lows_reached[-1])
+        above = (1 - q) * count
+        if above <= 0 or math.isinf(high):
+            return high
+        counts = np.diff(flat.lows_reached, prepend=0.0)
+        below = np.clip(q * count - (flat.lows_reached - counts), 0.0, counts)  # the smallest q * count values
+        most = (self._total - float((flat.lows * below).sum())) / above
+        return (
+            high if most < low else min(high, most)
+        )  # a page is not written at one instant: its sum may be behind its counts
+
     def share_above(self, x: float) -> float:
         """The share of values above ``x``, interpolated within a histogram's bin as ``histogram_quantile`` does.
 
@@ -213,6 +243,28 @@ class Sketch:
             below = float(np.interp(x, points, reached)) if x >= 0 else 0.0
             above += float(counts.sum()) - below
         return min(1.0, max(0.0, above / count))
+
+    def share_bounds(self, x: float) -> tuple[float, float]:
+        """The least and the most that the share of values above ``x`` can be; the same where ``x`` is a histogram's edge.
+
+        Raises ValueError when empty.
+        """
+        count = self.count
+        if count <= 0:
+            raise ValueError("sketch: nothing was observed, so no share is known; look at count first")
+        lows = np.where(self._keys > ZERO_KEY, GAMMA ** (self._keys - 1.0), 0.0)
+        least = float(self._counts[lows >= x].sum())
+        most = float(self._counts[GAMMA ** self._keys.astype(np.float64) > x].sum())
+        if not self._parts and self._counts.size:  # the extremes of samples are exact
+            if x < self._minimum:
+                return 1.0, 1.0
+            if x >= self._maximum:
+                return 0.0, 0.0
+        for edges, counts in self._parts.items():
+            points = np.array((0.0, *edges, math.inf))
+            least += float(counts[points[:-1] >= x].sum())
+            most += float(counts[points[1:] > x].sum())
+        return min(1.0, least / count), min(1.0, most / count)
 
     def sample(self, uniforms: ArrayLike) -> Floats:
         """Draws by inversion, the same shape as ``uniforms`` (each in 0..1). Beyond the last edge, that edge is drawn.

@@ -6,7 +6,6 @@ Owns the names and what they mean in Flyball's words. Adds nothing up over time:
 from __future__ import annotations
 
 import email.utils
-import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +13,11 @@ from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from collectors.base import SourceContext, Target
+from collectors.base import Scope, SourceContext, Target
+from collectors.door import GREATEST, check_histogram, total
 from collectors.exposition import Exposition, Labels, Samples
 from collectors.http import Http, HttpAnswer
+from collectors.text import clean
 from collectors.window import CollectError, Histogram, Reading
 
 #: A page older or newer than this is a stale cache's, or one of the two clocks is wrong: neither is fit to decide on.
@@ -93,10 +94,13 @@ class VllmCollector:
 
     source: ClassVar[str] = "vllm"
     interval_s: float | None = None
+    settles_s = 0.0
+    scope: Scope = "replica"
 
     def __init__(self, context: SourceContext) -> None:
         self._context = context
         self._options = Options.model_validate(dict(context.options))
+        self.deadline_s: float | None = 2 * self._options.timeout_s + 1  # the page, and now and then its version
         self._exposition = Exposition(_NAMES, max_series=self._options.max_series)
         self._versions: dict[str, _Version] = {}
 
@@ -149,7 +153,7 @@ async def _fetch_version(http: Http, target: Target, timeout_s: float) -> str | 
         version = json.loads(answer.body)["version"]
     except (CollectError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return version if isinstance(version, str) else None
+    return clean(version) if isinstance(version, str) else None
 
 
 def check_clock(answer: HttpAnswer, now: float) -> None:
@@ -159,7 +163,7 @@ def check_clock(answer: HttpAnswer, now: float) -> None:
         return
     try:
         there = email.utils.parsedate_to_datetime(date).timestamp()
-    except ValueError:
+    except (ValueError, TypeError, OverflowError, OSError):  # no date that can be: nothing to compare with
         return
     if abs(there - now) > _MAX_SKEW_S:
         raise CollectError(
@@ -187,7 +191,7 @@ def readings_of(samples: Samples, target: str, model: str | None, at: float) -> 
         raise CollectError("not_vllm", "the page has metrics, but none of vLLM's. Check the address")
     wanted = sorted((e for e in engines if model is None or e.model == model), key=_order)
     if not wanted:
-        there = ", ".join(sorted({e.model for e in engines if e.model is not None}))
+        there = ", ".join(sorted({e.model for e in engines if e.model is not None})[:8])
         raise CollectError("model_not_found", f"the server has no model {model}; it has {there}")
     if len(wanted) > _MAX_ENGINES:
         raise CollectError("too_large", f"the page has {len(wanted)} engines, more than {_MAX_ENGINES}")
@@ -213,7 +217,12 @@ def readings_of(samples: Samples, target: str, model: str | None, at: float) -> 
 
 def _order(engine: _Engine) -> tuple[str, int, str]:
     rank = engine.rank or "0"
-    return engine.model or "", int(rank) if rank.isdigit() else 0, rank
+    return engine.model or "", _whole(rank) or 0, rank
+
+
+def _whole(text: str) -> int | None:
+    """A count as a label has it; None where it is something else: ``isdigit`` also takes superscripts, and ``int`` refuses 5,000 digits."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def _target(target: str, engine: _Engine, several_models: bool) -> str:
@@ -274,10 +283,10 @@ def _sum(samples: Samples, name: str, **labels: str) -> float | None:
 
 def _total(name: str, values: Sequence[float]) -> float | None:
     """Raises CollectError on values that a count cannot have."""
-    if any(value < 0 or math.isinf(value) for value in values):
+    if any(value < 0 or value > GREATEST for value in values):
         raise CollectError("invalid_value", f"{name} is {min(values)}, which cannot be")
-    total = math.fsum(values)
-    return None if math.isnan(total) else total
+    added = total(name, values)
+    return None if math.isnan(added) else added
 
 
 def _histograms(samples: Samples) -> dict[str, Histogram]:
@@ -293,28 +302,39 @@ def _histograms(samples: Samples) -> dict[str, Histogram]:
 
 
 def _histogram(name: str, samples: Samples) -> Histogram | None:
-    total = _sum(samples, name + "_sum")
+    added = _sum(samples, name + "_sum")
     if name + "_sum" not in samples or name + "_count" not in samples:
         raise CollectError("truncated", f"{name} has buckets but no sum or no count: half of a page")
-    counts: dict[str, float] = {}
+    counts: dict[float, float] = {}
     for labels, value in samples[name + "_bucket"]:
-        edge = labels.get("le", "")
+        try:
+            edge = float(labels.get("le", ""))
+        except ValueError as error:
+            raise CollectError(
+                "invalid_value", f"{name} has a bucket without a number for its edge: {error}"
+            ) from error
+        if math.isnan(edge):
+            raise CollectError("invalid_value", f"{name} has a bucket whose edge is no number")
         counts[edge] = counts.get(edge, 0.0) + value
-    try:
-        pairs = sorted((float(edge), count) for edge, count in counts.items())
-    except ValueError as error:
-        raise CollectError("invalid_value", f"{name} has a bucket without a number for its edge: {error}") from error
-    if total is None or any(math.isnan(count) for _, count in pairs):
+    if added is None or any(math.isnan(count) for count in counts.values()):
         return None
-    edges, reached = zip(*pairs, strict=True)
+    edges, reached = zip(*sorted(counts.items()), strict=True)
     if edges[-1] != math.inf:
         raise CollectError("truncated", f"{name} has no +Inf bucket: half of a page")
-    if reached[0] < 0 or math.isinf(reached[-1]) or any(a > b for a, b in itertools.pairwise(reached)):
-        raise CollectError("invalid_value", f"{name} has bucket counts that are negative or fall, which cannot be")
-    return Histogram(edges[:-1], reached, total)
+    if len(edges) == 1:
+        return None  # legal, and says nothing of how long anything took
+    histogram = Histogram(edges[:-1], reached, added)
+    check_histogram(name, histogram)
+    return histogram
 
 
 def _started_at(samples: Samples, mine: Samples) -> float | None:
+    starts = {value for _, value in samples.get(_STARTED, ())}
+    if len(starts) > 1:
+        raise CollectError(
+            "several_servers",
+            f"the page is of {len(starts)} processes at once: give each server an address of its own, or read them through Prometheus",
+        )
     for series in (samples.get(_STARTED), mine.get(_CREATED)):
         if series and math.isfinite(series[0][1]):
             return series[0][1]
@@ -332,11 +352,12 @@ def _facts(engine: _Engine, config: Sequence[tuple[Labels, float]] | tuple[()]) 
     ):
         if labels.get(label, "None") != "None":
             facts[fact] = labels[label]
-    size, blocks = facts.get("block_size", ""), facts.get("num_gpu_blocks", "")
-    if labels.get("kv_cache_size_tokens", "").isdigit():  # exact also where layers share or skip the cache
-        facts["kv_tokens"] = labels["kv_cache_size_tokens"]
-    elif size.isdigit() and blocks.isdigit():
-        facts["kv_tokens"] = str(int(size) * int(blocks))
+    size, blocks = _whole(facts.get("block_size", "")), _whole(facts.get("num_gpu_blocks", ""))
+    whole = _whole(labels.get("kv_cache_size_tokens", ""))  # exact also where layers share or skip the cache
+    if whole is None and size is not None and blocks is not None:
+        whole = size * blocks
+    if whole is not None:
+        facts["kv_tokens"] = str(whole)
     return facts
 
 

@@ -1,44 +1,15 @@
 """The nouns of telemetry: what a source read, and the window that readings add up to.
 
-Unknown is ``None`` or an absent key, never 0.
+Unknown is ``None`` or an absent key, never 0. The names of metrics stand in ``collectors.metrics``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from collectors.sketch import Sketch
-
-#: Canonical names that a source may put into a Reading. A source leaves out what it does not know.
-COUNTERS = (
-    "requests",  # finished requests, errors included
-    "errors",  # of those, failed: 5xx, aborted by the server, broken stream
-    "prompt_tokens",
-    "cached_prompt_tokens",  # of the prompt tokens, served from the prefix cache
-    "output_tokens",
-    "preemptions",
-)
-HISTOGRAMS = (
-    "ttft_s",  # request sent to first token
-    "itl_s",  # gap between consecutive output tokens after the first
-    "tpot_s",  # of one request: (end-to-end - TTFT) / (output tokens - 1)
-    "e2e_s",  # request sent to last token
-    "queue_s",  # arrival at the engine to its first scheduling
-    "prefill_s",  # first scheduling to first token: TTFT without the queue, of the same requests
-    "prompt_length",  # tokens
-    "output_length",  # tokens
-)
-GAUGES = (
-    "running",  # sequences in the batch
-    "waiting",  # sequences that wait for capacity
-    "kv_usage",  # 0..1
-    "cpu_usage",  # 0..1 of the host
-    "memory_usage",  # 0..1 of the host
-    "gpu_usage",  # 0..1
-    "gpu_memory_usage",  # 0..1; engines preallocate it, so never a signal to act on
-    "gpu_power_w",
-)
+from collectors.text import clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +54,43 @@ class Gauge:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """What a quantile is known to lie between. Ranges merge soundly: the p-quantile of a mixture lies between the least and the
+    greatest p-quantile of its parts."""
+
+    least: float
+    most: float
+
+    @classmethod
+    def merge(cls, ranges: Iterable[Range]) -> Range:
+        """Of at least one."""
+        several = list(ranges)
+        return cls(min(r.least for r in several), max(r.most for r in several))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a source says of an interval, already differenced: totals of a minute, a usage bucket, a delta. It may come late.
+
+    An interval of a target is told once; told again, it is passed by.
+    """
+
+    target: str
+    """Which replica, or the endpoint's name where the source adds all of them up."""
+    start: float
+    end: float
+    """Unix seconds."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    sketches: Mapping[str, Sketch] = field(default_factory=dict)
+    gauges: Mapping[str, Gauge] = field(default_factory=dict)
+    quantiles: Mapping[str, Mapping[float, Range]] = field(default_factory=dict)
+    """Percentiles that come as numbers: ``{"e2e_s": {0.95: Range(0.8, 0.8)}}``."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    share: float = 1.0
+    """The share of it that was really observed, 0..1, where the source adds targets up and some of them did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """Telemetry of one endpoint from one source over one fixed interval."""
 
@@ -105,6 +113,10 @@ class Window:
     errors: Mapping[str, int] = field(default_factory=dict)
     """Failed reads by class (``timeout``, ``http_401`` ...): why coverage is below 1."""
     facts: Mapping[str, str] = field(default_factory=dict)
+    quantiles: Mapping[str, Mapping[float, Range]] = field(default_factory=dict)
+    """By canonical histogram name and share (0..1): quantiles that the source gave as numbers, where it gives no distribution."""
+    observed: Mapping[str, float] = field(default_factory=dict)
+    """By metric name: the share of the interval in which that metric was told, where it is not ``coverage``."""
 
     @property
     def end(self) -> float:
@@ -114,17 +126,34 @@ class Window:
         """The increase of a counter, or None where it is unknown."""
         return self.counts.get(name)
 
+    def coverage_of(self, name: str) -> float:
+        """The share of the interval in which this metric was observed, 0..1."""
+        return self.observed.get(name, self.coverage)
+
     def rate(self, name: str) -> float | None:
-        """The increase of a counter per second of *observed* time, or None where it is unknown."""
-        value = self.counts.get(name)
-        if value is None or self.coverage <= 0:
+        """The increase of a counter per second in which it was *observed*, or None where it is unknown."""
+        value, share = self.counts.get(name), self.coverage_of(name)
+        if value is None or share <= 0:
             return None
-        return value / (self.duration_s * self.coverage)
+        return value / (self.duration_s * share)
+
+    def range(self, name: str, q: float) -> Range | None:
+        """What a quantile of a latency or length lies between (``most`` may be infinite), or None where nothing is known of it."""
+        sketch, given = self.sketches.get(name), self.quantiles.get(name, {}).get(q)
+        known = [] if given is None else [given]
+        if sketch is not None and sketch.count > 0:
+            known.append(Range(*sketch.bounds(q)))
+        return Range.merge(known) if known else None
 
     def quantile(self, name: str, q: float) -> float | None:
-        """A quantile of a latency or length, or None where nothing was observed or it lies beyond the last bound."""
-        sketch = self.sketches.get(name)
-        return sketch.quantile(q) if sketch is not None else None
+        """A quantile of a latency or length, or None where nothing was observed or it lies beyond the last bound.
+
+        Where the source gave a range instead of a distribution, its upper end.
+        """
+        sketch, given = self.sketches.get(name), self.quantiles.get(name, {}).get(q)
+        if sketch is not None and sketch.count > 0:
+            return sketch.quantile(q)
+        return given.most if given is not None else None
 
     def mean(self, name: str) -> float | None:
         """The mean of a gauge, or of a latency or length, or None where it is unknown."""
@@ -139,6 +168,6 @@ class CollectError(Exception):
     """A source could not be read. ``kind`` is a stable class for counting, ``detail`` says what and what to do."""
 
     def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(f"{kind}: {detail}")
         self.kind = kind
-        self.detail = detail
+        self.detail = clean(detail)
+        super().__init__(f"{kind}: {self.detail}")

@@ -54,8 +54,13 @@ windows = sa.Table(
     sa.Column("gauges", sa.JSON, nullable=False),
     sa.Column("read_errors", sa.JSON, nullable=False),
     sa.Column("facts", sa.JSON, nullable=False),
+    sa.Column("more", sa.JSON, nullable=False, server_default="{}"),
+    sa.Column("quantiles", sa.JSON, nullable=False, server_default="{}"),
+    sa.Column("rolled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("endpoint", "source", "duration_s", "start"),
 )
+#: For what is yet to be merged into the next coarser resolution, late windows included, and for what is old.
+sa.Index("ix_windows_duration_s_rolled_start", windows.c.duration_s, windows.c.rolled, windows.c.start)
 
 #: How each source of each endpoint fares, for `flyball status` while no daemon runs.
 sources = sa.Table(

@@ -35,8 +35,11 @@ def upsert(
     *,
     key: Sequence[str],
     update: Sequence[str] = (),
+    greater: str | None = None,
 ) -> int:
     """Insert rows; where ``key`` is there already, set the ``update`` columns, or leave the row alone when there are none.
+
+    ``greater``: a column; the row is left alone unless the new value of it is greater than its own.
 
     Returns how many rows were written.
     """
@@ -45,8 +48,9 @@ def upsert(
     make = sqlite.insert if db.dialect.name == "sqlite" else postgresql.insert
     statement = make(table)
     if update:
+        better = None if greater is None else statement.excluded[greater] > table.c[greater]
         statement = statement.on_conflict_do_update(
-            index_elements=list(key), set_={name: statement.excluded[name] for name in update}
+            index_elements=list(key), set_={name: statement.excluded[name] for name in update}, where=better
         )
     else:
         statement = statement.on_conflict_do_nothing(index_elements=list(key))

@@ -2,35 +2,96 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
+import structlog
+from sqlalchemy import exc
 
 from agent.store import schema
+from agent.store.database import Store
 from agent.store.sql import upsert
+from collectors.metrics import names
 from collectors.sketch import Sketch
-from collectors.window import COUNTERS, Gauge, Window
+from collectors.window import Gauge, Range, Window
 
+log = structlog.get_logger()
+T = TypeVar("T")
 _T = schema.windows
 _KEY = ("endpoint", "source", "duration_s", "start")
+_VALUES = tuple(column.name for column in _T.columns if column.name not in ("id", *_KEY))
+#: Counters with a column of their own; the others are in ``more``.
+_COUNTERS = tuple(name for name in names("counter") if name in _T.c)
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 #: Resolutions above the collected one, finest first: seconds.
 ROLLUPS = (300.0, 3600.0)
-#: A span is merged once, so not before its last collected window had this many windows' time to come in.
+#: A span is merged when its last collected window had this many windows' time to come in; whatever comes later merges it again.
 SETTLE_WINDOWS = 2
+#: Spans that are merged in one transaction, and windows that are looked through for them.
+_CHUNK, _LOOKED = 200, 20_000
+
+
+class Entry(NamedTuple):
+    """A closed window, and what its time cost: bound when it closed, by the price of that moment."""
+
+    window: Window
+    cost_usd: float | None
+    """Of the whole endpoint over the window; None: unknown."""
 
 
 def save(db: sa.Connection, windows: Sequence[Window], price_per_hour: Mapping[str, float | None] | None = None) -> int:
-    """Save windows; one that is there already stays as it is. ``price_per_hour`` is the whole endpoint's, by name.
-
-    Returns how many were new.
-    """
+    """Save windows at a price. ``price_per_hour`` is the whole endpoint's, by name. As ``save_entries``."""
     prices = price_per_hour or {}
-    return upsert(db, _T, [_row(w, prices.get(w.endpoint)) for w in windows], key=_KEY)
+    return save_entries(db, [entry_of(w, prices.get(w.endpoint)) for w in windows])
+
+
+def entry_of(window: Window, price_per_hour: float | None) -> Entry:
+    """``price_per_hour``: US dollars of the whole endpoint; None: unknown."""
+    return Entry(window, None if price_per_hour is None else price_per_hour * window.duration_s / 3600)
+
+
+def save_entries(db: sa.Connection, entries: Sequence[Entry]) -> int:
+    """Save windows; one that is there already is replaced by one that observed more, and otherwise stays as it is.
+
+    Returns how many were written. Raises ValueError on a window that no database should hold.
+    """
+    rows = [_row(window, cost) for window, cost in entries]
+    return _write(db, rows)
+
+
+def each_saved(
+    store: Store, items: Sequence[T], write: Callable[[sa.Connection, Sequence[T]], object]
+) -> list[tuple[T, str]]:
+    """Write all of ``items``, in one transaction where possible. What the database refuses for good is left out, and returned with
+    the reason, so that one value never blocks the others. Raises whatever means that the database is away."""
+    try:
+        with store.write() as db:
+            write(db, items)
+    except Exception as error:
+        if not refused(error):
+            raise
+        if len(items) == 1:
+            return [(items[0], f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")]
+        middle = len(items) // 2
+        return [*each_saved(store, items[:middle], write), *each_saved(store, items[middle:], write)]
+    return []
+
+
+def refused(error: Exception) -> bool:
+    """Whether the database, or its driver, will never take this, however often it is tried: not an outage.
+
+    A table or a column that is not there is no fault of the value, so ``ProgrammingError`` and ``OperationalError`` are outages, but
+    for PostgreSQL's class 54, a limit of the program exceeded: too large for a row.
+    """
+    if isinstance(error, exc.DBAPIError):
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        return isinstance(error, exc.DataError | exc.IntegrityError) or state.startswith("54")
+    return isinstance(error, exc.StatementError | ValueError | TypeError | ArithmeticError)
 
 
 def load(db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float) -> list[Window]:
@@ -69,62 +130,105 @@ def spent(db: sa.Connection, endpoint: str, source: str, start: float, end: floa
     return total
 
 
-def roll_up(db: sa.Connection, now: float, raw_s: float) -> int:
-    """Merge whole 5-minute and 1-hour spans that have ended and settled. Returns how many windows were made."""
+def roll_up(store: Store, now: float, raw_s: float) -> int:
+    """Merge 5-minute and 1-hour spans that have ended and settled, and again those into which a late window came.
+
+    Returns how many windows were made. Looks only at windows that were not merged yet, and holds the write lock for a chunk at a time.
+    """
     made = 0
     finer = raw_s
     now -= SETTLE_WINDOWS * raw_s
     for coarse in ROLLUPS:
         if coarse <= finer:
             continue
-        made += _roll_level(db, now, finer, coarse)
+        while number := _roll_chunk(store, now, finer, coarse):
+            made += number
         finer = coarse
     return made
 
 
-def _roll_level(db: sa.Connection, now: float, finer: float, coarse: float) -> int:
-    until = now // coarse * coarse
-    done = {
-        (row.endpoint, row.source): float(row.last)
-        for row in db.execute(
-            sa.select(_T.c.endpoint, _T.c.source, sa.func.max(_T.c.start).label("last"))
-            .where(_T.c.duration_s == coarse)
-            .group_by(_T.c.endpoint, _T.c.source)
-        )
-    }
-    pairs = db.execute(
-        sa.select(_T.c.endpoint, _T.c.source, sa.func.min(_T.c.start).label("first"))
-        .where(_T.c.duration_s == finer)
-        .group_by(_T.c.endpoint, _T.c.source)
-    ).all()
-    made: list[Mapping[str, Any]] = []
-    for endpoint, source, first in pairs:
-        start = done[endpoint, source] + coarse if (endpoint, source) in done else first // coarse * coarse
-        groups: dict[float, list[Window]] = defaultdict(list)
-        for window in load(db, endpoint, source, start, until, finer):
-            groups[window.start // coarse * coarse].append(window)
-        for begin, members in groups.items():
-            cost = spent(db, endpoint, source, begin, begin + coarse, finer)
-            made.append({**_row(merge(members, begin, coarse), None), "cost_usd": cost})
-    return upsert(db, _T, made, key=_KEY)
+class _Waiting(NamedTuple):
+    """A window that was not merged yet, as it was when it was looked at."""
+
+    id: int
+    coverage: float
+    endpoint: str
+    source: str
+    start: float
+
+
+def _roll_chunk(store: Store, now: float, finer: float, coarse: float) -> int:
+    """Merge some spans; how many. A window that is replaced meanwhile stays to be merged."""
+    with store.read() as db:
+        chosen = _waiting(db, now // coarse * coarse, finer, coarse)
+        made = [row for span in chosen if (row := _rolled(db, *span, finer, coarse)) is not None]
+    if not chosen:
+        return 0
+    mark = sa.update(_T).where(_T.c.id == sa.bindparam("it"), _T.c.coverage == sa.bindparam("seen")).values(rolled=True)
+    for row, reason in each_saved(store, made, _write):
+        log.error("span_refused", endpoint=row["endpoint"], source=row["source"], start=row["start"], error=reason)
+    with store.write() as db:
+        db.execute(mark, [{"it": w.id, "seen": w.coverage} for waiting in chosen.values() for w in waiting])
+    return len(chosen)
+
+
+def _write(db: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
+    return upsert(db, _T, rows, key=_KEY, update=_VALUES, greater="coverage")
+
+
+def _waiting(
+    db: sa.Connection, until: float, finer: float, coarse: float
+) -> dict[tuple[str, str, float], list[_Waiting]]:
+    """Windows to be merged, by endpoint, source and the start of their span; the oldest spans, not too many."""
+    rows = db.execute(
+        sa.select(_T.c.id, _T.c.coverage, _T.c.endpoint, _T.c.source, _T.c.start)
+        .where(_T.c.duration_s == finer, _T.c.rolled == sa.false(), _T.c.start < until)
+        .order_by(_T.c.start)
+        .limit(_LOOKED)
+    )
+    spans: dict[tuple[str, str, float], list[_Waiting]] = defaultdict(list)
+    for row in (_Waiting(*row) for row in rows):
+        key = (row.endpoint, row.source, row.start // coarse * coarse)
+        if key in spans or len(spans) < _CHUNK:
+            spans[key].append(row)
+    return spans
+
+
+def _rolled(
+    db: sa.Connection, endpoint: str, source: str, begin: float, finer: float, coarse: float
+) -> dict[str, Any] | None:
+    """One span merged; None, and said, where what is stored cannot be merged: it must not block the others."""
+    try:
+        members = load(db, endpoint, source, begin, begin + coarse, finer)
+        return _row(merge(members, begin, coarse), spent(db, endpoint, source, begin, begin + coarse, finer))
+    except (ValueError, TypeError, KeyError) as error:
+        log.error("span_damaged", endpoint=endpoint, source=source, start=begin, error=repr(error))
+        return None
 
 
 def age_out(db: sa.Connection, now: float, keep_s: Mapping[float, float]) -> int:
     """Delete windows of each resolution (seconds) that are older than their keeping time (seconds)."""
     gone = 0
     for duration_s, seconds in keep_s.items():
-        gone += db.execute(sa.delete(_T).where(_T.c.duration_s == duration_s, _T.c.start < now - seconds)).rowcount
+        old = (
+            _T.c.duration_s == duration_s,
+            _T.c.rolled.in_((False, True)),
+            _T.c.start < now - seconds,
+        )  # the index's order
+        gone += db.execute(sa.delete(_T).where(*old)).rowcount
     return gone
 
 
 def merge(windows: Sequence[Window], start: float, duration_s: float) -> Window:
-    """Windows of one endpoint and source as one: counts add, sketches merge, gauges are weighted by what was observed.
+    """Windows of one endpoint and source as one: counts add, sketches merge, gauges are weighted by what was observed, and of
+    quantiles that came as numbers the least and the greatest are kept.
 
     A stretch without a window is a gap: it lowers the coverage.
     """
     counts: dict[str, float] = defaultdict(float)
     sketches: dict[str, list[Sketch]] = defaultdict(list)
     gauges: dict[str, list[tuple[float, Gauge]]] = defaultdict(list)
+    quantiles: dict[tuple[str, float], list[Range]] = defaultdict(list)
     errors: dict[str, int] = defaultdict(int)
     facts: dict[str, str] = {}
     for window in windows:
@@ -134,6 +238,9 @@ def merge(windows: Sequence[Window], start: float, duration_s: float) -> Window:
             sketches[name].append(sketch)
         for name, gauge in window.gauges.items():
             gauges[name].append((window.coverage * window.duration_s, gauge))
+        for name, ranges in window.quantiles.items():
+            for q, known in ranges.items():
+                quantiles[name, q].append(known)
         for kind, n in window.errors.items():
             errors[kind] += n
         facts.update(window.facts)
@@ -150,7 +257,34 @@ def merge(windows: Sequence[Window], start: float, duration_s: float) -> Window:
         gauges={name: _merge_gauges(parts) for name, parts in gauges.items()},
         errors=dict(errors),
         facts=facts,
+        quantiles=_by_name(quantiles),
+        observed=_observed(windows, duration_s),
     )
+
+
+def _by_name(quantiles: Mapping[tuple[str, float], Sequence[Range]]) -> dict[str, dict[float, Range]]:
+    merged: dict[str, dict[float, Range]] = defaultdict(dict)
+    for (name, q), ranges in sorted(quantiles.items()):
+        merged[name][q] = Range.merge(ranges)
+    return dict(merged)
+
+
+def _observed(windows: Sequence[Window], duration_s: float) -> dict[str, float]:
+    """The share of the span in which each metric was told, where it is not the coverage. A counter that a window lacks was not told
+    in it; a latency that it lacks may just not have occurred."""
+    counters = {name for w in windows for name in w.counts}
+    named = counters | {name for w in windows for name in w.observed}
+    whole = sum(w.coverage * w.duration_s for w in windows)
+    shares: dict[str, float] = {}
+    for name in sorted(named):
+        told = sum(
+            w.coverage_of(name) * w.duration_s
+            for w in windows
+            if name not in counters or name in w.counts or name in w.observed
+        )
+        if not math.isclose(told, whole, rel_tol=1e-9, abs_tol=1e-9):
+            shares[name] = min(1.0, told / duration_s)
+    return shares
 
 
 def _merge_gauges(parts: Sequence[tuple[float, Gauge]]) -> Gauge:
@@ -159,7 +293,8 @@ def _merge_gauges(parts: Sequence[tuple[float, Gauge]]) -> Gauge:
     return Gauge(mean=mean, maximum=max(g.maximum for _, g in parts), last=parts[-1][1].last)
 
 
-def _row(window: Window, price_per_hour: float | None) -> dict[str, Any]:
+def _row(window: Window, cost_usd: float | None) -> dict[str, Any]:
+    """Raises ValueError on a number that is not finite: neither a page nor PostgreSQL takes it."""
     row: dict[str, Any] = {
         "endpoint": window.endpoint,
         "source": window.source,
@@ -168,18 +303,25 @@ def _row(window: Window, price_per_hour: float | None) -> dict[str, Any]:
         "coverage": window.coverage,
         "targets": window.targets,
         "restarts": window.restarts,
-        "cost_usd": None if price_per_hour is None else price_per_hour * window.duration_s / 3600,
+        "cost_usd": cost_usd,
         "sketches": pack(window.sketches),
         "gauges": {name: [g.mean, g.maximum, g.last] for name, g in window.gauges.items()},
         "read_errors": dict(window.errors),
         "facts": dict(window.facts),
+        "more": {
+            "counts": {name: value for name, value in window.counts.items() if name not in _COUNTERS},
+            "observed": dict(window.observed),
+        },
+        "quantiles": {
+            name: {str(q): [r.least, r.most] for q, r in ranges.items()} for name, ranges in window.quantiles.items()
+        },
+        "rolled": window.duration_s >= ROLLUPS[-1],
     }
-    for name in COUNTERS:
+    for name in _COUNTERS:
         row[name] = window.counts.get(name)
     for metric in ("ttft", "itl", "tpot", "e2e", "queue"):
-        sketch = window.sketches.get(f"{metric}_s")
         for label, q in _QUANTILES:
-            row[f"{metric}_{label}_s"] = sketch.quantile(q) if sketch is not None else None
+            row[f"{metric}_{label}_s"] = window.quantile(f"{metric}_s", q)
     for name in ("running", "waiting", "kv_usage"):
         gauge = window.gauges.get(name)
         row[f"{name}_mean"] = gauge.mean if gauge else None
@@ -187,7 +329,19 @@ def _row(window: Window, price_per_hour: float | None) -> dict[str, Any]:
     for name in ("gpu_usage", "cpu_usage"):
         gauge = window.gauges.get(name)
         row[f"{name}_mean"] = gauge.mean if gauge else None
+    _check_finite(row)
     return row
+
+
+def _check_finite(value: object, where: str = "window") -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}")
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            _check_finite(part, f"{where}.{name}")
+    elif isinstance(value, list):
+        for part in value:
+            _check_finite(part, where)
 
 
 def _window(row: Mapping[str, Any]) -> Window:
@@ -199,11 +353,15 @@ def _window(row: Mapping[str, Any]) -> Window:
         coverage=row["coverage"],
         targets=row["targets"],
         restarts=row["restarts"],
-        counts={name: row[name] for name in COUNTERS if row[name] is not None},
+        counts={name: row[name] for name in _COUNTERS if row[name] is not None} | row["more"].get("counts", {}),
         sketches=unpack(row["sketches"]),
         gauges={name: Gauge(*values) for name, values in row["gauges"].items()},
         errors=row["read_errors"],
         facts=row["facts"],
+        quantiles={
+            name: {float(q): Range(*ends) for q, ends in ranges.items()} for name, ranges in row["quantiles"].items()
+        },
+        observed=row["more"].get("observed", {}),
     )
 
 

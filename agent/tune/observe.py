@@ -80,7 +80,7 @@ async def _read(watched: Watched, seen: Seen) -> None:
     readings: list[Reading] = []
     for target in watched.targets():
         try:
-            readings += await collector.read(target)
+            readings += [said for said in await collector.read(target) if isinstance(said, Reading)]
         except CollectError:
             seen.failures += 1
     seen.take(readings)

@@ -113,8 +113,9 @@ def test_a_collector_with_a_bug_costs_no_other_endpoint_a_window(tmp_path: Path)
             with world.store.read() as db:
                 rows = windows.load(db, OTHER, "vllm", 0.0, 4e9, 20.0)
             assert len(rows) >= 6
-            collect = next(loop for loop in world.governor.loops if loop.name == "collect")
-            assert collect.beat.errors > 0
+            health = world.governor.watched[NAME].health["vllm", "http://sim.invalid"]
+            assert health.failures > 0
+            assert health.last_error == "bug: ZeroDivisionError: "
 
     run(scenario)
 

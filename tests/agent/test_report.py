@@ -53,8 +53,8 @@ def test_figures_are_the_same_after_rolling_up(week: Store, tmp_path: Path) -> N
     chosen = settings(tmp_path, "chat", "code")
     span = {"start": T0 - 6 * 86_400 + 1800, "end": T0 + 2 * HOUR - 1800}
     before = summary(week, chosen, **span)
-    with week.write() as db:
-        windows.roll_up(db, T0 + 2 * HOUR - 1800, 60.0)
+    windows.roll_up(week, T0 + 2 * HOUR - 1800, 60.0)
+    with week.read() as db:
         assert len(windows.load(db, "chat", "vllm", 0.0, 1e12, HOUR)) == 1
     after = summary(week, chosen, **span)
     assert before["spent_usd"] == pytest.approx(3.0 + 10.0)

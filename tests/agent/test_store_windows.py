@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.exc import SQLAlchemyError
 
 from agent.store import Store, schema, windows
+from agent.store.database import _alembic
+from collectors.metrics import names
 from collectors.sketch import Sketch
-from collectors.window import COUNTERS, Gauge, Window
+from collectors.window import Gauge, Range, Window
 from tests.agent.records import T0, window
 
 LATE = T0 + 100_000.0
@@ -28,7 +34,7 @@ def everything() -> Window:
         coverage=0.1 + 0.2,  # no round number in binary
         targets=3,
         restarts=1,
-        counts={name: 1.1 * (i + 1) for i, name in enumerate(COUNTERS)},
+        counts={name: 1.1 * (i + 1) for i, name in enumerate((*names("counter"), "billed_tokens"))},
         sketches={
             "ttft_s": Sketch.from_values(rng.lognormal(size=500)),
             "itl_s": Sketch.from_histogram((0.01, 0.1), (5.5, 3.25, 1.0), 4.0),
@@ -36,6 +42,8 @@ def everything() -> Window:
         gauges={"running": Gauge(1 / 3, 7.0, 2.0), "gpu_power_w": Gauge(300.0, 310.0, 305.0)},
         errors={"timeout": 2},
         facts={"model": "tiny", "version": "0.9"},
+        quantiles={"e2e_s": {0.95: Range(0.8, 1.2), 0.5: Range(0.3, 0.3)}},
+        observed={"requests": 0.25},
     )
 
 
@@ -87,6 +95,62 @@ def test_saving_again_changes_nothing(store: Store) -> None:
         assert [w.count("requests") for w in windows.load(db, "chat", "vllm", T0, T0 + 120, 60.0)] == [120.0, 120.0]
 
 
+def test_a_fuller_window_replaces_its_row_and_a_poorer_one_does_not(store: Store) -> None:
+    poor = window(T0, coverage=0.25, counts={"requests": 1.0})
+    with store.write() as db:
+        windows.save(db, [poor], {"chat": 1.0})
+        assert windows.save(db, [window(T0)], {"chat": 2.0}) == 1
+        assert windows.save(db, [poor], {"chat": 1.0}) == 0
+    with store.read() as db:
+        assert windows.load(db, "chat", "vllm", T0, T0 + 60, 60.0) == [window(T0)]
+        assert windows.spent(db, "chat", "vllm", T0, T0 + 60, 60.0) == pytest.approx(2.0 / 60)
+
+
+@pytest.mark.parametrize("counts", [{"requests": math.inf}, {"throttled": math.nan}])
+def test_a_number_that_no_page_can_show_is_refused_and_costs_only_its_window(
+    counts: dict[str, float], store: Store
+) -> None:
+    rows = [windows.entry_of(window(T0 + 60 * i, counts=counts if i == 3 else None), 1.0) for i in range(8)]
+    ((entry, reason),) = windows.each_saved(store, rows, windows.save_entries)
+    assert entry is rows[3]
+    assert reason.startswith("ValueError: window")
+    with store.read() as db:
+        assert len(windows.load(db, "chat", "vllm", T0, T0 + 480, 60.0)) == 7
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "bad",
+    [
+        replace(window(T0), targets=2**70),
+        replace(window(T0), endpoint="\ud800"),
+        replace(window(T0), gauges={"running": Gauge(1e308, math.inf, 1.0)}),
+        replace(window(T0), source="a\x00b"),
+    ],
+    ids=["a huge number", "a lone surrogate", "an infinite gauge", "NUL"],
+)
+def test_what_a_database_never_takes_is_told_from_an_outage(
+    bad: Window, postgresql: Any, postgresql_template: str
+) -> None:
+    """On PostgreSQL, which refuses most."""
+    name = postgresql.create(postgresql_template)
+    store = Store(postgresql.url(name))
+    good = [windows.entry_of(window(T0 + 60 * i), None) for i in range(5)]
+    refused = windows.each_saved(store, [*good[:2], windows.Entry(bad, None), *good[2:]], windows.save_entries)
+    assert [entry.window for entry, _ in refused] == [bad]
+    with store.read() as db:
+        assert len(windows.load(db, "chat", "vllm", T0, T0 + 300, 60.0)) == 5
+    store.close()
+    postgresql.drop(name)
+
+
+def test_an_outage_is_raised_and_no_window_is_given_up(store: Store) -> None:
+    with store.write() as db:
+        db.execute(sa.text("ALTER TABLE windows RENAME TO elsewhere"))
+    with pytest.raises(SQLAlchemyError):
+        windows.each_saved(store, [windows.entry_of(window(T0), None)], windows.save_entries)
+
+
 def test_only_whole_windows_of_one_kind_are_loaded(store: Store) -> None:
     others = [window(T0, endpoint="other"), window(T0, source="probe"), window(T0, duration_s=300.0)]
     with store.write() as db:
@@ -113,7 +177,7 @@ def test_roll_up_adds_counts_merges_sketches_and_shows_gaps(store: Store) -> Non
     minutes = [window(T0 + 60 * i, coverage=0.0 if i < 5 else 1.0, running=float(i)) for i in range(60) if i < 50]
     with store.write() as db:
         windows.save(db, minutes, {"chat": 2.0})
-        assert windows.roll_up(db, LATE, 60.0) == 10 + 1
+    assert windows.roll_up(store, LATE, 60.0) == 10 + 1
     with store.read() as db:
         fives = windows.load(db, "chat", "vllm", T0, T0 + 3600, 300.0)
         (hour,) = windows.load(db, "chat", "vllm", T0, T0 + 3600, 3600.0)
@@ -128,34 +192,75 @@ def test_roll_up_adds_counts_merges_sketches_and_shows_gaps(store: Store) -> Non
     assert spent == [pytest.approx(50 / 60 * 2.0)] * 3
 
 
-def test_roll_up_happens_once_and_goes_on_where_it_was(store: Store) -> None:
+def _save(store: Store, *rows: Window) -> None:
     with store.write() as db:
-        windows.save(db, [window(T0 + 60 * i) for i in range(10)])
-        assert windows.roll_up(db, T0 + 600 + 120, 60.0) == 2
-        assert windows.roll_up(db, T0 + 600 + 120, 60.0) == 0
-        windows.save(db, [window(T0 + 600 + 60 * i) for i in range(50)])
-        assert windows.roll_up(db, T0 + 3600 + 120, 60.0) == 10 + 1
-        (hour,) = windows.load(db, "chat", "vllm", T0, T0 + 3600, 3600.0)
-    assert hour.count("requests") == 7200.0
+        windows.save(db, rows)
+
+
+def _one(store: Store, duration_s: float) -> Window:
+    with store.read() as db:
+        (only,) = windows.load(db, "chat", "vllm", T0, T0 + duration_s, duration_s)
+    return only
+
+
+def test_roll_up_happens_once_and_goes_on_where_it_was(store: Store) -> None:
+    _save(store, *(window(T0 + 60 * i) for i in range(10)))
+    assert windows.roll_up(store, T0 + 600 + 120, 60.0) == 2
+    assert windows.roll_up(store, T0 + 600 + 120, 60.0) == 0
+    _save(store, *(window(T0 + 600 + 60 * i) for i in range(50)))
+    assert windows.roll_up(store, T0 + 3600 + 120, 60.0) == 10 + 1
+    assert _one(store, 3600.0).count("requests") == 7200.0
+
+
+def test_what_comes_late_is_rolled_up_too_at_every_level(store: Store) -> None:
+    """The spool of another host drains hours later; the spans that it belongs to were merged long ago."""
+    _save(store, *(window(T0 + 60 * i) for i in range(180) if not 20 <= i < 30))
+    windows.roll_up(store, LATE, 60.0)
+    assert _one(store, 3600.0).count("requests") == 50 * 120
+    _save(store, *(window(T0 + 60 * i) for i in range(20, 30)))
+    assert windows.roll_up(store, LATE, 60.0) == 2 + 1
+    assert _one(store, 3600.0).count("requests") == 7200.0
+    assert windows.roll_up(store, LATE, 60.0) == 0
+
+
+def test_what_is_damaged_in_the_store_does_not_block_the_others(store: Store) -> None:
+    _save(store, *(window(T0 + 60 * i, endpoint=name) for i in range(5) for name in ("bad", "chat")))
+    with store.write() as db:
+        db.execute(sa.update(schema.windows).where(schema.windows.c.endpoint == "bad").values(sketches=b"\x00"))
+    windows.roll_up(store, LATE, 60.0)
+    assert _one(store, 300.0).count("requests") == 600.0
+    assert windows.roll_up(store, LATE, 60.0) == 0
 
 
 def test_a_span_is_not_merged_before_its_last_window_came_in(store: Store) -> None:
-    """The last minute of a span is saved some seconds after it ended: merging at once would lose it for good."""
-    with store.write() as db:
-        windows.save(db, [window(T0 + 60 * i) for i in range(4)])
-        assert windows.roll_up(db, T0 + 300.5, 60.0) == 0
-        windows.save(db, [window(T0 + 240)])
-        assert windows.roll_up(db, T0 + 420.5, 60.0) == 1
-        (five,) = windows.load(db, "chat", "vllm", T0, T0 + 300, 300.0)
+    _save(store, *(window(T0 + 60 * i) for i in range(4)))
+    assert windows.roll_up(store, T0 + 300.5, 60.0) == 0
+    _save(store, window(T0 + 240))
+    assert windows.roll_up(store, T0 + 420.5, 60.0) == 1
+    five = _one(store, 300.0)
     assert five.count("requests") == 600.0
     assert five.coverage == 1.0
 
 
 def test_roll_up_skips_levels_that_are_no_coarser(store: Store) -> None:
-    with store.write() as db:
-        windows.save(db, [window(T0, duration_s=600.0), window(T0 + 600, duration_s=600.0)])
-        assert windows.roll_up(db, LATE, 600.0) == 1
-        assert len(windows.load(db, "chat", "vllm", T0, T0 + 3600, 3600.0)) == 1
+    _save(store, window(T0, duration_s=600.0), window(T0 + 600, duration_s=600.0))
+    assert windows.roll_up(store, LATE, 600.0) == 1
+    assert _one(store, 3600.0)
+
+
+def test_quantiles_that_came_as_numbers_merge_to_the_range_of_their_parts() -> None:
+    parts = [
+        replace(window(T0 + 60 * i), quantiles={"e2e_s": {0.95: Range(x, x)}}) for i, x in enumerate((0.8, 1.2, 0.9))
+    ]
+    assert windows.merge(parts, T0, 300.0).quantiles == {"e2e_s": {0.95: Range(0.8, 1.2)}}
+
+
+def test_a_counter_that_some_windows_do_not_tell_was_observed_for_less_than_the_span() -> None:
+    parts = [window(T0), window(T0 + 60, counts={"errors": 0.0}), replace(window(T0 + 120), observed={"requests": 0.5})]
+    one = windows.merge(parts, T0, 180.0)
+    assert one.coverage == 1.0
+    assert one.coverage_of("requests") == pytest.approx(0.5)
+    assert one.rate("requests") == pytest.approx(240 / 90)
 
 
 def test_ageing_out_keeps_each_resolution_for_its_own_time(store: Store) -> None:
@@ -233,3 +338,28 @@ def test_merging_in_two_steps_is_merging_at_once(
 def test_damaged_sketches_are_refused(damaged: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         windows.unpack(damaged)
+
+
+def test_windows_of_an_older_database_come_over_whole(empty_url: str) -> None:
+    store = Store(empty_url)
+    config = _alembic()
+    with store.engine.connect() as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        old = [c for c in schema.windows.columns if c.name not in ("id", "more", "quantiles", "rolled")]
+        for duration_s in (60.0, 3600.0):
+            values = windows._row(window(T0, duration_s=duration_s), 1.0)
+            connection.execute(
+                sa.table("windows", *map(_bare, old)).insert().values({c.name: values[c.name] for c in old})
+            )
+    store.upgrade()
+    with store.read() as db:
+        for duration_s in (60.0, 3600.0):
+            assert windows.load(db, "chat", "vllm", T0, T0 + 3600, duration_s) == [window(T0, duration_s=duration_s)]
+    assert windows.roll_up(store, LATE, 60.0) == 2  # but the hour that is there observed more, and stays
+    assert _one(store, 3600.0).count("requests") == 120.0
+    store.close()
+
+
+def _bare(column: sa.Column[Any]) -> sa.ColumnClause[Any]:
+    return sa.column(column.name, column.type)

@@ -15,7 +15,7 @@ from agent.settings import CollectSettings, EndpointSettings
 from agent.spool import Spool
 from agent.store import Store, windows
 from agent.watch import Watched, Watcher
-from collectors.base import Target
+from collectors.base import Scope, Target
 from collectors.window import CollectError, Reading, Window
 
 INTERVAL_S, WINDOW_S = 15.0, 60.0
@@ -40,6 +40,9 @@ class Source:
 
     clock: VirtualClock
     interval_s: float | None = None
+    deadline_s: float | None = None
+    settles_s: float = 0.0
+    scope: Scope = "replica"
     down: set[str] = field(default_factory=set)
     served: dict[str, float] = field(default_factory=dict)
 

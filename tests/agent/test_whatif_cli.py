@@ -464,8 +464,8 @@ def test_without_telemetry_it_refuses(tmp_path: Path, sqlite_template: Path) -> 
 def test_older_telemetry_is_read_as_rolled_up(own: Path) -> None:
     store = Store(f"sqlite:///{own.parent}/flyball.db")
     now = WallClock().now()
+    windows.roll_up(store, now, 60.0)
     with store.write() as db:
-        windows.roll_up(db, now, 60.0)
         windows.age_out(db, now, {60.0: 900.0})
     with store.read() as db:
         assert windows.load(db, "chat", "vllm", now - 3600, now, 300.0)

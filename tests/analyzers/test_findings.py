@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -43,6 +44,22 @@ def test_what_is_missing_is_named(s: Situation, codes: list[str]) -> None:
     findings = [f for f in analyze(s) if f.kind == "insufficient_data"]
     assert [f.reason.code for f in findings] == codes
     assert all(f.severity == "warning" for f in findings)
+
+
+def test_what_comes_late_by_nature_is_not_stale() -> None:
+    s = situation(hour()[:55])
+    assert [r.code for r in missing_evidence(s)] == ["STALE"]
+    assert missing_evidence(replace(s, lag_s=240.0)) == []
+    (reason,) = missing_evidence(replace(situation(hour()[:50]), lag_s=240.0))
+    assert reason.text == "the newest telemetry is 600 s old, 240 s is usual"
+
+
+def test_a_source_that_loses_one_metric_and_keeps_the_others_lacks_evidence() -> None:
+    """Gauges go on, counters are gone for half of the time: the coverage of the readings is whole."""
+    half = [replace(minute(i), observed={"requests": float(i < 30)}) for i in range(60)]
+    (reason,) = missing_evidence(situation(half))
+    assert reason.code == "LOW_COVERAGE"
+    assert reason.text == "requests was told in 50% of the last 1 h, 80% is needed"
 
 
 def test_the_numbers_stand_beside_the_words() -> None:

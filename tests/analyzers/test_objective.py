@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analyzers.objective import Objective, Target, attainment, merged, sustained_breach, total
 from collectors.sketch import Sketch
-from collectors.window import Window
+from collectors.window import Range, Window
 from tests.analyzers.observed import minute, objective
 
 TTFT = Target.parse("ttft_p95_s", 1.0)
@@ -121,3 +126,83 @@ def test_a_breach_is_sustained_after_three_windows_in_a_row_with_traffic() -> No
 def test_objectives_from_settings_keep_their_order() -> None:
     named = Objective.from_mapping({"ttft_p95_s": 1.0, "error_rate": 0.01})
     assert [t.name for t in named.targets] == ["ttft_p95_s", "error_rate"]
+
+
+# -- what is not known for certain ---------------------------------------------------------------------------------------
+
+
+def bucketed(counts: tuple[float, ...], total_s: float) -> Window:
+    sketch = Sketch.from_histogram((0.5, 1.0, 2.5), counts, total_s)
+    return replace(minute(0), sketches={"ttft_s": sketch})
+
+
+@pytest.mark.parametrize(
+    ("counts", "total_s", "limit", "met"),
+    [
+        ((100, 0, 0, 0), 20.0, 0.5, True),
+        ((0, 0, 100, 0), 200.0, 1.0, False),
+        ((0, 0, 100, 0), 200.0, 2.0, None),  # somewhere between 1 and 2.5
+        ((0, 0, 100, 0), 105.0, 2.0, True),  # but with a mean of 1.05, no 5 % of them are above 2
+        ((0, 0, 0, 100), 500.0, 3.0, None),  # beyond the last bound
+        ((0, 0, 0, 100), 500.0, 2.0, False),
+    ],
+)
+def test_a_limit_within_a_bucket_is_met_missed_or_not_known(
+    counts: tuple[float, ...], total_s: float, limit: float, met: bool | None
+) -> None:
+    assert attainment([bucketed(counts, total_s)], Target.parse("ttft_p95_s", limit)).met is met
+
+
+def numbered(i: int, requests: float | None = 60.0, **shares: float) -> Window:
+    ranges = {float(f"0.{q[1:]}"): Range(value, value) for q, value in shares.items()}
+    return replace(minute(i, requests=requests, ttft=()), quantiles={"ttft_s": ranges})
+
+
+@pytest.mark.parametrize(
+    ("parts", "met", "least", "most"),
+    [
+        ([numbered(0, p95=0.8), numbered(1, p95=0.9)], True, 0.8, 0.9),
+        ([numbered(0, p95=1.2), numbered(1, p95=1.9)], False, 1.2, 1.9),
+        ([numbered(0, p95=0.8), numbered(1, p95=1.9)], None, 0.8, 1.9),
+        # 57 minutes with at most 1 % above the limit, 3 with at most half: 3.5 % of all, and 5 % are allowed.
+        ([numbered(i, p95=0.8, p99=0.9) for i in range(57)] + [numbered(i, p50=0.7, p95=1.9) for i in range(57, 60)], True, 0.8, 1.9),
+        # 40 of 60 minutes with more than half above it.
+        ([numbered(i, p50=1.5, p95=1.9) for i in range(40)] + [numbered(i, p95=0.5) for i in range(40, 60)], False, 0.5, 1.9),
+        # the same, but nobody counted the requests.
+        ([numbered(i, None, p50=1.5, p95=1.9) for i in range(40)] + [numbered(i, None, p95=0.5) for i in range(40, 60)], None, 0.5, 1.9),
+    ],
+)  # fmt: skip
+def test_percentiles_that_came_as_numbers(parts: list[Window], met: bool | None, least: float, most: float) -> None:
+    a = attainment(parts, TTFT)
+    assert (a.met, a.at_least, a.at_most) == (met, least, most)
+
+
+@given(
+    st.lists(st.lists(st.floats(0.01, 10), min_size=1, max_size=30), min_size=1, max_size=8),
+    st.floats(0.05, 8),
+    st.sampled_from([0.5, 0.9, 0.95]),
+)
+def test_a_verdict_from_numbers_is_never_wrong(parts: list[list[float]], limit: float, q: float) -> None:
+    def quantile(values: list[float], share: float) -> float:
+        ordered = sorted(values)
+        return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
+
+    rows = [
+        replace(
+            minute(i, requests=float(len(values)), ttft=()),
+            quantiles={"ttft_s": {p: Range(v, v) for p in (0.5, 0.9, 0.95) if (v := quantile(values, p))}},
+        )
+        for i, values in enumerate(parts)
+    ]
+    whole = quantile([v for values in parts for v in values], q)
+    a = attainment(rows, Target("ttft_s", q, limit))
+    assert a.at_least is not None
+    assert a.at_most is not None
+    assert a.at_least <= whole <= a.at_most
+    if a.met is not None:
+        assert a.met is (whole <= limit)
+
+
+def test_errors_are_a_share_of_the_requests_of_the_same_windows() -> None:
+    a = attainment([minute(0, errors=3.0), minute(1, errors=None)], ERRORS)
+    assert a.observed == pytest.approx(3 / 60)

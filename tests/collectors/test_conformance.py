@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from collectors.base import SourceContext, Target
 from collectors.http import Http
+from collectors.metrics import METRICS
 from collectors.sessions import Sessions
-from collectors.window import COUNTERS, GAUGES, HISTOGRAMS, CollectError, Reading
+from collectors.window import CollectError, Reading
 from tests.collectors.clocks import SetClock
 from tests.collectors.servers import answering, serve
 
@@ -56,6 +57,10 @@ def test_it_reads_or_raises_collect_error_and_nothing_else(name: str) -> None:
         try:
             collector = REGISTERED[name](SourceContext("chat", "m", http, SetClock(), Sessions(), {}))
             assert collector.source == name
+            assert collector.scope in ("replica", "endpoint")
+            assert collector.settles_s >= 0
+            assert collector.interval_s is None or collector.interval_s > 0
+            assert collector.deadline_s is None or collector.deadline_s > 0
             for _ in range(2):
                 try:
                     readings = await collector.read(Target("a", url))
@@ -72,9 +77,12 @@ def test_it_reads_or_raises_collect_error_and_nothing_else(name: str) -> None:
         for reading in readings:
             assert isinstance(reading, Reading)
             assert reading.target.startswith("a")
-            assert set(reading.counters) <= set(COUNTERS)
-            assert set(reading.histograms) | set(reading.samples) <= set(HISTOGRAMS)
-            assert set(reading.gauges) <= set(GAUGES)
+            for kind, told in (
+                ("counter", {*reading.counters}),
+                ("distribution", {*reading.histograms, *reading.samples}),
+                ("gauge", {*reading.gauges}),
+            ):
+                assert {METRICS[name].kind for name in told if name in METRICS} <= {kind}
 
     for handler in (
         answering("<html>", kind="text/html"),

@@ -13,8 +13,9 @@ import pytest
 from collectors.base import SourceContext, Target
 from collectors.host import make
 from collectors.http import Http
+from collectors.metrics import names
 from collectors.sessions import Sessions
-from collectors.window import GAUGES, Reading
+from collectors.window import Reading
 from tests.collectors.clocks import SetClock
 
 
@@ -48,7 +49,7 @@ def test_processor_and_memory() -> None:
     assert 0 < second.gauges["cpu_usage"] <= 1
     assert 0 < second.gauges["memory_usage"] < 1
     assert second.started_at == psutil.boot_time()
-    assert set(second.gauges) <= set(GAUGES)
+    assert set(second.gauges) <= set(names("gauge"))
 
 
 def test_without_a_gpu_its_figures_are_absent() -> None:

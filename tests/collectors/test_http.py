@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from collectors.http import Http, HttpAnswer
+from collectors.http import Http, HttpAnswer, _next
 from collectors.window import CollectError
 from tests.collectors.servers import Handler, Request, answering, certificate, head_of, serve
 
@@ -292,3 +293,130 @@ def test_the_deadline_of_a_stream_covers_its_reading() -> None:
         with pytest.raises(CollectError) as caught:
             using(work)
         assert caught.value.kind == "timeout"
+
+
+def test_a_stalled_event_loop_costs_no_connection_slot() -> None:
+    """All deadlines pass at once, at whatever step the requests are; afterwards all slots are there again."""
+
+    async def trial(url: str, steps: int) -> list[str]:
+        http = Http(max_connections=40)
+
+        async def one(timeout_s: float) -> str:
+            try:
+                return str((await http.get(url, timeout_s=timeout_s)).status)
+            except CollectError as error:
+                return error.kind
+
+        several = [asyncio.create_task(one(0.2)) for _ in range(40)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        time.sleep(0.25)  # noqa: ASYNC251  the stall
+        await asyncio.gather(*several)
+        again = await asyncio.gather(*(one(5.0) for _ in range(40)))
+        await http.aclose()
+        return again
+
+    with serve(answering("hello")) as served:
+        for steps in range(14):
+            assert asyncio.run(trial(served.url, steps)) == ["200"] * 40, steps
+
+
+@pytest.mark.parametrize("steps", range(0, 24, 3))
+def test_callers_that_leave_take_no_connection_with_them(steps: int) -> None:
+    async def story(url: str) -> None:
+        http = Http(max_connections=4)
+        for _ in range(3):
+            several = [asyncio.create_task(http.get(url, timeout_s=2)) for _ in range(4)]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for task in several:
+                task.cancel()
+            await asyncio.gather(*several, return_exceptions=True)
+        answers = await asyncio.gather(*(http.get(url, timeout_s=5) for _ in range(4)))
+        assert [answer.status for answer in answers] == [200] * 4
+        await http.aclose()
+
+    with serve(answering("hello")) as served:
+        asyncio.run(story(served.url))
+
+
+def test_callers_of_a_stream_that_leave_take_no_connection_with_them() -> None:
+    async def story(url: str) -> None:
+        http = Http(max_connections=2)
+
+        async def read() -> bytes:
+            async with http.stream("GET", url, timeout_s=2) as stream:
+                return await stream.body()
+
+        for steps in range(20):
+            task = asyncio.create_task(read())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert await read() == b"hello"
+        await http.aclose()
+
+    with serve(answering("hello")) as served:
+        asyncio.run(story(served.url))
+
+
+def test_a_server_that_drips_ends_by_the_deadline() -> None:
+    async def drip(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        for _ in range(200):
+            writer.write(b"x-more: y\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async def story(url: str) -> float:
+        http = Http()
+        started = time.monotonic()
+        with pytest.raises(CollectError, match="timeout"):
+            await http.get(url, timeout_s=0.3)
+        taken = time.monotonic() - started
+        await http.aclose()
+        return taken
+
+    with serve(drip) as served:
+        assert asyncio.run(story(served.url)) < 2
+
+
+def test_a_unix_socket_answers(tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
+        await writer.drain()
+        writer.close()
+
+    async def story() -> bytes:
+        server = await asyncio.start_unix_server(answer, tmp_path / "it.sock")
+        http = Http(uds=tmp_path / "it.sock")
+        try:
+            return (await http.call("GET", "http://localhost/version")).body
+        finally:
+            await http.aclose()
+            server.close()
+
+    assert asyncio.run(story()) == b"hi"
+
+
+@pytest.mark.parametrize(
+    ("at", "to", "followed"),
+    [
+        ("http://a.example/", "https://a.example/x", True),
+        ("http://a.example:8000/", "https://a.example:8000/x", True),
+        ("http://a.example:8000/", "http://a.example:8000/x", True),
+        ("http://a.example:80/", "http://a.example/x", True),
+        ("http://a.example/", "https://a.example:8443/x", False),
+        ("http://a.example:8000/", "https://a.example/x", False),
+        ("https://a.example/", "http://a.example/x", False),
+        ("http://a.example/", "http://b.example/x", False),
+    ],
+)
+def test_a_redirect_is_followed_to_the_same_server_only(at: str, to: str, followed: bool) -> None:
+    if followed:
+        assert _next("GET", at, to) == to
+    else:
+        with pytest.raises(CollectError, match="redirect"):
+            _next("GET", at, to)

@@ -239,3 +239,32 @@ def test_a_histogram_sketch_is_small() -> None:
     edges = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
     sketch = Sketch.from_histogram(edges, [*range(21), 7], 1000.0)
     assert len(sketch.to_bytes()) < 256
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=50), st.floats(1e-6, 1e3), st.booleans())
+def test_the_share_above_lies_within_its_bounds(values: list[float], x: float, bucketed: bool) -> None:
+    edges = (0.01, 0.5, 1.0, 20.0, 500.0)
+    if bucketed:
+        counts = np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1)
+        sketch = Sketch.from_histogram(edges, counts, sum(values))
+    else:
+        sketch = Sketch.from_values(values)
+    true = sum(v > x for v in values) / len(values)
+    low, high = sketch.share_bounds(x)
+    assert low - 1e-9 <= true <= high + 1e-9
+    if bucketed:
+        at_edge = sum(v > 1.0 for v in values) / len(values)
+        assert sketch.share_bounds(1.0) == (pytest.approx(at_edge), pytest.approx(at_edge))
+        for q in (0.5, 0.95):
+            whole = sorted(values)[max(0, math.ceil(q * len(values) - 1e-9) - 1)]
+            assert whole <= sketch.most(q) * (1 + 1e-9)
+
+
+def test_half_of_a_distribution_is_the_same_distribution() -> None:
+    whole = Sketch.merge([Sketch.from_values([1.0, 2.0]), Sketch.from_histogram((1.0, 2.0), [2, 4, 0], 7.0)])
+    half = whole.scaled(0.5)
+    assert (half.count, half.total, half.mean) == (4.0, 5.0, whole.mean)
+    assert half.quantile(0.9) == whole.quantile(0.9)
+    assert whole.scaled(0.0).count == 0
+    with pytest.raises(ValueError, match="share"):
+        whole.scaled(-1.0)

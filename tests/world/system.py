@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from actuators.base import ActuatorError, Live, Progress, Receipt, Step, Trouble
 from actuators.shape import Operation, Plan, Shape
-from collectors.base import Target
+from collectors.base import Scope, Target
 from collectors.clock import Clock
 from collectors.window import CollectError, Reading
 from tests.world.endpoint import SimulatedEndpoint
@@ -143,6 +143,9 @@ class SimulatedCollector:
 
     source: ClassVar[str] = "vllm"
     interval_s: float | None = None
+    deadline_s: float | None = None
+    settles_s: float = 0.0
+    scope: Scope = "replica"
 
     def __init__(self, system: SimulatedSystem) -> None:
         self._system = system
