@@ -246,7 +246,7 @@ def judged(got: Prediction | None, objective: Objective) -> dict[str, Any]:
 def _curves(shape: Shape, on: Basis) -> Curves:
     """Distributions of the best fit's replay."""
     candidate = Candidate.of(shape, on.calibrated, on.present, on.catalogue.hardware)
-    (best,) = candidate.run(on.workload, on.router, draws=0)
+    (best,) = candidate.members(on.workload, on.router, draws=0)
     return {"ttft_s": curve(best.distribution("ttft_s")), "itl_s": curve(best.distribution("itl_s"))}
 
 

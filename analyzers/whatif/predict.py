@@ -3,20 +3,23 @@
 The workload is replayed once for each draw of the calibration's ensemble. The interval of a metric is the ensemble's 80 % spread,
 widened by the method's own error: what the ledger measured on this endpoint, or a stated prior where nothing is measured yet.
 Another accelerator is scaled by the roofline, which widens it again.
+
+``screen`` is ``predict`` for those who only want it if it stays within a bar: it stops at the first replay after which it cannot.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from actuators.shape import Shape
 from analyzers.hardware import Hardware, find
 from analyzers.objective import Objective
-from analyzers.prediction import CannotPredict, Interval, Prediction
+from analyzers.prediction import Bar, CannotPredict, Interval, Miss, Prediction
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.engine import Router
@@ -24,7 +27,8 @@ from analyzers.whatif.fit import Draw
 from analyzers.whatif.model import EngineModel, Iteration
 from analyzers.whatif.outlook import Z80, Member, look
 from analyzers.whatif.roofline import Machine
-from analyzers.whatif.traffic import scaled
+from analyzers.whatif.traffic import scaled, workload_from_windows
+from collectors.window import Window
 from collectors.workload import Floats, Workload
 
 #: Median relative error that is assumed until the ledger has measured one.
@@ -34,6 +38,10 @@ PRIOR_ERROR_OTHER = 0.15
 TRANSFER_ERROR = 0.25
 #: A normal distribution's median absolute error, in standard deviations.
 _MEDIAN = 0.6745
+#: A best fit that is this far beyond its bar is not brought back by the other members' doubt.
+BEYOND = 1.5
+#: Work that a bound finds beyond capacity by this factor is so whatever the fit was off by.
+_OVERLOAD = 1.15
 _ALWAYS = (("ttft_s", 0.5), ("ttft_s", 0.95), ("itl_s", 0.5), ("itl_s", 0.95), ("e2e_s", 0.5), ("e2e_s", 0.95))
 
 
@@ -57,7 +65,82 @@ def predict(
     Raises CannotPredict: ``UNKNOWN_HARDWARE``, ``UNKNOWN_REPLICAS``, ``INVALID_LIMITS``.
     """
     candidate = Candidate.of(shape, calibrated, base_shape, hardware)
-    members = candidate.run(workload, router, draws)
+    members = list(candidate.members(workload, router, draws))
+    return _prediction(candidate, members, objective, error, calibrated.load)
+
+
+def screen(
+    shape: Shape,
+    workload: Workload,
+    calibrated: Calibrated,
+    bar: Bar,
+    *,
+    objective: Objective,
+    base_shape: Shape,
+    hardware: Mapping[str, Hardware],
+    error: Mapping[str, float | None],
+    draws: int = 16,
+    router: Router = "round_robin",
+) -> Prediction | Miss:
+    """``predict``, or why its result would not stay within ``bar``. Parameters and errors as ``predict`` has them.
+
+    In this order: a lower bound on the work against what the replicas can do; the best fit, where it is far beyond the bar; the
+    members one by one, until so many are beyond the bar that the rest cannot change it. Only the second can be wrong: where the
+    ensemble's middle is better than ``BEYOND`` times the best fit's.
+    """
+    candidate = Candidate.of(shape, calibrated, base_shape, hardware)
+    overloaded, load = candidate.overload(workload, draws)
+    if overloaded > bar.saturates:
+        return Miss(None, load, 0)
+    members: list[Member] = []
+    count = _Count(
+        bar, 1 + min(draws, len(candidate.draws) - 1), error, TRANSFER_ERROR if candidate.transferred else 0.0
+    )
+    for member in candidate.members(workload, router, draws):
+        members.append(member)
+        if (miss := count.after(member, objective)) is not None:
+            return miss
+    return _prediction(candidate, members, objective, error, calibrated.load)
+
+
+class _Count:
+    """How many members are beyond the bar so far, and whether the rest can still make up for them."""
+
+    def __init__(self, bar: Bar, members: int, error: Mapping[str, float | None], extra: float) -> None:
+        self._bar, self._members = bar, members
+        #: An interval's high end lies above its middle by this factor at least.
+        self._wider = {m: math.exp(_own(m, error.get(m), extra)) if bar.end == "high" else 1.0 for m in bar.limits}
+        self._seen: dict[str, list[float]] = {m: [] for m in bar.limits}
+        self._saturated = self._replays = 0
+
+    def after(self, member: Member, objective: Objective) -> Miss | None:
+        bar, n = self._bar, self._members
+        self._replays += 1
+        self._saturated += member.replay.saturated
+        if self._saturated > bar.saturates * n:
+            return Miss(None, 1.0, self._replays)
+        values = _metrics(member, objective)
+        for metric, limit in bar.limits.items():
+            value = values.get(metric)
+            if value is None:
+                continue
+            seen, wider = self._seen[metric], self._wider[metric]
+            seen.append(value)
+            above = sum(v * wider > limit for v in seen)
+            middle = above > n // 2 or (self._replays == 1 and value * wider > limit * BEYOND)
+            tail = bar.end == "high" and sum(v > limit for v in seen) >= n - math.floor(0.9 * (n - 1))
+            if middle or tail:
+                return Miss(metric, float(np.median(seen)) * wider / limit, self._replays)
+        return None
+
+
+def _prediction(
+    candidate: Candidate,
+    members: list[Member],
+    objective: Objective,
+    error: Mapping[str, float | None],
+    load: tuple[float, float],
+) -> Prediction:
     rows = [_metrics(m, objective) for m in members]
     names = [name for name, value in rows[0].items() if value is not None]
     extra = TRANSFER_ERROR if candidate.transferred else 0.0
@@ -66,7 +149,7 @@ def predict(
         values = np.array([v for row in rows if (v := row[name]) is not None])
         metrics[name] = _interval(name, values, error.get(name), extra)
     notes = list(candidate.notes)
-    low, high = calibrated.load
+    low, high = load
     expected = metrics["running_mean"].mid / candidate.replicas
     beyond = not 0.5 * low <= expected <= 1.5 * high
     if not candidate.transferred and beyond:
@@ -81,6 +164,35 @@ def predict(
         notes=tuple(notes),
         extrapolates=beyond or candidate.transferred,
     )
+
+
+@dataclass(frozen=True)
+class Replayer:
+    """A ``Predictor`` of shapes under the traffic that windows saw, or a multiple of it."""
+
+    windows: Sequence[Window]
+    calibrated: Calibrated
+    objective: Objective
+    base_shape: Shape
+    hardware: Mapping[str, Hardware]
+    error: Mapping[str, float | None]
+    seed: int
+    _workloads: dict[float, Workload] = field(default_factory=dict)
+
+    def predict(self, shape: Shape, factor: float) -> Prediction:
+        return predict(shape, self._workload(factor), self.calibrated, **self._how())
+
+    def screen(self, shape: Shape, factor: float, bar: Bar) -> Prediction | Miss:
+        return screen(shape, self._workload(factor), self.calibrated, bar, **self._how())
+
+    def _workload(self, factor: float) -> Workload:
+        if factor not in self._workloads:
+            self._workloads[factor] = workload_from_windows(self.windows, seed=self.seed, scale=factor)
+        return self._workloads[factor]
+
+    def _how(self) -> dict[str, Any]:
+        names = ("objective", "base_shape", "hardware", "error")
+        return {name: getattr(self, name) for name in names}
 
 
 def limit_rate(
@@ -105,7 +217,7 @@ def limit_rate(
         return None
 
     def meets(factor: float) -> bool:
-        (best,) = candidate.run(scaled(workload, factor), router, draws=0)
+        (best,) = candidate.members(scaled(workload, factor), router, draws=0)
         if best.replay.saturated or not best.replay.completed:
             return False
         values = _metrics(best, objective)
@@ -159,9 +271,9 @@ class Candidate:
         )
         return cls(model, draws, calibrated.discrepancy, replicas, move is not None, tuple(notes))
 
-    def run(self, workload: Workload, router: Router, draws: int) -> list[Member]:
-        """The best fit's replay and those of the first ``draws`` draws. A queue without end is cut off well after the last arrival."""
-        members = look(
+    def members(self, workload: Workload, router: Router, draws: int) -> Iterator[Member]:
+        """Replays of the best fit and of the first ``draws`` draws. A queue without end is cut off well after the last arrival."""
+        return look(
             workload,
             self.model,
             self.draws[: 1 + max(0, draws)],
@@ -170,7 +282,47 @@ class Candidate:
             router=router,
             horizon=workload.duration_s * 2.0 + 600.0,
         )
-        return list(members)
+
+    def overload(self, workload: Workload, draws: int) -> tuple[float, float]:
+        """The share of the draws whose queue certainly grows without end, and the best fit's load as a share of what it can carry.
+
+        A bound on the later half of the arrivals, which ``Replay.saturated`` judges: their work takes at least so many seconds of
+        full batches. Prefixes and batches are taken at their best, so that nothing is claimed that a replay would deny.
+        """
+        half = len(workload) // 2
+        span = workload.duration_s - float(workload.arrival_s[half]) if half else 0.0
+        if span <= 0:
+            return 0.0, 0.0
+        drawn = self.draws[: 1 + max(0, draws)]
+        iterations, rest = _least_work(workload, half, self.model, max(1.0, *(d.cache for d in drawn)))
+        work = np.array([d.iteration.as_tuple() for d in drawn]) @ np.array([iterations, *rest])
+        loads = work / (self.replicas * span)
+        late = len(workload) - half
+        unserved = late * (1.0 - _OVERLOAD / np.maximum(loads, 1e-9)) - self.replicas * self.model.limits.max_num_seqs
+        return float(np.mean(unserved > max(0.05 * late, 3.0 * math.sqrt(late)))), float(loads[0])
+
+
+def _least_work(
+    workload: Workload, first: int, model: EngineModel, cache: float
+) -> tuple[float, tuple[float, float, float, float]]:
+    """Of the requests from ``first`` on: the fewest iterations, and what the formula's other terms add up to over them.
+
+    cache: the KV cache's size at most, over what the limits state.
+    """
+    prompt, output, prefix = (
+        v[first:].astype(np.float64) for v in (workload.prompt_tokens, workload.output_tokens, workload.prefix_tokens)
+    )
+    limits, decodes = model.limits, np.maximum(output - 1.0, 0.0)
+    steps = decodes / model.accept_length
+    context = float((steps * (prompt + decodes / 2.0)).sum())
+    prefill = float((prompt - prefix).sum())
+    sequences = float(steps.sum())
+    fewest = [sequences / limits.max_num_seqs]
+    if model.chunked_prefill:
+        fewest.append((sequences + prefill) / limits.max_num_batched_tokens)
+    if limits.kv_tokens is not None:
+        fewest.append(context / (limits.kv_tokens * cache))
+    return max(fewest), (sequences, context, prefill, float(((prompt**2 - prefix**2) / 2.0).sum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,10 +443,15 @@ def _interval(name: str, values: np.ndarray, measured: float | None, extra: floa
     low, mid, high = (float(v) for v in np.quantile(values, (0.1, 0.5, 0.9)))
     if mid <= 0 or name in ("output_tokens_per_s", "requests_per_s"):
         return Interval(low, mid, high)
-    family = name.split("_", maxsplit=1)[0]
-    median_error = measured if measured is not None else PRIOR_ERROR.get(family, PRIOR_ERROR_OTHER)
-    own = Z80 * math.hypot(median_error / _MEDIAN, extra)
+    own = _own(name, measured, extra)
     down = math.hypot(math.log(mid / max(low, mid * 1e-9)), own)
     up = math.hypot(math.log(high / mid), own)
     top = mid * math.exp(min(up, 50.0))
     return Interval(mid * math.exp(-down), mid, min(top, 1.0) if name == "kv_usage_max" else top)
+
+
+def _own(name: str, measured: float | None, extra: float) -> float:
+    """Half the width of the method's own 80 % interval, in logarithms."""
+    family = name.split("_", maxsplit=1)[0]
+    median_error = measured if measured is not None else PRIOR_ERROR.get(family, PRIOR_ERROR_OTHER)
+    return Z80 * math.hypot(median_error / _MEDIAN, extra)
