@@ -28,7 +28,6 @@ from agent.wiring import policy_of
 from analyzers.finding import Finding
 from analyzers.findings import Situation, analyze
 from analyzers.objective import attainment
-from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict, Predictor, Refusal
 from analyzers.recommend import Decision, recommend, request
 from analyzers.recommendation import Recommendation
@@ -94,11 +93,11 @@ class _Evidence:
     error: Mapping[str, float]
     """The ledger's, by metric."""
 
-    def key(self, catalogue: Catalogue) -> tuple[object, ...]:
+    def key(self) -> tuple[object, ...]:
+        """Equal for equal evidence of one endpoint. Its policy, objective and prices are those of this Reflector's settings."""
         s = self.situation
         seen = tuple((w.start, w.coverage, w.count("requests")) for w in s.windows)
-        error, objective = tuple(sorted(self.error.items())), (s.objective, repr(s.policy), repr(catalogue))
-        return (s.start, s.end, s.settling, repr(s.shape), s.per_hour, seen, error, *objective)
+        return (s.start, s.end, s.settling, repr(s.shape), s.per_hour, seen, tuple(sorted(self.error.items())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +205,7 @@ class Reflector:
         """From the evidence to the decision; the last one where the evidence has not changed."""
         endpoint = watched.settings
         found = self._evidence(endpoint, live, watched.price_per_hour, now)
-        key, before = found.key(watched.catalogue), self._analyses.get(endpoint.name)
+        key, before = found.key(), self._analyses.get(endpoint.name)
         if before is not None and before.key == key:
             return before
         findings, decision = self._think(watched, found, now)
