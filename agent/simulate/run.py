@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from agent.simulate.asked import Traffic
-from agent.whatif.asked import BadQuestion
+from analyzers.grammar import BadQuestion
 from collectors.traffic.account import Counting
 from collectors.traffic.asking import Asking
 from collectors.traffic.connection import resolve

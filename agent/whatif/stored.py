@@ -15,19 +15,19 @@ import sqlalchemy as sa
 from actuators.shape import Shape
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, windows
-from agent.whatif import asked
-from agent.whatif.asked import BadQuestion, Value
 from agent.whatif.figures import SCHEMA_VERSION, Curves, Outcome, curve, meets
 from agent.whatif.parallel import each
 from agent.whatif.table import SATURATED
 from agent.wiring import catalogue_of
+from analyzers import grammar
+from analyzers.grammar import BadQuestion, Value
 from analyzers.hardware import find
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict, Prediction
 from analyzers.whatif.calibrate import Calibrated, calibrate
 from analyzers.whatif.engine import Router
-from analyzers.whatif.predict import Candidate, predict
+from analyzers.whatif.predict import Ensemble, predict, replicas_of
 from analyzers.whatif.traffic import workload_from_windows
 from collectors.window import Window
 from collectors.workload import Workload
@@ -72,7 +72,7 @@ def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, no
     """Raises BadQuestion on an unknown endpoint."""
     names = [e.name for e in settings.endpoints]
     if endpoint not in names:
-        raise BadQuestion(f"--endpoint {endpoint}: {asked.nearest(endpoint, names)}")
+        raise BadQuestion(f"--endpoint {endpoint}: {grammar.nearest(endpoint, names)}")
     chosen = settings.endpoint(endpoint)
     width = settings.collect.window_s
     end = now // width * width
@@ -141,7 +141,7 @@ def shapes(found: Evidence, texts: Sequence[str]) -> list[tuple[str, Shape]]:
 
 def changed(text: str, shape: Shape, catalogue: Catalogue, option: str = "--candidate") -> Shape:
     """``shape`` with the changes of ``gpu=L40S,replicas=2``. Raises BadQuestion."""
-    wanted = asked.pairs(text, option)
+    wanted = grammar.pairs(text, option)
     sku, gpu = wanted.pop("sku", None), wanted.pop("gpu", None)
     if sku is not None and gpu is not None:
         raise BadQuestion(f"{option} {text}: sku and gpu both say what it runs on; give one")
@@ -150,9 +150,9 @@ def changed(text: str, shape: Shape, catalogue: Catalogue, option: str = "--cand
     if gpu is not None:
         shape = _on_gpu(shape, str(gpu), wanted.get("gpus"), catalogue)
     if "gpus" in wanted:
-        shape = shape.with_(accelerator_count=asked.whole(wanted.pop("gpus"), "gpus"))
+        shape = shape.with_(accelerator_count=grammar.whole(wanted.pop("gpus"), "gpus"))
     if "replicas" in wanted:
-        shape = shape.with_(replicas=asked.whole(wanted.pop("replicas"), "replicas"))
+        shape = shape.with_(replicas=grammar.whole(wanted.pop("replicas"), "replicas"))
     empty = [name for name, value in wanted.items() if value is None]
     if empty:
         raise BadQuestion(f"{option} {text}: {empty[0]}: give a value")
@@ -161,7 +161,7 @@ def changed(text: str, shape: Shape, catalogue: Catalogue, option: str = "--cand
 
 def _on_size(shape: Shape, size: str, catalogue: Catalogue) -> Shape:
     if size != shape.size and size not in catalogue.prices:
-        raise BadQuestion(f"sku={size}: the settings' sizes do not have it; {asked.nearest(size, catalogue.prices)}")
+        raise BadQuestion(f"sku={size}: the settings' sizes do not have it; {grammar.nearest(size, catalogue.prices)}")
     return catalogue.with_size(shape, size)
 
 
@@ -169,7 +169,7 @@ def _on_gpu(shape: Shape, gpu: str, count: Value, catalogue: Catalogue) -> Shape
     """On that accelerator: as the one size of the settings that has it, where there is just one; else without a size or price."""
     row = find(gpu, catalogue.hardware)
     if row is None:
-        raise BadQuestion(f"gpu={gpu}: its bandwidth is not known; {asked.nearest(gpu, catalogue.hardware)}")
+        raise BadQuestion(f"gpu={gpu}: its bandwidth is not known; {grammar.nearest(gpu, catalogue.hardware)}")
     of_it = [
         size
         for size, (accelerator, n) in catalogue.built.items()
@@ -245,8 +245,8 @@ def judged(got: Prediction | None, objective: Objective) -> dict[str, Any]:
 
 def _curves(shape: Shape, on: Basis) -> Curves:
     """Distributions of the best fit's replay."""
-    candidate = Candidate.of(shape, on.calibrated, on.present, on.catalogue.hardware)
-    (best,) = candidate.members(on.workload, on.router, draws=0)
+    ensemble = Ensemble.of(shape, on.calibrated, on.present, on.catalogue.hardware)
+    (best,) = ensemble.members(on.workload, 0, replicas=replicas_of(shape), router=on.router)
     return {"ttft_s": curve(best.distribution("ttft_s")), "itl_s": curve(best.distribution("itl_s"))}
 
 

@@ -60,7 +60,7 @@ def calibrated(spread: float, seed: int) -> Calibrated:
         )
         for row in rng.standard_normal((16, 5))
     ]
-    return Calibrated("key", MODEL, 0.0, 0.0, tuple(drawn), 60, 5000.0, (1.0, 16.0))
+    return Calibrated("key", "L4", 1, MODEL, 0.0, 0.0, tuple(drawn), 60, 5000.0, (1.0, 16.0))
 
 
 def situation(seed: int) -> tuple[Situation, Replayer]:

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from analyzers.whatif.kinds.base import Retries, Speed
-from analyzers.whatif.kinds.ptu import Ptu, replay
+from analyzers.kinds.ptu.throughput import Ptu, replay
+from analyzers.kinds.served import Retries, Speed
 from collectors.workload import Workload
-from tests.analyzers.whatif.kinds.loads import requests_per_s, seconds, steady, workload, workloads
+from tests.analyzers.kinds.loads import requests_per_s, seconds, steady, workload, workloads
 
 SPEED = Speed(0.25, 0.125)
 ONE_A_SECOND = Ptu(ptus=60.0, input_tokens_per_minute_per_ptu=1.0, output_weight=4.0)

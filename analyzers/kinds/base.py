@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
-from agent.whatif import strict
-from agent.whatif.asked import Value
-from agent.whatif.results import Ran, Result, Traffic
+from analyzers.kinds import strict
+from analyzers.kinds.results import Ran, Result, Traffic
 from analyzers.prediction import CannotPredict
 
 
@@ -36,7 +35,7 @@ class System(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
-    def changed(self, changes: Mapping[str, Value]) -> System:
+    def changed(self, changes: Mapping[str, Any]) -> System:
         """With single settings changed, by their names. Raises ValueError."""
         ...
 
@@ -76,7 +75,7 @@ class Described:
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def changed(self, changes: Mapping[str, Value]) -> Self:
+    def changed(self, changes: Mapping[str, Any]) -> Self:
         return self.read(strict.changed(type(self), strict.plain(self), changes))
 
     def shape(self) -> dict[str, Any]:
@@ -118,6 +117,16 @@ class PerToken(Described):
         if into is None or out is None:
             return None
         return ((prompt - cached) * into + cached * (into if again is None else again) + output * out) / 1000.0
+
+
+SCHEMA_VERSION = 1
+
+
+def check_version(data: Mapping[str, Any]) -> None:
+    """Raises ValueError on a file of another version than this program reads."""
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version: {version!r} is not known to this program, which reads {SCHEMA_VERSION}")
 
 
 def check_prices(system: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.whatif import fleets
+from analyzers.kinds.engine import fleets
 from analyzers.whatif.engine import replay
 from analyzers.whatif.fleet import Fleet
 from analyzers.whatif.model import EngineModel, Iteration, Limits

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyzers.whatif.kinds import compiled
-from analyzers.whatif.kinds.base import Each, Retries, Served, Speed, check_not_empty, decoded, served
+from analyzers.kinds import compiled
+from analyzers.kinds.served import Each, Retries, Served, Speed, check_not_empty, decoded, served
 from collectors.workload import Floats, Ints, Workload
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import numpy as np
 
-from agent.whatif.asked import Value, nearest
+from analyzers.grammar import Value, nearest
 
 INLINE = {"inline": True}
 APART = {"apart": True}

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, ClassVar, Self
 
-from agent.whatif import strict
-from agent.whatif.asked import Value
-from agent.whatif.kinds.base import Described, check_prices
-from agent.whatif.results import Ran, Result, Traffic, of_served
+from analyzers.kinds import strict
+from analyzers.kinds.base import Described, check_prices
+from analyzers.kinds.results import Ran, Result, Traffic, of_served
+from analyzers.kinds.vm import usl
+from analyzers.kinds.vm.usl import Point, Usl, UslFit
 from analyzers.objective import Objective, Target
-from analyzers.whatif.kinds import usl
-from analyzers.whatif.kinds.usl import Point, Usl, UslFit
 
 #: Of a law that is stated and not fitted: so many draws, all alike, for another number of cores to spread.
 _DRAWS = 24
@@ -24,7 +23,7 @@ _TOLD = tuple(Target(metric, q, 1.0) for metric in ("e2e_s", "queue_s") for q in
 class Machines(Described):
     """Machines side by side behind one queue."""
 
-    kind: ClassVar[str] = "usl"
+    kind: ClassVar[str] = "vm"
 
     rate_per_s: float | None = None
     sigma: float = 0.0
@@ -51,7 +50,7 @@ class Machines(Described):
             raise ValueError("replicas and max_concurrency must be 1 or more")
         _ = self.fitted  # refuses points that support no law
 
-    def changed(self, changes: Mapping[str, Value]) -> Self:
+    def changed(self, changes: Mapping[str, Any]) -> Self:
         """``cores`` is asked about and never what was measured; the price of a machine of other cores is not known unless given."""
         rest, data = dict(changes), strict.plain(self)
         asked: Any = rest.pop("cores", self.asked_cores)

@@ -1,16 +1,16 @@
-"""Purchased throughput (PTU) as an engine file: ``analyzers.whatif.kinds.ptu``. Prices per token are those of what spills over."""
+"""Purchased throughput (PTU) as an engine file: ``analyzers.kinds.ptu.throughput``. Prices per token are those of what spills over."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from agent.whatif.kinds.base import PerToken
-from agent.whatif.results import Ran, Result, Traffic, calls, of_served
-from agent.whatif.strict import INLINE
-from analyzers.whatif.kinds import ptu
-from analyzers.whatif.kinds.base import Retries, Speed
-from analyzers.whatif.kinds.ptu import Ptu
+from analyzers.kinds.base import PerToken
+from analyzers.kinds.ptu import throughput as ptu
+from analyzers.kinds.ptu.throughput import Ptu
+from analyzers.kinds.results import Ran, Result, Traffic, calls, of_served
+from analyzers.kinds.served import Retries, Speed
+from analyzers.kinds.strict import INLINE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,16 @@
-"""A serverless function or container as an engine file: ``analyzers.whatif.kinds.serverless``."""
+"""A serverless function or container as an engine file: ``analyzers.kinds.serverless.platform``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from agent.whatif.kinds.base import Described, check_prices
-from agent.whatif.results import Ran, Result, Traffic, of_served
-from agent.whatif.strict import INLINE
-from analyzers.whatif.kinds import serverless
-from analyzers.whatif.kinds.base import Speed
-from analyzers.whatif.kinds.serverless import Serverless
+from analyzers.kinds.base import Described, check_prices
+from analyzers.kinds.results import Ran, Result, Traffic, of_served
+from analyzers.kinds.served import Speed
+from analyzers.kinds.serverless import platform as serverless
+from analyzers.kinds.serverless.platform import Serverless
+from analyzers.kinds.strict import INLINE
 
 
 @dataclass(frozen=True, kw_only=True)

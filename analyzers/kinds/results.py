@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analyzers.kinds.served import Served
 from analyzers.objective import Objective
 from analyzers.prediction import Prediction
 from analyzers.whatif.distribution import Distribution
 from analyzers.whatif.engine import Replay
-from analyzers.whatif.kinds.base import Served
 from collectors.workload import Floats, Workload
 
 METRICS = ("ttft_s", "itl_s", "tpot_s", "e2e_s", "queue_s")
@@ -125,7 +125,7 @@ class Ran:
 
 
 def of_served(got: Served, **more: Any) -> Result:
-    """The answer of ``analyzers.whatif.kinds``."""
+    """The answer of a kind that is no engine."""
     each = got.each
     done = each.e2e_s >= 0.0
     span = got.simulated_s or 1.0

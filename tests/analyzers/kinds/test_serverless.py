@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from analyzers.whatif.kinds.base import Speed
-from analyzers.whatif.kinds.serverless import Serverless, replay, run
+from analyzers.kinds.served import Speed
+from analyzers.kinds.serverless.platform import Serverless, replay, run
 from collectors.workload import Workload
-from tests.analyzers.whatif.kinds.loads import requests_per_s, seconds, steady, workload, workloads
+from tests.analyzers.kinds.loads import requests_per_s, seconds, steady, workload, workloads
 
 WHOLE = Speed(0.5, 0.25)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from analyzers.kinds.served import Answer, Each, Retries, Served, Speed, served
 from analyzers.whatif.engine import replay
-from analyzers.whatif.kinds.base import Answer, Each, Retries, Served, Speed, served
 from analyzers.whatif.model import EngineModel, Iteration, Limits
-from tests.analyzers.whatif.kinds.loads import steady, workload
+from tests.analyzers.kinds.loads import steady, workload
 
 
 def answer() -> Served:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
+from analyzers.kinds.serverless.platform import Serverless
+from analyzers.kinds.vm.usl import Point, Usl, UslFit, fit, on_cores, predict, replay
 from analyzers.objective import Objective
 from analyzers.prediction import CannotPredict
-from analyzers.whatif.kinds.serverless import Serverless
-from analyzers.whatif.kinds.usl import Point, Usl, UslFit, fit, on_cores, predict, replay
-from tests.analyzers.whatif.kinds.loads import requests_per_s, steady, workload
-from tests.analyzers.whatif.kinds.test_serverless import Plain
+from tests.analyzers.kinds.loads import requests_per_s, steady, workload
+from tests.analyzers.kinds.test_serverless import Plain
 
 LAW = Usl(50.0, 0.05, 0.0008)
 LEVELS = (1, 2, 4, 8, 16, 32, 48, 64)

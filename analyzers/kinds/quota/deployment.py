@@ -1,16 +1,16 @@
-"""A pay-per-token API behind rate limits, as an engine file: ``analyzers.whatif.kinds.quota``."""
+"""A pay-per-token API behind rate limits, as an engine file: ``analyzers.kinds.quota.limits``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from agent.whatif.kinds.base import PerToken
-from agent.whatif.results import Ran, Result, Traffic, calls, of_served
-from agent.whatif.strict import INLINE
-from analyzers.whatif.kinds import quota
-from analyzers.whatif.kinds.base import Retries, Speed
-from analyzers.whatif.kinds.quota import Quota
+from analyzers.kinds.base import PerToken
+from analyzers.kinds.quota import limits as quota
+from analyzers.kinds.quota.limits import Quota
+from analyzers.kinds.results import Ran, Result, Traffic, calls, of_served
+from analyzers.kinds.served import Retries, Speed
+from analyzers.kinds.strict import INLINE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from analyzers.whatif.kinds.base import Retries, Speed
-from analyzers.whatif.kinds.quota import Limit, Quota, replay
+from analyzers.kinds.quota.limits import Limit, Quota, replay
+from analyzers.kinds.served import Retries, Speed
 from collectors.workload import Workload
-from tests.analyzers.whatif.kinds.loads import requests_per_s, seconds, steady, workload, workloads
+from tests.analyzers.kinds.loads import requests_per_s, seconds, steady, workload, workloads
 
 SPEED = Speed(0.25, 0.0625)
 ONCE = Retries(tries=1)

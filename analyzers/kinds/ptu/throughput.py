@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyzers.whatif.kinds import compiled
-from analyzers.whatif.kinds.base import Retries, Served, Speed, check_not_empty, decoded, served
-from analyzers.whatif.kinds.quota import accepted_calls, last_end, limited_output, tokens
+from analyzers.kinds import compiled
+from analyzers.kinds.quota.limits import accepted_calls, last_end, limited_output, tokens
+from analyzers.kinds.served import Retries, Served, Speed, check_not_empty, decoded, served
 from collectors.workload import Ints, Workload
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.special import ndtr, ndtri
 
+from analyzers.kinds.served import Served, check_not_empty
+from analyzers.kinds.serverless.platform import Serverless, run
 from analyzers.objective import Objective
 from analyzers.prediction import CannotPredict, Interval, Prediction
-from analyzers.whatif.kinds.base import Served, check_not_empty
-from analyzers.whatif.kinds.serverless import Serverless, run
 from collectors.workload import Floats, Workload
 
 #: Distinct concurrencies, and the highest over the lowest, below which three coefficients say nothing.

@@ -1,4 +1,4 @@
-"""A vLLM server or several: an engine file as `flyball calibrate` writes it, behind a router, with replicas that stay or come and go."""
+"""An engine or several alike: an engine file as `flyball calibrate` writes it, behind a router, with replicas that stay or come and go."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from agent.whatif import asked, fleets
-from agent.whatif.asked import BadQuestion, Value
-from agent.whatif.kinds import calibrated
-from agent.whatif.results import Ran, Result, Traffic, of_replay
+from analyzers import grammar
+from analyzers.grammar import BadQuestion, Value
+from analyzers.kinds.engine import calibrated, fleets
+from analyzers.kinds.results import Ran, Result, Traffic, of_replay
 from analyzers.prediction import CannotPredict
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.engine import ROUTERS, Router, replay
 from analyzers.whatif.fleet import Fleet
 from analyzers.whatif.model import EngineModel
+from analyzers.whatif.predict import Ensemble
 
 _OWN = ("replicas", "router", "price_per_hour", "gpu", "gpus", "fleet", "autoscale", "cold_start")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vllm:
-    kind: ClassVar[str] = "vllm"
+class Engines:
+    kind: ClassVar[str] = "engine"
     heeds_timeout: ClassVar[bool] = True
 
     engine: EngineModel
@@ -35,7 +36,7 @@ class Vllm:
     router: Router = "round_robin"
     price_per_hour: float | None = None
     """US dollars, of one replica."""
-    fleet: fleets.Asked | None = None
+    fleet: fleets.FleetForm | None = None
     """None: the replicas stay."""
     gpu: str | None = None
     """Other than the calibrated one."""
@@ -48,15 +49,15 @@ class Vllm:
         return cls(engine=engine, calibration=Calibrated.of_engine(engine))
 
     @cached_property
-    def look(self) -> calibrated.Look | None:
-        """How a calibrated engine is looked at. Raises CannotPredict; None without a calibration."""
+    def ensemble(self) -> Ensemble | None:
+        """Of a calibrated engine. Raises CannotPredict; None without a calibration."""
         if self.calibration is None:
             return None
-        return calibrated.look(self.calibration, self.gpu, self.gpus, self.settings)
+        return calibrated.ensemble(self.calibration, self.gpu, self.gpus, self.settings)
 
     @cached_property
     def model(self) -> EngineModel:
-        return asked.with_settings(self.engine, self.settings) if self.look is None else self.look.model
+        return grammar.with_settings(self.engine, self.settings) if self.ensemble is None else self.ensemble.model
 
     @cached_property
     def built(self) -> Fleet | None:
@@ -65,7 +66,7 @@ class Vllm:
     @property
     def refused(self) -> CannotPredict | None:
         try:
-            _ = self.look
+            _ = self.ensemble
         except CannotPredict as why:
             return why
         return None
@@ -86,12 +87,12 @@ class Vllm:
             return (
                 "the engine file's calibration is of another Flyball and cannot be read: no intervals; calibrate again",
             )
-        return () if self.look is None else self.look.notes
+        return () if self.ensemble is None else self.ensemble.notes
 
     # -- asking ---------------------------------------------------------------------------------------------------------
 
-    def changed(self, changes: Mapping[str, Value]) -> Self:
-        rest = dict(changes)
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        rest: dict[str, Any] = dict(changes)
         replicas = rest.pop("replicas", None)
         router = router_named(str(rest.pop("router", self.router)))
         fleet = fleets.changed(self.fleet, rest, self.replicas if replicas is None else _count(replicas))
@@ -103,10 +104,10 @@ class Vllm:
             self,
             router=router,
             fleet=fleet,
-            replicas=asked.whole(replicas, "replicas") if fleet is None and replicas is not None else self.replicas,
+            replicas=grammar.whole(replicas, "replicas") if fleet is None and replicas is not None else self.replicas,
             gpu=gpu,
             gpus=gpus,
-            price_per_hour=asked.price(rest.pop("price_per_hour", price), "price_per_hour"),
+            price_per_hour=grammar.price(rest.pop("price_per_hour", price), "price_per_hour"),
             settings={**self.settings, **rest},
         )
         if made.refused is None:
@@ -127,17 +128,17 @@ class Vllm:
                 "can move, or on that hardware and give engine=FILE, or ask an endpoint's own telemetry: flyball whatif --endpoint NAME"
             )
         gpu = calibrated.accelerator(str(given["gpu"]), self.calibration) if "gpu" in given else self.gpu
-        gpus = asked.whole(given["gpus"], "gpus") if "gpus" in given else self.gpus
+        gpus = grammar.whole(given["gpus"], "gpus") if "gpus" in given else self.gpus
         return gpu, gpus, self.price_per_hour if (gpu, gpus) == (self.gpu, self.gpus) else None
 
-    def _check_names(self, rest: Mapping[str, Value], fleet: fleets.Asked | None) -> None:
+    def _check_names(self, rest: Mapping[str, Value], fleet: fleets.FleetForm | None) -> None:
         scaler = (fleet or {}).get("autoscaler")
-        known = {*asked.engine_settings(self.engine), *_OWN, *(fleets.settings_of(scaler["kind"]) if scaler else ())}
+        known = {*grammar.engine_settings(self.engine), *_OWN, *(fleets.settings_of(scaler["kind"]) if scaler else ())}
         for name, value in rest.items():
             if name not in known:
-                raise BadQuestion(f"{name}={value}: the engine has no such setting; {asked.nearest(name, known)}")
+                raise BadQuestion(f"{name}={value}: the engine has no such setting; {grammar.nearest(name, known)}")
 
-    def in_place_of(self, other: Vllm) -> Self:
+    def in_place_of(self, other: Engines) -> Self:
         """With all of ``other`` but its engine."""
         return replace(
             self, replicas=other.replicas, router=other.router, price_per_hour=other.price_per_hour, fleet=other.fleet
@@ -160,8 +161,8 @@ class Vllm:
         return {} if self.price_per_hour is None else {"price_per_hour": self.price_per_hour}
 
     def run(self, traffic: Traffic) -> Ran:
-        if self.look is not None:
-            return calibrated.run(self.look, traffic, self.replicas, self.router, self.built, self.cost_usd)
+        if self.ensemble is not None:
+            return calibrated.run(self.ensemble, traffic, self.replicas, self.router, self.built, self.cost_usd)
         got = replay(
             traffic.workload,
             self.model,
@@ -179,10 +180,10 @@ class Vllm:
 
 
 def _count(replicas: Value) -> int:
-    return asked.whole(replicas, "replicas", least=0)
+    return grammar.whole(replicas, "replicas", least=0)
 
 
-def _course(fleet: fleets.Asked) -> str:
+def _course(fleet: fleets.FleetForm) -> str:
     scaler = fleet.get("autoscaler")
     if scaler is not None:
         bounds = scaler.get("hpa", scaler)
@@ -201,4 +202,4 @@ def router_named(name: str) -> Router:
     for known in ROUTERS:
         if name == known:
             return known
-    raise BadQuestion(f"router {name}: {asked.nearest(name, ROUTERS)}")
+    raise BadQuestion(f"router {name}: {grammar.nearest(name, ROUTERS)}")
