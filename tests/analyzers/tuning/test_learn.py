@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from actuators.shape import Shape
-from agent.tune.learn import Learned, learn, promised, traffic
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
+from analyzers.tuning.learn import FittedTrial, learn, promised, traffic
 from analyzers.whatif.engine import Replay, replay
 from analyzers.whatif.model import EngineModel, Iteration, Limits
 from analyzers.whatif.traffic import scaled
@@ -84,14 +84,14 @@ def own_limit(engine: EngineModel, replicas: int = 1) -> float:
 
 
 @pytest.fixture(scope="module")
-def known() -> Learned:
+def known() -> FittedTrial:
     found = learn([single(), step(at(4.0), 4.0), step(at(7.0), 7.0)], SHAPE, "someone/unheard-of", CATALOGUE)
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize(("slots", "replicas"), [(16, 1), (4, 1), (8, 1), (32, 1), (8, 2)])
-def test_a_promised_limit_is_the_known_engines_own(known: Learned, slots: int, replicas: int) -> None:
+def test_a_promised_limit_is_the_known_engines_own(known: FittedTrial, slots: int, replicas: int) -> None:
     shape = SHAPE.with_(replicas=replicas, engine={"max_num_seqs": slots})
     told = promised(known, shape, WORK, OBJECTIVE, CATALOGUE)
     assert told == pytest.approx(own_limit(TRUTH.with_limits(max_num_seqs=slots), replicas), rel=0.1)
@@ -112,7 +112,7 @@ def test_loads_that_say_nothing_teach_nothing() -> None:
     assert learn([late, unanswered], SHAPE, "m", CATALOGUE) is None
 
 
-def test_what_no_rate_can_meet_has_no_limit(known: Learned) -> None:
+def test_what_no_rate_can_meet_has_no_limit(known: FittedTrial) -> None:
     assert promised(known, SHAPE, WORK, Objective.from_mapping({"itl_p95_s": 0.001}), CATALOGUE) is None
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actuators.shape import Shape
-from agent.tune.choose import Trial, best, doubt, following, hopeless
 from analyzers.limit_search import Limit
+from analyzers.tuning.choose import Trial, best, doubt, following, hopeless
 
 
 def trial(

@@ -21,8 +21,8 @@ _BUSIEST = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Reason:
-    """Why figures are not to be trusted."""
+class ClientLimit:
+    """Why figures are not to be trusted: the client, and not the server, was at its limit."""
 
     code: str
     detail: str
@@ -31,39 +31,45 @@ class Reason:
         return {"code": self.code, "detail": self.detail}
 
 
-def reasons(tally: Tally, stopped: str | None, closed: bool = False) -> list[Reason]:
+def reasons(tally: Tally, stopped: str | None, closed: bool = False) -> list[ClientLimit]:
     """What speaks against this run; none: it is valid.
 
     In a closed loop a late request is late for nobody and its latency counts from when it went; there lateness matters as the load
     that is missing.
     """
     watch = tally.watch
-    found: list[Reason] = []
+    found: list[ClientLimit] = []
     typical = tally.values["ttft_sent_s"].quantiles([0.5])[0] or 0.0
     tail, mean = max(_TAIL_S, _TAIL_SHARE * typical), max(_MEAN_S, _MEAN_SHARE * typical)
     late, whole = watch.lateness.mean, tally.values["e2e_sent_s"].mean
     if closed and late is not None and whole is not None and late > _MISSING_SHARE * whole:
         found.append(
-            Reason("late_sending", f"users sent {late * 1e3:.1f} ms late on average, so there was less load. {_LESS}")
+            ClientLimit(
+                "late_sending", f"users sent {late * 1e3:.1f} ms late on average, so there was less load. {_LESS}"
+            )
         )
     found += _reading(tally, tail, mean)
     if not closed:
         found += _delayed("late_sending", watch.lateness, ("requests went", " late"), tail, mean)
     if watch.busiest > _BUSIEST:
         found.append(
-            Reason("client_cpu", f"a worker ran, or waited for a core, {watch.busiest:.0%} of the time. {_LESS}")
+            ClientLimit("client_cpu", f"a worker ran, or waited for a core, {watch.busiest:.0%} of the time. {_LESS}")
         )
     limited = tally.errors["client_limit"]
     if limited:
-        found.append(Reason("client_limit", f"{limited} requests got no connection: {tally.details['client_limit']}"))
+        found.append(
+            ClientLimit("client_limit", f"{limited} requests got no connection: {tally.details['client_limit']}")
+        )
     if tally.unsent and stopped is None:
-        found.append(Reason("unsent", f"{tally.unsent} of {tally.planned} requests were due and not sent. {_LESS}"))
+        found.append(
+            ClientLimit("unsent", f"{tally.unsent} of {tally.planned} requests were due and not sent. {_LESS}")
+        )
     if not tally.ok:
-        found.append(Reason("nothing_measured", "no request succeeded after the warm-up, so there is no figure"))
+        found.append(ClientLimit("nothing_measured", "no request succeeded after the warm-up, so there is no figure"))
     return found
 
 
-def _reading(tally: Tally, tail: float, mean: float) -> list[Reason]:
+def _reading(tally: Tally, tail: float, mean: float) -> list[ClientLimit]:
     """What an answer lay unread is in its latencies; where the kernel stamped it, only if tokens piled up in the meantime."""
     watch = tally.watch
     if watch.own_stamps > _OWN_SHARE * watch.read_delay.count:
@@ -74,7 +80,9 @@ def _reading(tally: Tally, tail: float, mean: float) -> list[Reason]:
     )
 
 
-def _delayed(code: str, values: Values, said: tuple[str, str], tail: float, mean: float = math.inf) -> list[Reason]:
+def _delayed(
+    code: str, values: Values, said: tuple[str, str], tail: float, mean: float = math.inf
+) -> list[ClientLimit]:
     before, after = said
     p99 = values.quantiles([0.99])[0]
     if p99 is not None and p99 > tail:
@@ -83,7 +91,7 @@ def _delayed(code: str, values: Values, said: tuple[str, str], tail: float, mean
         detail = f"on average {before} {values.mean * 1e3:.2f} ms{after}, above {mean * 1e3:.2f} ms"
     else:
         return []
-    return [Reason(code, f"{detail}. {_LESS}")]
+    return [ClientLimit(code, f"{detail}. {_LESS}")]
 
 
 _LESS = "The client was the bottleneck: use more cores (--workers), a quieter machine, or less traffic"

@@ -26,20 +26,22 @@ _REQUESTS = 1500
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class FittedTrial:
     """An engine, and the shape that it was fitted on."""
 
     calibrated: Calibrated
     shape: Shape
 
 
-def learn(steps: Sequence[Mapping[str, Any]], shape: Shape, model: str | None, catalogue: Catalogue) -> Learned | None:
+def learn(
+    steps: Sequence[Mapping[str, Any]], shape: Shape, model: str | None, catalogue: Catalogue
+) -> FittedTrial | None:
     """Fit an engine to the loads of one trial, one replica's share of each. None where they do not support one."""
     tests = [test for step in steps if (test := _test(step, shape.replicas or 1)) is not None]
     accelerator = shape.accelerator
     hardware = find(accelerator, catalogue.hardware) if accelerator is not None else None
     try:
-        return Learned(calibrate_on_tests(tests, shape, model=model, hardware=hardware), shape) if tests else None
+        return FittedTrial(calibrate_on_tests(tests, shape, model=model, hardware=hardware), shape) if tests else None
     except CannotPredict:
         return None
 
@@ -84,7 +86,9 @@ def traffic(prompt: str, output: str, prefix: int, seed: int) -> Workload:
     return Workload(np.cumsum(rng.exponential(1.0, _REQUESTS)), prompts, outputs, np.zeros(_REQUESTS, np.int64))
 
 
-def promised(known: Learned, shape: Shape, work: Workload, objective: Objective, catalogue: Catalogue) -> float | None:
+def promised(
+    known: FittedTrial, shape: Shape, work: Workload, objective: Objective, catalogue: Catalogue
+) -> float | None:
     """Requests per second that the shape is predicted to carry; None where the engine cannot tell."""
     try:
         return limit_rate(

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from agent.simulate.answer import wilson
-from agent.simulate.run import Outcome
-from agent.simulate.verdict import reasons
+from analyzers.client import reasons
+from analyzers.interval import wilson
 from analyzers.limit_search import Measured, Verdict
 from analyzers.objective import Objective, Target
 from collectors.traffic.tally import QUANTILES, Tally
@@ -24,7 +23,21 @@ _BEHIND, _CHANCE = 0.9, 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class SentLoad:
+    """A traffic that was sent, as far as a verdict needs it."""
+
+    tally: Tally
+    objective: Objective
+    closed: bool
+    """Users, who wait for their answers."""
+    stopped: str | None
+    """Why it ended early; None: it did not."""
+    measured_s: float
+    """Between the warm-up and the end of the sending."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadVerdict:
     """One load."""
 
     verdict: Verdict
@@ -39,9 +52,9 @@ class Judged:
         return Measured(rate, self.verdict, self.likely)
 
 
-def judge(outcome: Outcome, rate: float | None) -> Judged:
+def judge(load: SentLoad, rate: float | None) -> LoadVerdict:
     """``rate``: of an open loop, which the server must keep up with; None for users, who wait."""
-    tally, objective = outcome.run.tally, outcome.traffic.objective
+    tally, objective = load.tally, load.objective
     rows = tuple(_row(target, tally) for target in objective.targets)
     verdicts = [_verdict(row) for row in rows if row["observed"] is not None]
     likely = all(row["observed"] <= row["limit"] for row in rows if row["observed"] is not None)
@@ -51,34 +64,30 @@ def judge(outcome: Outcome, rate: float | None) -> Judged:
         if v == "missed"
     ]
     errors = _errors(tally, objective)
-    behind = rate is not None and _falls_behind(outcome, rate)
-    if outcome.run.stopped == "error_storm" or errors == "missed":
-        return Judged("missed", False, "too many errors", rows)
+    behind = rate is not None and _falls_behind(load, rate)
+    if load.stopped == "error_storm" or errors == "missed":
+        return LoadVerdict("missed", False, "too many errors", rows)
     if not tally.ok:
-        return Judged("unsure", False, "nothing was answered", rows)
+        return LoadVerdict("unsure", False, "nothing was answered", rows)
     if behind:
-        return Judged("missed", False, "the server does not keep up", rows)
+        return LoadVerdict("missed", False, "the server does not keep up", rows)
     if misses:
-        return Judged("missed", False, f"{', '.join(misses)} missed", rows)
+        return LoadVerdict("missed", False, f"{', '.join(misses)} missed", rows)
     if errors == "unsure" or "unsure" in verdicts:
-        return Judged("unsure", likely, "too near the limit to tell", rows)
-    return Judged("met", True, "the objective holds", rows)
+        return LoadVerdict("unsure", likely, "too near the limit to tell", rows)
+    return LoadVerdict("met", True, "the objective holds", rows)
 
 
-def invalid(outcome: Outcome) -> str | None:
+def invalid(load: SentLoad) -> str | None:
     """Why nothing follows from this load: the client was the bottleneck. None: it is valid.
 
     What the client delays matters here against the objective's limits, not against a fast answer.
     """
-    tally, objective = outcome.run.tally, outcome.traffic.objective
+    tally, objective = load.tally, load.objective
     limits = [t.limit for t in objective.targets if t.metric in ("ttft_s", "e2e_s")]
     late = max(v.quantiles([0.99])[0] or 0.0 for v in (tally.watch.lateness, tally.watch.read_delay))
     harmless = {"late_sending", "late_reading"} if limits and late <= _LATE_SHARE * min(limits) else set()
-    found = [
-        r
-        for r in reasons(tally, outcome.run.stopped, outcome.traffic.closed)
-        if r.code not in harmless | {"nothing_measured"}
-    ]
+    found = [r for r in reasons(tally, load.stopped, load.closed) if r.code not in harmless | {"nothing_measured"}]
     return found[0].detail if found else None
 
 
@@ -118,16 +127,16 @@ def _errors(tally: Tally, objective: Objective) -> Verdict:
     return "met" if not n or failed <= limit * n else "unsure"
 
 
-def _falls_behind(outcome: Outcome, rate: float) -> bool:
+def _falls_behind(load: SentLoad, rate: float) -> bool:
     """Fewer answers than requests between the warm-up and the end of the sending, by more than chance."""
-    seconds = outcome.measured_s
+    seconds = load.measured_s
     due = rate * seconds
-    return seconds > 0 and outcome.run.tally.steady_ok < min(_BEHIND * due, due - _CHANCE * math.sqrt(due))
+    return seconds > 0 and load.tally.steady_ok < min(_BEHIND * due, due - _CHANCE * math.sqrt(due))
 
 
-def figures(outcome: Outcome) -> dict[str, Any]:
+def figures(load: SentLoad) -> dict[str, Any]:
     """What is kept of one load: percentiles and means, rates, counts. Seconds; None where there is no value."""
-    tally, seconds = outcome.run.tally, outcome.measured_s
+    tally, seconds = load.tally, load.measured_s
     out: dict[str, Any] = {
         "sent": tally.sent,
         "completed": tally.ok,

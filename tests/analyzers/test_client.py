@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agent.simulate.answer import wilson
-from agent.simulate.verdict import reasons
+from analyzers.client import reasons
+from analyzers.interval import wilson
 from collectors.traffic.tally import Tally
 
 

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
 
-from agent.simulate.asked import Options, Traffic
-from agent.simulate.options import Given, traffic_of
-from agent.simulate.run import Outcome, estimate
-from agent.tune.judge import Judged, figures, invalid, judge
 from analyzers.objective import Objective
-from collectors.traffic.account import Counting
-from collectors.traffic.fleet import Run
+from analyzers.tuning.judge import LoadVerdict, SentLoad, figures, invalid, judge
 from collectors.traffic.tally import Tally
-from tests.agent.test_simulate_verdict import tally as kept_up
+from tests.analyzers.test_client import tally as kept_up
 
 SECONDS, WARM_S = 10.0, 1.0
 
 
-def traffic(rate: float | None, limits: Mapping[str, float]) -> Traffic:
-    options = Options(rate=rate, concurrency=None if rate else 4, duration_s=SECONDS, warmup_s=WARM_S)
-    asked = traffic_of(Given(url="http://127.0.0.1:9", model="m"), options, None, [])
-    return replace(asked, objective=Objective.from_mapping(limits))
-
-
-def outcome(tally: Tally, rate: float | None, limits: Mapping[str, float], stopped: str | None = None) -> Outcome:
-    asked = traffic(rate, limits)
-    counting = Counting(WARM_S, SECONDS)
-    return Outcome(asked, estimate(asked), "m", counting, Run(tally, 0.0, SECONDS, stopped))
+def load(tally: Tally, rate: float | None, limits: Mapping[str, float], stopped: str | None = None) -> SentLoad:
+    return SentLoad(tally, Objective.from_mapping(limits), rate is None, stopped, SECONDS - WARM_S)
 
 
 def tally(ok: int = 0, failed: int = 0, steady: int | None = None, **seconds: float | list[float]) -> Tally:
@@ -44,8 +30,10 @@ def tally(ok: int = 0, failed: int = 0, steady: int | None = None, **seconds: fl
     return found
 
 
-def judged(found: Tally, limits: Mapping[str, float], rate: float | None = None, stopped: str | None = None) -> Judged:
-    return judge(outcome(found, rate, limits, stopped), rate)
+def judged(
+    found: Tally, limits: Mapping[str, float], rate: float | None = None, stopped: str | None = None
+) -> LoadVerdict:
+    return judge(load(found, rate, limits, stopped), rate)
 
 
 def test_met_and_missed_with_enough_requests() -> None:
@@ -146,29 +134,29 @@ def late(seconds: float) -> Tally:
 
 @pytest.mark.parametrize(("limit", "valid"), [(0.5, True), (0.3, False)])
 def test_a_late_client_matters_against_the_objective(limit: float, valid: bool) -> None:
-    why = invalid(outcome(late(0.02), 20.0, {"ttft_p95_s": limit}))
+    why = invalid(load(late(0.02), 20.0, {"ttft_p95_s": limit}))
     assert (why is None) is valid
     assert valid or "bottleneck" in str(why)
 
 
 def test_a_late_client_matters_where_only_gaps_are_asked_for() -> None:
-    assert "late" in str(invalid(outcome(late(0.02), 20.0, {"itl_p95_s": 10.0})))
+    assert "late" in str(invalid(load(late(0.02), 20.0, {"itl_p95_s": 10.0})))
 
 
 def test_a_client_without_room_is_never_harmless() -> None:
     found = tally(200, ttft_s=0.1)
     found.watch.busiest = 0.97
-    assert "97%" in str(invalid(outcome(found, 20.0, {"ttft_p95_s": 100.0})))
+    assert "97%" in str(invalid(load(found, 20.0, {"ttft_p95_s": 100.0})))
 
 
 def test_a_server_that_answers_nothing_is_not_the_clients_fault() -> None:
-    assert invalid(outcome(Tally(), 20.0, {"ttft_p95_s": 0.5})) is None
+    assert invalid(load(Tally(), 20.0, {"ttft_p95_s": 0.5})) is None
 
 
 def test_what_is_kept_of_a_load() -> None:
     found = tally(90, failed=10, steady=81, ttft_s=0.1, e2e_s=2.0)
     found.steady_tokens = 810
-    kept = figures(outcome(found, 10.0, {"ttft_p95_s": 0.5}))
+    kept = figures(load(found, 10.0, {"ttft_p95_s": 0.5}))
     assert (kept["sent"], kept["completed"], kept["errors"]) == (100, 90, {"http_5xx": 10})
     assert (kept["measured_s"], kept["requests_per_s"], kept["output_tokens_per_s"]) == (9.0, 9.0, 90.0)
     assert (kept["ttft_s"]["mean"], kept["e2e_s"]["p99"]) == (pytest.approx(0.1), 2.0)
