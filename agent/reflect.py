@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -27,12 +28,12 @@ from agent.watch import Watched
 from agent.wiring import policy_of
 from analyzers.finding import Finding
 from analyzers.findings import Situation, analyze
+from analyzers.kinds.base import Basis, Calibration, Kind, Replayer
+from analyzers.kinds.registry import KINDS
 from analyzers.objective import attainment
 from analyzers.prediction import CannotPredict, Predictor, Refusal
 from analyzers.recommend import Decision, recommend, request
 from analyzers.recommendation import Recommendation
-from analyzers.whatif.calibrate import Calibrated, calibrate, calibration_key
-from analyzers.whatif.predict import Replayer
 from collectors.clock import Clock
 
 log = structlog.get_logger()
@@ -70,7 +71,7 @@ class _Streak:
 class _Fit:
     """A calibration, when it was made, of how many windows, and whether what is observed agrees with it."""
 
-    calibrated: Calibrated
+    calibrated: Calibration
     at: float
     windows: int
     doubted: bool = False
@@ -253,42 +254,35 @@ class Reflector:
         return findings, decision
 
     def _predictor(self, watched: Watched, found: _Evidence, now: float) -> Predictor:
-        """The what-if engine, calibrated on this evidence."""
-        s = found.situation
+        """The endpoint's kind, calibrated on this evidence."""
+        s, kind = found.situation, KINDS[watched.settings.kind]
         try:
-            calibrated = self._calibrated(watched, s, now)
+            calibrated = self._calibrated(watched, kind, s, now)
         except CannotPredict as refused:
             return Refusal(refused)
-        return Replayer(
-            s.windows,
-            calibrated,
-            objective=s.objective,
-            base_shape=s.shape,
-            hardware=watched.catalogue.hardware,
-            error=found.error,
-            seed=self._settings.decide.seed,
-        )
+        basis = Basis(s.shape, s.objective, watched.catalogue, found.error)
+        return Replayer(kind, calibrated, s.windows, basis, self._settings.decide.seed)
 
-    def _calibrated(self, watched: Watched, situation: Situation, now: float) -> Calibrated:
+    def _calibrated(self, watched: Watched, kind: Kind[Any], situation: Situation, now: float) -> Calibration:
         """The calibration for this evidence: the last one (also of the daemon before this one) while it holds, or a new one."""
         name, n = situation.endpoint, len(situation.windows)
         facts = situation.windows[-1].facts if situation.windows else {}
-        key = calibration_key(facts, situation.shape)
-        fit = self._fits.get(name) or self._stored_fit(name, key)
+        key = kind.key(facts, situation.shape)
+        fit = self._fits.get(name) or self._stored_fit(kind, name, key)
         if fit is None or not fit.holds(key, now, n):
             accelerator = situation.shape.accelerator
             hardware = watched.catalogue.hardware.get(accelerator) if accelerator is not None else None
-            fit = _Fit(calibrate(situation.windows, situation.shape, prior=None, hardware=hardware), now, n)
+            fit = _Fit(kind.calibrate(situation.windows, situation.shape, hardware), now, n)
             with self._store.write() as db:
                 fleet.keep_calibration(db, name, key=fit.calibrated.key, now=now, body=fit.calibrated.as_dict())
         self._fits[name] = fit
         return fit.calibrated
 
-    def _stored_fit(self, name: str, key: str) -> _Fit | None:
+    def _stored_fit(self, kind: Kind[Any], name: str, key: str) -> _Fit | None:
         with self._store.read() as db:
             row = fleet.calibration(db, name, key)
         try:
-            known = None if row is None else Calibrated.from_dict(row["body"])
+            known = None if row is None else kind.read(row["body"])
         except (KeyError, TypeError, ValueError):  # an older Flyball's
             return None
         return None if known is None or row is None else _Fit(known, row["fitted_at"], known.windows)

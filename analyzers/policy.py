@@ -33,6 +33,8 @@ class Catalogue:
     """US dollars per replica-hour, by size."""
     built: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Accelerator and count per replica, by size."""
+    cpus: Mapping[str, float] = field(default_factory=dict)
+    """CPU cores per replica, by size."""
     hardware: Mapping[str, Hardware] = field(default_factory=dict)
     """By accelerator."""
     own_size: str | None = None
@@ -40,11 +42,15 @@ class Catalogue:
     """US dollars per replica-hour of the size that the endpoint has now, where ``prices`` does not have it."""
 
     def with_size(self, shape: Shape, size: str | None) -> Shape:
-        """The shape on that size, with the accelerators that the size is known to have."""
-        if size is None or size not in self.built:
-            return shape.with_(size=size) if size != shape.size else shape
+        """The shape on that size, with the cores and accelerators that the size is known to have."""
+        if size is None:
+            return shape
+        if size != shape.size or size in self.cpus:
+            shape = shape.with_(size=size, cpus=self.cpus.get(size))
+        if size not in self.built:
+            return shape
         accelerator, count = self.built[size]
-        return shape.with_(size=size, accelerator=accelerator, accelerator_count=count)
+        return shape.with_(accelerator=accelerator, accelerator_count=count)
 
     def per_replica_hour(self, shape: Shape) -> float | None:
         listed = self.prices.get(shape.size) if shape.size is not None else None

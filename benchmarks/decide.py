@@ -32,13 +32,14 @@ from actuators.shape import Shape  # noqa: E402
 from agent.reflect import REFIT_S  # noqa: E402
 from analyzers.findings import Situation, analyze  # noqa: E402
 from analyzers.hardware import ACCELERATORS  # noqa: E402
+from analyzers.kinds.base import Basis, Replayer  # noqa: E402
+from analyzers.kinds.engine.kind import EngineKind  # noqa: E402
 from analyzers.objective import Objective  # noqa: E402
 from analyzers.policy import Catalogue, Policy, candidates  # noqa: E402
 from analyzers.prediction import Bar, Miss, Prediction  # noqa: E402
 from analyzers.recommend import Decision, recommend  # noqa: E402
 from analyzers.whatif.calibrate import Calibrated, calibrate  # noqa: E402
 from analyzers.whatif.model import EngineModel, Iteration, Limits  # noqa: E402
-from analyzers.whatif.predict import Replayer  # noqa: E402
 from tests.analyzers.exhaustive import chosen_of_all  # noqa: E402
 from tests.analyzers.whatif.served import poisson, windows  # noqa: E402
 
@@ -59,7 +60,7 @@ class Case:
     @property
     def replayer(self) -> Replayer:
         s = self.situation
-        return Replayer(s.windows, self.calibrated, s.objective, s.shape, CATALOGUE.hardware, {}, 7)
+        return Replayer(EngineKind(), self.calibrated, s.windows, Basis(s.shape, s.objective, CATALOGUE, {}), 7)
 
 
 @dataclass

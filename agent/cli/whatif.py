@@ -210,7 +210,7 @@ def _from_store(given: Asked) -> tuple[Answer, list[Outcome], None]:
         objective = (
             grammar.objective(given.objective) if given.objective else settings.endpoint(given.endpoint).wanted()
         )
-        on = stored.basis(
+        on = stored.question(
             found, objective, seed=settings.decide.seed, speed=speed, router=chosen, curves=given.html is not None
         )
         outcomes = stored.all_predicted(tried, on, advance)

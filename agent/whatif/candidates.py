@@ -10,7 +10,7 @@ from typing import Any
 from agent.whatif.files import engine_file, fleet_file
 from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
-from analyzers.kinds.base import System
+from analyzers.kinds.described import System
 from analyzers.kinds.engine import fleets
 from analyzers.kinds.engine.engines import Engines
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analyzers.grammar import BadQuestion
-from analyzers.kinds.base import System
+from analyzers.kinds.described import System
 from analyzers.kinds.engine import fleets
 from analyzers.kinds.registry import system_of
 from analyzers.prediction import CannotPredict

@@ -1,136 +1,124 @@
-"""What a candidate can be: a system to replay on, that says what may be changed of it and what it costs."""
+"""The contract of a kind: how an endpoint's own telemetry becomes a prediction of other shapes. One road, for everybody who asks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, TypeVar
 
-from analyzers.kinds import strict
-from analyzers.kinds.results import Ran, Result, Traffic
-from analyzers.prediction import CannotPredict
+from actuators.shape import Shape
+from analyzers.hardware import Hardware
+from analyzers.objective import Objective
+from analyzers.policy import Catalogue, Policy
+from analyzers.prediction import Bar, Miss, Prediction
+from analyzers.whatif.engine import Router
+from collectors.window import Window
+from collectors.workload import Workload
 
 
-class System(Protocol):
-    """What a candidate is."""
+class Calibration(Protocol):
+    """What was learned of one endpoint from its windows."""
 
     @property
-    def kind(self) -> str: ...
-
-    @property
-    def heeds_timeout(self) -> bool:
-        """Whether clients that give up are simulated."""
+    def key(self) -> str:
+        """What it holds for; evidence of another key needs another one."""
         ...
 
     @property
-    def label(self) -> str | None:
-        """What it is, in a few words, where the candidate's name does not say it."""
+    def windows(self) -> int:
+        """How many it rests on."""
         ...
 
     @property
-    def refused(self) -> CannotPredict | None:
-        """Why nothing can be claimed for it."""
+    def requests(self) -> float: ...
+
+    @property
+    def load(self) -> tuple[float, float]:
+        """Least and greatest mean requests in one replica that were seen. Beyond is extrapolation."""
+        ...
+
+    @property
+    def residuals(self) -> Mapping[str, float]:
+        """Relative error of the fit, by metric."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]: ...
 
-    def changed(self, changes: Mapping[str, Any]) -> System:
-        """With single settings changed, by their names. Raises ValueError."""
-        ...
-
-    def shape(self) -> dict[str, Any]:
-        """As plain JSON."""
-        ...
-
-    def prices(self) -> dict[str, float]:
-        """US dollars, by the names that they are given under."""
-        ...
-
-    def run(self, traffic: Traffic) -> Ran: ...
-
-    def cost_usd(self, result: Result) -> float | None:
-        """None: a price that it takes is not known."""
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Described:
-    """A system whose engine file holds its dataclass's fields, and whose candidates change them. Prices are fields too."""
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What all shapes of one endpoint are predicted from, beside the traffic and the calibration."""
 
-    kind: ClassVar[str]
-    heeds_timeout: ClassVar[bool] = False
-    refused: ClassVar[None] = None
+    present: Shape
+    """What the calibration was learned on."""
+    objective: Objective
+    catalogue: Catalogue
+    error: Mapping[str, float | None]
+    """The method's measured relative error by metric (median, from the ledger)."""
+    router: Router = "round_robin"
 
-    @classmethod
-    def read(cls, data: Mapping[str, Any]) -> Self:
-        """Raises ValueError that names the field."""
-        return strict.made(cls, data)
+
+C = TypeVar("C", bound=Calibration)
+
+
+class Kind(Protocol[C]):
+    """How endpoints of one kind respond to load."""
 
     @property
-    def label(self) -> str:
-        raise NotImplementedError
+    def name(self) -> str: ...
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
+    def key(self, facts: Mapping[str, str], shape: Shape) -> str:
+        """Of the calibration that evidence of ``shape`` with these facts needs."""
+        ...
 
-    def changed(self, changes: Mapping[str, Any]) -> Self:
-        return self.read(strict.changed(type(self), strict.plain(self), changes))
+    def calibrate(self, windows: Sequence[Window], shape: Shape, hardware: Hardware | None) -> C:
+        """Learn from what served ``windows`` on ``shape``. Raises CannotPredict that says what is missing."""
+        ...
 
-    def shape(self) -> dict[str, Any]:
-        return {name: value for name, value in strict.plain(self).items() if not name.startswith("price_")}
+    def read(self, data: Mapping[str, Any]) -> C:
+        """The reverse of ``as_dict``. Raises KeyError, TypeError or ValueError on one of an older Flyball."""
+        ...
 
-    def prices(self) -> dict[str, float]:
-        return {name: value for name, value in strict.plain(self).items() if name.startswith("price_")}
+    def workload(self, windows: Sequence[Window], *, seed: int, scale: float = 1.0) -> Workload:
+        """The traffic that windows saw, at ``scale`` times its rate. Raises CannotPredict."""
+        ...
 
-    def run(self, traffic: Traffic) -> Ran:
-        raise NotImplementedError
+    def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue) -> list[Shape]:
+        """What may be proposed instead of ``shape``, within the guardrails."""
+        ...
 
-    def cost_usd(self, result: Result) -> float | None:
-        raise NotImplementedError
+    def predict(self, shape: Shape, workload: Workload, calibrated: C, basis: Basis) -> Prediction:
+        """Raises CannotPredict."""
+        ...
 
-
-@dataclass(frozen=True, kw_only=True)
-class PerToken(Described):
-    """Where tokens are paid for one by one, in US dollars per 1,000. Cached prompt tokens cost as others do unless priced apart."""
-
-    price_per_1k_input_tokens: float | None = None
-    price_per_1k_cached_input_tokens: float | None = None
-    price_per_1k_output_tokens: float | None = None
-
-    def __post_init__(self) -> None:
-        check_prices(self)
-        if (self.price_per_1k_input_tokens is None) != (self.price_per_1k_output_tokens is None):
-            raise ValueError(
-                "price_per_1k_input_tokens and price_per_1k_output_tokens: give both, or neither; 0 is free"
-            )
-
-    def tokens_usd(self, used: Mapping[str, float], prefix: str = "") -> float | None:
-        """Of ``prompt_tokens``, ``cached_prompt_tokens`` (of them) and ``output_tokens``, each with ``prefix`` before its name."""
-        prompt, cached, output = (used[f"{prefix}{name}_tokens"] for name in ("prompt", "cached_prompt", "output"))
-        if not prompt + output:
-            return 0.0
-        into, out, again = (
-            self.price_per_1k_input_tokens, self.price_per_1k_output_tokens, self.price_per_1k_cached_input_tokens
-        )  # fmt: skip
-        if into is None or out is None:
-            return None
-        return ((prompt - cached) * into + cached * (into if again is None else again) + output * out) / 1000.0
+    def screen(self, shape: Shape, workload: Workload, calibrated: C, basis: Basis, bar: Bar) -> Prediction | Miss:
+        """``predict``, given up as soon as the bar is certainly missed. Raises CannotPredict."""
+        ...
 
 
-SCHEMA_VERSION = 1
+class Replayer:
+    """A ``Predictor`` of one endpoint's shapes under the traffic that its windows saw, or a multiple of it."""
 
+    def __init__(self, kind: Kind[C], calibrated: C, windows: Sequence[Window], basis: Basis, seed: int) -> None:
+        self._kind: Kind[Any] = kind
+        self._calibrated = calibrated
+        self._windows = windows
+        self._basis = basis
+        self._seed = seed
+        self._workloads: dict[float, Workload] = {}
 
-def check_version(data: Mapping[str, Any]) -> None:
-    """Raises ValueError on a file of another version than this program reads."""
-    version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version: {version!r} is not known to this program, which reads {SCHEMA_VERSION}")
+    def predict(self, shape: Shape, factor: float, /) -> Prediction:
+        return self._kind.predict(shape, self._workload(factor), self._calibrated, self._basis)
 
+    def screen(self, shape: Shape, factor: float, bar: Bar, /) -> Prediction | Miss:
+        return self._kind.screen(shape, self._workload(factor), self._calibrated, self._basis, bar)
 
-def check_prices(system: Any) -> None:
-    """Raises ValueError on a price below 0."""
-    for name, value in system.prices().items():
-        if value < 0:
-            raise ValueError(f"{name} must be US dollars, 0 or more, not {value}")
+    def _workload(self, factor: float) -> Workload:
+        if factor not in self._workloads:
+            self._workloads[factor] = self._kind.workload(self._windows, seed=self._seed, scale=factor)
+        return self._workloads[factor]

@@ -6,16 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from analyzers.grammar import nearest
-from analyzers.kinds.base import Described, System, check_version
+from analyzers.kinds.base import Kind
+from analyzers.kinds.described import Described, System, check_version
 from analyzers.kinds.engine.engines import Engines
+from analyzers.kinds.engine.kind import EngineKind
 from analyzers.kinds.ptu.deployment import PtuDeployment
 from analyzers.kinds.quota.deployment import QuotaDeployment
 from analyzers.kinds.serverless.function import ServerlessFunction
+from analyzers.kinds.vm.kind import VmKind
 from analyzers.kinds.vm.machines import Machines
 
 DESCRIBED: dict[str, type[Described]] = {
     kind.kind: kind for kind in (Machines, QuotaDeployment, ServerlessFunction, PtuDeployment)
 }
+#: How endpoints are predicted from their own telemetry, by the settings' ``kind``.
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (EngineKind(), VmKind())}
 #: What engine files of an earlier Flyball say.
 _RENAMED = {"usl": Machines.kind, "vllm": Engines.kind}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,7 @@ from analyzers.whatif.fleet import Fleet
 from analyzers.whatif.model import EngineModel, Iteration
 from analyzers.whatif.outlook import Z80, Member, look
 from analyzers.whatif.roofline import Machine
-from analyzers.whatif.traffic import scaled, workload_from_windows
-from collectors.window import Window
+from analyzers.whatif.traffic import scaled
 from collectors.workload import Floats, Workload
 
 #: Median relative error that is assumed until the ledger has measured one.
@@ -137,35 +136,6 @@ class _Count:
             if middle or tail:
                 return Miss(metric, float(np.median(seen)) * wider / limit, self._replays)
         return None
-
-
-@dataclass(frozen=True)
-class Replayer:
-    """A ``Predictor`` of shapes under the traffic that windows saw, or a multiple of it."""
-
-    windows: Sequence[Window]
-    calibrated: Calibrated
-    objective: Objective
-    base_shape: Shape
-    hardware: Mapping[str, Hardware]
-    error: Mapping[str, float | None]
-    seed: int
-    _workloads: dict[float, Workload] = field(default_factory=dict)
-
-    def predict(self, shape: Shape, factor: float) -> Prediction:
-        return predict(shape, self._workload(factor), self.calibrated, **self._how())
-
-    def screen(self, shape: Shape, factor: float, bar: Bar) -> Prediction | Miss:
-        return screen(shape, self._workload(factor), self.calibrated, bar, **self._how())
-
-    def _workload(self, factor: float) -> Workload:
-        if factor not in self._workloads:
-            self._workloads[factor] = workload_from_windows(self.windows, seed=self.seed, scale=factor)
-        return self._workloads[factor]
-
-    def _how(self) -> dict[str, Any]:
-        names = ("objective", "base_shape", "hardware", "error")
-        return {name: getattr(self, name) for name in names}
 
 
 def limit_rate(
@@ -463,8 +433,14 @@ def _interval(name: str, values: np.ndarray, measured: float | None, extra: floa
     What the demand and the fleet set, not the engine (``_SET_BY_DEMAND``), is not widened by it.
     """
     low, mid, high = (float(v) for v in np.quantile(values, (0.1, 0.5, 0.9)))
+    return widened(name, Interval(low, mid, high), measured, extra)
+
+
+def widened(name: str, interval: Interval, measured: float | None, extra: float = 0.0) -> Interval:
+    """Wider by the method's own error: what the ledger measured, or a prior. extra: of a transfer, in logarithms."""
+    low, mid, high = interval.low, interval.mid, interval.high
     if mid <= 0 or name in _SET_BY_DEMAND:
-        return Interval(low, mid, high)
+        return interval
     own = _own(name, measured, extra)
     down = math.hypot(math.log(mid / max(low, mid * 1e-9)), own)
     up = math.hypot(math.log(high / mid), own)

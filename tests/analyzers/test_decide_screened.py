@@ -10,6 +10,8 @@ import pytest
 from actuators.shape import Shape
 from analyzers.findings import Situation, analyze
 from analyzers.hardware import ACCELERATORS
+from analyzers.kinds.base import Basis, Replayer
+from analyzers.kinds.engine.kind import EngineKind
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue, Policy, candidates
 from analyzers.prediction import Bar, Miss, Prediction
@@ -17,7 +19,6 @@ from analyzers.recommend import Decision, recommend
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.fit import Draw
 from analyzers.whatif.model import EngineModel, Iteration, Limits
-from analyzers.whatif.predict import Replayer
 from collectors.window import Window
 from tests.analyzers.exhaustive import chosen_of_all
 from tests.analyzers.whatif.served import poisson, windows
@@ -88,9 +89,8 @@ def situation(seed: int) -> tuple[Situation, Replayer]:
         CATALOGUE.per_hour(shape),
     )  # fmt: skip
     error = {name: float(rng.uniform(0.02, 0.3)) for name in limits} if rng.random() < 0.5 else {}
-    replayer = Replayer(
-        seen, calibrated(float(rng.uniform(0.02, 0.2)), seed), s.objective, shape, CATALOGUE.hardware, error, seed
-    )
+    known = calibrated(float(rng.uniform(0.02, 0.2)), seed)
+    replayer = Replayer(EngineKind(), known, seen, Basis(shape, s.objective, CATALOGUE, error), seed)
     return s, replayer
 
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from analyzers.grammar import Value, nearest, scalar
 from analyzers.kinds import strict
-from analyzers.kinds.base import check_version
+from analyzers.kinds.described import check_version
 from analyzers.whatif.fleet import Fleet
 from analyzers.whatif.model import Limits
 from analyzers.whatif.scaling import Governor, Hpa, Keda, Kpa, Metric, Policy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from analyzers.kinds.base import PerToken
+from analyzers.kinds.described import PerToken
 from analyzers.kinds.ptu import throughput as ptu
 from analyzers.kinds.ptu.throughput import Ptu
 from analyzers.kinds.results import Ran, Result, Traffic, calls, of_served

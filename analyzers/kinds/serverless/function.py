@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from analyzers.kinds.base import Described, check_prices
+from analyzers.kinds.described import Described, check_prices
 from analyzers.kinds.results import Ran, Result, Traffic, of_served
 from analyzers.kinds.served import Speed
 from analyzers.kinds.serverless import platform as serverless

@@ -8,7 +8,7 @@ from functools import cache, cached_property
 from typing import Any, ClassVar, Self
 
 from analyzers.kinds import strict
-from analyzers.kinds.base import Described, check_prices
+from analyzers.kinds.described import Described, check_prices
 from analyzers.kinds.results import Ran, Result, Traffic, of_served
 from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.usl import Point, Usl, UslFit
