@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from actuators.shape import Shape
+from actuators.shape import Autoscaling, Shape
 from analyzers.finding import Finding, Reason
 from analyzers.findings import Situation
+from analyzers.money import HOURS_PER_MONTH, per_1k_tokens, per_request
 from analyzers.objective import Target, attainment, total
-from analyzers.policy import HOURS_PER_MONTH, Catalogue, candidates
+from analyzers.policy import Catalogue, candidates
 from analyzers.prediction import Bar, CannotPredict, Miss, Prediction, Predictor
 from analyzers.recommendation import Money, Option
 from analyzers.search import by_kind, key, least_replicas
@@ -112,7 +113,7 @@ class Choice:
         assert self.current.cost is not None
         if cost > self.current.cost * (1 - self._s.policy.min_saving_share):
             return False
-        before, after = self._catalogue.per_hour(self._s.shape), self._catalogue.per_hour(shape)
+        before, after = (money_of(self._s, self._catalogue, each).per_hour for each in (self._s.shape, shape))
         if before is None or after is None:  # costs are replica counts here: the share above is all that can be said
             return True
         return (before - after) * HOURS_PER_MONTH >= self._s.policy.min_saving_per_month
@@ -289,8 +290,12 @@ def against_shrinking(s: Situation, findings: Sequence[Finding], current: Judged
 def touched(shape: Shape, current: Shape) -> int:
     """How many kinds of setting a change from ``current`` to ``shape`` touches."""
     return sum(
-        (shape.size != current.size, shape.replicas != current.replicas, dict(shape.engine) != dict(current.engine))
+        (shape.size != current.size, _count(shape) != _count(current), dict(shape.engine) != dict(current.engine))
     )
+
+
+def _count(shape: Shape) -> tuple[int | None, Autoscaling | None]:
+    return shape.replicas, shape.autoscaling
 
 
 def _preference(judged: Judged, current: Judged) -> tuple[float, int, float]:
@@ -300,9 +305,20 @@ def _preference(judged: Judged, current: Judged) -> tuple[float, int, float]:
 
 
 def cost_of(s: Situation, catalogue: Catalogue, shape: Shape) -> float | None:
-    if catalogue.per_hour(s.shape) is not None:
-        return catalogue.per_hour(shape)
-    return float(shape.replicas) if shape.size == s.shape.size and shape.replicas is not None else None
+    """US dollars per hour; where the present size has no price, replicas of that size instead."""
+    if money_of(s, catalogue, s.shape).per_hour is not None:
+        return money_of(s, catalogue, shape).per_hour
+    return serving(s, shape) if shape.size == s.shape.size else None
+
+
+def serving(s: Situation, shape: Shape) -> float | None:
+    """Replicas on average: those of the shape; under an autoscaler, those that were observed, within the shape's bounds."""
+    if shape.autoscaling is None:
+        return None if shape.replicas is None else float(shape.replicas)
+    bounds = shape.autoscaling
+    seen = [(min(max(w.targets, bounds.least), bounds.most), w.duration_s) for w in s.windows if w.coverage > 0]
+    seconds = sum(duration for _, duration in seen)
+    return sum(count * duration for count, duration in seen) / seconds if seconds else None
 
 
 def worst_of(s: Situation, prediction: Prediction, end: str) -> tuple[float, str]:
@@ -317,15 +333,14 @@ def worst_of(s: Situation, prediction: Prediction, end: str) -> tuple[float, str
 
 def money_of(s: Situation, catalogue: Catalogue, shape: Shape) -> Money:
     """What the shape costs, and what a token and a request cost on it at the load observed: reserved, whether used or not."""
-    per_hour = catalogue.per_hour(shape)
+    per_hour = catalogue.per_hour(shape, serving(s, shape))
     hours = s.evidence.coverage * (s.end - s.start) / 3600
-    tokens = [t for name in ("prompt_tokens", "output_tokens") if (t := total(s.windows, name)) is not None]
-    requests = s.evidence.requests
     if per_hour is None or hours <= 0:
         return Money(per_hour, None, None)
+    prompt, output = (total(s.windows, name) for name in ("prompt_tokens", "output_tokens"))
+    tokens = None if prompt is None or output is None else prompt + output
     spent = per_hour * hours
-    per_1k = 1000 * spent / sum(tokens) if len(tokens) == 2 and sum(tokens) > 0 else None
-    return Money(per_hour, per_1k, spent / requests if requests else None)
+    return Money(per_hour, per_1k_tokens(spent, tokens), per_request(spent, s.evidence.requests))
 
 
 def latency_targets(s: Situation) -> list[Target]:

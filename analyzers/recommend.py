@@ -14,8 +14,9 @@ from actuators.shape import Shape
 from analyzers.choice import Choice, cost_of, current_of, replayed_whole, worst_of
 from analyzers.finding import Finding, Reason
 from analyzers.findings import Situation, missing_evidence
+from analyzers.money import per_month
 from analyzers.objective import total
-from analyzers.policy import HOURS_PER_MONTH, Catalogue, violations
+from analyzers.policy import Catalogue, most_replicas, violations
 from analyzers.prediction import CannotPredict, Prediction, Predictor
 from analyzers.recommendation import Direction, Option, Recommendation, Risk
 
@@ -32,8 +33,9 @@ class Decision:
 def recommend(s: Situation, findings: Sequence[Finding], catalogue: Catalogue, predictor: Predictor) -> Decision:
     """Choose among the allowed shapes. Pure: the same values in, the same decision out."""
     lacking = missing_evidence(s)
-    if s.shape.replicas is None:
-        lacking.append(Reason("UNKNOWN_SHAPE", "the replica count is not known; set shape.replicas or an actuator"))
+    if most_replicas(s.shape) is None:
+        text = "the replica count is not known; set shape.replicas or shape.autoscaling, or an actuator"
+        lacking.append(Reason("UNKNOWN_SHAPE", text))
     if lacking:
         return Decision(None, tuple(lacking))
     try:
@@ -91,7 +93,7 @@ def _recommendation(
     if before is not None and after is not None and before != after:
         direction = "grow" if after > before else "shrink"
     hourly = (current.money.per_hour, proposed.money.per_hour)
-    saving = (hourly[0] - hourly[1]) * HOURS_PER_MONTH if hourly[0] is not None and hourly[1] is not None else None
+    saving = per_month(hourly[0] - hourly[1]) if hourly[0] is not None and hourly[1] is not None else None
     risk, risk_reasons = _risk(s, direction, proposed)
     return Recommendation(
         endpoint=s.endpoint,

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from actuators.shape import Shape
+from analyzers.policy import most_replicas
 
 
 def key(shape: Shape) -> str:
@@ -20,8 +22,13 @@ def by_kind(shapes: Iterable[Shape]) -> list[list[Shape]]:
     """Groups that are alike but for their replicas, each with the fewest first."""
     groups: dict[str, list[Shape]] = {}
     for shape in shapes:
-        groups.setdefault(key(shape.with_(replicas=None)), []).append(shape)
-    return [sorted(group, key=lambda shape: shape.replicas or 0) for group in groups.values()]
+        groups.setdefault(key(_any_count(shape)), []).append(shape)
+    return [sorted(group, key=lambda shape: most_replicas(shape) or 0) for group in groups.values()]
+
+
+def _any_count(shape: Shape) -> Shape:
+    autoscaling = None if shape.autoscaling is None else replace(shape.autoscaling, least=0, most=0)
+    return shape.with_(replicas=None, autoscaling=autoscaling)
 
 
 def least_replicas(

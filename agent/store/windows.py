@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from agent.store import schema
 from agent.store.sql import upsert
+from analyzers.money import Cost
 from collectors.sketch import Sketch
 from collectors.window import COUNTERS, Gauge, Window
 
@@ -55,18 +56,21 @@ def latest(db: sa.Connection, endpoint: str, duration_s: float, source: str) -> 
     return _window(dict(row._mapping)) if row is not None else None
 
 
-def spent(db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float) -> float | None:
-    """US dollars over windows of one resolution, gaps included: reserved capacity costs whether watched or not. None: unknown."""
-    total: float | None = db.execute(
-        sa.select(sa.func.sum(_T.c.cost_usd)).where(
+def spent(db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float) -> Cost:
+    """US dollars over windows of one resolution, gaps included: reserved capacity costs whether watched or not.
+
+    ``usd`` is of those whose cost is known; where it is not of some, the price lacks.
+    """
+    usd, priced, all_ = db.execute(
+        sa.select(sa.func.sum(_T.c.cost_usd), sa.func.count(_T.c.cost_usd), sa.func.count()).where(
             _T.c.endpoint == endpoint,
             _T.c.source == source,
             _T.c.duration_s == duration_s,
             _T.c.start >= start,
             _T.c.start < end,
         )
-    ).scalar_one()
-    return total
+    ).one()
+    return Cost(usd, ("price",) if priced < all_ else ())
 
 
 def roll_up(db: sa.Connection, now: float, raw_s: float) -> int:
@@ -105,7 +109,8 @@ def _roll_level(db: sa.Connection, now: float, finer: float, coarse: float) -> i
             groups[window.start // coarse * coarse].append(window)
         for begin, members in groups.items():
             cost = spent(db, endpoint, source, begin, begin + coarse, finer)
-            made.append({**_row(merge(members, begin, coarse), None), "cost_usd": cost})
+            whole = None if cost.lacking else cost.usd  # a part alone would pass for all of it
+            made.append({**_row(merge(members, begin, coarse), None), "cost_usd": whole})
     return upsert(db, _T, made, key=_KEY)
 
 

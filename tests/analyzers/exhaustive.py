@@ -8,7 +8,8 @@ from actuators.shape import Shape
 from analyzers.choice import MAX_SATURATION, WORTHWHILE_RELIEF, against_shrinking, current_of, latency_targets
 from analyzers.finding import Finding
 from analyzers.findings import Situation
-from analyzers.policy import HOURS_PER_MONTH, Catalogue, candidates
+from analyzers.money import HOURS_PER_MONTH
+from analyzers.policy import Catalogue, candidates
 from analyzers.prediction import CannotPredict, Prediction, Predictor
 
 
