@@ -10,8 +10,8 @@ from typing import Any
 from actuators.shape import EngineValue, Shape
 from agent.settings import Settings
 from agent.store import Store, fleet
-from agent.whatif.asked import BadQuestion
 from agent.whatif.stored import evidence
+from analyzers.grammar import BadQuestion
 from analyzers.hardware import find
 from analyzers.prediction import CannotPredict
 from analyzers.whatif.calibrate import Calibrated, calibrate, calibrate_on_tests

@@ -64,7 +64,7 @@ class Governor:
         self.sender = Sender(settings, store, self.approvals, http, clock, self.metrics)
         self.spool = Spool(settings.state_dir / "spool")
         self.watcher = Watcher(self.watched, settings.collect, store, self.spool, clock, self.metrics)
-        self.reflector = Reflector(settings, store, clock, self.metrics)
+        self.reflector = Reflector(settings, store, clock, self.metrics, self.tracing.tracer)
         self.applier = Applier(self.watched, self.watcher, settings, store, clock, self.metrics)
         make = self._loop
         self.loops = [
@@ -104,28 +104,9 @@ class Governor:
                 await self.watcher.cycle()
 
     async def decide(self) -> None:
-        """Analyze every endpoint. One that fails does not keep the others from being analyzed."""
-        if self.lead is None:
-            return
-        failed: list[Exception] = []
-        with self.tracing.tracer.start_as_current_span("decide"):
-            for name, watched in self.watched.items():
-                structlog.contextvars.bind_contextvars(endpoint=name)
-                with self.tracing.tracer.start_as_current_span(
-                    "analyze", attributes={"flyball.endpoint": name}
-                ) as span:
-                    try:
-                        decision = await self.reflector.cycle(watched)
-                    except Exception as error:
-                        log.exception("analysis_failed")
-                        failed.append(error)
-                        continue
-                    finally:
-                        structlog.contextvars.unbind_contextvars("endpoint")
-                    if decision is not None and decision.recommendation is not None:
-                        span.set_attribute("flyball.direction", decision.recommendation.direction)
-        if failed:
-            raise failed[0]  # the loop's edge counts it
+        if self.lead is not None:
+            with self.tracing.tracer.start_as_current_span("decide"):
+                await self.reflector.cycle_all(self.watched.values())
 
     async def act(self) -> None:
         if self.lead is not None:

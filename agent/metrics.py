@@ -48,6 +48,9 @@ class Metrics:
         self.decisions = Counter(
             "flyball_decisions", "What each analysis decided", ["endpoint", "decision"], registry=r
         )
+        self.analysis_errors = Counter(
+            "flyball_analysis_errors", "Analyses that raised or took too long", ["endpoint", "error"], registry=r
+        )
         self.rulings = Counter(
             "flyball_rulings", "Attempts to decide a recommendation", ["channel", "action", "code"], registry=r
         )

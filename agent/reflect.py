@@ -7,11 +7,17 @@ under way, and whether the same advice has come often enough in a row to be give
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextvars
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
+from opentelemetry.trace import Tracer
 
 from actuators.base import ActuatorError, Live
 from actuators.shape import Plan, Shape
@@ -22,15 +28,13 @@ from agent.watch import Watched
 from agent.wiring import policy_of
 from analyzers.finding import Finding
 from analyzers.findings import Situation, analyze
+from analyzers.kinds.base import Basis, Calibration, Kind, Replayer
+from analyzers.kinds.registry import KINDS
 from analyzers.objective import attainment
-from analyzers.prediction import CannotPredict, Prediction
-from analyzers.recommend import Decision, Predict, recommend, request
+from analyzers.prediction import CannotPredict, Predictor, Refusal
+from analyzers.recommend import Decision, recommend, request
 from analyzers.recommendation import Recommendation
-from analyzers.whatif.calibrate import Calibrated, calibrate, calibration_key
-from analyzers.whatif.predict import predict
-from analyzers.whatif.traffic import workload_from_windows
 from collectors.clock import Clock
-from collectors.workload import Workload
 
 log = structlog.get_logger()
 
@@ -38,8 +42,15 @@ log = structlog.get_logger()
 REJECTED_S = 7 * 86_400.0
 #: So many windows must have passed since a change before anything is concluded from them.
 SETTLING_WINDOWS = 5
-#: A calibration is made again after so long, or when there is this many times the evidence.
-REFIT_S, REFIT_GROWTH = 3600.0, 1.25
+#: A calibration is made again after so long, or when there is this many times the evidence: it is the engine's, which its key names,
+#: and not the load's. Sooner where what is observed does not agree with it.
+REFIT_S, DOUBTED_S, REFIT_GROWTH = 6 * 3600.0, 3600.0, 1.25
+#: One endpoint's analysis, a fit included, ends within this; what hangs is left alone.
+ANALYSIS_S = 120.0
+#: A control plane that makes no plan within this makes none in this cycle.
+PLAN_S = 60.0
+#: More analyses than this that hang for ever leave none for the others.
+MOST_THREADS = 64
 #: Figures that moved by this share make a new revision, and a new message.
 MOVED = 0.2
 
@@ -51,85 +62,173 @@ class _Streak:
     fingerprint: str | None = None
     length: int = 0
 
-    def seen(self, fingerprint: str | None) -> int:
+    def seen(self, fingerprint: str | None) -> None:
         self.length = self.length + 1 if fingerprint == self.fingerprint else 1
         self.fingerprint = fingerprint
-        return self.length
+
+
+@dataclass(slots=True)
+class _Fit:
+    """A calibration, when it was made, of how many windows, and whether what is observed agrees with it."""
+
+    calibrated: Calibration
+    at: float
+    windows: int
+    doubted: bool = False
+
+    def holds(self, key: str, now: float, windows: int) -> bool:
+        """Whether it still serves: of the same engine, not much less than is known now, and not old where there is doubt."""
+        age = now - self.at
+        return (
+            self.calibrated.key == key
+            and age < (DOUBTED_S if self.doubted else REFIT_S)
+            and windows <= self.windows * REFIT_GROWTH
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
-    """A calibration, when it was made, and of how many windows."""
+class _Evidence:
+    """What one analysis rests on. The same evidence gives the same decision."""
 
-    calibrated: Calibrated
-    at: float
-    windows: int
+    situation: Situation
+    error: Mapping[str, float]
+    """The ledger's, by metric."""
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for equal evidence of one endpoint. Its policy, objective and prices are those of this Reflector's settings."""
+        s = self.situation
+        seen = tuple((w.start, w.coverage, w.count("requests")) for w in s.windows)
+        return (s.start, s.end, s.settling, repr(s.shape), s.per_hour, seen, tuple(sorted(self.error.items())))
+
+
+@dataclass(frozen=True, slots=True)
+class _Analysis:
+    """What came of it."""
+
+    key: tuple[object, ...]
+    findings: list[Finding]
+    decision: Decision
+    attained: Mapping[str, float]
+    """Observed over limit, by target."""
 
 
 class Reflector:
-    """The reflecting part of the loop."""
+    """The reflecting part of the loop. Thinking is done in threads, as many at once as there are cores."""
 
-    def __init__(self, settings: Settings, store: Store, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, store: Store, clock: Clock, metrics: Metrics, tracer: Tracer) -> None:
         self._settings = settings
         self._store = store
         self._clock = clock
         self._metrics = metrics
+        self._tracer = tracer
         self._streaks: dict[str, _Streak] = {}
         self._fits: dict[str, _Fit] = {}
+        self._analyses: dict[str, _Analysis] = {}
+        self._hung: dict[str, asyncio.Future[_Analysis]] = {}
+        self._threads = ThreadPoolExecutor(MOST_THREADS, "reflect")
+        self._at_once = max(1, os.cpu_count() or 1)
+
+    async def cycle_all(self, endpoints: Iterable[Watched]) -> None:
+        """Analyze each endpoint once. What one raises, or how long it hangs, costs the others nothing."""
+        seats = asyncio.Semaphore(self._at_once)
+
+        async def one(watched: Watched) -> None:
+            async with seats:
+                await self._guarded(watched)
+
+        await asyncio.gather(*(one(watched) for watched in endpoints))
+
+    async def _guarded(self, watched: Watched) -> None:
+        name = watched.settings.name
+        structlog.contextvars.bind_contextvars(endpoint=name)  # of this endpoint's task alone
+        with self._tracer.start_as_current_span("analyze", attributes={"flyball.endpoint": name}) as span:
+            try:
+                decision = await self.cycle(watched)
+            except Exception as error:  # the boundary around an endpoint: counted, and the next cycle tries again
+                self._metrics.analysis_errors.labels(name, type(error).__name__).inc()
+                log.exception("analysis_failed")
+                return
+            if decision is not None and decision.recommendation is not None:
+                span.set_attribute("flyball.direction", decision.recommendation.direction)
 
     async def cycle(self, watched: Watched) -> Decision | None:
-        """Analyze one endpoint once. None while its system does not say what is live."""
-        endpoint = watched.settings
-        live = watched.live
+        """Analyze one endpoint once. None while its system does not say what is live.
+
+        Raises TimeoutError where it takes longer than ``ANALYSIS_S``, and for as long as that analysis has not ended.
+        """
+        endpoint, live = watched.settings, watched.live
         if live is None:
             return None
-        now = self._clock.now()
-        situation = await asyncio.to_thread(self._load, endpoint, live, watched.price_per_hour, now)
-        findings, decision = await asyncio.to_thread(self._think, watched, situation)
-        self._measure(endpoint, situation, findings, decision)
-        await asyncio.to_thread(self._keep_findings, endpoint, findings, now)
-        await self._advise(watched, live, decision, now)
-        return decision
+        now, before = self._clock.now(), self._analyses.get(endpoint.name)
+        analysis = await self._thought(endpoint.name, partial(self._analyze, watched, live, now))
+        fresh = analysis is not before
+        if fresh:
+            self._measure(endpoint, analysis)
+        await self._advise(watched, live, analysis.decision, now, fresh=fresh)
+        return analysis.decision
+
+    async def _thought(self, name: str, work: Callable[[], _Analysis]) -> _Analysis:
+        """``work`` in a thread of ours. A thread cannot be stopped: one that hangs keeps its endpoint from being analyzed again."""
+        hung = self._hung.get(name)
+        if hung is not None and not hung.done():
+            raise TimeoutError("an earlier analysis has not ended yet")
+        context = contextvars.copy_context()
+        running = asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
+        try:
+            return await asyncio.wait_for(asyncio.shield(running), ANALYSIS_S)
+        except TimeoutError:
+            running.add_done_callback(lambda late: late.cancelled() or late.exception())  # nobody waits for it any more
+            self._hung[name] = running
+            raise TimeoutError(f"the analysis took longer than {ANALYSIS_S:.0f} s") from None
 
     async def request(self, watched: Watched, wanted: Shape, by: str) -> str:
-        """Make a recommendation of what a person asks for; returns its id. Raises ValueError where it breaks a guardrail."""
+        """Make a recommendation of what a person asks for; returns its id.
+
+        Raises ValueError where it breaks a guardrail, ActuatorError where no plan leads there, TimeoutError where the plan is long in coming.
+        """
         endpoint, live, now = watched.settings, watched.live, self._clock.now()
         if live is None:
             raise ValueError(f"{endpoint.name}: its system does not say what is live; see `flyball status`")
-        situation = await asyncio.to_thread(self._load, endpoint, live, watched.price_per_hour, now)
-        predictor = await asyncio.to_thread(self._predictor, watched, situation)
-        advice = await asyncio.to_thread(request, situation, wanted, watched.catalogue, predictor, by)
-        plan = await watched.actuator.plan(live, advice.proposed.shape)
+
+        def advise() -> Recommendation:
+            with self._store.write() as db:
+                _keep_shape(db, endpoint.name, live, watched.price_per_hour, now)
+            found = self._evidence(endpoint, live, watched.price_per_hour, now)
+            return request(found.situation, wanted, watched.catalogue, self._predictor(watched, found, now), by)
+
+        advice = await asyncio.to_thread(advise)
+        plan = await asyncio.wait_for(watched.actuator.plan(live, advice.proposed.shape), PLAN_S)
         return await asyncio.to_thread(self._insert, advice, plan, now, by)
 
     # -- evidence ------------------------------------------------------------------------------------------------------
 
-    def _load(self, endpoint: EndpointSettings, live: Live, per_hour: float | None, now: float) -> Situation:
+    def _analyze(self, watched: Watched, live: Live, now: float) -> _Analysis:
+        """From the evidence to the decision; the last one where the evidence has not changed."""
+        endpoint = watched.settings
+        found = self._evidence(endpoint, live, watched.price_per_hour, now)
+        key, before = found.key(), self._analyses.get(endpoint.name)
+        if before is not None and before.key == key:
+            return before
+        findings, decision = self._think(watched, found, now)
+        self._keep(endpoint, live, watched.price_per_hour, findings, now)
+        analysis = self._analyses[endpoint.name] = _Analysis(key, findings, decision, _attained(found.situation))
+        return analysis
+
+    def _evidence(self, endpoint: EndpointSettings, live: Live, per_hour: float | None, now: float) -> _Evidence:
         """The evidence since the last change (and its warm-up), at most ``evidence_s`` of it."""
         source = next(iter(endpoint.sources))
         width = self._settings.collect.window_s
         end = now // width * width
         start, settling = end - endpoint.policy.evidence_s, False
-        with self._store.write() as db:
-            fleet.saw_shape(
-                db,
-                endpoint.name,
-                {
-                    "shape": live.shape.as_dict(),
-                    "shape_version": live.version,
-                    "ready": live.ready,
-                    "detail": live.detail,
-                    "seen_at": now,
-                    "price_per_hour": per_hour,
-                },
-            )
+        with self._store.read() as db:
             known = fleet.get(db, endpoint.name)
             if known is not None and known["last_change_at"] is not None:
                 settled = -(-(known["last_change_at"] + endpoint.verify.warmup_s) // width) * width
                 settling = settled > start and end - settled < SETTLING_WINDOWS * width
                 start = max(start, settled)
             rows = windows.load(db, endpoint.name, source, start, end, width) if end > start else []
-        return Situation(
+            error = changes.measured_error(db, endpoint.name)
+        situation = Situation(
             endpoint.name,
             source,
             rows,
@@ -141,70 +240,61 @@ class Reflector:
             per_hour,
             settling,
         )
+        return _Evidence(situation, error)
 
-    def _think(self, watched: Watched, situation: Situation) -> tuple[list[Finding], Decision]:
+    def _think(self, watched: Watched, found: _Evidence, now: float) -> tuple[list[Finding], Decision]:
+        situation = found.situation
         findings = analyze(situation)
         if any(f.kind == "insufficient_data" for f in findings):
             return findings, Decision(None, tuple(f.reason for f in findings if f.kind == "insufficient_data"))
-        predictor = self._predictor(watched, situation)
-        return findings, recommend(situation, findings, watched.catalogue, predictor)
+        decision = recommend(situation, findings, watched.catalogue, self._predictor(watched, found, now))
+        fit = self._fits.get(situation.endpoint)
+        if fit is not None:
+            fit.doubted |= any(reason.code == "MODEL_TOO_HOPEFUL" for reason in decision.hold)
+        return findings, decision
 
-    def _predictor(self, watched: Watched, situation: Situation) -> Predict:
-        """The what-if engine, calibrated on this evidence, behind one call. A refusal comes at the call."""
-        with self._store.read() as db:
-            error = changes.measured_error(db, situation.endpoint)
+    def _predictor(self, watched: Watched, found: _Evidence, now: float) -> Predictor:
+        """The endpoint's kind, calibrated on this evidence."""
+        s, kind = found.situation, KINDS[watched.settings.kind]
         try:
-            calibrated = self._calibrate(watched, situation)
+            calibrated = self._calibrated(watched, kind, s, now)
         except CannotPredict as refused:
-            return _refusing(refused)
-        workloads: dict[float, Workload] = {}
+            return Refusal(refused)
+        basis = Basis(s.shape, s.objective, watched.catalogue, found.error)
+        return Replayer(kind, calibrated, s.windows, basis, self._settings.decide.seed)
 
-        def predictor(shape: Shape, factor: float) -> Prediction:
-            if factor not in workloads:
-                workloads[factor] = workload_from_windows(
-                    situation.windows, seed=self._settings.decide.seed, scale=factor
-                )
-            return predict(
-                shape,
-                workloads[factor],
-                calibrated,
-                objective=situation.objective,
-                base_shape=situation.shape,
-                hardware=watched.catalogue.hardware,
-                error=error,
-            )
-
-        return predictor
-
-    def _calibrate(self, watched: Watched, situation: Situation) -> Calibrated:
-        """The calibration for this evidence: fitted again once there is clearly more of it, or when it is of another shape."""
+    def _calibrated(self, watched: Watched, kind: Kind[Any], situation: Situation, now: float) -> Calibration:
+        """The calibration for this evidence: the last one (also of the daemon before this one) while it holds, or a new one."""
         name, n = situation.endpoint, len(situation.windows)
         facts = situation.windows[-1].facts if situation.windows else {}
-        key = calibration_key(facts, situation.shape)
-        fit = self._fits.get(name)
-        fresh = fit is not None and self._clock.now() - fit.at < REFIT_S and n <= fit.windows * REFIT_GROWTH
-        if fit is not None and fresh and fit.calibrated.key == key:
-            return fit.calibrated
-        accelerator = situation.shape.accelerator
-        hardware = watched.catalogue.hardware.get(accelerator) if accelerator is not None else None
-        calibrated = calibrate(situation.windows, situation.shape, prior=None, hardware=hardware)
-        self._fits[name] = _Fit(calibrated, self._clock.now(), n)
-        with self._store.write() as db:
-            fleet.keep_calibration(db, name, key=calibrated.key, now=self._clock.now(), body=calibrated.as_dict())
-        return calibrated
+        key = kind.key(facts, situation.shape)
+        fit = self._fits.get(name) or self._stored_fit(kind, name, key)
+        if fit is None or not fit.holds(key, now, n):
+            accelerator = situation.shape.accelerator
+            hardware = watched.catalogue.hardware.get(accelerator) if accelerator is not None else None
+            fit = _Fit(kind.calibrate(situation.windows, situation.shape, hardware), now, n)
+            with self._store.write() as db:
+                fleet.keep_calibration(db, name, key=fit.calibrated.key, now=now, body=fit.calibrated.as_dict())
+        self._fits[name] = fit
+        return fit.calibrated
+
+    def _stored_fit(self, kind: Kind[Any], name: str, key: str) -> _Fit | None:
+        with self._store.read() as db:
+            row = fleet.calibration(db, name, key)
+        try:
+            known = None if row is None else kind.read(row["body"])
+        except (KeyError, TypeError, ValueError):  # an older Flyball's
+            return None
+        return None if known is None or row is None else _Fit(known, row["fitted_at"], known.windows)
 
     # -- what is kept --------------------------------------------------------------------------------------------------
 
-    def _measure(
-        self, endpoint: EndpointSettings, s: Situation, findings: Sequence[Finding], decision: Decision
-    ) -> None:
-        name = endpoint.name
+    def _measure(self, endpoint: EndpointSettings, analysis: _Analysis) -> None:
+        name, findings, decision = endpoint.name, analysis.findings, analysis.decision
+        for target, share in analysis.attained.items():
+            self._metrics.attainment.labels(name, target).set(share)
         for kind in ("breach", "trend", "saturation", "idle", "insufficient_data"):
             self._metrics.findings.labels(name, kind).set(sum(f.kind == kind for f in findings))
-        for target in s.objective.targets:
-            observed = attainment(s.windows, target).observed
-            if observed is not None:
-                self._metrics.attainment.labels(name, target.name).set(observed / target.limit)
         said = (
             decision.recommendation.direction
             if decision.recommendation
@@ -213,19 +303,25 @@ class Reflector:
         self._metrics.decisions.labels(name, said).inc()
         log.info("analyzed", endpoint=name, decision=said, findings=[f.reason.code for f in findings])
 
-    def _keep_findings(self, endpoint: EndpointSettings, findings: Sequence[Finding], now: float) -> None:
+    def _keep(
+        self, endpoint: EndpointSettings, live: Live, per_hour: float | None, findings: Sequence[Finding], now: float
+    ) -> None:
         with self._store.write() as db:
+            _keep_shape(db, endpoint.name, live, per_hour, now)
             for finding in fleet.found(db, endpoint.name, findings, now):
                 log.info("finding", endpoint=endpoint.name, code=finding.reason.code, text=finding.reason.text)
 
-    async def _advise(self, watched: Watched, live: Live, decision: Decision, now: float) -> None:
+    async def _advise(self, watched: Watched, live: Live, decision: Decision, now: float, *, fresh: bool) -> None:
+        """Give the advice once it has come often enough in a row; the same evidence once more does not count again."""
         endpoint = watched.settings
         advice = decision.recommendation
         lacking = advice is None and any(r.code in _UNDECIDED for r in decision.hold)
         if lacking:  # not knowing is no advice, and withdraws none
             return
         streak = self._streaks.setdefault(endpoint.name, _Streak())
-        if streak.seen(advice.fingerprint if advice else None) < endpoint.policy.stable_cycles:
+        if fresh:
+            streak.seen(advice.fingerprint if advice else None)
+        if streak.length < endpoint.policy.stable_cycles:
             return
         if advice is None:
             await asyncio.to_thread(self._withdraw, endpoint.name, None, now)
@@ -235,9 +331,12 @@ class Reflector:
             log.info("advice_held_back", endpoint=endpoint.name, why=refused)
             return
         try:
-            plan: Plan | None = await watched.actuator.plan(live, advice.proposed.shape)
+            plan: Plan | None = await asyncio.wait_for(watched.actuator.plan(live, advice.proposed.shape), PLAN_S)
         except ActuatorError as error:
             log.info("no_plan", endpoint=endpoint.name, code=error.code, why=error.detail)
+            plan = None
+        except TimeoutError:
+            log.warning("no_plan", endpoint=endpoint.name, code="TIMED_OUT", why=f"no plan within {PLAN_S:.0f} s")
             plan = None
         await asyncio.to_thread(self._propose, endpoint, advice, plan, now)
 
@@ -368,11 +467,21 @@ _UNDECIDED = frozenset(
 )
 
 
-def _refusing(error: CannotPredict) -> Callable[[Shape, float], Prediction]:
-    def refuse(_shape: Shape, _factor: float) -> Prediction:
-        raise error
+def _keep_shape(db: sa.Connection, endpoint: str, live: Live, per_hour: float | None, now: float) -> None:
+    row = {
+        "shape": live.shape.as_dict(),
+        "shape_version": live.version,
+        "ready": live.ready,
+        "detail": live.detail,
+        "seen_at": now,
+        "price_per_hour": per_hour,
+    }
+    fleet.saw_shape(db, endpoint, row)
 
-    return refuse
+
+def _attained(s: Situation) -> dict[str, float]:
+    observed = {target: attainment(s.windows, target).observed for target in s.objective.targets}
+    return {target.name: value / target.limit for target, value in observed.items() if value is not None}
 
 
 def _figures(advice: Recommendation, plan: Plan | None) -> dict[str, object]:

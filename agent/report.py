@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from itertools import groupby
@@ -17,8 +17,8 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, outbox, windows
 from agent.store import recommendations as advice
 from agent.store.windows import ROLLUPS
+from analyzers.money import Cost, Total, and_unknown, parts, per_month
 from analyzers.objective import attainment, total
-from analyzers.policy import HOURS_PER_MONTH
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
@@ -33,20 +33,21 @@ def summary(store: Store, settings: Settings, *, start: float, end: float) -> di
         done = [c for c in changes.listed(db, since=start, limit=1000) if c["created_at"] < end]
         promised = [r for r in changes.ledger(db, since=start) if r["at"] < end]
         waiting = advice.listed(db, states=advice.OPEN)
-    spent = [e["spent_usd"] for e in endpoints if e["spent_usd"] is not None]
-    kept = [
-        c["outcome"]["saving_per_hour"]
-        for c in done
-        if c["state"] == "succeeded" and c["outcome"] and c["outcome"]["saving_per_hour"]
-    ]
+    spent = Total.of({e["name"]: Cost(e["spent_usd"], tuple(e["spent_lacking"])) for e in endpoints if e["coverage"]})
+    ended = [c for c in done if c["state"] == "succeeded"]
+    realised = _summed((c["endpoint"], (c["outcome"] or {}).get("saving_per_hour")) for c in ended)
+    offered = _summed((r["endpoint"], r["saving_per_month"]) for r in waiting if (r["saving_per_month"] or 0.0) >= 0)
     return {
         "schema_version": SCHEMA_VERSION,
         "start": start,
         "end": end,
         "endpoints": endpoints,
-        "spent_usd": sum(spent) if spent else None,
-        "saving_realised_usd_per_month": sum(kept) * HOURS_PER_MONTH if kept else 0.0,
-        "saving_waiting_usd_per_month": sum(r["saving_per_month"] for r in waiting if (r["saving_per_month"] or 0) > 0),
+        "spent_usd": spent.usd if spent.usd is not None and any(e["coverage"] for e in endpoints) else None,
+        "spent_lacking": list(spent.lacking),
+        "saving_realised_usd_per_month": per_month(realised.usd),
+        "saving_realised_lacking": list(realised.lacking),
+        "saving_waiting_usd_per_month": offered.usd,
+        "saving_waiting_lacking": list(offered.lacking),
         "changes": {
             state: sum(c["state"] == state for c in done)
             for state in ("succeeded", "rolled_back", "failed", "applying", "warming", "verifying", "rolling_back")
@@ -55,6 +56,14 @@ def summary(store: Store, settings: Settings, *, start: float, end: float) -> di
         "promises_held": len([r for r in promised if r["comparable"] and r["inside"]]),
         "open_recommendations": len(waiting),
     }
+
+
+def _summed(named: Iterable[tuple[str, float | None]]) -> Total:
+    """Dollars of endpoints, each of which may stand there more than once. Of nothing at all: 0."""
+    each: dict[str, list[Cost]] = {}
+    for name, usd in named:
+        each.setdefault(name, []).append(Cost(usd, () if usd is not None else ("price",)))
+    return Total.of({name: parts(costs) for name, costs in each.items()}) if each else Total(0.0)
 
 
 def weekly(
@@ -103,28 +112,29 @@ def _tiled(db: sa.Connection, e: EndpointSettings, start: float, end: float, wid
     return [*_tiled(db, e, start, rows[0].start, finer), *rows, *_tiled(db, e, rows[-1].end, end, finer)]
 
 
-def _spent(db: sa.Connection, rows: Sequence[Window]) -> float | None:
-    """US dollars of these windows; None where no price was known in any of them."""
-    parts: list[float] = []
+def _spent(db: sa.Connection, rows: Sequence[Window]) -> Cost:
+    """US dollars of these windows, as far as a price was known in each."""
+    found: list[Cost] = []
     for width, group in groupby(rows, key=lambda w: w.duration_s):
         run = list(group)
-        cost = windows.spent(db, run[0].endpoint, run[0].source, run[0].start, run[-1].end, width)
-        parts += [cost] if cost is not None else []
-    return sum(parts) if parts else None
+        found.append(windows.spent(db, run[0].endpoint, run[0].source, run[0].start, run[-1].end, width))
+    return parts(found)
 
 
 def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> dict[str, Any]:
     rows = _rows(db, settings, e, start, end)
     observed = [w for w in rows if w.coverage > 0]
     span = end - rows[0].start if rows else 0.0  # since it was first watched: time without any window is a gap
-    tokens = [t for n in ("prompt_tokens", "output_tokens") if (t := total(observed, n)) is not None]
+    prompt, output = (total(observed, n) for n in ("prompt_tokens", "output_tokens"))
+    spent = _spent(db, rows)
     return {
         "name": e.name,
         "mode": e.mode,
         "coverage": min(1.0, sum(w.coverage * w.duration_s for w in rows) / span) if rows else None,
         "requests": total(observed, "requests"),
-        "tokens": sum(tokens) if tokens else None,
-        "spent_usd": _spent(db, rows),
+        "tokens": None if prompt is None or output is None else prompt + output,
+        "spent_usd": spent.usd,
+        "spent_lacking": list(spent.lacking),
         "objective": [
             {
                 "target": a.target.name,
@@ -141,7 +151,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start:
 def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: float) -> str:
     since, until = figures["start"], figures["end"]
     done = views.change_list(store, since=since)["changes"]
-    parts = []
+    sections = []
     for e in settings.endpoints:
         with store.read() as db:
             rows = _rows(db, settings, e, since, until)[-2 * _POINTS :]
@@ -153,14 +163,14 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             for key, what in (("applied_at", "changed"), ("finished_at", c["state"].replace("_", " ")))
             if c[key]
         ]
-        parts.append({"name": e.name, "charts": _charts(e, series, marks), "options": _options(store, e)})
+        sections.append({"name": e.name, "charts": _charts(e, series, marks), "options": _options(store, e)})
     ledger = [{**row, "endpoint": c["endpoint"]} for c in done for row in c["ledger"] if row["comparable"]]
     return (
         environment()
         .get_template("report.html")
         .render(
             figures=figures,
-            endpoints=parts,
+            endpoints=sections,
             changes=done,
             promises=charts.promises([r for r in ledger if r["metric"].endswith("_s") and "_p" in r["metric"]]),
             accuracy=views.accuracy(store)["accuracy"],
@@ -209,6 +219,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.globals |= {"and_unknown": and_unknown}
     found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent}
     return found
 

@@ -95,6 +95,8 @@ class SizeSettings(_Section):
 
     price_per_hour: Dollars | None = None
     """US dollars per replica-hour, at the rate that you really pay. Default: unknown, and no saving is claimed."""
+    cpus: float | None = Field(None, gt=0)
+    """CPU cores of one replica: what carries an endpoint of kind `vm` from one size to another. Default: unknown."""
     accelerator: str | None = None
     """A GPU by its short name; its bandwidth, arithmetic and memory come from the built-in table. Default: none."""
     accelerator_count: int = Field(1, ge=1)
@@ -222,6 +224,8 @@ class EndpointSettings(_Section):
     """Its address, with http:// or https:// and no path behind the server's root."""
     model: str | None = None
     """The model's name as the server knows it. Default: the only one that it serves."""
+    kind: Literal["engine", "vm"] = "engine"
+    """How it responds to load: `engine` batches continuously (vLLM, SGLang, TGI), `vm` is any other server. Default: engine."""
     role: Literal["production", "reference"] = "production"
     """`reference` is the yardstick that others are compared with. Default: production."""
     mode: Literal["observe", "approve", "auto"] = "observe"

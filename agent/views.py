@@ -15,6 +15,7 @@ from actuators.shape import Plan, Shape
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes, windows
 from agent.store import audit as audit_table
+from analyzers.money import Tariff, Unit, Used, per_1k_tokens, per_month, per_request
 from analyzers.objective import attainment, total
 from collectors.window import Window
 
@@ -94,9 +95,9 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
     until = max(rows[-1].end, now - MISSED_WINDOWS * settings.collect.window_s) if rows else now
     requests = total(observed, "requests")
     price = known["price_per_hour"] if known else None
-    tokens: list[float] = [t for n in ("prompt_tokens", "output_tokens") if (t := total(observed, n)) is not None]
-    all_tokens = sum(tokens) if len(tokens) == 2 else None
-    spent = price * span / 3600 if price is not None else None
+    prompt, output = (total(observed, n) for n in ("prompt_tokens", "output_tokens"))
+    all_tokens = None if prompt is None or output is None else prompt + output
+    spent = Tariff.of({Unit.HOUR: price}).cost(Used(hours=span / 3600)).usd
     shape = Shape.from_dict(known["shape"]) if known else e.shape.shape()
     return {
         "name": e.name,
@@ -138,9 +139,9 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
         },
         "money": {
             "usd_per_hour": price,
-            "usd_per_month": price * 730 if price is not None else None,
-            "usd_per_1k_tokens": 1000 * spent / all_tokens if spent is not None and all_tokens else None,
-            "usd_per_request": spent / requests if spent is not None and requests else None,
+            "usd_per_month": per_month(price),
+            "usd_per_1k_tokens": per_1k_tokens(spent, all_tokens),
+            "usd_per_request": per_request(spent, requests),
         },
         "findings": [f["body"] for f in fleet.findings(db, e.name)],
         "sources": [

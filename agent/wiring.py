@@ -69,6 +69,7 @@ def catalogue_of(settings: Settings, endpoint: EndpointSettings) -> Catalogue:
     return Catalogue(
         prices={name: size.price_per_hour for name, size in settings.sizes.items()},
         built={name: (accelerator, count) for name, (accelerator, count) in built.items() if accelerator is not None},
+        cpus={name: size.cpus for name, size in settings.sizes.items() if size.cpus is not None},
         hardware={**ACCELERATORS, **own},
         own_size=endpoint.shape.size,
         own_price=endpoint.price_per_hour,

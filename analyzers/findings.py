@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from actuators.shape import Shape
 from analyzers.finding import Evidence, Finding, Kind, Reason, Severity
+from analyzers.money import per_month
 from analyzers.objective import Attainment, Objective, attainment, sustained_breach, total
-from analyzers.policy import HOURS_PER_MONTH, Policy
+from analyzers.policy import Policy
 from analyzers.trend import trend
 from collectors.window import Window
 
@@ -168,7 +169,7 @@ def _idle(s: Situation) -> Iterator[Finding]:
     requests = total(s.windows, "requests")
     if requests is None or s.evidence.coverage < s.policy.min_coverage:
         return
-    monthly = s.per_hour * HOURS_PER_MONTH if s.per_hour is not None else None
+    monthly = per_month(s.per_hour)
     money = f", at ${monthly:,.0f} a month" if monthly is not None else ""
     numbers = {"requests": requests} | ({"usd_per_month": monthly} if monthly is not None else {})
     if requests == 0:

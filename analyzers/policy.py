@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actuators.shape import EngineValue, Shape
 from analyzers.hardware import Hardware
+from analyzers.money import Tariff, Unit, Used, per_month
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Catalogue:
     """US dollars per replica-hour, by size."""
     built: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Accelerator and count per replica, by size."""
+    cpus: Mapping[str, float] = field(default_factory=dict)
+    """CPU cores per replica, by size."""
     hardware: Mapping[str, Hardware] = field(default_factory=dict)
     """By accelerator."""
     own_size: str | None = None
@@ -40,11 +43,15 @@ class Catalogue:
     """US dollars per replica-hour of the size that the endpoint has now, where ``prices`` does not have it."""
 
     def with_size(self, shape: Shape, size: str | None) -> Shape:
-        """The shape on that size, with the accelerators that the size is known to have."""
-        if size is None or size not in self.built:
-            return shape.with_(size=size) if size != shape.size else shape
+        """The shape on that size, with the cores and accelerators that the size is known to have."""
+        if size is None:
+            return shape
+        if size != shape.size or size in self.cpus:
+            shape = shape.with_(size=size, cpus=self.cpus.get(size))
+        if size not in self.built:
+            return shape
         accelerator, count = self.built[size]
-        return shape.with_(size=size, accelerator=accelerator, accelerator_count=count)
+        return shape.with_(accelerator=accelerator, accelerator_count=count)
 
     def per_replica_hour(self, shape: Shape) -> float | None:
         listed = self.prices.get(shape.size) if shape.size is not None else None
@@ -52,53 +59,86 @@ class Catalogue:
             return listed
         return self.own_price if shape.size == self.own_size else None
 
-    def per_hour(self, shape: Shape) -> float | None:
-        """US dollars per hour of the whole shape, reserved whether used or not; None where unknown."""
-        each = self.per_replica_hour(shape)
-        return None if each is None or shape.replicas is None else each * shape.replicas
+    def tariff(self, shape: Shape) -> Tariff:
+        """What the shape is paid for by. Without a price where none is known."""
+        return Tariff.of({Unit.REPLICA_HOUR: self.per_replica_hour(shape)})
+
+    def per_hour(self, shape: Shape, serving: float | None = None) -> float | None:
+        """US dollars per hour of the whole shape, reserved whether used or not; None where unknown.
+
+        serving: of an autoscaled shape, how many replicas there are on average.
+        """
+        replicas = serving if shape.replicas is None else shape.replicas
+        return self.tariff(shape).cost(Used(hours=1.0, replica_hours=replicas)).usd
 
 
 def violations(shape: Shape, current: Shape, policy: Policy, catalogue: Catalogue) -> list[str]:
     """The guardrails that a shape breaks, each as one sentence. Asked when proposing, and again right before applying."""
-    broken: list[str] = []
-    if shape.replicas is None:
+    broken = _count_violations(shape, current, policy)
+    if broken is None:
         return ["the replica count is not known"]
-    if shape.replicas < policy.min_replicas:
-        broken.append(f"{shape.replicas} replicas are fewer than min_replicas {policy.min_replicas}")
-    top = policy.max_replicas if policy.max_replicas is not None else current.replicas
-    if top is not None and shape.replicas > top:
-        broken.append(f"{shape.replicas} replicas are more than max_replicas {top}")
-    if current.replicas is not None and abs(shape.replicas - current.replicas) > policy.max_step_replicas:
-        broken.append(
-            f"{abs(shape.replicas - current.replicas)} replicas at once are more than max_step_replicas "
-            f"{policy.max_step_replicas}"
-        )
     if shape.size != current.size and shape.size not in policy.sizes:
         broken.append(f"size {shape.size} is not among the policy's sizes")
     for name, value in shape.engine.items():
         if value != current.engine.get(name) and value not in policy.engine.get(name, ()):
             broken.append(f"{name}={value} is not among the policy's values")
-    per_hour = catalogue.per_hour(shape)
     if policy.budget_per_month is not None:
-        if per_hour is None:
+        # Of an autoscaled shape the most that it may cost: a budget must hold whatever the autoscaler does.
+        monthly = per_month(
+            catalogue.per_hour(shape, shape.autoscaling.most if shape.autoscaling is not None else None)
+        )
+        if monthly is None:
             broken.append("the budget cannot be checked: the price of this shape is not known")
-        elif per_hour * HOURS_PER_MONTH > policy.budget_per_month:
-            broken.append(
-                f"${per_hour * HOURS_PER_MONTH:,.0f} a month is above the budget of ${policy.budget_per_month:,.0f}"
-            )
+        elif monthly > policy.budget_per_month:
+            broken.append(f"${monthly:,.0f} a month is above the budget of ${policy.budget_per_month:,.0f}")
     return broken
 
 
-HOURS_PER_MONTH = 730.0
+def _count_violations(shape: Shape, current: Shape, policy: Policy) -> list[str] | None:
+    """Of the replicas, or of the bounds of the autoscaler that owns them. None: neither is known."""
+    most, before = most_replicas(shape), most_replicas(current)
+    if most is None:
+        return None
+    least = shape.replicas if shape.autoscaling is None else shape.autoscaling.least
+    what = "replicas" if shape.autoscaling is None else "replicas at most"
+    broken: list[str] = []
+    if (shape.autoscaling is None) != (current.autoscaling is None):
+        broken.append("whether an autoscaler sets the replicas is not Flyball's to change")
+    if shape.autoscaling is not None and shape.autoscaling.least > shape.autoscaling.most:
+        broken.append(f"at least {shape.autoscaling.least} and at most {most} replicas contradict each other")
+    if least is not None and least < policy.min_replicas:
+        broken.append(f"{least} replicas are fewer than min_replicas {policy.min_replicas}")
+    top = policy.max_replicas if policy.max_replicas is not None else before
+    if top is not None and most > top:
+        broken.append(f"{most} {what} are more than max_replicas {top}")
+    if before is not None and abs(most - before) > policy.max_step_replicas:
+        broken.append(
+            f"{abs(most - before)} replicas at once are more than max_step_replicas {policy.max_step_replicas}"
+        )
+    return broken
+
+
+def most_replicas(shape: Shape) -> int | None:
+    """The replicas, or the most that an autoscaler may have."""
+    return shape.autoscaling.most if shape.autoscaling is not None else shape.replicas
+
+
+def with_most(shape: Shape, replicas: int) -> Shape:
+    """With so many replicas, or with so many at most: an autoscaler's count is never set beside it."""
+    if shape.autoscaling is None:
+        return shape.with_(replicas=replicas)
+    least = min(shape.autoscaling.least, replicas)
+    return shape.with_(autoscaling=replace(shape.autoscaling, least=least, most=replicas))
 
 
 def candidates(current: Shape, policy: Policy, catalogue: Catalogue) -> list[Shape]:
-    """Every shape that the guardrails allow, the current one first."""
-    if current.replicas is None:
+    """Every shape that the guardrails allow, the current one first. Of an autoscaled one, the most replicas are varied."""
+    present = most_replicas(current)
+    if present is None:
         return [current]
-    top = policy.max_replicas if policy.max_replicas is not None else current.replicas
-    low = max(policy.min_replicas, 1, current.replicas - policy.max_step_replicas)
-    counts = range(low, min(top, current.replicas + policy.max_step_replicas) + 1)
+    top = policy.max_replicas if policy.max_replicas is not None else present
+    low = max(policy.min_replicas, 1, present - policy.max_step_replicas)
+    counts = range(low, min(top, present + policy.max_step_replicas) + 1)
     sizes = dict.fromkeys([current.size, *policy.sizes])
     settings: list[dict[str, EngineValue]] = [dict(current.engine)]
     for name, values in policy.engine.items():
@@ -107,7 +147,7 @@ def candidates(current: Shape, policy: Policy, catalogue: Catalogue) -> list[Sha
     for size in sizes:
         for replicas in counts:
             for engine in settings:
-                shape = catalogue.with_size(current, size).with_(replicas=replicas, engine=engine)
+                shape = with_most(catalogue.with_size(current, size), replicas).with_(engine=engine)
                 if shape != current and not violations(shape, current, policy, catalogue):
                     found.append(shape)
     return found

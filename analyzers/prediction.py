@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
+
+from actuators.shape import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,42 @@ class Prediction:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a prediction must stay within to be of use: one that certainly does not is given up early."""
+
+    limits: Mapping[str, float]
+    """The most of each metric, by the objective's names."""
+    end: Literal["mid", "high"]
+    """Which end of the interval must stay within them."""
+    saturates: float
+    """The greatest share of replays that may saturate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A prediction that was given up, because it would not have stayed within its bar."""
+
+    metric: str | None
+    """The one that is above its limit; None: the queue grows without end."""
+    share: float
+    """Of its limit, as far as it was replayed; of what the shape can carry, where its queue grows."""
+    replays: int
+    """0: a bound on its work alone told it."""
+
+
+class Predictor(Protocol):
+    """How shapes would respond to the load observed, or a multiple of it."""
+
+    def predict(self, shape: Shape, factor: float, /) -> Prediction:
+        """At ``factor`` times the load. Raises CannotPredict."""
+        ...
+
+    def screen(self, shape: Shape, factor: float, bar: Bar, /) -> Prediction | Miss:
+        """As ``predict``, given up as soon as the bar is certainly missed. Raises CannotPredict."""
+        ...
+
+
 class CannotPredict(Exception):
     """Nothing supports a prediction. ``code`` is stable, the text says what is missing and how to get it."""
 
@@ -67,3 +105,16 @@ class CannotPredict(Exception):
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A ``Predictor`` where nothing supports a prediction, and why."""
+
+    error: CannotPredict
+
+    def predict(self, _shape: Shape, _factor: float, /) -> Prediction:
+        raise self.error
+
+    def screen(self, _shape: Shape, _factor: float, _bar: Bar, /) -> Prediction | Miss:
+        raise self.error

@@ -54,7 +54,7 @@ def calibrate(
     """Learn what an iteration of an engine costs, with the doubt that is left. Exit code 1 where there is too little evidence."""
     from agent import calibration
     from agent.calibration import BadQuestion, CannotPredict
-    from agent.whatif import asked
+    from analyzers import grammar
     from collectors.loadtests import BadLoadTest
 
     try:
@@ -63,9 +63,9 @@ def calibrate(
         if endpoint is not None:
             if model or gpu or set_ or gpus != 1:
                 raise BadQuestion("--model, --gpu, --gpus and --set go with --from: an endpoint's shape is known")
-            known = _of_endpoint(endpoint, asked.span(since), config)
+            known = _of_endpoint(endpoint, grammar.span(since), config)
         else:
-            engine = {name: v for name, v in asked.settings(set_ or []).items() if v is not None}
+            engine = {name: v for name, v in grammar.settings(set_ or []).items() if v is not None}
             known = calibration.from_files(from_ or [], model=model, gpu=gpu, gpus=gpus, engine=engine)
         if out is not None:
             write("--out", out, known.engine.to_json())

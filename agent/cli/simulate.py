@@ -135,7 +135,7 @@ def simulate(
 @contextmanager
 def _mended() -> Iterator[None]:
     """What a person can mend, as one line and exit code 2; what the server did, as one line and exit code 1."""
-    from agent.whatif.asked import BadQuestion
+    from analyzers.grammar import BadQuestion
     from collectors.window import CollectError
 
     try:
@@ -227,7 +227,7 @@ def _write(answer: Mapping[str, Any], html: Path | None, exports: list[str]) -> 
 
     from agent.clock import WallClock
     from agent.simulate import export
-    from agent.whatif.asked import BadQuestion
+    from analyzers.grammar import BadQuestion
 
     formats = {"guidellm": export.guidellm, "aiperf": export.aiperf}
     written: list[tuple[str, Path, str]] = []

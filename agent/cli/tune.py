@@ -99,7 +99,7 @@ def tune(
     from agent.store import Store
     from agent.tune.asked import Budget, Effort, Load
     from agent.tune.run import CannotTune
-    from agent.whatif.asked import BadQuestion
+    from analyzers.grammar import BadQuestion
     from collectors.window import CollectError
 
     settings = load(config).settings
@@ -151,7 +151,7 @@ async def _tune(
 
     from agent.clock import WallClock
     from agent.tune.run import Tune, estimate
-    from agent.whatif.asked import BadQuestion, nearest
+    from analyzers.grammar import BadQuestion, nearest
     from collectors.http import Http
 
     names = [e.name for e in settings.endpoints]
@@ -200,9 +200,9 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
     from agent.clock import WallClock
     from agent.tune import asked as questions
     from agent.tune.run import present
-    from agent.whatif import asked as words
     from agent.whatif.stored import changed
     from agent.wiring import catalogue_of
+    from analyzers import grammar as words
     from analyzers.objective import Objective
 
     endpoint = settings.endpoint(name)

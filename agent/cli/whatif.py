@@ -80,7 +80,7 @@ def whatif(
     engine: Annotated[
         Path | None,
         typer.Option(
-            help="ENGINE.json, as `flyball calibrate` writes it, or one of the kind usl, quota, serverless or ptu."
+            help="ENGINE.json, as `flyball calibrate` writes it, or one of the kind vm, quota, serverless or ptu."
         ),
     ] = None,
     replicas: Annotated[
@@ -124,7 +124,7 @@ def whatif(
     output: OutputOption = Output.table,
 ) -> None:
     """Replay traffic on other shapes: a trace on an engine file, or an endpoint's own telemetry on other hardware."""
-    from agent.whatif.asked import BadQuestion
+    from analyzers.grammar import BadQuestion
     from analyzers.prediction import CannotPredict
     from collectors.traces import BadTrace
 
@@ -151,7 +151,7 @@ def whatif(
 
 def _check(given: Asked) -> None:
     """Which of the two questions this is. Raises BadQuestion where it is neither, or both."""
-    from agent.whatif.asked import BadQuestion
+    from analyzers.grammar import BadQuestion
 
     if (given.trace is None) == (given.endpoint is None):
         raise BadQuestion("give either --trace FILE --engine ENGINE.json, or --endpoint NAME")
@@ -166,19 +166,20 @@ def _check(given: Asked) -> None:
 
 
 def _from_trace(given: Asked) -> tuple[Answer, list[Outcome], Floats]:
-    from agent.whatif import asked, traced
+    from agent.whatif import traced
     from agent.whatif.candidates import candidates
-    from agent.whatif.results import Traffic
+    from analyzers import grammar
+    from analyzers.kinds.results import Traffic
 
     assert given.trace is not None
     assert given.engine is not None
     notes: list[str] = []
-    objective, timeout_s = asked.objective(given.objective), asked.positive(given.timeout, "--timeout")
+    objective, timeout_s = grammar.objective(given.objective), grammar.positive(given.timeout, "--timeout")
     tried = candidates(
         given.engine,
         replicas=given.replicas,
         router=given.router,
-        settings=asked.settings(given.set),
+        settings=grammar.settings(given.set),
         price_per_hour=given.price_per_hour,
         fleet=given.fleet,
         autoscale=given.autoscale,
@@ -196,17 +197,20 @@ def _from_trace(given: Asked) -> tuple[Answer, list[Outcome], Floats]:
 
 def _from_store(given: Asked) -> tuple[Answer, list[Outcome], None]:
     from agent.clock import WallClock
-    from agent.whatif import asked, stored
-    from agent.whatif.kinds.vllm import router_named
+    from agent.whatif import stored
+    from analyzers import grammar
+    from analyzers.kinds.engine.engines import router_named
 
     assert given.endpoint is not None
-    speed = asked.positive(given.speed, "--speed") or 1.0
-    since_s, chosen = asked.span(given.since or "7d"), router_named(given.router or "round_robin")
+    speed = grammar.positive(given.speed, "--speed") or 1.0
+    since_s, chosen = grammar.span(given.since or "7d"), router_named(given.router or "round_robin")
     with opened(given.config) as (store, settings), progress("predicting", 1 + len(given.candidate)) as advance:
         found = stored.evidence(store, settings, given.endpoint, since_s, WallClock().now())
         tried = stored.shapes(found, given.candidate)
-        objective = asked.objective(given.objective) if given.objective else settings.endpoint(given.endpoint).wanted()
-        on = stored.basis(
+        objective = (
+            grammar.objective(given.objective) if given.objective else settings.endpoint(given.endpoint).wanted()
+        )
+        on = stored.question(
             found, objective, seed=settings.decide.seed, speed=speed, router=chosen, curves=given.html is not None
         )
         outcomes = stored.all_predicted(tried, on, advance)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from agent.simulate.run import Outcome, cost
-from agent.simulate.verdict import reasons
+from analyzers.client import reasons
+from analyzers.interval import wilson
 from collectors.openai import DEFINITIONS
 from collectors.traffic.tally import LATENCIES, QUANTILES, Slice, Tally, Values
 
@@ -128,15 +128,6 @@ def _judged(name: str, metric: str, quantile: float | None, limit: float, tally:
     else:
         found = tally.errors.total() / tally.ended if tally.ended else None
     return {"target": name, "limit": limit, "observed": found, "met": None if found is None else found <= limit}
-
-
-def wilson(good: int, n: int, z: float = 1.96) -> tuple[float | None, float | None]:
-    """95 % interval of a share. Source: E. B. Wilson, JASA 22 (1927) 209."""
-    if n < 1:
-        return None, None
-    share, spread = good / n, z * math.sqrt(good / n * (1 - good / n) / n + z * z / (4 * n * n))
-    middle, scale = share + z * z / (2 * n), 1 + z * z / n
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 def _costs(outcome: Outcome) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from agent.simulate.profile import Shape, shape_of
-from agent.whatif.asked import BadQuestion, positive
+from analyzers.grammar import BadQuestion, positive
 from analyzers.objective import Objective
 from collectors.openai import Api
 from collectors.plan import Arrivals, Lengths, Rates, arrivals_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.simulate.asked import MOST_REPLAYED, Caps, Options, Prices, Target, Traffic, headers_of, loaded, warmup_of
-from agent.whatif.asked import BadQuestion, nearest, objective, positive, span
+from analyzers.grammar import BadQuestion, nearest, objective, positive, span
 from collectors.openai import Api
 from collectors.traffic.cluster import Cluster
 from collectors.traffic.connection import resolve

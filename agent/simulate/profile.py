@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from agent.whatif.asked import BadQuestion, nearest
+from analyzers.grammar import BadQuestion, nearest
 from collectors.plan import Rates
 
 _CURVES = ("rate", "steps", "points", "day", "bursts")

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from agent.simulate.asked import Traffic
-from agent.whatif.asked import BadQuestion
+from analyzers.grammar import BadQuestion
+from analyzers.tuning.judge import SentLoad
 from collectors.traffic.account import Counting
 from collectors.traffic.asking import Asking
 from collectors.traffic.connection import resolve
@@ -58,6 +59,12 @@ class Outcome:
     def measured_s(self) -> float:
         """Seconds between the warm-up and the end of the sending: what rates are counted over."""
         return max(0.0, min(self.counting.sending_s, self.run.elapsed_s) - self.traffic.warmup_s)
+
+    @property
+    def load(self) -> SentLoad:
+        """As a verdict needs it."""
+        traffic = self.traffic
+        return SentLoad(self.run.tally, traffic.objective, traffic.closed, self.run.stopped, self.measured_s)
 
 
 def estimate(traffic: Traffic, nodes: Mapping[str, int] | None = None) -> Estimate:

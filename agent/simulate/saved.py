@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from agent.simulate.run import Outcome
 from agent.store import Store, windows
-from agent.whatif.asked import BadQuestion
+from analyzers.grammar import BadQuestion
 from collectors.traffic.windows import windows_of
 from collectors.traffic.worker import COLUMNS, Row
 

@@ -20,6 +20,7 @@ from slack_sdk.models.blocks import (
 )
 
 from actuators.shape import Shape
+from analyzers.money import and_unknown
 
 Row = Mapping[str, Any]
 #: Characters. Slack takes 3000 in a section, but refuses a message whose blocks together hold about 13,000: msg_blocks_too_long.
@@ -102,6 +103,11 @@ def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
     return {"text": f"{row['endpoint']}: {what}", "blocks": [b.to_dict() for b in blocks]}
 
 
+def _total(figures: Mapping[str, Any], name: str, lacking: str, per: str, digits: int = 0) -> str:
+    value = figures[name]
+    return "unknown" if value is None else f"${value:,.{digits}f}{per}{and_unknown(figures[lacking])}"
+
+
 def report(path: str, row: Row, page_url: str) -> dict[str, Any]:
     """The week in a few lines, and where the whole report is."""
     figures = row["summary"]
@@ -111,9 +117,9 @@ def report(path: str, row: Row, page_url: str) -> dict[str, Any]:
         else "no promise was due"
     )
     lines = [
-        "Spent: unknown" if figures["spent_usd"] is None else f"Spent: ${figures['spent_usd']:,.2f}",
-        f"Saving realised: ${figures['saving_realised_usd_per_month']:,.0f} a month; waiting for a decision: "
-        f"${figures['saving_waiting_usd_per_month']:,.0f} a month",
+        f"Spent: {_total(figures, 'spent_usd', 'spent_lacking', '', 2)}",
+        f"Saving realised: {_total(figures, 'saving_realised_usd_per_month', 'saving_realised_lacking', ' a month')}; "
+        f"waiting for a decision: {_total(figures, 'saving_waiting_usd_per_month', 'saving_waiting_lacking', ' a month')}",
         f"Changes: {figures['changes']['succeeded']} verified, {figures['changes']['rolled_back']} rolled back; {held}",
     ]
     where = f"`{_escape(path)}` · <{page_url}/reports|on the page>"

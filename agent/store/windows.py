@@ -15,6 +15,7 @@ from sqlalchemy import exc
 from agent.store import schema
 from agent.store.database import Store
 from agent.store.sql import upsert
+from analyzers.money import Cost
 from collectors.metrics import names
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Range, Window
@@ -116,18 +117,21 @@ def latest(db: sa.Connection, endpoint: str, duration_s: float, source: str) -> 
     return _window(dict(row._mapping)) if row is not None else None
 
 
-def spent(db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float) -> float | None:
-    """US dollars over windows of one resolution, gaps included: reserved capacity costs whether watched or not. None: unknown."""
-    total: float | None = db.execute(
-        sa.select(sa.func.sum(_T.c.cost_usd)).where(
+def spent(db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float) -> Cost:
+    """US dollars over windows of one resolution, gaps included: reserved capacity costs whether watched or not.
+
+    ``usd`` is of those whose cost is known; where it is not of some, the price lacks.
+    """
+    usd, priced, all_ = db.execute(
+        sa.select(sa.func.sum(_T.c.cost_usd), sa.func.count(_T.c.cost_usd), sa.func.count()).where(
             _T.c.endpoint == endpoint,
             _T.c.source == source,
             _T.c.duration_s == duration_s,
             _T.c.start >= start,
             _T.c.start < end,
         )
-    ).scalar_one()
-    return total
+    ).one()
+    return Cost(usd, ("price",) if priced < all_ else ())
 
 
 def roll_up(store: Store, now: float, raw_s: float) -> int:
@@ -200,7 +204,9 @@ def _rolled(
     """One span merged; None, and said, where what is stored cannot be merged: it must not block the others."""
     try:
         members = load(db, endpoint, source, begin, begin + coarse, finer)
-        return _row(merge(members, begin, coarse), spent(db, endpoint, source, begin, begin + coarse, finer))
+        cost = spent(db, endpoint, source, begin, begin + coarse, finer)
+        whole = None if cost.lacking else cost.usd  # a part alone would pass for all of it
+        return _row(merge(members, begin, coarse), whole)
     except (ValueError, TypeError, KeyError) as error:
         log.error("span_damaged", endpoint=endpoint, source=source, start=begin, error=repr(error))
         return None

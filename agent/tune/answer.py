@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.tune import choose
 from agent.tune.asked import Asked
-from agent.tune.choose import Trial, at_limit
+from analyzers.tuning import choose
+from analyzers.tuning.choose import Trial, at_limit
 
 SCHEMA_VERSION = 1
 #: The questions that everybody asks.

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from actuators.shape import Shape
-from agent.whatif.asked import BadQuestion, nearest, whole
+from analyzers.grammar import BadQuestion, nearest, whole
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 from collectors.plan import Lengths

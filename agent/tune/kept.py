@@ -11,8 +11,8 @@ from actuators.shape import Shape
 from agent.store import tunes
 from agent.tune.answer import answer
 from agent.tune.asked import Asked
-from agent.tune.choose import Trial, doubt
 from analyzers.limit_search import Limit
+from analyzers.tuning.choose import Trial, doubt
 
 UNDER_WAY = "under way"
 

@@ -19,16 +19,16 @@ from actuators.shape import Shape
 from agent.deploy import CannotDeploy
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, recommendations, tunes
-from agent.tune import choose
 from agent.tune.answer import answer
 from agent.tune.asked import Asked
-from agent.tune.choose import Trial
 from agent.tune.hold import Hold, Lost, held
 from agent.tune.kept import trial_of
-from agent.tune.learn import Learned, learn, promised, traffic
 from agent.tune.trial import Bench, Ended, TrialFailed, run
 from agent.watch import Watched
 from agent.wiring import Environment, catalogue_of, watched_of
+from analyzers.tuning import choose
+from analyzers.tuning.choose import Trial
+from analyzers.tuning.learn import FittedTrial, learn, promised, traffic
 from collectors.clock import Clock
 from collectors.http import Http
 from collectors.window import CollectError
@@ -276,7 +276,7 @@ class _Running:
         for trial in planned:
             trial.promised = promised(widest, trial.shape, work, self._asked.objective, catalogue)
 
-    def _learned(self, trial: Trial) -> Learned | None:
+    def _learned(self, trial: Trial) -> FittedTrial | None:
         return learn(
             trial.steps, trial.shape, self._bench.model or self._watched.settings.model, self._watched.catalogue
         )

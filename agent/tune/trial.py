@@ -19,12 +19,12 @@ from agent.simulate.options import Given, traffic_of
 from agent.simulate.run import Outcome, estimate, sent
 from agent.store import Store
 from agent.tune.asked import Asked
-from agent.tune.choose import Trial
 from agent.tune.hold import Hold
-from agent.tune.judge import Judged, figures, invalid, judge
 from agent.tune.observe import observing
 from agent.watch import Watched
 from analyzers.limit_search import Limit, Measured, limit_of, next_rate
+from analyzers.tuning.choose import Trial
+from analyzers.tuning.judge import LoadVerdict, figures, invalid, judge
 from collectors.clock import Clock
 
 #: Users of the load that shows what a shape can do at most: as many as its sequences, or so many where that is not known.
@@ -230,7 +230,7 @@ async def _single(bench: Bench, trial: Trial, note: Callable[[], None]) -> dict[
     warm = min(_WARM_S, step_s / 2)
     options = Options(concurrency=1, duration_s=max(2 * warm, step_s / 2), warmup_s=warm)
     outcome, server = await bench.sent(options, trial, 120.0)
-    return _kept(trial, note, "single", {"users": 1, "rate": None}, outcome, server, judge(outcome, None))
+    return _kept(trial, note, "single", {"users": 1, "rate": None}, outcome, server, judge(outcome.load, None))
 
 
 async def _most(bench: Bench, trial: Trial, note: Callable[[], None], alone: float) -> float | None:
@@ -242,7 +242,7 @@ async def _most(bench: Bench, trial: Trial, note: Callable[[], None], alone: flo
     seconds = _seconds(bench.asked, alone, 0)
     options = Options(concurrency=users, duration_s=seconds, warmup_s=_warm(seconds, alone))
     outcome, server = await bench.sent(options, trial, _patience(alone))
-    step = _kept(trial, note, "most", {"users": users, "rate": None}, outcome, server, judge(outcome, None))
+    step = _kept(trial, note, "most", {"users": users, "rate": None}, outcome, server, judge(outcome.load, None))
     reached = step["figures"]["requests_per_s"]
     if not reached:
         return None  # where only the client was too slow, the rates show it: this is but where they begin
@@ -259,7 +259,7 @@ async def _rate(bench: Bench, trial: Trial, note: Callable[[], None], rate: floa
     seconds = _seconds(bench.asked, alone, needed / rate)
     options = Options(rate=rate, duration_s=seconds, warmup_s=_warm(seconds, alone))
     outcome, server = await bench.sent(options, trial, _patience(alone))
-    return _kept(trial, note, "rate", {"users": None, "rate": rate}, outcome, server, judge(outcome, rate))
+    return _kept(trial, note, "rate", {"users": None, "rate": rate}, outcome, server, judge(outcome.load, rate))
 
 
 def _seconds(asked: Asked, alone: float, needed_s: float) -> float:
@@ -283,7 +283,7 @@ def _kept(
     load: dict[str, Any],
     outcome: Outcome,
     server: dict[str, Any],
-    judged: Judged,
+    judged: LoadVerdict,
 ) -> dict[str, Any]:
     step = {
         "kind": kind,
@@ -294,9 +294,9 @@ def _kept(
         "likely": judged.likely,
         "why": judged.why,
         "targets": list(judged.targets),
-        "figures": figures(outcome),
+        "figures": figures(outcome.load),
         "server": server,
-        "invalid": invalid(outcome),
+        "invalid": invalid(outcome.load),
     }
     trial.steps.append(step)
     note()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from agent.whatif import asked, fleets, kinds
-from agent.whatif.asked import BadQuestion, Value
-from agent.whatif.kinds.base import System
-from agent.whatif.kinds.vllm import Vllm
+from agent.whatif.files import engine_file, fleet_file
+from analyzers import grammar
+from analyzers.grammar import BadQuestion, Value
+from analyzers.kinds.described import System
+from analyzers.kinds.engine import fleets
+from analyzers.kinds.engine.engines import Engines
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +45,13 @@ def candidates(
     options = {
         "replicas": replicas,
         "router": router,
-        "price_per_hour": asked.positive(price_per_hour, "--price-per-hour", zero=True),
+        "price_per_hour": grammar.positive(price_per_hour, "--price-per-hour", zero=True),
         "fleet": None if fleet is None else str(fleet),
-        "cold_start": asked.positive(cold_start, "--cold-start", zero=True),
+        "cold_start": grammar.positive(cold_start, "--cold-start", zero=True),
     }
     options = {name: value for name, value in options.items() if value is not None}
-    system = kinds.read(engine)
-    place = "" if isinstance(system, Vllm) else f"{engine}: "
+    system = engine_file(engine)
+    place = "" if isinstance(system, Engines) else f"{engine}: "
     name = _name(system, engine, options, settings or {}, autoscale)
     first = Candidate(name, _changed(system, {**options, **scaler, **(settings or {})}, place))
     tried = [first, *(_other(first, text) for text in others)]
@@ -61,7 +64,7 @@ def candidates(
 
 def _scaler(text: str) -> dict[str, Value]:
     """``hpa:in_flight=8,min=1`` as changes to a system. Raises BadQuestion on what is no setting of this autoscaler."""
-    changes = asked.pairs(f"autoscale={text}", "--autoscale")
+    changes = grammar.pairs(f"autoscale={text}", "--autoscale")
     kind = str(changes["autoscale"]).partition(":")[0]
     try:
         fleets.check_settings(kind, [name for name in changes if name != "autoscale"])
@@ -75,7 +78,7 @@ def _name(
 ) -> str:
     """``2 replicas, max_num_seqs=32``."""
     replicas, hidden = options.get("replicas", 1), {"router", "price_per_hour", "fleet"}
-    if not isinstance(system, Vllm):
+    if not isinstance(system, Engines):
         parts = [engine.stem]
     elif autoscale is None and "fleet" not in options:
         parts = [f"{replicas} replica{'s' * (replicas != 1)}"]
@@ -88,15 +91,17 @@ def _name(
 
 
 def _other(first: Candidate, text: str) -> Candidate:
-    changes = asked.pairs(text, "--candidate")
+    changes = grammar.pairs(text, "--candidate")
     file = changes.pop("engine", None)
-    system = first.system if file is None else kinds.read(Path(str(file)))
-    if file is not None and isinstance(system, Vllm) and isinstance(first.system, Vllm):
+    system = first.system if file is None else engine_file(Path(str(file)))
+    if file is not None and isinstance(system, Engines) and isinstance(first.system, Engines):
         system = system.in_place_of(first.system)
     return Candidate(text, _changed(system, changes, f"--candidate {text}: "))
 
 
-def _changed(system: System, changes: Mapping[str, Value], place: str) -> System:
+def _changed(system: System, changes: Mapping[str, Any], place: str) -> System:
+    if isinstance(file := changes.get("fleet"), str):
+        changes = {**changes, "fleet": fleet_file(Path(file))}
     try:
         return system.changed(changes)
     except ValueError as error:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.whatif.candidates import Candidate
-from agent.whatif.results import METRICS, QUANTILES, Ran, Result, Rows, Traffic
 from agent.whatif.table import SATURATED
+from analyzers.kinds.results import METRICS, QUANTILES, Ran, Result, Rows, Traffic
 from analyzers.prediction import CannotPredict, Prediction
 from analyzers.whatif.distribution import Distribution
 
@@ -110,8 +110,9 @@ def _judged(got: Result, prediction: Prediction | None, traffic: Traffic) -> dic
             value = (got.requests - got.completed) / got.requests if got.requests else None
         else:
             value = got.distribution(target.metric).quantile(target.quantile)
-        met = None if value is None else value <= target.limit
         interval = None if prediction is None else prediction.metrics.get(target.name)
+        value = value if interval is None else interval.mid
+        met = None if value is None else value <= target.limit
         sure = {} if interval is None else {"low": interval.low, "high": interval.high}
         rows.append({"target": target.name, "limit": target.limit, "value": value, **sure, "met": met})
     grows = got.saturated if prediction is None else prediction.saturates > SATURATED

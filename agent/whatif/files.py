@@ -1,4 +1,4 @@
-"""Files that a question names, as JSON objects."""
+"""Files that a question names: engine files and fleet files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.whatif.asked import BadQuestion
+from analyzers.grammar import BadQuestion
+from analyzers.kinds.described import System
+from analyzers.kinds.engine import fleets
+from analyzers.kinds.registry import system_of
+from analyzers.prediction import CannotPredict
 
-SCHEMA_VERSION = 1
+
+def engine_file(path: Path) -> System:
+    """Of whichever kind it is. Raises BadQuestion that names file and field."""
+    data = _json_object(path, "an engine file, as `flyball calibrate` writes it")
+    try:
+        return system_of(data)
+    except (ValueError, CannotPredict) as error:
+        raise BadQuestion(f"{path}: {error}") from error
 
 
-def json_object(path: Path, what: str) -> Mapping[str, Any]:
+def fleet_file(path: Path) -> fleets.FleetForm:
+    """Raises BadQuestion that names file and field."""
+    data = _json_object(path, "a fleet file: replicas, cold_start_s, schedule, failures, autoscaler")
+    try:
+        return fleets.checked(data)
+    except ValueError as error:
+        raise BadQuestion(f"{path}: {error}") from error
+
+
+def _json_object(path: Path, what: str) -> Mapping[str, Any]:
     """The JSON object in a file. Raises BadQuestion; ``what`` is what the file should be."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -23,10 +43,3 @@ def json_object(path: Path, what: str) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise BadQuestion(f"{path}: expected a JSON object; name {what}")
     return data
-
-
-def check_version(data: Mapping[str, Any]) -> None:
-    """Raises ValueError on a file of another version than this program reads."""
-    version = data.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"schema_version: {version!r} is not known to this program, which reads {SCHEMA_VERSION}")

@@ -10,8 +10,8 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.csv
 
-from agent.whatif.asked import BadQuestion
-from agent.whatif.results import STATES, Rows
+from analyzers.grammar import BadQuestion
+from analyzers.kinds.results import STATES, Rows
 from collectors.workload import Floats, Workload
 
 _TIMES = ("queue_s", "ttft_s", "tpot_s", "e2e_s")

@@ -15,29 +15,31 @@ import sqlalchemy as sa
 from actuators.shape import Shape
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, windows
-from agent.whatif import asked
-from agent.whatif.asked import BadQuestion, Value
 from agent.whatif.figures import SCHEMA_VERSION, Curves, Outcome, curve, meets
 from agent.whatif.parallel import each
 from agent.whatif.table import SATURATED
 from agent.wiring import catalogue_of
+from analyzers import grammar
+from analyzers.grammar import BadQuestion, Value
 from analyzers.hardware import find
+from analyzers.kinds.base import Basis, Calibration, Kind
+from analyzers.kinds.registry import KINDS
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict, Prediction
-from analyzers.whatif.calibrate import Calibrated, calibrate
+from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.engine import Router
-from analyzers.whatif.predict import Candidate, predict
-from analyzers.whatif.traffic import workload_from_windows
+from analyzers.whatif.predict import Ensemble, replicas_of
 from collectors.window import Window
 from collectors.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class Telemetry:
     """What is known of the endpoint."""
 
     endpoint: str
+    kind: Kind[Any]
     shape: Shape
     start: float
     end: float
@@ -51,16 +53,13 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Basis:
+class Question:
     """What all candidates are predicted from."""
 
-    present: Shape
+    kind: Kind[Any]
     workload: Workload
-    calibrated: Calibrated
-    objective: Objective
-    catalogue: Catalogue
-    error: Mapping[str, float]
-    router: Router
+    calibrated: Calibration
+    basis: Basis
     curves: bool
     """Whether distributions are wanted too."""
 
@@ -68,11 +67,11 @@ class Basis:
 # -- evidence -----------------------------------------------------------------------------------------------------------
 
 
-def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, now: float) -> Evidence:
+def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, now: float) -> Telemetry:
     """Raises BadQuestion on an unknown endpoint."""
     names = [e.name for e in settings.endpoints]
     if endpoint not in names:
-        raise BadQuestion(f"--endpoint {endpoint}: {asked.nearest(endpoint, names)}")
+        raise BadQuestion(f"--endpoint {endpoint}: {grammar.nearest(endpoint, names)}")
     chosen = settings.endpoint(endpoint)
     width = settings.collect.window_s
     end = now // width * width
@@ -82,8 +81,9 @@ def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, no
         error = changes.measured_error(db, endpoint)
     changed = known["last_change_at"] if known is not None else None
     settled = end - since_s if changed is None else changed + chosen.verify.warmup_s
-    return Evidence(
+    return Telemetry(
         endpoint=endpoint,
+        kind=KINDS[chosen.kind],
         shape=Shape.from_dict(known["shape"]) if known is not None and known["shape"] else chosen.shape.shape(),
         start=end - since_s,
         end=end,
@@ -103,30 +103,23 @@ def _span(db: sa.Connection, endpoint: EndpointSettings, start: float, end: floa
     return rows
 
 
-def basis(
-    found: Evidence,
+def question(
+    found: Telemetry,
     objective: Objective,
     *,
     seed: int,
     speed: float = 1.0,
     router: Router = "round_robin",
     curves: bool = False,
-) -> Basis:
+) -> Question:
     """Calibrate, and draw the traffic. Raises CannotPredict where the windows do not support it."""
     accelerator = found.shape.accelerator
-    return Basis(
-        present=found.shape,
-        workload=workload_from_windows(found.windows, seed=seed, scale=speed),
-        calibrated=calibrate(
-            found.since_change,
-            found.shape,
-            prior=None,
-            hardware=find(accelerator, found.catalogue.hardware) if accelerator is not None else None,
-        ),
-        objective=objective,
-        catalogue=found.catalogue,
-        error=found.error,
-        router=router,
+    hardware = find(accelerator, found.catalogue.hardware) if accelerator is not None else None
+    return Question(
+        kind=found.kind,
+        workload=found.kind.workload(found.windows, seed=seed, scale=speed),
+        calibrated=found.kind.calibrate(found.since_change, found.shape, hardware),
+        basis=Basis(found.shape, objective, found.catalogue, found.error, router),
         curves=curves,
     )
 
@@ -134,14 +127,14 @@ def basis(
 # -- candidates ---------------------------------------------------------------------------------------------------------
 
 
-def shapes(found: Evidence, texts: Sequence[str]) -> list[tuple[str, Shape]]:
+def shapes(found: Telemetry, texts: Sequence[str]) -> list[tuple[str, Shape]]:
     """Names and shapes: the present one first, then each ``gpu=L40S,replicas=2`` as changes to it. Raises BadQuestion."""
     return [("present", found.shape), *((text, changed(text, found.shape, found.catalogue)) for text in texts)]
 
 
 def changed(text: str, shape: Shape, catalogue: Catalogue, option: str = "--candidate") -> Shape:
     """``shape`` with the changes of ``gpu=L40S,replicas=2``. Raises BadQuestion."""
-    wanted = asked.pairs(text, option)
+    wanted = grammar.pairs(text, option)
     sku, gpu = wanted.pop("sku", None), wanted.pop("gpu", None)
     if sku is not None and gpu is not None:
         raise BadQuestion(f"{option} {text}: sku and gpu both say what it runs on; give one")
@@ -150,9 +143,9 @@ def changed(text: str, shape: Shape, catalogue: Catalogue, option: str = "--cand
     if gpu is not None:
         shape = _on_gpu(shape, str(gpu), wanted.get("gpus"), catalogue)
     if "gpus" in wanted:
-        shape = shape.with_(accelerator_count=asked.whole(wanted.pop("gpus"), "gpus"))
+        shape = shape.with_(accelerator_count=grammar.whole(wanted.pop("gpus"), "gpus"))
     if "replicas" in wanted:
-        shape = shape.with_(replicas=asked.whole(wanted.pop("replicas"), "replicas"))
+        shape = shape.with_(replicas=grammar.whole(wanted.pop("replicas"), "replicas"))
     empty = [name for name, value in wanted.items() if value is None]
     if empty:
         raise BadQuestion(f"{option} {text}: {empty[0]}: give a value")
@@ -161,7 +154,7 @@ def changed(text: str, shape: Shape, catalogue: Catalogue, option: str = "--cand
 
 def _on_size(shape: Shape, size: str, catalogue: Catalogue) -> Shape:
     if size != shape.size and size not in catalogue.prices:
-        raise BadQuestion(f"sku={size}: the settings' sizes do not have it; {asked.nearest(size, catalogue.prices)}")
+        raise BadQuestion(f"sku={size}: the settings' sizes do not have it; {grammar.nearest(size, catalogue.prices)}")
     return catalogue.with_size(shape, size)
 
 
@@ -169,7 +162,7 @@ def _on_gpu(shape: Shape, gpu: str, count: Value, catalogue: Catalogue) -> Shape
     """On that accelerator: as the one size of the settings that has it, where there is just one; else without a size or price."""
     row = find(gpu, catalogue.hardware)
     if row is None:
-        raise BadQuestion(f"gpu={gpu}: its bandwidth is not known; {asked.nearest(gpu, catalogue.hardware)}")
+        raise BadQuestion(f"gpu={gpu}: its bandwidth is not known; {grammar.nearest(gpu, catalogue.hardware)}")
     of_it = [
         size
         for size, (accelerator, n) in catalogue.built.items()
@@ -193,39 +186,30 @@ def _price(shape: Shape, present: Shape, catalogue: Catalogue) -> float | None:
 
 
 def all_predicted(
-    tried: Sequence[tuple[str, Shape]], on: Basis, advance: Callable[[], None] = lambda: None
+    tried: Sequence[tuple[str, Shape]], on: Question, advance: Callable[[], None] = lambda: None
 ) -> list[Outcome]:
     """All shapes, in order. ``advance`` is called as each is done."""
     return list(each(partial(predicted, on), tried, advance))
 
 
-def predicted(on: Basis, named: tuple[str, Shape]) -> Outcome:
+def predicted(on: Question, named: tuple[str, Shape]) -> Outcome:
     """One shape's prediction with its intervals, or why there is none."""
     name, shape = named
     figures: dict[str, Any] = {
         "candidate": name,
         "label": shape.label(),
         "shape": shape.as_dict(),
-        "cost_per_hour": _price(shape, on.present, on.catalogue),
+        "cost_per_hour": _price(shape, on.basis.present, on.basis.catalogue),
         "prediction": None,
         "saturates": None,
-        **judged(None, on.objective),
+        **judged(None, on.basis.objective),
         "refused": None,
     }
     try:
-        got = predict(
-            shape,
-            on.workload,
-            on.calibrated,
-            objective=on.objective,
-            base_shape=on.present,
-            hardware=on.catalogue.hardware,
-            error=on.error,
-            router=on.router,
-        )
+        got = on.kind.predict(shape, on.workload, on.calibrated, on.basis)
     except CannotPredict as refused:
         return Outcome({**figures, "refused": {"code": refused.code, "detail": refused.detail}}, {})
-    told = {"prediction": got.as_dict(), "saturates": got.saturates, **judged(got, on.objective)}
+    told = {"prediction": got.as_dict(), "saturates": got.saturates, **judged(got, on.basis.objective)}
     return Outcome({**figures, **told}, _curves(shape, on) if on.curves else {})
 
 
@@ -243,14 +227,16 @@ def judged(got: Prediction | None, objective: Objective) -> dict[str, Any]:
     return {"objective": rows, "meets_objective": meets([row["met"] for row in rows], grows)}
 
 
-def _curves(shape: Shape, on: Basis) -> Curves:
-    """Distributions of the best fit's replay."""
-    candidate = Candidate.of(shape, on.calibrated, on.present, on.catalogue.hardware)
-    (best,) = candidate.run(on.workload, on.router, draws=0)
+def _curves(shape: Shape, on: Question) -> Curves:
+    """Distributions of the best fit's replay; none of a kind that has no such replay."""
+    if not isinstance(on.calibrated, Calibrated):
+        return {}
+    ensemble = Ensemble.of(shape, on.calibrated, on.basis.present, on.basis.catalogue.hardware)
+    (best,) = ensemble.members(on.workload, 0, replicas=replicas_of(shape), router=on.basis.router)
     return {"ttft_s": curve(best.distribution("ttft_s")), "itl_s": curve(best.distribution("itl_s"))}
 
 
-def answer(found: Evidence, on: Basis, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def answer(found: Telemetry, on: Question, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The whole as JSON: the present shape's figures, and all of them under ``candidates``."""
     observed = [w for w in found.windows if w.coverage > 0]
     return {
@@ -277,7 +263,7 @@ def answer(found: Evidence, on: Basis, outcomes: Sequence[Outcome]) -> dict[str,
     }
 
 
-def _notes(found: Evidence, on: Basis) -> list[str]:
+def _notes(found: Telemetry, on: Question) -> list[str]:
     """What a reader must know to trust the figures as far as they go."""
     notes: list[str] = []
     if len(found.since_change) < len(found.windows):

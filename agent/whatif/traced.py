@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from agent.clock import WallClock
-from agent.whatif import asked, figures, requests
+from agent.whatif import figures, requests
 from agent.whatif.candidates import Candidate
 from agent.whatif.figures import SCHEMA_VERSION, Outcome
 from agent.whatif.parallel import each
-from agent.whatif.results import Traffic
+from analyzers import grammar
+from analyzers.kinds.results import Traffic
 from collectors.traces import read_trace
 from collectors.workload import Workload
 
 
 def read(path: Path, format_name: str | None, speed: float | None, notes: list[str]) -> Workload:
     """The trace, arriving ``speed`` times as fast. Raises BadTrace, BadQuestion."""
-    factor = asked.positive(speed, "--speed") or 1.0
+    factor = grammar.positive(speed, "--speed") or 1.0
     found = read_trace(path, format_name, notes)
     if factor != 1.0:
         notes.append(f"arrivals {factor:g} times as fast as in the trace")

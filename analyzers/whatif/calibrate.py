@@ -15,7 +15,7 @@ import numpy as np
 
 from actuators.shape import Shape
 from analyzers.architecture import Architecture, find_architecture, weight_bytes
-from analyzers.hardware import Hardware
+from analyzers.hardware import Hardware, find
 from analyzers.prediction import CannotPredict
 from analyzers.whatif import priors
 from analyzers.whatif.discrepancy import Discrepancy
@@ -40,6 +40,10 @@ class Calibrated:
 
     key: str
     """Engine version, model, accelerator and engine arguments: what it holds for."""
+    accelerator: str | None
+    """Of the shape that it was learned on, by its name in the hardware table; None: not known."""
+    accelerator_count: int
+    """Per replica."""
     model: EngineModel
     overhead_s: float
     """Added to every TTFT and end-to-end time: network, tokenizer, queueing before the engine."""
@@ -67,6 +71,8 @@ class Calibrated:
         """Plain JSON."""
         return {
             "key": self.key,
+            "accelerator": self.accelerator,
+            "accelerator_count": self.accelerator_count,
             "model": self.model.to_dict(),
             "overhead_s": self.overhead_s,
             "lag": self.lag,
@@ -84,7 +90,18 @@ class Calibrated:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibrated:
         """The reverse of ``as_dict``. Raises KeyError on one of an older Flyball, which lacks what this one needs."""
-        rest = {k: data[k] for k in ("key", "overhead_s", "lag", "windows", "requests", "weight_bytes", "residuals")}
+        names = (
+            "key",
+            "accelerator",
+            "accelerator_count",
+            "overhead_s",
+            "lag",
+            "windows",
+            "requests",
+            "weight_bytes",
+            "residuals",
+        )
+        rest = {name: data[name] for name in names}
         architecture = data["architecture"]
         return cls(
             model=EngineModel.from_dict(data["model"]),
@@ -148,7 +165,8 @@ def calibrate(
     fitted = fit(found, engine, _prior(known, prior, hardware, machine, limits, notes), seed)
     load = [s.running for s in known]
     return calibrated(
-        calibration_key(windows[-1].facts, shape),
+        shape,
+        windows[-1].facts,
         engine,
         fitted,
         machine=machine,
@@ -193,7 +211,8 @@ def calibrate_on_tests(
     engine = EngineModel(Iteration(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))
     load = [o.running for o in found]
     return calibrated(
-        calibration_key(facts, shape),
+        shape,
+        facts,
         engine,
         fit(found, engine, prior, seed),
         machine=machine,
@@ -212,7 +231,8 @@ def _tested_decode(o: Observation) -> priors.Decode:
 
 
 def calibrated(
-    key: str,
+    shape: Shape,
+    facts: Mapping[str, str],
     engine: EngineModel,
     fitted: Fitted,
     *,
@@ -222,9 +242,12 @@ def calibrated(
     load: tuple[float, float],
     notes: Sequence[str],
 ) -> Calibrated:
-    """A fit with what it rests on."""
+    """A fit on ``shape`` with what it rests on. facts: what the engine says of itself."""
+    known = find(shape.accelerator) if shape.accelerator is not None else None
     return Calibrated(
-        key=key,
+        key=calibration_key(facts, shape),
+        accelerator=shape.accelerator if known is None else known.name,
+        accelerator_count=shape.accelerator_count or 1,
         model=with_draw(engine, fitted.best),
         overhead_s=fitted.best.overhead_s,
         lag=fitted.best.lag,

@@ -3,24 +3,28 @@
 The workload is replayed once for each draw of the calibration's ensemble. The interval of a metric is the ensemble's 80 % spread,
 widened by the method's own error: what the ledger measured on this endpoint, or a stated prior where nothing is measured yet.
 Another accelerator is scaled by the roofline, which widens it again.
+
+``screen`` is ``predict`` for those who only want it if it stays within a bar: it stops at the first replay after which it cannot.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from actuators.shape import Shape
 from analyzers.hardware import Hardware, find
 from analyzers.objective import Objective
-from analyzers.prediction import CannotPredict, Interval, Prediction
+from analyzers.prediction import Bar, CannotPredict, Interval, Miss, Prediction
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.discrepancy import Discrepancy
-from analyzers.whatif.engine import Router
+from analyzers.whatif.engine import Replay, Router
 from analyzers.whatif.fit import Draw
+from analyzers.whatif.fleet import Fleet
 from analyzers.whatif.model import EngineModel, Iteration
 from analyzers.whatif.outlook import Z80, Member, look
 from analyzers.whatif.roofline import Machine
@@ -34,6 +38,13 @@ PRIOR_ERROR_OTHER = 0.15
 TRANSFER_ERROR = 0.25
 #: A normal distribution's median absolute error, in standard deviations.
 _MEDIAN = 0.6745
+#: A best fit that is this far beyond its bar is not brought back by the other members' doubt.
+BEYOND = 1.5
+#: Work that a bound finds beyond capacity by this factor is so whatever the fit was off by.
+_OVERLOAD = 1.15
+#: Members of the ensemble that are replayed beside the best fit.
+DRAWS = 16
+_SET_BY_DEMAND = frozenset(("output_tokens_per_s", "requests_per_s", "goodput_per_s", "replica_hours", "cost_usd"))
 _ALWAYS = (("ttft_s", 0.5), ("ttft_s", 0.95), ("itl_s", 0.5), ("itl_s", 0.95), ("e2e_s", 0.5), ("e2e_s", 0.95))
 
 
@@ -46,7 +57,7 @@ def predict(
     base_shape: Shape,
     hardware: Mapping[str, Hardware],
     error: Mapping[str, float | None],
-    draws: int = 16,
+    draws: int = DRAWS,
     router: Router = "round_robin",
 ) -> Prediction:
     """How ``shape`` would respond to ``workload``.
@@ -56,31 +67,75 @@ def predict(
     ``saturates`` is the share of replays whose queue still grew when the traffic ended (``Replay.saturated`` states the criterion).
     Raises CannotPredict: ``UNKNOWN_HARDWARE``, ``UNKNOWN_REPLICAS``, ``INVALID_LIMITS``.
     """
-    candidate = Candidate.of(shape, calibrated, base_shape, hardware)
-    members = candidate.run(workload, router, draws)
-    rows = [_metrics(m, objective) for m in members]
-    names = [name for name, value in rows[0].items() if value is not None]
-    extra = TRANSFER_ERROR if candidate.transferred else 0.0
-    metrics = {}
-    for name in names:
-        values = np.array([v for row in rows if (v := row[name]) is not None])
-        metrics[name] = _interval(name, values, error.get(name), extra)
-    notes = list(candidate.notes)
-    low, high = calibrated.load
-    expected = metrics["running_mean"].mid / candidate.replicas
-    beyond = not 0.5 * low <= expected <= 1.5 * high
-    if not candidate.transferred and beyond:
-        notes.append(
-            f"expects {expected:.3g} running sequences per replica; {low:.3g} to {high:.3g} were seen in calibration, so this extrapolates"
-        )
-    return Prediction(
-        metrics=metrics,
-        saturates=sum(m.replay.saturated for m in members) / len(members),
-        method="roofline+simulation" if candidate.transferred else "simulation",
-        error={name: error.get(name) for name in metrics},
-        notes=tuple(notes),
-        extrapolates=beyond or candidate.transferred,
-    )
+    ensemble, replicas = Ensemble.of(shape, calibrated, base_shape, hardware), replicas_of(shape)
+    members = list(ensemble.members(workload, draws, replicas=replicas, router=router))
+    rows, saturated = [_metrics(m, objective) for m in members], [m.replay.saturated for m in members]
+    return ensemble.prediction(members[0].replay, saturated, rows, error)
+
+
+def screen(
+    shape: Shape,
+    workload: Workload,
+    calibrated: Calibrated,
+    bar: Bar,
+    *,
+    objective: Objective,
+    base_shape: Shape,
+    hardware: Mapping[str, Hardware],
+    error: Mapping[str, float | None],
+    draws: int = DRAWS,
+    router: Router = "round_robin",
+) -> Prediction | Miss:
+    """``predict``, or why its result would not stay within ``bar``. Parameters and errors as ``predict`` has them.
+
+    In this order: a lower bound on the work against what the replicas can do; the best fit, where it is far beyond the bar; the
+    members one by one, until so many are beyond the bar that the rest cannot change it. Only the second can be wrong: where the
+    ensemble's middle is better than ``BEYOND`` times the best fit's.
+    """
+    ensemble, replicas = Ensemble.of(shape, calibrated, base_shape, hardware), replicas_of(shape)
+    overloaded, load = ensemble.overload(workload, replicas, draws)
+    if overloaded > bar.saturates:
+        return Miss(None, load, 0)
+    members: list[Member] = []
+    rows: list[Figures] = []
+    extra = TRANSFER_ERROR if ensemble.transferred else 0.0
+    count = _Count(bar, 1 + min(draws, len(ensemble.draws) - 1), error, extra)
+    for member in ensemble.members(workload, draws, replicas=replicas, router=router):
+        members.append(member)
+        rows.append(_metrics(member, objective))
+        if (miss := count.after(member, rows[-1])) is not None:
+            return miss
+    return ensemble.prediction(members[0].replay, [m.replay.saturated for m in members], rows, error)
+
+
+class _Count:
+    """How many members are beyond the bar so far, and whether the rest can still make up for them."""
+
+    def __init__(self, bar: Bar, members: int, error: Mapping[str, float | None], extra: float) -> None:
+        self._bar, self._members = bar, members
+        #: An interval's high end lies above its middle by this factor at least.
+        self._wider = {m: math.exp(_own(m, error.get(m), extra)) if bar.end == "high" else 1.0 for m in bar.limits}
+        self._seen: dict[str, list[float]] = {m: [] for m in bar.limits}
+        self._saturated = self._replays = 0
+
+    def after(self, member: Member, values: Figures) -> Miss | None:
+        bar, n = self._bar, self._members
+        self._replays += 1
+        self._saturated += member.replay.saturated
+        if self._saturated > bar.saturates * n:
+            return Miss(None, 1.0, self._replays)
+        for metric, limit in bar.limits.items():
+            value = values.get(metric)
+            if value is None:
+                continue
+            seen, wider = self._seen[metric], self._wider[metric]
+            seen.append(value)
+            above = sum(v * wider > limit for v in seen)
+            middle = above > n // 2 or (self._replays == 1 and value * wider > limit * BEYOND)
+            tail = bar.end == "high" and sum(v > limit for v in seen) >= n - math.floor(0.9 * (n - 1))
+            if middle or tail:
+                return Miss(metric, float(np.median(seen)) * wider / limit, self._replays)
+        return None
 
 
 def limit_rate(
@@ -100,12 +155,12 @@ def limit_rate(
     does not bind; without latency targets, the rate is the one above which the queue grows. None: not even a hundredth of the
     workload's rate meets it, or the workload has no duration to scale. Raises as ``predict``.
     """
-    candidate = Candidate.of(shape, calibrated, base_shape, hardware)
+    ensemble, replicas = Ensemble.of(shape, calibrated, base_shape, hardware), replicas_of(shape)
     if not workload.duration_s > 0:
         return None
 
     def meets(factor: float) -> bool:
-        (best,) = candidate.run(scaled(workload, factor), router, draws=0)
+        (best,) = ensemble.members(scaled(workload, factor), 0, replicas=replicas, router=router)
         if best.replay.saturated or not best.replay.completed:
             return False
         values = _metrics(best, objective)
@@ -128,28 +183,38 @@ def limit_rate(
     return low * len(workload) / workload.duration_s
 
 
+def replicas_of(shape: Shape) -> int:
+    """How many to replay with: of an autoscaled shape, all that its bounds allow. Raises CannotPredict ``UNKNOWN_REPLICAS``."""
+    replicas = shape.replicas or (shape.autoscaling.most if shape.autoscaling is not None else None)
+    if not replicas:
+        raise CannotPredict("UNKNOWN_REPLICAS", f"{shape.label()}: the number of replicas is not known; state it")
+    return replicas
+
+
+#: By the objective's names. None: no value came of it (nothing completed, or it is not simulated).
+Figures = Mapping[str, float | None]
+
+
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A shape as engines to replay: the calibration with the shape's limits, and scaled to its accelerators."""
+class Ensemble:
+    """One replica of a shape as engines to replay: the calibration with the shape's limits, and scaled to its accelerators."""
 
     model: EngineModel
     draws: tuple[Draw, ...]
     """The best fit first."""
     discrepancy: Discrepancy
-    replicas: int
+    load: tuple[float, float]
+    """Running sequences per replica that were seen in calibration."""
     transferred: bool
     """Whether it was calibrated on other hardware."""
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, shape: Shape, calibrated: Calibrated, base: Shape, hardware: Mapping[str, Hardware]) -> Candidate:
+    def of(cls, shape: Shape, calibrated: Calibrated, base: Shape, hardware: Mapping[str, Hardware]) -> Ensemble:
         """Raises CannotPredict where the shape is not known well enough, or its limits contradict each other."""
-        replicas = shape.replicas or (shape.autoscaling.most if shape.autoscaling is not None else None)
-        if not replicas:
-            raise CannotPredict("UNKNOWN_REPLICAS", f"{shape.label()}: the number of replicas is not known; state it")
         notes: list[str] = []
-        if shape.replicas is None:
-            notes.append(f"autoscaled: replayed with all {replicas} replicas that its bounds allow")
+        if shape.replicas is None and shape.autoscaling is not None:
+            notes.append(f"autoscaled: replayed with all {shape.autoscaling.most} replicas that its bounds allow")
         move = _move(shape, calibrated, base, hardware, notes)
         model = _limited(calibrated.model, shape, base, move, notes)
         factors = np.ones(5) if move is None else move.factors
@@ -157,20 +222,99 @@ class Candidate:
             replace(d, iteration=Iteration(*(float(v) for v in np.array(d.iteration.as_tuple()) * factors)))
             for d in (calibrated.best, *calibrated.draws)
         )
-        return cls(model, draws, calibrated.discrepancy, replicas, move is not None, tuple(notes))
+        return cls(model, draws, calibrated.discrepancy, calibrated.load, move is not None, tuple(notes))
 
-    def run(self, workload: Workload, router: Router, draws: int) -> list[Member]:
-        """The best fit's replay and those of the first ``draws`` draws. A queue without end is cut off well after the last arrival."""
-        members = look(
+    def members(
+        self,
+        workload: Workload,
+        draws: int,
+        *,
+        replicas: int = 1,
+        router: Router = "round_robin",
+        fleet: Fleet | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Member]:
+        """Replays of the best fit and of the first ``draws`` draws. A queue without end is cut off well after the last arrival."""
+        where: dict[str, Any] = {"replicas": replicas} if fleet is None else {"fleet": fleet}
+        return look(
             workload,
             self.model,
             self.draws[: 1 + max(0, draws)],
             self.discrepancy,
-            replicas=self.replicas,
             router=router,
             horizon=workload.duration_s * 2.0 + 600.0,
+            timeout_s=timeout_s,
+            **where,
         )
-        return list(members)
+
+    def prediction(
+        self, best: Replay, saturated: Sequence[bool], rows: Sequence[Figures], error: Mapping[str, float | None]
+    ) -> Prediction:
+        """What the members' figures (``rows``), and whether each saturated, promise together.
+
+        best: the first one's replay. error: the method's, by metric, as ``predict`` has it.
+        """
+        extra = TRANSFER_ERROR if self.transferred else 0.0
+        metrics = {}
+        for name in (name for name, value in rows[0].items() if value is not None):
+            values = np.array([v for row in rows if (v := row[name]) is not None])
+            metrics[name] = _interval(name, values, error.get(name), extra)
+        notes = list(self.notes)
+        low, high = self.load
+        expected = metrics["running_mean"].mid / max(best.replica_s / (best.simulated_s or 1.0), 1e-3)
+        beyond = not 0.5 * low <= expected <= 1.5 * high
+        if not self.transferred and beyond:
+            seen = f"{low:.3g} to {high:.3g} were seen in calibration, so this extrapolates"
+            notes.append(f"expects {expected:.3g} running sequences per replica; {seen}")
+        return Prediction(
+            metrics=metrics,
+            saturates=sum(saturated) / len(saturated),
+            method="roofline+simulation" if self.transferred else "simulation",
+            error={name: error.get(name) for name in metrics},
+            notes=tuple(notes),
+            extrapolates=beyond or self.transferred,
+        )
+
+    def overload(self, workload: Workload, replicas: int, draws: int) -> tuple[float, float]:
+        """The share of the draws whose queue certainly grows without end, and the best fit's load as a share of what it can carry.
+
+        A bound on the later half of the arrivals, which ``Replay.saturated`` judges: their work takes at least so many seconds of
+        full batches. Prefixes and batches are taken at their best, so that nothing is claimed that a replay would deny.
+        """
+        half = len(workload) // 2
+        span = workload.duration_s - float(workload.arrival_s[half]) if half else 0.0
+        if span <= 0:
+            return 0.0, 0.0
+        drawn = self.draws[: 1 + max(0, draws)]
+        iterations, rest = _least_work(workload, half, self.model, max(1.0, *(d.cache for d in drawn)))
+        work = np.array([d.iteration.as_tuple() for d in drawn]) @ np.array([iterations, *rest])
+        loads = work / (replicas * span)
+        late = len(workload) - half
+        unserved = late * (1.0 - _OVERLOAD / np.maximum(loads, 1e-9)) - replicas * self.model.limits.max_num_seqs
+        return float(np.mean(unserved > max(0.05 * late, 3.0 * math.sqrt(late)))), float(loads[0])
+
+
+def _least_work(
+    workload: Workload, first: int, model: EngineModel, cache: float
+) -> tuple[float, tuple[float, float, float, float]]:
+    """Of the requests from ``first`` on: the fewest iterations, and what the formula's other terms add up to over them.
+
+    cache: the KV cache's size at most, over what the limits state.
+    """
+    prompt, output, prefix = (
+        v[first:].astype(np.float64) for v in (workload.prompt_tokens, workload.output_tokens, workload.prefix_tokens)
+    )
+    limits, decodes = model.limits, np.maximum(output - 1.0, 0.0)
+    steps = decodes / model.accept_length
+    context = float((steps * (prompt + decodes / 2.0)).sum())
+    prefill = float((prompt - prefix).sum())
+    sequences = float(steps.sum())
+    fewest = [sequences / limits.max_num_seqs]
+    if model.chunked_prefill:
+        fewest.append((sequences + prefill) / limits.max_num_batched_tokens)
+    if limits.kv_tokens is not None:
+        fewest.append(context / (limits.kv_tokens * cache))
+    return max(fewest), (sequences, context, prefill, float(((prompt**2 - prefix**2) / 2.0).sum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +408,8 @@ def _limited(model: EngineModel, shape: Shape, base: Shape, move: _Move | None, 
         raise CannotPredict("INVALID_LIMITS", f"{shape.label()}: {problem}") from problem
 
 
-def _metrics(member: Member, objective: Objective) -> dict[str, float | None]:
-    """By the objective's names. None: no value came of it (nothing completed, or it is not simulated)."""
+def _metrics(member: Member, objective: Objective) -> Figures:
+    """What is always told, and the objective's targets."""
     got = member.replay
     out: dict[str, float | None] = {}
     targets = [(t.metric, t.quantile) for t in objective.targets if t.quantile is not None]
@@ -286,15 +430,26 @@ def _interval(name: str, values: np.ndarray, measured: float | None, extra: floa
 
     The median is the best fit's value where the ensemble lies evenly about it, and stays with the many where it does not.
 
-    Rates that the demand sets, not the engine (``output_tokens_per_s``, ``requests_per_s``), are not widened by it.
+    What the demand and the fleet set, not the engine (``_SET_BY_DEMAND``), is not widened by it.
     """
     low, mid, high = (float(v) for v in np.quantile(values, (0.1, 0.5, 0.9)))
-    if mid <= 0 or name in ("output_tokens_per_s", "requests_per_s"):
-        return Interval(low, mid, high)
-    family = name.split("_", maxsplit=1)[0]
-    median_error = measured if measured is not None else PRIOR_ERROR.get(family, PRIOR_ERROR_OTHER)
-    own = Z80 * math.hypot(median_error / _MEDIAN, extra)
+    return widened(name, Interval(low, mid, high), measured, extra)
+
+
+def widened(name: str, interval: Interval, measured: float | None, extra: float = 0.0) -> Interval:
+    """Wider by the method's own error: what the ledger measured, or a prior. extra: of a transfer, in logarithms."""
+    low, mid, high = interval.low, interval.mid, interval.high
+    if mid <= 0 or name in _SET_BY_DEMAND:
+        return interval
+    own = _own(name, measured, extra)
     down = math.hypot(math.log(mid / max(low, mid * 1e-9)), own)
     up = math.hypot(math.log(high / mid), own)
     top = mid * math.exp(min(up, 50.0))
     return Interval(mid * math.exp(-down), mid, min(top, 1.0) if name == "kv_usage_max" else top)
+
+
+def _own(name: str, measured: float | None, extra: float) -> float:
+    """Half the width of the method's own 80 % interval, in logarithms."""
+    family = name.split("_", maxsplit=1)[0]
+    median_error = measured if measured is not None else PRIOR_ERROR.get(family, PRIOR_ERROR_OTHER)
+    return Z80 * math.hypot(median_error / _MEDIAN, extra)

@@ -17,7 +17,7 @@ from collectors.workload import Floats, Ints, Workload
 
 
 def workload_from_windows(
-    windows: Sequence[Window], *, seed: int, scale: float = 1.0, max_requests: int = 20_000
+    windows: Sequence[Window], *, seed: int, scale: float = 1.0, max_requests: int = 20_000, lengths: bool = True
 ) -> Workload:
     """The workload that ``windows`` describe, with arrivals at ``scale`` times the observed rate.
 
@@ -26,6 +26,7 @@ def workload_from_windows(
     evenly over the span, whole and in order, so that rates stay what they were; of a single window, a shorter piece.
     Lengths: the window's ``prompt_length`` and ``output_length`` sketches, else those of all windows, else mean tokens per request.
     Prompt and output lengths are drawn independently of each other: windows do not hold their joint distribution.
+    lengths: whether they matter; where not, each request is of one token in and out.
     Raises CannotPredict ``NO_TRAFFIC`` where no rate or no lengths are known.
     """
     if not scale > 0 or max_requests < 1:
@@ -40,7 +41,7 @@ def workload_from_windows(
         )
     share = min(1.0, max_requests / expected)
     chosen, piece = _thinned(known, share)
-    lengths = _Lengths(known)
+    of_length: _Lengths | _Alike = _Lengths(known) if lengths else _Alike()
 
     arrivals: list[Floats] = []
     columns: list[tuple[Ints, Ints, Ints]] = []
@@ -50,12 +51,12 @@ def workload_from_windows(
         n = int(rng.poisson((window.rate("requests") or 0.0) * scale * span))
         if n:
             arrivals.append(at + np.sort(rng.random(n)) * span)
-            columns.append(lengths.draw(window, n, rng))
+            columns.append(of_length.draw(window, n, rng))
         at += span
     if not arrivals:  # a handful expected, none drawn: one request keeps the answer defined
         busiest = max(chosen, key=lambda w: w.rate("requests") or 0.0)
         arrivals.append(np.array([0.5 * at]))
-        columns.append(lengths.draw(busiest, 1, rng))
+        columns.append(of_length.draw(busiest, 1, rng))
     prompt, output, prefix = (np.concatenate(column) for column in zip(*columns, strict=True))
     return Workload(np.concatenate(arrivals), prompt, output, prefix)
 
@@ -78,6 +79,13 @@ def _thinned(windows: Sequence[Window], share: float) -> tuple[list[Window], flo
     wanted = share * sum((w.rate("requests") or 0.0) * w.duration_s for w in windows)
     have = sum((w.rate("requests") or 0.0) * w.duration_s for w in picked)
     return picked, min(1.0, wanted / have)
+
+
+class _Alike:
+    """Requests of one token."""
+
+    def draw(self, _window: Window, n: int, _rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+        return np.ones(n, np.int64), np.ones(n, np.int64), np.zeros(n, np.int64)
 
 
 class _Lengths:

@@ -40,12 +40,28 @@ def test_money_requests_and_objectives(week: Store, tmp_path: Path) -> None:
     chat, code, new = figures["endpoints"]
     assert (chat["spent_usd"], code["spent_usd"], new["spent_usd"]) == (pytest.approx(4.0), pytest.approx(10.0), None)
     assert figures["spent_usd"] == pytest.approx(14.0)
+    assert figures["spent_lacking"] == []
     assert (chat["requests"], code["requests"], new["requests"]) == (14_400.0, 3_600.0, None)
     assert chat["tokens"] == 14_400 * 150
     assert (chat["coverage"], code["coverage"], new["coverage"]) == (1.0, pytest.approx(0.25), None)
     assert [o["met"] for o in chat["objective"]] == [True, True]
     assert [o["met"] for o in code["objective"]] == [False, True]
     assert [o["met"] for o in new["objective"]] == [None, None]
+
+
+def test_an_unknown_cost_is_said_and_is_no_zero(week: Store, tmp_path: Path) -> None:
+    """Spent $14, and an unknown amount on `free`: also where only some of its windows have no price."""
+    with week.write() as db:
+        windows.save(db, [window(T0 + 60 * i, endpoint="free") for i in range(10)])
+        windows.save(db, [window(T0 + 60 * i, endpoint="half") for i in range(5)], {"half": 6.0})
+        windows.save(db, [window(T0 + 60 * i, endpoint="half") for i in range(5, 10)])
+    chosen = settings(tmp_path, "chat", "code", "free", "half")
+    figures = summary(week, chosen, start=T0, end=T0 + 2 * HOUR)
+    assert figures["spent_usd"] == pytest.approx(14.5)
+    assert figures["spent_lacking"] == ["free", "half"]
+    written = weekly(week, chosen, start=T0, end=T0 + 2 * HOUR, now=T0 + 3 * HOUR, path=tmp_path / "r.html")
+    assert written is not None
+    assert "and an unknown amount on `free`, `half`" in written.read_text()
 
 
 def test_figures_are_the_same_after_rolling_up(week: Store, tmp_path: Path) -> None:
@@ -104,6 +120,7 @@ def test_savings_are_those_that_were_verified(store: Store, tmp_path: Path) -> N
         changes.add_ledger(db, [ledger_row("c6", at=T0 - 1)])
     figures = summary(store, settings(tmp_path), start=T0, end=T0 + 600)
     assert figures["saving_realised_usd_per_month"] == pytest.approx(0.75 * 730)
+    assert figures["saving_realised_lacking"] == ["chat"]  # of one change no price was known
     assert figures["saving_waiting_usd_per_month"] == pytest.approx(730.0)
     assert {k: v for k, v in figures["changes"].items() if v} == {"succeeded": 3, "rolled_back": 1, "failed": 1}
     assert (figures["promises"], figures["promises_held"], figures["open_recommendations"]) == (2, 1, 3)

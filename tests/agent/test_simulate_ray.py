@@ -12,7 +12,7 @@ from agent.cli import app
 from agent.simulate.asked import Options, Traffic
 from agent.simulate.options import Given, traffic_of
 from agent.simulate.run import estimate
-from agent.whatif.asked import BadQuestion
+from analyzers.grammar import BadQuestion
 
 
 def traffic(workers: int | None = None, rate: float = 10.0) -> Traffic:

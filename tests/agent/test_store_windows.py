@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from agent.store import Store, schema, windows
 from agent.store.database import _alembic
+from analyzers.money import Cost
 from collectors.metrics import names
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Range, Window
@@ -181,7 +182,7 @@ def test_roll_up_adds_counts_merges_sketches_and_shows_gaps(store: Store) -> Non
     with store.read() as db:
         fives = windows.load(db, "chat", "vllm", T0, T0 + 3600, 300.0)
         (hour,) = windows.load(db, "chat", "vllm", T0, T0 + 3600, 3600.0)
-        spent = [windows.spent(db, "chat", "vllm", T0, T0 + 3600, d) for d in (60.0, 300.0, 3600.0)]
+        spent = [windows.spent(db, "chat", "vllm", T0, T0 + 3600, d).usd for d in (60.0, 300.0, 3600.0)]
     assert [w.coverage for w in fives] == [0.0] + [1.0] * 9
     assert [w.count("requests") for w in fives] == [None] + [600.0] * 9
     assert hour.coverage == pytest.approx(45 / 60)
@@ -275,8 +276,8 @@ def test_money_of_gaps_is_spent_and_unknown_prices_stay_unknown(store: Store) ->
     with store.write() as db:
         windows.save(db, [window(T0), window(T0 + 60, coverage=0.0)], {"chat": 60.0})
         windows.save(db, [window(T0, endpoint="free")], {"free": None})
-        assert windows.spent(db, "chat", "vllm", T0, T0 + 120, 60.0) == pytest.approx(2.0)
-        assert windows.spent(db, "free", "vllm", T0, T0 + 120, 60.0) is None
+        assert windows.spent(db, "chat", "vllm", T0, T0 + 120, 60.0).usd == pytest.approx(2.0)
+        assert windows.spent(db, "free", "vllm", T0, T0 + 120, 60.0) == Cost(None, ("price",))
 
 
 _parts = st.lists(

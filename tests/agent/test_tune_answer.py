@@ -9,10 +9,10 @@ import pytest
 from actuators.shape import Shape
 from agent.tune.answer import answer
 from agent.tune.asked import Asked, Budget, Effort, Load
-from agent.tune.choose import Trial
 from agent.tune.table import columns, rows
 from analyzers.limit_search import Limit
 from analyzers.objective import Objective
+from analyzers.tuning.choose import Trial
 from tests.agent.records import tune_load
 
 SHAPE = Shape(replicas=1, size="small")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from actuators.shape import Shape
 from agent.tune.asked import MOST_CANDIDATES, Asked, Budget, Effort, Load, check_load, distinct, space
-from agent.whatif.asked import BadQuestion
+from analyzers.grammar import BadQuestion
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 

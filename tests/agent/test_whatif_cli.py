@@ -17,10 +17,11 @@ from typer.testing import CliRunner, Result
 from agent.cli import app, output
 from agent.clock import WallClock
 from agent.store import Store, fleet, windows
-from agent.whatif import asked, stored, traced
-from agent.whatif.asked import BadQuestion
+from agent.whatif import stored, traced
 from agent.whatif.candidates import candidates
-from agent.whatif.results import Traffic
+from analyzers import grammar
+from analyzers.grammar import BadQuestion
+from analyzers.kinds.results import Traffic
 from analyzers.objective import Objective
 from analyzers.whatif.engine import replay
 from analyzers.whatif.model import EngineModel, Iteration, Limits
@@ -311,22 +312,22 @@ def test_bad_traces_name_file_and_line(tmp_path: Path, engine: Path) -> None:
 
 
 def test_settings_by_their_names() -> None:
-    assert asked.with_settings(PLAIN, {"enable_chunked_prefill": False}).chunked_prefill is False
-    assert asked.with_settings(PLAIN, {"kv_tokens": None}).limits.kv_tokens is None
-    assert asked.with_settings(PLAIN, {"base_s": 0.5, "max_num_seqs": 2}) == replace(
+    assert grammar.with_settings(PLAIN, {"enable_chunked_prefill": False}).chunked_prefill is False
+    assert grammar.with_settings(PLAIN, {"kv_tokens": None}).limits.kv_tokens is None
+    assert grammar.with_settings(PLAIN, {"base_s": 0.5, "max_num_seqs": 2}) == replace(
         PLAIN, iteration=replace(PLAIN.iteration, base_s=0.5), limits=replace(PLAIN.limits, max_num_seqs=2)
     )
-    assert asked.with_settings(PLAIN, {"accept_length": 2.5}).accept_length == 2.5
-    assert asked.settings(["a=1,b=0.5", "a=true", "c=fp8"]) == {"a": True, "b": 0.5, "c": "fp8"}
+    assert grammar.with_settings(PLAIN, {"accept_length": 2.5}).accept_length == 2.5
+    assert grammar.settings(["a=1,b=0.5", "a=true", "c=fp8"]) == {"a": True, "b": 0.5, "c": "fp8"}
 
 
 def test_spans() -> None:
-    assert [asked.span(t) for t in ("7d", "36h", "1.5 h", "90m", "45s", "1W")] == [
+    assert [grammar.span(t) for t in ("7d", "36h", "1.5 h", "90m", "45s", "1W")] == [
         604_800.0, 129_600.0, 5400.0, 5400.0, 45.0, 604_800.0,
     ]  # fmt: skip
     for bad in ("7", "d", "0d", "-1d", "7 days", ""):
         with pytest.raises(BadQuestion, match="write a span"):
-            asked.span(bad)
+            grammar.span(bad)
 
 
 def test_candidates_side_by_side_are_what_each_is_alone(tmp_path: Path) -> None:

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analyzers.kinds.ptu import throughput as ptu
+from analyzers.kinds.ptu.throughput import Ptu
+from analyzers.kinds.quota import limits as quota
+from analyzers.kinds.quota.limits import Limit, Quota
+from analyzers.kinds.served import Retries, Served, Speed
+from analyzers.kinds.serverless import platform as serverless
+from analyzers.kinds.serverless.platform import Serverless
+from analyzers.kinds.vm import usl
+from analyzers.kinds.vm.usl import Point, Usl
 from analyzers.objective import Objective
 from analyzers.whatif.engine import replay
-from analyzers.whatif.kinds import ptu, quota, serverless, usl
-from analyzers.whatif.kinds.base import Retries, Served, Speed
-from analyzers.whatif.kinds.ptu import Ptu
-from analyzers.whatif.kinds.quota import Limit, Quota
-from analyzers.whatif.kinds.serverless import Serverless
-from analyzers.whatif.kinds.usl import Point, Usl
 from analyzers.whatif.model import EngineModel, Iteration, Limits
 from collectors.traces import write_trace
 from collectors.workload import Workload
@@ -42,7 +45,7 @@ SERVERLESS: dict[str, Any] = {
 LEVELS = (1, 2, 4, 8, 16)
 TRUTH = Usl(2.0, 0.05, 0.002)
 USL: dict[str, Any] = {
-    "kind": "usl", "points": [{"concurrency": n, "throughput_per_s": TRUTH.throughput_per_s(n)} for n in LEVELS], "cores": 2,
+    "kind": "vm", "points": [{"concurrency": n, "throughput_per_s": TRUTH.throughput_per_s(n)} for n in LEVELS], "cores": 2,
     "max_concurrency": 16, "price_per_hour": 0.1,
 }  # fmt: skip
 
@@ -97,11 +100,11 @@ def test_all_kinds_side_by_side(files: Path, work: Workload) -> None:
             "--candidate",
             f"engine={files / 'serverless.json'}",
             "--candidate",
-            f"engine={files / 'usl.json'},replicas=2",
+            f"engine={files / 'vm.json'},replicas=2",
         ),
     )
     own, by_token, bought, function, vms = got["candidates"]
-    assert [c["kind"] for c in got["candidates"]] == ["vllm", "quota", "ptu", "serverless", "usl"]
+    assert [c["kind"] for c in got["candidates"]] == ["engine", "quota", "ptu", "serverless", "vm"]
     assert own["e2e_s"]["p95"] == replay(work, MODEL).e2e.quantile(0.95)
     assert own["throttled"] is None
 
@@ -140,7 +143,7 @@ def test_all_kinds_side_by_side(files: Path, work: Workload) -> None:
 
 def test_cores_are_askable_in_one_command(files: Path, work: Workload) -> None:
     got = answer(
-        *("--trace", files / "t.parquet", "--engine", files / "usl.json", "--objective", "e2e_p97=4"),
+        *("--trace", files / "t.parquet", "--engine", files / "vm.json", "--objective", "e2e_p97=4"),
         *("--candidate", "cores=4", "--candidate", "cores=8,price_per_hour=0.4"),
     )
     fitted = usl.fit([Point(n, TRUTH.throughput_per_s(n)) for n in LEVELS])
@@ -163,7 +166,7 @@ def test_cores_are_askable_in_one_command(files: Path, work: Workload) -> None:
 
 def test_a_stated_law_is_taken_as_it_is(tmp_path: Path, work: Workload) -> None:
     write_trace(work, tmp_path / "t.parquet")
-    law = {"schema_version": 1, "kind": "usl", "rate_per_s": 3, "sigma": 0.1, "kappa": 0.001, "cores": 2}
+    law = {"schema_version": 1, "kind": "vm", "rate_per_s": 3, "sigma": 0.1, "kappa": 0.001, "cores": 2}
     (tmp_path / "vm.json").write_text(json.dumps(law))
     got = answer("--trace", tmp_path / "t.parquet", "--engine", tmp_path / "vm.json", "--candidate", "cores=4")
     check(got, usl.replay(work, Usl(3, 0.1, 0.001)))
@@ -196,13 +199,13 @@ def test_without_a_price_there_is_no_cost(files: Path, tmp_path: Path) -> None:
     for data in (QUOTA, PTU, SERVERLESS, USL):
         bare = {name: value for name, value in data.items() if not name.startswith("price_")}
         (tmp_path / f"{data['kind']}.json").write_text(json.dumps({"schema_version": 1, **bare}))
-    others = [o for kind in ("ptu", "serverless", "usl") for o in ("--candidate", f"engine={files / kind}.json")]
+    others = [o for kind in ("ptu", "serverless", "vm") for o in ("--candidate", f"engine={files / kind}.json")]
     got = answer("--trace", files / "t.parquet", "--engine", files / "quota.json", *others)
     assert [(c["cost_usd"], c["cost_per_hour"]) for c in got["candidates"]] == [(None, None)] * 4
 
 
 def test_a_vllm_kind_may_be_said(files: Path) -> None:
-    said = {"kind": "vllm", **json.loads((files / "vllm.json").read_text())}
+    said = {"kind": "engine", **json.loads((files / "vllm.json").read_text())}
     (files / "said.json").write_text(json.dumps(said))
     got = answer(
         "--trace", files / "t.parquet", "--engine", files / "vllm.json", "--candidate", f"engine={files}/said.json"
@@ -214,14 +217,14 @@ def test_each_requests_times_on_every_kind(files: Path, work: Workload) -> None:
     out = files / "r.csv"
     answer(
         *("--trace", files / "t.parquet", "--engine", files / "quota.json", "--requests-out", out),
-        *("--candidate", f"engine={files / 'usl.json'}", "--candidate", f"engine={files / 'vllm.json'}"),
+        *("--candidate", f"engine={files / 'vm.json'}", "--candidate", f"engine={files / 'vllm.json'}"),
     )
     with out.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     n = len(work)
     assert [rows[i]["candidate"] for i in (0, n, 2 * n)] == [
         "quota",
-        f"engine={files}/usl.json",
+        f"engine={files}/vm.json",
         f"engine={files}/vllm.json",
     ]
     assert len(rows) == 3 * n
@@ -236,7 +239,7 @@ def test_table_and_page_tell_what_each_kind_has(files: Path) -> None:
     result = run(
         *("--trace", files / "t.parquet", "--engine", files / "vllm.json", "--html", page),
         *("--candidate", f"engine={files / 'quota.json'}", "--candidate", f"engine={files / 'ptu.json'}"),
-        *("--candidate", f"engine={files / 'serverless.json'}", "--candidate", f"engine={files / 'usl.json'}"),
+        *("--candidate", f"engine={files / 'serverless.json'}", "--candidate", f"engine={files / 'vm.json'}"),
     )
     assert result.exit_code == 0, result.output
     html = page.read_text()

@@ -35,7 +35,7 @@ def replayed(
         "refused",
     )
     return {
-        "candidate": name, "kind": "vllm", "shape": {"replicas": replicas}, "requests": 10, "completed": 10, "saturates": 0.0,
+        "candidate": name, "kind": "engine", "shape": {"replicas": replicas}, "requests": 10, "completed": 10, "saturates": 0.0,
         "goodput_per_s": 2.0, "cost_per_hour": cost, "objective": [], "meets_objective": None, "simulated_s": 7200.0,
         "replica_hours": 2.0 * replicas, "replicas_max": replicas, "replica_timeline": [[0.0, replicas]], **dict.fromkeys(none),
         **dict.fromkeys(("ttft_s", "itl_s", "tpot_s", "e2e_s", "queue_s"), times), **values,

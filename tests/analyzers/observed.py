@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actuators.shape import Shape
 from analyzers.findings import Situation
 from analyzers.objective import Objective
 from analyzers.policy import Policy
-from analyzers.prediction import Interval, Prediction
+from analyzers.prediction import Bar, Interval, Miss, Prediction
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Window
 
@@ -74,3 +74,16 @@ def promise(mid: float, *, spread: float = 0.2, saturates: float = 0.0, **metric
     named = {"ttft_p95_s": mid, **metrics}
     intervals = {n: Interval(v * (1 - spread), v, v * (1 + spread)) for n, v in named.items()}
     return Prediction(intervals, saturates, "simulation", {"ttft_p95_s": 0.1})
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A predictor that gives nothing up early."""
+
+    of: Callable[[Shape, float], Prediction]
+
+    def predict(self, shape: Shape, factor: float, /) -> Prediction:
+        return self.of(shape, factor)
+
+    def screen(self, shape: Shape, factor: float, _bar: Bar, /) -> Prediction | Miss:
+        return self.of(shape, factor)

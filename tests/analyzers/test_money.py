@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actuators.shape import EngineValue, Shape
+from analyzers.choice import money_of
 from analyzers.hardware import find
 from analyzers.policy import Catalogue, Policy, candidates, violations
-from analyzers.recommend import money_of
 from tests.analyzers.observed import SHAPE, hour, situation
 
 CATALOGUE = Catalogue(

@@ -11,9 +11,9 @@ import pytest
 from actuators.shape import Shape
 from analyzers.findings import Situation, analyze
 from analyzers.policy import Catalogue, Policy
-from analyzers.prediction import CannotPredict, Prediction
-from analyzers.recommend import Decision, Predict, recommend, request
-from tests.analyzers.observed import SHAPE, hour, objective, promise, situation
+from analyzers.prediction import CannotPredict, Prediction, Predictor
+from analyzers.recommend import Decision, recommend, request
+from tests.analyzers.observed import SHAPE, Whole, hour, objective, promise, situation
 
 CATALOGUE = Catalogue(prices={"small": 1.0, "big": 3.0})
 WIDE = Policy(max_replicas=4, sizes=["big"])
@@ -21,7 +21,7 @@ SLOW = hour(ttft=[3.0] * 10, waiting=6.0)
 Key = tuple[str | None, int | None]
 
 
-def table(known: Mapping[Key, float | Prediction], grown: Mapping[Key, float] | None = None) -> Predict:
+def table(known: Mapping[Key, float | Prediction], grown: Mapping[Key, float] | None = None) -> Predictor:
     """``ttft_p95_s`` by size and replicas, at the load observed and (default: the same) at the grown load."""
 
     def predict(shape: Shape, factor: float) -> Prediction:
@@ -32,10 +32,10 @@ def table(known: Mapping[Key, float | Prediction], grown: Mapping[Key, float] | 
             raise CannotPredict("NO_EVIDENCE", f"nothing is known of {shape.label()}")
         return found if isinstance(found, Prediction) else promise(found)
 
-    return predict
+    return Whole(predict)
 
 
-def decide(s: Situation, predict: Predict) -> Decision:
+def decide(s: Situation, predict: Predictor) -> Decision:
     return recommend(s, analyze(s), CATALOGUE, predict)
 
 
@@ -67,7 +67,8 @@ def test_a_breach_is_relieved_by_the_cheapest_shape_that_meets_the_objective() -
     verdicts = {(o.shape.size, o.shape.replicas): o.verdict for o in advice.options}
     assert verdicts[("small", 3)] == "MISSES_OBJECTIVE"
     assert verdicts[("small", 2)] == "current"
-    assert verdicts[("big", 3)] == "CANNOT_PREDICT"
+    assert verdicts[("small", 1)] == "MISSES_OBJECTIVE"
+    assert verdicts[("big", 2)] == "COSTS_MORE"  # and is not replayed: a cheaper one would do
     assert advice.options[0].verdict == "chosen"
     assert advice.options[0].shape == advice.proposed.shape
 
@@ -108,9 +109,15 @@ def test_among_equals_the_one_that_touches_least() -> None:
     predict = table({("small", 2): 0.5, ("small", 1): 9.0})
 
     def by_engine(shape: Shape, factor: float) -> Prediction:
-        return promise(0.5) if shape.engine["max_num_seqs"] == 20 and shape.replicas == 2 else predict(shape, factor)
+        return (
+            promise(0.5)
+            if shape.engine["max_num_seqs"] == 20 and shape.replicas == 2
+            else predict.predict(shape, factor)
+        )
 
-    decision = recommend(situation(SLOW, policy=policy), analyze(situation(SLOW, policy=policy)), CATALOGUE, by_engine)
+    decision = recommend(
+        situation(SLOW, policy=policy), analyze(situation(SLOW, policy=policy)), CATALOGUE, Whole(by_engine)
+    )
     assert decision.recommendation is not None
     assert decision.recommendation.proposed.shape == SHAPE.with_(engine={"max_num_seqs": 20})
     assert decision.recommendation.direction == "reshape"
@@ -145,7 +152,7 @@ def test_a_smaller_shape_that_saturates_once_at_the_grown_load_is_not_proposed()
     def predict(shape: Shape, factor: float) -> Prediction:
         return promise(0.2, saturates=0.01 if factor > 1 else 0.0)
 
-    assert hold(decide(situation(), predict)) == ["RIGHT_SIZE"]
+    assert hold(decide(situation(), Whole(predict))) == ["RIGHT_SIZE"]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def calibrated(spread: float = 0.02, overhead_s: float = 0.0) -> Calibrated:
         )
         for row in rng.standard_normal((16, 5))
     )
-    return Calibrated("key", MODEL, overhead_s, 0.0, draws, 60, 5000.0, (1.0, 40.0), SEEN)
+    return Calibrated("key", "H100", 1, MODEL, overhead_s, 0.0, draws, 60, 5000.0, (1.0, 40.0), SEEN)
 
 
 def ask(

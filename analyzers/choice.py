@@ -1,0 +1,348 @@
+"""The allowed shapes of one endpoint, judged as far as a choice needs it, and the choice.
+
+Only what may be chosen is replayed: where a signal forbids a smaller shape, none is; where one meets the objective, none that costs
+more; where one does not, none of its kind with fewer replicas. What is chosen is what a replay of all would have chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from actuators.shape import Autoscaling, Shape
+from analyzers.finding import Finding, Reason
+from analyzers.findings import Situation
+from analyzers.money import HOURS_PER_MONTH, per_1k_tokens, per_request
+from analyzers.objective import Target, attainment, total
+from analyzers.policy import Catalogue, candidates
+from analyzers.prediction import Bar, CannotPredict, Miss, Prediction, Predictor
+from analyzers.recommendation import Money, Option
+from analyzers.search import by_kind, key, least_replicas
+
+#: A shape that saturates in more than this share of the draws is not proposed.
+MAX_SATURATION = 0.1
+#: Where nothing meets the objective, the best that still improves its worst metric by this share is proposed.
+WORTHWHILE_RELIEF = 0.2
+#: Where nothing meets it, so many that come nearest by their first replays are replayed whole.
+NEAREST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    option: Option
+    cost: float | None
+    """US dollars per hour; where the current size has no price, replicas of that size instead."""
+    worst: float | None
+    """Largest of predicted / limit over the objective's targets; 1 is just met. None: cannot be predicted."""
+    feasible: bool = False
+    roomy: bool = False
+    """Feasible also at the grown load, by the high end: what a smaller shape must be."""
+
+
+class Choice:
+    """The allowed shapes, and what is known of each so far."""
+
+    def __init__(self, s: Situation, catalogue: Catalogue, predictor: Predictor, current: Judged) -> None:
+        self.current = current
+        self._s, self._catalogue, self._predictor = s, catalogue, predictor
+        self._others = [shape for shape in candidates(s.shape, s.policy, catalogue) if shape != s.shape]
+        self._costs = {key(shape): cost_of(s, catalogue, shape) for shape in self._others}
+        self._judged: dict[str, Judged] = {}
+
+    # -- growing: the cheapest that meets the objective ------------------------------------------------------------------
+
+    def relief(self) -> tuple[Judged | None, list[Reason]]:
+        """What meets the objective and costs least; else what comes clearly nearer to it than the present shape."""
+        priced = [shape for shape in self._others if self._costs[key(shape)] is not None]
+        found = self._cheapest(priced, self._meets)
+        if found:
+            return min(found, key=lambda j: _preference(j, self.current)), []
+        predicted = self.current.option.prediction
+        at_present, _ = worst_of(self._s, predicted, "mid") if predicted else (self.current.worst or 1.0, "")
+        better = [j for j in self._nearest() if j.worst is not None and j.worst < at_present * (1 - WORTHWHILE_RELIEF)]
+        if not better:
+            text = "no allowed shape would meet the objective, or come clearly nearer; widen the policy, or ease the objective"
+            return None, [Reason("NO_SHAPE_MEETS", text, {"considered": float(len(self._others))})]
+        best = min(better, key=lambda j: (j.worst or 0.0, _preference(j, self.current)))
+        text = "no allowed shape would meet the objective; this one comes nearest"
+        return best, [Reason("BEST_EFFORT", text, {"worst_share_of_limit": best.worst or 0.0})]
+
+    def _nearest(self) -> list[Judged]:
+        """Whole replays of those that come nearest, each the one with the most replicas of its kind."""
+        tops: list[Judged] = []
+        for group in by_kind(self._others):
+            known = (self._after(shape, self._meets) for shape in reversed(group))
+            tops += [j for j in known if j.option.verdict != "CANNOT_PREDICT"][:1]
+        tops.sort(key=lambda j: (j.worst is None, j.worst or 0.0))
+        nearest = []
+        for judged in tops[:NEAREST]:
+            shape = judged.option.shape
+            if judged.option.prediction is None:
+                self._judged[key(shape)] = replayed_whole(self._s, shape, self._catalogue, self._predictor)
+            nearest.append(self._judged[key(shape)])
+        return nearest
+
+    def _after(self, shape: Shape, suits: Callable[[Shape], bool | None]) -> Judged:
+        suits(shape)
+        return self._judged[key(shape)]
+
+    # -- shrinking: the cheapest that meets it with room to grow -----------------------------------------------------------
+
+    def saving(self, findings: Sequence[Finding]) -> tuple[Judged | None, list[Reason]]:
+        """What meets the objective also under more load, and costs so much less that a change is worth it."""
+        against = against_shrinking(self._s, findings, self.current)
+        if against:
+            return None, against
+        if self.current.cost is None:
+            return None, [Reason("PRICE_UNKNOWN", "without a price for this size, no saving can be shown")]
+        cheaper = [shape for shape in self._others if _less(self._costs[key(shape)], self.current.cost)]
+        found = self._cheapest([shape for shape in cheaper if self._worth_it(shape)], self._roomy)
+        if found:
+            return min(found, key=lambda j: _preference(j, self.current)), []
+        found = self._cheapest([shape for shape in cheaper if not self._worth_it(shape)], self._roomy)
+        if found:
+            best = min(found, key=lambda j: _preference(j, self.current))
+            text = f"{best.option.shape.label()} would do, but saves too little to be worth a change"
+            return None, [Reason("SAVING_TOO_SMALL", text)]
+        text = "the objective is met, and no cheaper allowed shape would meet it with margin"
+        return None, [Reason("RIGHT_SIZE", text)]
+
+    def _worth_it(self, shape: Shape) -> bool:
+        cost = self._costs[key(shape)]
+        assert cost is not None
+        assert self.current.cost is not None
+        if cost > self.current.cost * (1 - self._s.policy.min_saving_share):
+            return False
+        before, after = (money_of(self._s, self._catalogue, each).per_hour for each in (self._s.shape, shape))
+        if before is None or after is None:  # costs are replica counts here: the share above is all that can be said
+            return True
+        return (before - after) * HOURS_PER_MONTH >= self._s.policy.min_saving_per_month
+
+    # -- judging one -------------------------------------------------------------------------------------------------------
+
+    def _cheapest(self, shapes: Sequence[Shape], suits: Callable[[Shape], bool | None]) -> list[Judged]:
+        """All that suit, cost least, and of those touch least. The cost of each is known."""
+        best = (float("inf"), 0)
+        found: list[Judged] = []
+        for group in sorted(by_kind(shapes), key=lambda group: self._outlay(group[0])[1]):
+            within = [shape for shape in group if self._outlay(shape) <= best]
+            shape = least_replicas(within, suits, self._dominated)
+            if shape is not None:
+                outlay = self._outlay(shape)
+                found = [*(found if outlay == best else []), self._judged[key(shape)]]
+                best = outlay
+        return found
+
+    def _outlay(self, shape: Shape) -> tuple[float, int]:
+        """The cost, and how much a change to it touches."""
+        return self._costs[key(shape)] or 0.0, touched(shape, self._s.shape)
+
+    def _meets(self, shape: Shape) -> bool | None:
+        judged = self._known(shape, roomy=False)
+        return None if judged.option.verdict == "CANNOT_PREDICT" else judged.feasible
+
+    def _roomy(self, shape: Shape) -> bool | None:
+        judged = self._known(shape, roomy=True)
+        return None if judged.option.verdict == "CANNOT_PREDICT" else judged.roomy
+
+    def _known(self, shape: Shape, *, roomy: bool) -> Judged:
+        known = self._judged.get(key(shape))
+        if known is None:
+            known = self._judged[key(shape)] = _judge(self._s, shape, self._catalogue, self._predictor, roomy=roomy)
+        return known
+
+    def _dominated(self, shape: Shape, more: Shape) -> None:
+        """``shape`` is ``more`` with fewer replicas, and ``more`` does not suit."""
+        known = self._judged[key(more)].option
+        why = f"fewer replicas than {more.label()}, which would not do: {known.why}"
+        option = Option(shape, money_of(self._s, self._catalogue, shape), None, known.verdict, why)
+        self._judged.setdefault(key(shape), Judged(option, self._costs[key(shape)], None))
+
+    # -- showing all -------------------------------------------------------------------------------------------------------
+
+    def ranked(self, chosen: Judged | None) -> tuple[Option, ...]:
+        """All shapes: the chosen one, the current one, those that would do, and the rest."""
+        order = ("MEETS", "COSTS_MORE", "NO_HEADROOM", "MISSES_OBJECTIVE", "SATURATES")
+        rank = {verdict: i for i, verdict in enumerate(order)}
+        judged = [self._judged.get(key(shape)) or self._not_replayed(shape, chosen) for shape in self._others]
+        rest = sorted(
+            (j for j in judged if chosen is None or j.option.shape != chosen.option.shape),
+            key=lambda j: (rank.get(j.option.verdict, len(rank)), *_preference(j, self.current)),
+        )
+        first = [replace(chosen.option, verdict="chosen")] if chosen is not None else []
+        return (*first, self.current.option, *(j.option for j in rest))
+
+    def _not_replayed(self, shape: Shape, chosen: Judged | None) -> Judged:
+        cost, money = self._costs[key(shape)], money_of(self._s, self._catalogue, shape)
+        if cost is None:
+            verdict, why = "PRICE_UNKNOWN", "its price is not known, so it is not compared"
+        elif chosen is not None and chosen.feasible:
+            verdict, why = "COSTS_MORE", f"no cheaper than {chosen.option.shape.label()}, which would do; not replayed"
+        elif _less(cost, self.current.cost):
+            verdict, why = "NOT_REPLAYED", "no smaller shape is considered now"
+        else:
+            verdict, why = "COSTS_MORE", "no cheaper than the present shape; not replayed"
+        return Judged(Option(shape, money, None, verdict, why), cost, None)
+
+
+def _judge(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predictor, *, roomy: bool) -> Judged:
+    """Whether it meets the objective with margin; with ``roomy``, also at the grown load. No further than is needed to deny it."""
+    known, targets = _unjudged(s, shape, catalogue), latency_targets(s)
+    limits = {t.name: t.limit * (1 - s.policy.margin) for t in targets}
+    try:
+        got = predictor.screen(shape, 1.0, Bar(limits, "mid", MAX_SATURATION))
+        if isinstance(got, Miss):
+            return _missed(known, got, s)
+        judged = _by_prediction(known, got, s)
+        if not judged.feasible or not roomy:
+            return judged
+        grown = predictor.screen(shape, s.policy.growth, Bar(limits, "high", 0.0))
+    except CannotPredict as error:
+        return _as(known, "CANNOT_PREDICT", error.detail)
+    if isinstance(grown, Prediction):
+        if unknown := [t.name for t in targets if t.name not in grown.metrics]:
+            return _unknown(judged, unknown)
+        if worst_of(s, grown, "high")[0] <= 1 - s.policy.margin and grown.saturates == 0:
+            return replace(judged, roomy=True)
+    return _as(judged, "NO_HEADROOM", f"{judged.option.why}, and above it at {s.policy.growth:g} times the load")
+
+
+def replayed_whole(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predictor) -> Judged:
+    """Its whole prediction at the load observed, whatever it is."""
+    known = _unjudged(s, shape, catalogue)
+    try:
+        return _by_prediction(known, predictor.predict(shape, 1.0), s)
+    except CannotPredict as error:
+        return _as(known, "CANNOT_PREDICT", error.detail)
+
+
+def _unjudged(s: Situation, shape: Shape, catalogue: Catalogue) -> Judged:
+    return Judged(Option(shape, money_of(s, catalogue, shape), None, "", ""), cost_of(s, catalogue, shape), None)
+
+
+def _by_prediction(known: Judged, got: Prediction, s: Situation) -> Judged:
+    unknown = [t.name for t in latency_targets(s) if t.name not in got.metrics]
+    known = replace(known, option=replace(known.option, prediction=got))
+    if unknown or not latency_targets(s):
+        return _unknown(known, unknown)
+    worst, name = worst_of(s, got, "mid")
+    known = replace(known, worst=worst)
+    if got.saturates > MAX_SATURATION:
+        return _as(known, "SATURATES", f"its queue would grow without end in {got.saturates:.0%} of the replays")
+    why = f"{name} would be at {worst:.0%} of its limit"
+    if worst > 1 - s.policy.margin:
+        return _as(known, "MISSES_OBJECTIVE", why)
+    return replace(_as(known, "MEETS", why), feasible=True)
+
+
+def _missed(known: Judged, miss: Miss, s: Situation) -> Judged:
+    if miss.metric is None and miss.replays == 0:
+        return _as(known, "SATURATES", f"the load is {miss.share:.0%} of what it can carry at best")
+    if miss.metric is None:
+        return _as(known, "SATURATES", "its queue would grow without end in too many of the replays")
+    share = miss.share * (1 - s.policy.margin)
+    why = f"{miss.metric} would be at about {share:.0%} of its limit"
+    return replace(_as(known, "MISSES_OBJECTIVE", why), worst=share)
+
+
+def _unknown(known: Judged, metrics: Sequence[str]) -> Judged:
+    why = (
+        f"the replay does not tell {', '.join(metrics) or 'any target of the objective'}, so nothing is claimed for it"
+    )
+    return replace(_as(known, "CANNOT_PREDICT", why), worst=None, feasible=False)
+
+
+def _as(judged: Judged, verdict: str, why: str) -> Judged:
+    return replace(judged, option=replace(judged.option, verdict=verdict, why=why))
+
+
+def _less(cost: float | None, than: float | None) -> bool:
+    return cost is not None and than is not None and cost < than
+
+
+def current_of(s: Situation, catalogue: Catalogue, prediction: Prediction | None) -> Judged:
+    observed = [
+        (a.observed / t.limit, t) for t in s.objective.targets if (a := attainment(s.windows, t)).observed is not None
+    ]
+    worst, target = max(observed, key=lambda pair: pair[0], default=(None, None))
+    why = f"{target.name} is at {worst:.0%} of its limit, as observed" if target is not None else "not judged"
+    option = Option(s.shape, money_of(s, catalogue, s.shape), prediction, "current", why)
+    return Judged(option, cost_of(s, catalogue, s.shape), worst, worst is not None and worst <= 1, False)
+
+
+def against_shrinking(s: Situation, findings: Sequence[Finding], current: Judged) -> list[Reason]:
+    """Every signal that forbids a smaller shape; empty when all agree."""
+    against = [f.reason for f in findings if f.kind == "saturation" or f.reason.code in ("LOAD_RISING", "TTFT_RISING")]
+    prediction = current.option.prediction
+    for target in s.objective.targets:
+        interval = prediction.metrics.get(target.name) if prediction else None
+        seen = attainment(s.windows, target).at_least
+        if interval is not None and seen is not None and seen > interval.high:
+            numbers = {"observed": seen, "predicted_high": interval.high}
+            text = (
+                f"the model is too hopeful here: {target.name} is at least {seen:.3g} s, at most {interval.high:.3g} s were "
+                "predicted for the shape that it has; a smaller one is not proposed on its word"
+            )
+            against.append(Reason("MODEL_TOO_HOPEFUL", text, numbers))
+    return against
+
+
+def touched(shape: Shape, current: Shape) -> int:
+    """How many kinds of setting a change from ``current`` to ``shape`` touches."""
+    return sum(
+        (shape.size != current.size, _count(shape) != _count(current), dict(shape.engine) != dict(current.engine))
+    )
+
+
+def _count(shape: Shape) -> tuple[int | None, Autoscaling | None]:
+    return shape.replicas, shape.autoscaling
+
+
+def _preference(judged: Judged, current: Judged) -> tuple[float, int, float]:
+    """Cheapest; then the one that touches least; then the one with more room."""
+    cost = judged.cost if judged.cost is not None else float("inf")
+    return cost, touched(judged.option.shape, current.option.shape), judged.worst or 0.0
+
+
+def cost_of(s: Situation, catalogue: Catalogue, shape: Shape) -> float | None:
+    """US dollars per hour; where the present size has no price, replicas of that size instead."""
+    if money_of(s, catalogue, s.shape).per_hour is not None:
+        return money_of(s, catalogue, shape).per_hour
+    return serving(s, shape) if shape.size == s.shape.size else None
+
+
+def serving(s: Situation, shape: Shape) -> float | None:
+    """Replicas on average: those of the shape; under an autoscaler, those that were observed, within the shape's bounds."""
+    if shape.autoscaling is None:
+        return None if shape.replicas is None else float(shape.replicas)
+    bounds = shape.autoscaling
+    seen = [(min(max(w.targets, bounds.least), bounds.most), w.duration_s) for w in s.windows if w.coverage > 0]
+    seconds = sum(duration for _, duration in seen)
+    return sum(count * duration for count, duration in seen) / seconds if seconds else None
+
+
+def worst_of(s: Situation, prediction: Prediction, end: str) -> tuple[float, str]:
+    """The largest share of its limit that any predicted target takes, and that target's name."""
+    shares = [
+        (getattr(interval, end) / target.limit, target.name)
+        for target in s.objective.targets
+        if (interval := prediction.metrics.get(target.name)) is not None
+    ]
+    return max(shares, default=(0.0, "nothing that is predicted"))
+
+
+def money_of(s: Situation, catalogue: Catalogue, shape: Shape) -> Money:
+    """What the shape costs, and what a token and a request cost on it at the load observed: reserved, whether used or not."""
+    per_hour = catalogue.per_hour(shape, serving(s, shape))
+    hours = s.evidence.coverage * (s.end - s.start) / 3600
+    if per_hour is None or hours <= 0:
+        return Money(per_hour, None, None)
+    prompt, output = (total(s.windows, name) for name in ("prompt_tokens", "output_tokens"))
+    tokens = None if prompt is None or output is None else prompt + output
+    spent = per_hour * hours
+    return Money(per_hour, per_1k_tokens(spent, tokens), per_request(spent, s.evidence.requests))
+
+
+def latency_targets(s: Situation) -> list[Target]:
+    """The objective's targets that a replay can predict."""
+    return [t for t in s.objective.targets if t.quantile is not None]

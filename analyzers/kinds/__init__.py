@@ -1,0 +1,6 @@
+"""How endpoints respond to load: one folder a kind, each a workload in, an answer with what is paid for out.
+
+``engine``: continuous batching, by the what-if engine. ``vm``: the universal scalability law. ``quota``: a pay-per-token API with rate
+limits. ``ptu``: purchased throughput. ``serverless``: instances that start on demand and go when idle. ``base`` holds the contract,
+``served`` and ``results`` what they share, ``compiled`` their event loops.
+"""

@@ -1,0 +1,124 @@
+"""The contract of a kind: how an endpoint's own telemetry becomes a prediction of other shapes. One road, for everybody who asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from actuators.shape import Shape
+from analyzers.hardware import Hardware
+from analyzers.objective import Objective
+from analyzers.policy import Catalogue, Policy
+from analyzers.prediction import Bar, Miss, Prediction
+from analyzers.whatif.engine import Router
+from collectors.window import Window
+from collectors.workload import Workload
+
+
+class Calibration(Protocol):
+    """What was learned of one endpoint from its windows."""
+
+    @property
+    def key(self) -> str:
+        """What it holds for; evidence of another key needs another one."""
+        ...
+
+    @property
+    def windows(self) -> int:
+        """How many it rests on."""
+        ...
+
+    @property
+    def requests(self) -> float: ...
+
+    @property
+    def load(self) -> tuple[float, float]:
+        """Least and greatest mean requests in one replica that were seen. Beyond is extrapolation."""
+        ...
+
+    @property
+    def residuals(self) -> Mapping[str, float]:
+        """Relative error of the fit, by metric."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What all shapes of one endpoint are predicted from, beside the traffic and the calibration."""
+
+    present: Shape
+    """What the calibration was learned on."""
+    objective: Objective
+    catalogue: Catalogue
+    error: Mapping[str, float | None]
+    """The method's measured relative error by metric (median, from the ledger)."""
+    router: Router = "round_robin"
+
+
+C = TypeVar("C", bound=Calibration)
+
+
+class Kind(Protocol[C]):
+    """How endpoints of one kind respond to load."""
+
+    @property
+    def name(self) -> str: ...
+
+    def key(self, facts: Mapping[str, str], shape: Shape) -> str:
+        """Of the calibration that evidence of ``shape`` with these facts needs."""
+        ...
+
+    def calibrate(self, windows: Sequence[Window], shape: Shape, hardware: Hardware | None) -> C:
+        """Learn from what served ``windows`` on ``shape``. Raises CannotPredict that says what is missing."""
+        ...
+
+    def read(self, data: Mapping[str, Any]) -> C:
+        """The reverse of ``as_dict``. Raises KeyError, TypeError or ValueError on one of an older Flyball."""
+        ...
+
+    def workload(self, windows: Sequence[Window], *, seed: int, scale: float = 1.0) -> Workload:
+        """The traffic that windows saw, at ``scale`` times its rate. Raises CannotPredict."""
+        ...
+
+    def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue) -> list[Shape]:
+        """What may be proposed instead of ``shape``, within the guardrails."""
+        ...
+
+    def predict(self, shape: Shape, workload: Workload, calibrated: C, basis: Basis) -> Prediction:
+        """Raises CannotPredict."""
+        ...
+
+    def screen(self, shape: Shape, workload: Workload, calibrated: C, basis: Basis, bar: Bar) -> Prediction | Miss:
+        """``predict``, given up as soon as the bar is certainly missed. Raises CannotPredict."""
+        ...
+
+
+class Replayer:
+    """A ``Predictor`` of one endpoint's shapes under the traffic that its windows saw, or a multiple of it."""
+
+    def __init__(self, kind: Kind[C], calibrated: C, windows: Sequence[Window], basis: Basis, seed: int) -> None:
+        self._kind: Kind[Any] = kind
+        self._calibrated = calibrated
+        self._windows = windows
+        self._basis = basis
+        self._seed = seed
+        self._workloads: dict[float, Workload] = {}
+
+    def predict(self, shape: Shape, factor: float, /) -> Prediction:
+        return self._kind.predict(shape, self._workload(factor), self._calibrated, self._basis)
+
+    def screen(self, shape: Shape, factor: float, bar: Bar, /) -> Prediction | Miss:
+        return self._kind.screen(shape, self._workload(factor), self._calibrated, self._basis, bar)
+
+    def _workload(self, factor: float) -> Workload:
+        if factor not in self._workloads:
+            self._workloads[factor] = self._kind.workload(self._windows, seed=self._seed, scale=factor)
+        return self._workloads[factor]

@@ -1,0 +1,205 @@
+"""An engine or several alike: an engine file as `flyball calibrate` writes it, behind a router, with replicas that stay or come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+from analyzers import grammar
+from analyzers.grammar import BadQuestion, Value
+from analyzers.kinds.engine import calibrated, fleets
+from analyzers.kinds.results import Ran, Result, Traffic, of_replay
+from analyzers.prediction import CannotPredict
+from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.engine import ROUTERS, Router, replay
+from analyzers.whatif.fleet import Fleet
+from analyzers.whatif.model import EngineModel
+from analyzers.whatif.predict import Ensemble
+
+_OWN = ("replicas", "router", "price_per_hour", "gpu", "gpus", "fleet", "autoscale", "cold_start")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    kind: ClassVar[str] = "engine"
+    heeds_timeout: ClassVar[bool] = True
+
+    engine: EngineModel
+    """As its file says."""
+    calibration: Calibrated | None = None
+    """What the file's source carries."""
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    """Of the engine, changed."""
+    replicas: int = 1
+    router: Router = "round_robin"
+    price_per_hour: float | None = None
+    """US dollars, of one replica."""
+    fleet: fleets.FleetForm | None = None
+    """None: the replicas stay."""
+    gpu: str | None = None
+    """Other than the calibrated one."""
+    gpus: int | None = None
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Self:
+        """Raises ValueError that names the field."""
+        engine = EngineModel.from_dict(data)
+        return cls(engine=engine, calibration=Calibrated.of_engine(engine))
+
+    @cached_property
+    def ensemble(self) -> Ensemble | None:
+        """Of a calibrated engine. Raises CannotPredict; None without a calibration."""
+        if self.calibration is None:
+            return None
+        return calibrated.ensemble(self.calibration, self.gpu, self.gpus, self.settings)
+
+    @cached_property
+    def model(self) -> EngineModel:
+        return grammar.with_settings(self.engine, self.settings) if self.ensemble is None else self.ensemble.model
+
+    @cached_property
+    def built(self) -> Fleet | None:
+        return None if self.fleet is None else fleets.built(self.fleet, self.model.limits)
+
+    @property
+    def refused(self) -> CannotPredict | None:
+        try:
+            _ = self.ensemble
+        except CannotPredict as why:
+            return why
+        return None
+
+    @property
+    def label(self) -> str | None:
+        what = []
+        if self.calibration is not None and (gpu := calibrated.base_shape(self.calibration).accelerator) is not None:
+            count = self.gpus or calibrated.base_shape(self.calibration).accelerator_count
+            what.append(f"{count} x {self.gpu or gpu}")
+        if self.fleet is not None:
+            what.append(_course(self.fleet))
+        return ", ".join(what) or None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if self.calibration is None and "draws" in self.engine.source:
+            return (
+                "the engine file's calibration is of another Flyball and cannot be read: no intervals; calibrate again",
+            )
+        return () if self.ensemble is None else self.ensemble.notes
+
+    # -- asking ---------------------------------------------------------------------------------------------------------
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        rest: dict[str, Any] = dict(changes)
+        replicas = rest.pop("replicas", None)
+        router = router_named(str(rest.pop("router", self.router)))
+        fleet = fleets.changed(self.fleet, rest, self.replicas if replicas is None else _count(replicas))
+        if fleet is not None and replicas is not None:
+            fleet = {**fleet, "replicas": _count(replicas)}
+        gpu, gpus, price = self._hardware(rest)
+        self._check_names(rest, fleet)
+        made = replace(
+            self,
+            router=router,
+            fleet=fleet,
+            replicas=grammar.whole(replicas, "replicas") if fleet is None and replicas is not None else self.replicas,
+            gpu=gpu,
+            gpus=gpus,
+            price_per_hour=grammar.price(rest.pop("price_per_hour", price), "price_per_hour"),
+            settings={**self.settings, **rest},
+        )
+        if made.refused is None:
+            _ = made.built, made.model
+        return made
+
+    def _hardware(self, rest: dict[str, Value]) -> tuple[str | None, int | None, float | None]:
+        """Takes ``gpu`` and ``gpus`` out of ``rest``. The price of one kind of hardware holds for no other."""
+        given: dict[str, Value] = {name: rest.pop(name) for name in ("gpu", "gpus") if name in rest}
+        if "sku" in rest:
+            given["sku"] = rest["sku"]
+        if not given:
+            return self.gpu, self.gpus, self.price_per_hour
+        said = ", ".join(f"{name}={value}" for name, value in given.items())
+        if self.calibration is None or "sku" in given:
+            raise BadQuestion(
+                f"an engine file alone does not tell how {said} would do. Calibrate it (`flyball calibrate`), which gpu= and gpus= "
+                "can move, or on that hardware and give engine=FILE, or ask an endpoint's own telemetry: flyball whatif --endpoint NAME"
+            )
+        gpu = calibrated.accelerator(str(given["gpu"]), self.calibration) if "gpu" in given else self.gpu
+        gpus = grammar.whole(given["gpus"], "gpus") if "gpus" in given else self.gpus
+        return gpu, gpus, self.price_per_hour if (gpu, gpus) == (self.gpu, self.gpus) else None
+
+    def _check_names(self, rest: Mapping[str, Value], fleet: fleets.FleetForm | None) -> None:
+        scaler = (fleet or {}).get("autoscaler")
+        known = {*grammar.engine_settings(self.engine), *_OWN, *(fleets.settings_of(scaler["kind"]) if scaler else ())}
+        for name, value in rest.items():
+            if name not in known:
+                raise BadQuestion(f"{name}={value}: the engine has no such setting; {grammar.nearest(name, known)}")
+
+    def in_place_of(self, other: Engines) -> Self:
+        """With all of ``other`` but its engine."""
+        return replace(
+            self, replicas=other.replicas, router=other.router, price_per_hour=other.price_per_hour, fleet=other.fleet
+        )
+
+    # -- answering ------------------------------------------------------------------------------------------------------
+
+    def shape(self) -> dict[str, Any]:
+        hidden = ("schema_version", "source")
+        model = self.engine if self.refused is not None else self.model
+        return {
+            "replicas": self.replicas if self.fleet is None else self.fleet["replicas"],
+            "router": self.router,
+            **({} if self.fleet is None else {"fleet": dict(self.fleet)}),
+            **{name: v for name, v in (("gpu", self.gpu), ("gpus", self.gpus)) if v is not None},
+            **{name: v for name, v in model.to_dict().items() if name not in hidden},
+        }
+
+    def prices(self) -> dict[str, float]:
+        return {} if self.price_per_hour is None else {"price_per_hour": self.price_per_hour}
+
+    def run(self, traffic: Traffic) -> Ran:
+        if self.ensemble is not None:
+            return calibrated.run(self.ensemble, traffic, self.replicas, self.router, self.built, self.cost_usd)
+        got = replay(
+            traffic.workload,
+            self.model,
+            replicas=self.replicas if self.built is None else 1,
+            router=self.router,
+            timeout_s=traffic.timeout_s,
+            fleet=self.built,
+        )
+        return Ran(of_replay(got))
+
+    def cost_usd(self, result: Result) -> float | None:
+        if self.price_per_hour is None or result.replica_s is None:
+            return None
+        return self.price_per_hour * (result.replica_s / 3600)
+
+
+def _count(replicas: Value) -> int:
+    return grammar.whole(replicas, "replicas", least=0)
+
+
+def _course(fleet: fleets.FleetForm) -> str:
+    scaler = fleet.get("autoscaler")
+    if scaler is not None:
+        bounds = scaler.get("hpa", scaler)
+        least, most = (scaler.get("least", fleet.get("min_replicas")), bounds.get("most", fleet.get("max_replicas")))
+        said = f" {least} to {most}" if least is not None else f" up to {most}"
+        return f"{scaler['kind']}{said}, cold start {fleet['cold_start_s']:g} s"
+    parts = [f"{n} {what}{'s' * (n != 1)}" for name, what in _PARTS if (n := len(fleet.get(name, ())))]
+    return f"{fleet['replicas']} at first, {', '.join(parts) or 'no change'}"
+
+
+_PARTS = (("schedule", "scheduled change"), ("failures", "failure"))
+
+
+def router_named(name: str) -> Router:
+    """Raises BadQuestion on one that there is not."""
+    for known in ROUTERS:
+        if name == known:
+            return known
+    raise BadQuestion(f"router {name}: {grammar.nearest(name, ROUTERS)}")

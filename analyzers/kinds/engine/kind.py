@@ -1,0 +1,56 @@
+"""Continuous batching (vLLM, SGLang, TGI) as a kind: the what-if engine, calibrated on windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from actuators.shape import Shape
+from analyzers.hardware import Hardware
+from analyzers.kinds.base import Basis
+from analyzers.policy import Catalogue, Policy, candidates
+from analyzers.prediction import Bar, Miss, Prediction
+from analyzers.whatif.calibrate import Calibrated, calibrate, calibration_key
+from analyzers.whatif.predict import predict, screen
+from analyzers.whatif.traffic import workload_from_windows
+from collectors.window import Window
+from collectors.workload import Workload
+
+
+class EngineKind:
+    """See ``kinds.base.Kind``."""
+
+    name = "engine"
+
+    def key(self, facts: Mapping[str, str], shape: Shape) -> str:
+        return calibration_key(facts, shape)
+
+    def calibrate(self, windows: Sequence[Window], shape: Shape, hardware: Hardware | None) -> Calibrated:
+        return calibrate(windows, shape, prior=None, hardware=hardware)
+
+    def read(self, data: Mapping[str, Any]) -> Calibrated:
+        return Calibrated.from_dict(data)
+
+    def workload(self, windows: Sequence[Window], *, seed: int, scale: float = 1.0) -> Workload:
+        return workload_from_windows(windows, seed=seed, scale=scale)
+
+    def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue) -> list[Shape]:
+        return candidates(shape, policy, catalogue)
+
+    def predict(self, shape: Shape, workload: Workload, calibrated: Calibrated, basis: Basis) -> Prediction:
+        return predict(shape, workload, calibrated, **_how(basis))
+
+    def screen(
+        self, shape: Shape, workload: Workload, calibrated: Calibrated, basis: Basis, bar: Bar
+    ) -> Prediction | Miss:
+        return screen(shape, workload, calibrated, bar, **_how(basis))
+
+
+def _how(basis: Basis) -> dict[str, Any]:
+    return {
+        "objective": basis.objective,
+        "base_shape": basis.present,
+        "hardware": basis.catalogue.hardware,
+        "error": basis.error,
+        "router": basis.router,
+    }

@@ -1,0 +1,50 @@
+"""Purchased throughput (PTU) as an engine file: ``analyzers.kinds.ptu.throughput``. Prices per token are those of what spills over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from analyzers.kinds.described import PerToken
+from analyzers.kinds.ptu import throughput as ptu
+from analyzers.kinds.ptu.throughput import Ptu
+from analyzers.kinds.results import Ran, Result, Traffic, calls, of_served
+from analyzers.kinds.served import Retries, Speed
+from analyzers.kinds.strict import INLINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class PtuDeployment(PerToken):
+    kind: ClassVar[str] = "ptu"
+
+    ptu: Ptu = field(metadata=INLINE)
+    speed: Speed
+    spill: Speed | None = None
+    """How fast the pay-per-token deployment is that takes refused calls. None: clients try again."""
+    max_tokens: int | None = None
+    retries: Retries = field(default_factory=Retries)
+    seed: int = 0
+    price_per_ptu_hour: float | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.ptu.ptus:g} PTU, {'spilling over' if self.spill is not None else 'no spillover'}"
+
+    def run(self, traffic: Traffic) -> Ran:
+        got = ptu.replay(
+            traffic.workload,
+            self.ptu,
+            self.speed,
+            max_tokens=self.max_tokens,
+            spill=self.spill,
+            retries=self.retries,
+            seed=self.seed,
+        )
+        spilled = int(got.gauges["spilled_requests"]) if self.spill is not None else None
+        return Ran(of_served(got, spilled_requests=spilled, **calls(got)))
+
+    def cost_usd(self, result: Result) -> float | None:
+        spilled = self.tokens_usd(result.used, "spilled_")
+        if self.price_per_ptu_hour is None or spilled is None:
+            return None
+        return self.price_per_ptu_hour * result.used["ptu_hours"] + spilled

@@ -1,0 +1,1 @@
+"""A pay-per-token API behind rate limits."""

@@ -1,0 +1,48 @@
+"""A pay-per-token API behind rate limits, as an engine file: ``analyzers.kinds.quota.limits``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from analyzers.kinds.described import PerToken
+from analyzers.kinds.quota import limits as quota
+from analyzers.kinds.quota.limits import Quota
+from analyzers.kinds.results import Ran, Result, Traffic, calls, of_served
+from analyzers.kinds.served import Retries, Speed
+from analyzers.kinds.strict import INLINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuotaDeployment(PerToken):
+    kind: ClassVar[str] = "quota"
+
+    quota: Quota = field(metadata=INLINE)
+    speed: Speed
+    max_tokens: int | None = None
+    """What clients ask for at most. None: as many as came out."""
+    retries: Retries = field(default_factory=Retries)
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        limits = [
+            f"{limit.per_minute:,.0f} {what}/min"
+            for limit, what in ((self.quota.tokens, "tokens"), (self.quota.requests, "requests"))
+            if limit is not None
+        ]
+        return f"pay per token, {', '.join(limits) or 'not limited'}"
+
+    def run(self, traffic: Traffic) -> Ran:
+        got = quota.replay(
+            traffic.workload,
+            self.quota,
+            self.speed,
+            max_tokens=self.max_tokens,
+            retries=self.retries,
+            seed=self.seed,
+        )
+        return Ran(of_served(got, **calls(got)))
+
+    def cost_usd(self, result: Result) -> float | None:
+        return self.tokens_usd(result.used)

@@ -1,0 +1,1 @@
+"""Instances that start on demand and go when idle."""

@@ -1,0 +1,46 @@
+"""A serverless function or container as an engine file: ``analyzers.kinds.serverless.platform``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from analyzers.kinds.described import Described, check_prices
+from analyzers.kinds.results import Ran, Result, Traffic, of_served
+from analyzers.kinds.served import Speed
+from analyzers.kinds.serverless import platform as serverless
+from analyzers.kinds.serverless.platform import Serverless
+from analyzers.kinds.strict import INLINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerlessFunction(Described):
+    kind: ClassVar[str] = "serverless"
+
+    platform: Serverless = field(metadata=INLINE)
+    speed: Speed
+    """Of a request alone on an instance."""
+    seed: int = 0
+    billed: Literal["instance", "busy", "request"] = "instance"
+    """What an hour of ``price_per_hour`` is: of an instance that is there, of one with at least one request, or of one request."""
+    price_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        check_prices(self)
+
+    @property
+    def label(self) -> str:
+        p = self.platform
+        return f"serverless, {p.least} to {p.most} instances of {p.concurrency} at once"
+
+    def run(self, traffic: Traffic) -> Ran:
+        got = serverless.replay(traffic.workload, self.platform, self.speed, seed=self.seed)
+        more = {
+            "cold_starts": int(got.gauges["cold_starts"]),
+            "replica_s": got.used["instance_s"],
+            "replicas_max": int(got.gauges["instances_max"]),
+        }
+        return Ran(of_served(got, **more))
+
+    def cost_usd(self, result: Result) -> float | None:
+        return None if self.price_per_hour is None else self.price_per_hour * result.used[f"{self.billed}_s"] / 3600.0

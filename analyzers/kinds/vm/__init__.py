@@ -1,0 +1,1 @@
+"""A plain VM endpoint: the universal scalability law."""

@@ -1,0 +1,221 @@
+"""Reflecting on many endpoints: what one raises or how long it hangs costs the others nothing, and nothing is thought twice."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from opentelemetry.trace import NoOpTracer
+
+from actuators.base import Live
+from actuators.none import ReadOnly
+from actuators.shape import Plan, Shape
+from agent import reflect
+from agent.clock import VirtualClock
+from agent.metrics import Metrics
+from agent.reflect import Reflector
+from agent.settings import Settings
+from agent.store import Store, fleet, recommendations, windows
+from agent.watch import Watched
+from analyzers.hardware import ACCELERATORS
+from analyzers.policy import Catalogue
+from analyzers.whatif.calibrate import calibrate
+from analyzers.whatif.model import EngineModel, Iteration, Limits
+from collectors.window import Window
+from tests.agent.records import T0
+from tests.analyzers.whatif import served
+
+SHAPE = Shape(replicas=2, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 64})
+LIVE = Live(SHAPE, "v1", ready=True)
+MODEL = EngineModel(Iteration(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), Limits(64, 2048, 400_000))
+
+
+class Prices(Mapping[str, float | None]):
+    """A price list whose reading does what it is told: the analysis of its endpoint meets it on the way."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+        self.asked = 0
+
+    def __getitem__(self, name: str) -> float:
+        self.asked += 1
+        self._act()
+        return 1.0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("small",))
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Planner(ReadOnly):
+    """Plans what is asked, or hangs."""
+
+    def __init__(self) -> None:
+        self.hangs = False
+
+    async def plan(self, live: Live, wanted: Shape) -> Plan:
+        if self.hangs:
+            await asyncio.Event().wait()
+        return Plan("e", "none", live.shape, wanted, live.version, (), False, 0.0, "none needed")
+
+
+class House:
+    """A store with an hour of telemetry of some endpoints, and the reflecting part of the loop over them."""
+
+    def __init__(self, folder: Path, names: list[str], policy: Mapping[str, object] | None = None) -> None:
+        self.settings = Settings.model_validate(
+            {
+                "state_dir": folder,
+                "endpoints": [
+                    {
+                        "name": name,
+                        "url": "http://127.0.0.1:1",
+                        "objective": {"ttft_p95_s": 5.0},
+                        "price_per_hour": 1.0,
+                        "policy": {"stable_cycles": 1, "evidence_s": 600, **(policy or {})},
+                    }
+                    for name in names
+                ],
+            }
+        )
+        self.store = Store(f"sqlite:///{folder / 'flyball.db'}")
+        self.store.upgrade()
+        self.clock = VirtualClock(T0 + 600)
+        self.metrics = Metrics()
+        seen = served.windows(MODEL, served.poisson(0.5, 700.0, 1, prompt=100.0, output=50.0))[:10]
+        with self.store.write() as db:
+            for name in names:
+                windows.save(db, [_of(name, w, T0 + i * 60) for i, w in enumerate(seen)])
+        self.watched = {e.name: self._watched(e.name) for e in self.settings.endpoints}
+        self.reflector = self.another()
+
+    def another(self) -> Reflector:
+        """As after a restart."""
+        return Reflector(self.settings, self.store, self.clock, self.metrics, NoOpTracer())
+
+    def _watched(self, name: str) -> Watched:
+        catalogue = Catalogue(prices={"small": 1.0}, hardware=dict(ACCELERATORS))
+        watched = Watched(self.settings.endpoint(name), {}, Planner(), catalogue)
+        watched.live = LIVE
+        watched.price_per_hour = 2.0
+        return watched
+
+    def prices(self, name: str, act: Callable[[], None]) -> Prices:
+        found = Prices(act)
+        self.watched[name].catalogue = Catalogue(prices=found, hardware=ACCELERATORS)
+        return found
+
+    def calibrate(self) -> None:
+        """Leave a calibration of each, as an earlier daemon would have."""
+        seen = self.reflector._evidence(self.watched[min(self.watched)].settings, LIVE, 2.0, self.clock.now())
+        found = calibrate(seen.situation.windows, SHAPE, prior=None, hardware=ACCELERATORS["L4"])
+        with self.store.write() as db:
+            for name in self.watched:
+                fleet.keep_calibration(db, name, key=found.key, now=T0, body=found.as_dict())
+
+    def cycle(self) -> None:
+        asyncio.run(self.reflector.cycle_all(self.watched.values()))
+
+    def decided(self) -> set[str]:
+        with self.store.read() as db:
+            return {name for name in self.watched if fleet.get(db, name) is not None}
+
+    def errors(self, name: str, error: str) -> float:
+        return (
+            self.metrics.registry.get_sample_value("flyball_analysis_errors_total", {"endpoint": name, "error": error})
+            or 0.0
+        )
+
+
+def _of(name: str, w: Window, start: float) -> Window:
+    return replace(w, endpoint=name, start=start)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_raise_or_a_hang_in_any_of_them_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(reflect, "ANALYSIS_S", 3.0)
+    rng, names = np.random.default_rng(seed), [f"e{i}" for i in range(7)]
+    house, release = House(tmp_path, names), threading.Event()
+    house.calibrate()
+
+    def broken() -> None:
+        raise RuntimeError("a bug in a plugin")
+
+    bad = {str(name): str(rng.choice(["raises", "hangs"])) for name in rng.choice(names, 3, replace=False)}
+    for name, what in bad.items():
+        house.prices(name, broken if what == "raises" else lambda: release.wait(60) and None)
+    try:
+        house.cycle()
+        assert house.decided() == set(names) - set(bad)
+        for name, what in bad.items():
+            assert house.errors(name, "RuntimeError" if what == "raises" else "TimeoutError") == 1
+        asyncio.run(house.clock.advance(60))
+        house.cycle()  # one that still hangs is not begun again
+        for name, what in bad.items():
+            assert house.errors(name, "RuntimeError" if what == "raises" else "TimeoutError") == 2
+    finally:
+        release.set()
+
+
+def test_a_plan_that_never_comes_leaves_advice_without_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reflect, "PLAN_S", 0.2)
+    house = House(tmp_path, ["a", "b"])
+    planner = house.watched["a"].actuator
+    assert isinstance(planner, Planner)
+    planner.hangs = True
+    house.cycle()
+    with house.store.read() as db:
+        rows = {row["endpoint"]: row for row in recommendations.listed(db)}
+    assert rows["a"]["plan_hash"] == ""
+    assert rows["b"]["plan_hash"] != ""
+
+
+def test_the_same_evidence_is_thought_about_once(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"], {"stable_cycles": 2})
+    table = house.prices("a", lambda: None)
+    house.cycle()
+    asked = table.asked
+    assert asked > 0
+    house.cycle()
+    assert table.asked == asked
+    with house.store.read() as db:
+        assert not recommendations.listed(db)  # the same evidence once more is no second cycle with the same advice
+
+
+def test_a_calibration_outlives_a_restart_and_is_made_again_once_it_is_old(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"])
+
+    def fitted() -> list[float]:
+        with house.store.read() as db:
+            row = fleet.calibration(db, "a")
+        return [] if row is None else [row["fitted_at"]]
+
+    house.cycle()
+    first = fitted()
+    assert first == [T0 + 600]
+    house.reflector = house.another()
+    house.cycle()
+    assert fitted() == first
+    asyncio.run(house.clock.advance(reflect.REFIT_S))
+    with house.store.write() as db:
+        seen = windows.load(db, "a", "vllm", T0, T0 + 600, 60.0)
+        windows.save(db, [_of("a", w, w.start + reflect.REFIT_S) for w in seen])
+    house.cycle()
+    assert fitted() == [T0 + 600 + reflect.REFIT_S]
+
+
+def test_evidence_is_read_while_another_writes(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"])
+    with house.store.write() as db:
+        fleet.saw_shape(db, "other", {"shape": {}, "shape_version": "", "ready": True, "detail": "", "seen_at": T0})
+        found = house.reflector._evidence(house.watched["a"].settings, LIVE, 2.0, house.clock.now())
+    assert len(found.situation.windows) == 10

@@ -1,0 +1,84 @@
+"""Prices times what was used: unknown is named, and never 0."""
+
+from __future__ import annotations
+
+import pytest
+
+from actuators.shape import Autoscaling, Shape
+from analyzers.choice import money_of, serving
+from analyzers.findings import analyze
+from analyzers.money import Cost, Price, Tariff, Total, Unit, Used, and_unknown, parts
+from analyzers.policy import Catalogue, Policy, candidates
+from analyzers.prediction import Prediction
+from analyzers.recommend import recommend
+from tests.analyzers.observed import Whole, hour, promise, situation
+from tests.analyzers.test_recommend import chosen
+
+TOKENS = Tariff.of({Unit.INPUT_1K: 0.003, Unit.OUTPUT_1K: 0.015})
+
+
+def test_reserved_capacity_is_paid_for_by_the_hour() -> None:
+    tariff = Tariff.of({Unit.REPLICA_HOUR: 3.67})
+    assert tariff.cost(Used(hours=2.0, replica_hours=5.0)) == Cost(pytest.approx(18.35))
+    assert tariff.cost(Used(hours=2.0)) == Cost(None, ("replica_hours",))
+    assert tariff.cost(Used(replica_hours=0.0)) == Cost(0.0)
+
+
+def test_tokens_are_paid_for_one_by_one() -> None:
+    used = Used(prompt_tokens=10_000.0, cached_prompt_tokens=4_000.0, output_tokens=2_000.0)
+    assert TOKENS.cost(used).usd == pytest.approx(0.03 + 0.03)
+    cached = Tariff((*TOKENS.prices, Price(0.001, Unit.CACHED_INPUT_1K)))
+    assert cached.cost(used).usd == pytest.approx(0.018 + 0.004 + 0.03)
+    assert TOKENS.cost(Used(prompt_tokens=10.0)) == Cost(None, ("output_tokens",))
+
+
+def test_what_has_no_price_costs_an_unknown_amount() -> None:
+    assert Tariff.of({Unit.HOUR: None}).cost(Used(hours=1.0)) == Cost(None, ("price",))
+    with pytest.raises(ValueError, match="usd_per_replica_hour must be US dollars, 0 or more"):
+        Price(-1.0, Unit.REPLICA_HOUR)
+
+
+def test_a_total_names_what_is_unknown() -> None:
+    total = Total.of({"a": Cost(10.0), "b": Cost(None, ("price",)), "c": Cost(1.0, ("price",))})
+    assert (total.usd, total.lacking, total.whole) == (11.0, ("b", "c"), False)
+    assert f"spent ${total.usd:.2f}{and_unknown(total.lacking)}" == "spent $11.00, and an unknown amount on `b`, `c`"
+    assert Total.of({"b": Cost(None, ("price",))}).usd is None
+    assert and_unknown(()) == ""
+    assert parts([Cost(1.0), Cost(None, ("price",)), Cost(2.0)]) == Cost(3.0, ("price",))
+
+
+# -- an autoscaler's count ----------------------------------------------------------------------------------------------
+
+CATALOGUE = Catalogue(prices={"small": 1.0, "big": 3.0})
+SCALED = Shape(size="small", engine={"max_num_seqs": 10}, autoscaling=Autoscaling(1, 4))
+
+
+def test_an_autoscaled_endpoint_costs_what_was_there() -> None:
+    s = situation(shape=SCALED)  # two replicas in each window
+    assert serving(s, SCALED) == 2.0
+    assert serving(s, SCALED.with_(autoscaling=Autoscaling(3, 4))) == 3.0
+    money = money_of(s, CATALOGUE, SCALED)
+    assert money.per_hour == 2.0
+    assert money.per_request == pytest.approx(2.0 / 3600)
+
+
+def test_its_bounds_are_what_is_varied() -> None:
+    policy = Policy(max_replicas=6, max_step_replicas=2, sizes=["big"])
+    found = candidates(SCALED, policy, CATALOGUE)
+    assert {s.replicas for s in found} == {None}
+    bounds = {(s.size, s.autoscaling.least, s.autoscaling.most) for s in found if s.autoscaling is not None}
+    assert bounds == {(size, 1, most) for size in ("small", "big") for most in (2, 3, 4, 5, 6)}
+    tight = Policy(max_replicas=6, budget_per_month=4 * 730.0)
+    assert max(s.autoscaling.most for s in candidates(SCALED, tight, CATALOGUE) if s.autoscaling is not None) == 4
+
+
+def test_a_breach_under_an_autoscaler_at_its_bound_raises_the_bound() -> None:
+    def by_most(shape: Shape, _factor: float) -> Prediction:
+        assert shape.autoscaling is not None
+        return promise(3.0 / (shape.autoscaling.most - 3) if shape.autoscaling.most > 3 else 9.0)
+
+    s = situation(hour(ttft=[3.0] * 10, waiting=6.0), shape=SCALED, policy=Policy(max_replicas=8, max_step_replicas=4))
+    decision = recommend(s, analyze(s), CATALOGUE, Whole(by_most))
+    assert chosen(decision) == ("small", None)
+    assert decision.recommendation is not None
+    assert decision.recommendation.proposed.shape.autoscaling == Autoscaling(1, 7)
