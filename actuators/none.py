@@ -11,8 +11,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actuators.base import Actuator, ActuatorError, CannotPlan, Live, Receipt, Step, SystemContext, Trouble
 from actuators.shape import Operation, Plan, Shape
+from collectors.discovery import Support
 
 _HOW = "change it by hand and state the new shape in the settings, or name the `system` that holds the endpoint"
+
+
+SUPPORT = Support(
+    title="an endpoint that nobody lets Flyball change",
+    sees=("whether its address answers",),
+    changes=(),
+    verified="real part",
+    how="read beside a real vLLM server in the tests",
+)
 
 
 class Options(BaseModel):

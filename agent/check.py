@@ -6,6 +6,7 @@ from actuators.base import ActuatorError
 from agent import plugins
 from agent.clock import WallClock
 from agent.configfile import Loaded, Loc, Problem, field_name, nearest
+from agent.discover import lacking_of
 from agent.plugins import PluginError
 from agent.watch import Watched
 from agent.wiring import Environment, watched_of
@@ -60,10 +61,27 @@ async def check_live(loaded: Loaded) -> list[Problem]:
         for i, endpoint in enumerate(loaded.settings.endpoints):
             watched = watched_of(loaded.settings, endpoint, environment)
             problems += await _reach(loaded, ("endpoints", i), watched)
+            problems += await _allowed(loaded, ("endpoints", i), watched, environment)
     finally:
         await environment.sessions.aclose()
         await http.aclose()
     return problems
+
+
+async def _allowed(loaded: Loaded, at: Loc, watched: Watched, environment: Environment) -> list[Problem]:
+    """Each permission that its systems do not grant, by the vendor's own name of it."""
+    entry = watched.settings.model_dump(mode="python")
+    try:
+        lacking = await lacking_of(entry, environment)
+    except CollectError as error:
+        return [_problem(loaded, (*at, "actuator"), f"permissions cannot be asked for: {error.kind}", error.detail)]
+    system = watched.settings.actuator.system
+    do = f"Grant it; `flyball permissions {system}` prints the least role"
+    return [
+        _problem(loaded, (*at, "actuator"), f"lacks {p.name}, needed to {p.what_for}: {p.detail or 'not granted'}", do)
+        for p in lacking
+        if p.what_for == "see" or watched.settings.mode != "observe"
+    ]
 
 
 async def _reach(loaded: Loaded, at: Loc, watched: Watched) -> list[Problem]:

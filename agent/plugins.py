@@ -9,8 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from collectors.discovery import Support
+
 COLLECTORS = "flyball.collectors"
 ACTUATORS = "flyball.actuators"
+SYSTEMS = "flyball.systems"
+#: Stands beside the actuators: an emulated one can be named, and is listed nowhere.
+EMULATIONS = "flyball.emulations"
 
 
 class PluginError(Exception):
@@ -23,7 +28,8 @@ def names(group: str) -> list[str]:
 
 def load(group: str, name: str) -> Any:
     """The factory of that name. Raises ``PluginError``."""
-    point: EntryPoint | None = next(iter(entry_points(group=group, name=name)), None)
+    groups = (group, EMULATIONS) if group == ACTUATORS else (group,)
+    point: EntryPoint | None = next((p for g in groups for p in entry_points(group=g, name=name)), None)
     kind = group.removeprefix("flyball.").removesuffix("s")
     if point is None:
         raise PluginError(f"no {kind} is called {name!r}; there are: {', '.join(names(group))}")
@@ -39,6 +45,15 @@ def options_of(factory: Any) -> type[BaseModel] | None:
 
     found = getattr(sys.modules[factory.__module__], "Options", None)
     return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+
+
+def support_of(group: str, name: str) -> Support | None:
+    """What a plugin says of itself: a system's own, or the ``SUPPORT`` beside the factory of a source or an actuator."""
+    import sys
+
+    made = load(group, name)
+    found = getattr(made, "support", None) or getattr(sys.modules[made.__module__], "SUPPORT", None)
+    return found if isinstance(found, Support) else None
 
 
 @dataclass(frozen=True, slots=True)

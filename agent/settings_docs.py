@@ -1,4 +1,4 @@
-"""Writes docs/settings.md and docs/flyball.schema.json from the settings' own types: ``python -m agent.settings_docs [FOLDER]``.
+"""Writes docs/settings.md, docs/systems.md and docs/flyball.schema.json from the types themselves: ``python -m agent.settings_docs [FOLDER]``.
 
 Owns only the form. What is said of a field stands under that field, in ``agent.settings`` or in the plugin's ``Options``.
 """
@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from agent import plugins
 from agent.settings import Settings
+from collectors.discovery import Support
 
 Json = Mapping[str, Any]
 
@@ -51,6 +52,44 @@ def reference() -> str:
         parts.append(f"# {title}\n\nTheir options stand under `{where}`.\n")
         parts += [_plugin(group, name) for name in plugins.names(group)]
     return "\n".join(parts)
+
+
+_SYSTEMS = """# Systems
+
+Made by `python -m agent.settings_docs` from what each source and system says of itself.
+
+`flyball discover NAME` lists what is there and writes the entries; `flyball permissions NAME` prints the least role; `flyball check --live`
+names each permission that lacks. *Verified* says with what it was tried: the real part, the vendor's own SDK against a stand-in that it
+drives too, recorded answers of the real one, or its specification alone.
+"""
+
+
+def systems() -> str:
+    """The page of sources and systems, as Markdown."""
+    groups = (
+        ("Systems", plugins.SYSTEMS),
+        ("Other actuators", plugins.ACTUATORS),
+        ("Other sources", plugins.COLLECTORS),
+    )
+    listed = set(plugins.names(plugins.SYSTEMS))
+    parts = [_SYSTEMS]
+    for title, group in groups:
+        names = [name for name in plugins.names(group) if group == plugins.SYSTEMS or name not in listed]
+        rows = [f"| `{name}` | {_support(support)} |" for name in names if (support := plugins.support_of(group, name))]
+        if rows:
+            head = ["| name | is | sees | can change | verified |", "| --- | --- | --- | --- | --- |"]
+            parts.append(f"## {title}\n\n" + "\n".join([*head, *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def _support(support: Support) -> str:
+    cells = (
+        support.title,
+        "; ".join(support.sees) or "nothing",
+        "; ".join(support.changes) or "nothing",
+        f"{support.verified}: {support.how}",
+    )
+    return " | ".join(_plain(cell) for cell in cells)
 
 
 def json_schema() -> str:
@@ -156,7 +195,8 @@ def _plain(text: str) -> str:
 
 
 def write(folder: Path) -> None:
-    """Both files, into ``folder``."""
+    """The files, into ``folder``."""
+    (folder / "systems.md").write_text(systems(), encoding="utf-8")
     (folder / "settings.md").write_text(reference(), encoding="utf-8")
     (folder / "flyball.schema.json").write_text(json_schema(), encoding="utf-8")
 

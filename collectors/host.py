@@ -14,7 +14,16 @@ import pynvml
 from pydantic import BaseModel, ConfigDict
 
 from collectors.base import Scope, SourceContext, Target
+from collectors.discovery import Support
 from collectors.window import Reading
+
+SUPPORT = Support(
+    title="this host",
+    sees=("CPU and memory", "GPU load, memory and power, where NVIDIA's driver is there"),
+    changes=(),
+    verified="real part",
+    how="this host's own readings; those of a GPU against a stand-in for the driver",
+)
 
 
 class Options(BaseModel):

@@ -15,10 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from collectors.base import Scope, SourceContext, Target
 from collectors.completion import PATHS, Api, Completion, complete, request_of
+from collectors.discovery import Support
 from collectors.prompt import prompt_of
 from collectors.window import CollectError, Reading
 
 _MAX_TARGETS = 4096
+
+
+SUPPORT = Support(
+    title="a small request of Flyball's own, now and then",
+    sees=("TTFT, ITL and end-to-end of one request", "whether it answers"),
+    changes=(),
+    verified="real part",
+    how="a real vLLM server (CPU)",
+)
 
 
 class Options(BaseModel):

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from collectors.base import Scope, SourceContext, Target
+from collectors.discovery import Support
 from collectors.door import GREATEST, check_histogram, total
 from collectors.exposition import Exposition, Labels, Samples
 from collectors.http import Http, HttpAnswer
@@ -67,6 +68,20 @@ _PLAIN = {name for names in _COUNTERS.values() for name in names} | {
 _NAMES = _PLAIN | {
     name + part for names in _HISTOGRAMS.values() for name in names for part in ("_bucket", "_sum", "_count")
 }
+
+
+SUPPORT = Support(
+    title="vLLM's /metrics",
+    sees=(
+        "requests, errors, tokens",
+        "TTFT, ITL, end-to-end, queue",
+        "batch, KV cache, prefix cache",
+        "version and limits",
+    ),
+    changes=(),
+    verified="real part",
+    how="a real vLLM server (CPU), and a recorded page of it",
+)
 
 
 class Options(BaseModel):

@@ -23,7 +23,16 @@ from actuators.vllm_local import planning, settings
 from actuators.vllm_local.planning import ROUTER, SYSTEM, Serving
 from actuators.vllm_local.processes import Found, Processes, Record, read_json, write_json
 from actuators.vllm_local.settings import Options as Options  # what the entry point's module exposes
+from collectors.discovery import Support
 from collectors.http import HttpAnswer
+
+SUPPORT = Support(
+    title="vLLM replicas on this host, behind Flyball's own router",
+    sees=("which replicas serve", "why one has died"),
+    changes=("replicas", "engine limits, by new replicas and a switch"),
+    verified="real part",
+    how="a real vLLM server (CPU), deployed, changed under load and rolled back",
+)
 
 
 class VllmLocal:

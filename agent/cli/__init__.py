@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from agent.cli import calibrate, inspect, operate, setup, simulate, tune, whatif
+from agent.cli import calibrate, discover, inspect, operate, setup, simulate, tune, whatif
 from agent.cli.output import fail
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 setup.add(app)
+discover.add(app)
 operate.add(app)
 inspect.add(app)
 simulate.add(app)

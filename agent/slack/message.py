@@ -78,13 +78,16 @@ def refused(why: str) -> dict[str, Any]:
     }
 
 
+_ENDED = {
+    "succeeded": "change verified",
+    "rolled_back": "change rolled back; the endpoint is frozen until a person unfreezes it",
+    "failed": "change failed; the endpoint is frozen until a person unfreezes it",
+}
+
+
 def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
-    """How a change ended."""
-    what = {
-        "succeeded": "change verified",
-        "rolled_back": "change rolled back; the endpoint is frozen until a person unfreezes it",
-        "failed": "change failed; the endpoint is frozen until a person unfreezes it",
-    }[row["state"]]
+    """How a change ended, or how it stands where somebody has set it going again since."""
+    what = _ENDED.get(row["state"], f"change is {str(row['state']).replace('_', ' ')} again")
     plan = row["plan"]
     shapes = f"{Shape.from_dict(plan['before']).label()} → {Shape.from_dict(plan['after']).label()}"
     lines = [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from agent.approvals import ApprovalService
 from agent.metrics import Metrics
@@ -24,6 +27,21 @@ PERMANENT = ("invalid_payload", "no_text", "no_service", "no_active_hooks", "inv
 GIVE_UP_S = 86_400.0
 
 
+#: After a message could not be made it is tried again so much later: what it tells of may have moved on by then.
+_UNMADE_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """What came of one message."""
+
+    problem: str | None
+    retry_s: float | None
+    """Seconds until another try; None: never."""
+    away: bool = False
+    """Whether the channel itself does not take anything just now."""
+
+
 class Sender:
     """Delivers the outbox through the incoming webhook."""
 
@@ -38,26 +56,43 @@ class Sender:
         self._metrics = metrics
 
     async def cycle(self) -> int:
-        """Send what is due, one at a time. Returns how many got out."""
+        """Send what is due, one at a time. Returns how many got out.
+
+        One message that cannot be made costs no other its way out. Where nobody answers, the rest waits: a channel that is away is
+        asked once a cycle, and not once a message.
+        """
         slack = self._settings.slack
         if slack is None:
             return 0
+        sent = 0
+        for item in await asyncio.to_thread(self._due):
+            try:
+                payload = await asyncio.to_thread(self._payload, item, slack)
+            except SQLAlchemyError:
+                raise  # the database's trouble, and not this message's
+            except Exception as error:  # the boundary around each message
+                log.exception("message_not_made", subject=item["subject"], kind=item["kind"])
+                await asyncio.to_thread(
+                    self._settle, item, f"cannot be made: {type(error).__name__}: {error}", _UNMADE_S
+                )
+                continue
+            if payload is None:
+                continue
+            delivery = await self._post(slack.webhook_url.get_secret_value(), payload, slack)
+            await asyncio.to_thread(self._settle, item, delivery.problem, delivery.retry_s)
+            sent += delivery.problem is None
+            if delivery.away:
+                break
+        return sent
+
+    def _due(self) -> list[outbox.Row]:
         now = self._clock.now()
         with self._store.write() as db:
             for row in recommendations.listed(db, states=["proposed"]):  # one that woke from a snooze, too
                 outbox.put(
                     db, channel="slack", kind="recommendation", subject=row["id"], revision=row["revision"], now=now
                 )
-            due = outbox.due(db, now)
-        sent = 0
-        for item in due:
-            payload = self._payload(item, slack)
-            if payload is None:
-                continue
-            problem, retry_s = await self._post(slack.webhook_url.get_secret_value(), payload, slack)
-            self._settle(item, problem, retry_s)
-            sent += problem is None
-        return sent
+            return outbox.due(db, now)
 
     async def answer(self, reply: Reply) -> None:
         """Tell the people in the channel what came of a click. Best effort: the decision stands either way."""
@@ -68,9 +103,9 @@ class Sender:
             payload = message.decided(reply.row, reply.user, reply.row["state"])
         else:
             payload = message.refused(reply.ruling.text)
-        problem, _ = await self._post(reply.response_url, payload, slack)
-        if problem is not None:
-            log.warning("slack_answer_failed", error=problem)
+        delivery = await self._post(reply.response_url, payload, slack)
+        if delivery.problem is not None:
+            log.warning("slack_answer_failed", error=delivery.problem)
 
     def _payload(self, item: outbox.Row, slack: SlackSettings) -> dict[str, Any] | None:
         """The message as it is now; None, and the item closed, where there is nothing to say any more."""
@@ -104,22 +139,22 @@ class Sender:
             )
             return message.recommendation(row, {str(k): v for k, v in tokens.items()} if tokens else None, self._page())
 
-    async def _post(self, url: str, payload: dict[str, Any], slack: SlackSettings) -> tuple[str | None, float | None]:
-        """(problem or None, seconds until another try or None for never)."""
+    async def _post(self, url: str, payload: dict[str, Any], slack: SlackSettings) -> _Delivery:
         if not allowed_url(url, slack):
-            return "the webhook's host is not among slack.allow_hosts", None
+            return _Delivery("the webhook's host is not among slack.allow_hosts", None)
         try:
             answer = await self._http.call("POST", url, json=payload, timeout_s=10.0)
         except (OSError, ValueError) as error:
-            return str(error).partition(":")[0], 30.0  # the kind alone: the rest names the address, which is a secret
+            kind = str(error).partition(":")[0]  # the kind alone: the rest names the address, which is a secret
+            return _Delivery(kind, 30.0, away=True)
         if answer.status == 200:
-            return None, None
+            return _Delivery(None, None)
         text = answer.body[:100].decode("ascii", "replace").strip()
         if answer.status == 429:
             after = answer.headers.get("retry-after", "")
-            return "rate limited", float(after) if after.isascii() and after.isdigit() else 30.0
+            return _Delivery("rate limited", float(after) if after.isascii() and after.isdigit() else 30.0, away=True)
         permanent = text in PERMANENT or answer.status in (403, 404, 410)
-        return f"HTTP {answer.status} {text}", None if permanent else 60.0
+        return _Delivery(f"HTTP {answer.status} {text}", None if permanent else 60.0, away=answer.status >= 500)
 
     def _settle(self, item: outbox.Row, problem: str | None, retry_s: float | None) -> None:
         now = self._clock.now()

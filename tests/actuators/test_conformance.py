@@ -21,7 +21,9 @@ from actuators.shape import Autoscaling, Operation, Plan, Purchase, Shape
 from actuators.vllm_local.actuator import teardown
 from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
 
-REGISTERED = sorted(entry_points(group="flyball.actuators"), key=lambda e: e.name)
+REGISTERED = sorted(
+    [*entry_points(group="flyball.actuators"), *entry_points(group="flyball.emulations")], key=lambda e: e.name
+)
 OURS = {"emulated", "none", "vllm-local"}
 
 

@@ -17,7 +17,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize(
-    ("name", "made"), [("settings.md", settings_docs.reference), ("flyball.schema.json", settings_docs.json_schema)]
+    ("name", "made"),
+    [
+        ("settings.md", settings_docs.reference),
+        ("systems.md", settings_docs.systems),
+        ("flyball.schema.json", settings_docs.json_schema),
+    ],
 )
 def test_the_files_are_up_to_date(name: str, made: object) -> None:
     assert callable(made)
@@ -62,3 +67,11 @@ def test_the_schema_refuses_what_the_settings_refuse() -> None:
 def test_both_files_are_written_where_one_says(tmp_path: Path) -> None:
     settings_docs.write(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["flyball.schema.json", "settings.md"]
+
+
+def test_every_plugin_of_ours_says_how_it_was_verified() -> None:
+    page = settings_docs.systems()
+    for group in (plugins.SYSTEMS, plugins.ACTUATORS, plugins.COLLECTORS):
+        for name in plugins.names(group):
+            assert plugins.support_of(group, name) is not None or f"`{name}`" in page, name
+    assert "emulated" not in page
