@@ -31,7 +31,7 @@ from agent.report import weekly
 from agent.settings import Settings
 from agent.store import Store, outbox
 from agent.web.app import create_app
-from agent.web.inbound import MAX_CONNECTIONS, BodyDeadline, BoundedProtocol, allow_descriptors
+from agent.web.inbound import MAX_CONNECTIONS, BoundedProtocol, WholeBodies, allow_descriptors
 from collectors.http import Http
 
 log = structlog.get_logger()
@@ -237,7 +237,7 @@ class Daemon:
 def _uvicorn(governor: Governor) -> uvicorn.Config:
     web = governor.settings.web
     return uvicorn.Config(
-        BodyDeadline(create_app(governor)),
+        WholeBodies(create_app(governor)),
         http=BoundedProtocol,
         limit_concurrency=MAX_CONNECTIONS,
         host=web.host,

@@ -34,6 +34,8 @@ log = structlog.get_logger()
 #: A leader that does not renew its lease for so long is taken to be dead.
 LEASE_S = 30.0
 HOUSEKEEPING_S = 60.0
+#: Telemetry that waits on disk for longer than this is a trouble that people must hear of.
+UNSAVED_S = 60.0
 
 
 class Governor:
@@ -139,7 +141,7 @@ class Governor:
     # -- health --------------------------------------------------------------------------------------------------------
 
     def alive(self) -> dict[str, str]:
-        """What is wrong with the loops; empty when all ran lately."""
+        """What is wrong: a loop that has not ended a cycle lately, or telemetry that does not reach the database. Empty: nothing is."""
         now = self.clock.now()
         wrong = {}
         for loop in self.loops:
@@ -148,6 +150,9 @@ class Governor:
                 wrong[loop.name] = loop.beat.last_error
             elif not fresh and not loop.alive(now):
                 wrong[loop.name] = loop.beat.last_error or "has not ended a cycle lately"
+        unsaved = self.watcher.unsaved
+        if unsaved is not None and self.clock.monotonic() - unsaved.since > UNSAVED_S:
+            wrong["telemetry"] = f"is not saved: {unsaved.why}"
         return wrong
 
     def ready(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
@@ -20,6 +21,8 @@ from analyzers.objective import attainment, total
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
+#: A page must not follow the whole chain again each time that somebody looks.
+_VERIFIED: WeakKeyDictionary[Store, audit_table.Verified] = WeakKeyDictionary()
 #: An endpoint that was not read for so many windows is not read any more.
 MISSED_WINDOWS = 3
 View = dict[str, Any]
@@ -37,7 +40,7 @@ def status(store: Store, settings: Settings) -> View:
         frozen = [e.name for e in settings.endpoints if (row := fleet.get(db, e.name)) and row["frozen_because"]]
         open_rows = recommendations.listed(db, states=recommendations.OPEN)
         active = changes.active(db)
-        broken_at = audit_table.verify(db)
+        broken_at = audit_table.verify(db, _VERIFIED.setdefault(store, audit_table.Verified()))
     return {
         "schema_version": SCHEMA_VERSION,
         "running": leader is not None,

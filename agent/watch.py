@@ -168,8 +168,19 @@ class Watched:
         return rows
 
 
+@dataclass(frozen=True, slots=True)
+class Unsaved:
+    """Why telemetry does not reach the database, and since when by the monotonic clock."""
+
+    since: float
+    why: str
+
+
 class Watcher:
     """The monitoring part of the loop."""
+
+    unsaved: Unsaved | None = None
+    """None: what was read last is saved."""
 
     def __init__(
         self,
@@ -503,8 +514,10 @@ class Watcher:
             self._write(entries)
         except Exception as error:
             log.error("database_away", error=_said(error), windows=len(entries))
+            self.unsaved = self.unsaved or Unsaved(self._clock.monotonic(), _said(error))
             self._spooled(entries)
         else:
+            self.unsaved = None
             self._save_health(health)
         self._metrics.spooled.set(self._spool.size())
 

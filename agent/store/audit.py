@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,13 +31,26 @@ def append(
     return digest
 
 
-def verify(db: sa.Connection) -> int | None:
-    """The id of the first row that was altered, or from before which one is missing; None when the chain holds."""
-    previous = _START
-    for row in map(dict, db.execute(sa.select(_T).order_by(_T.c.id)).mappings()):
-        if row["previous"] != previous or row["hash"] != _digest(row):
+@dataclass(slots=True)
+class Verified:
+    """How far the chain was followed: the last row that held, and its hash."""
+
+    id: int = 0
+    hash: str = _START
+
+
+def verify(db: sa.Connection, known: Verified | None = None) -> int | None:
+    """The id of the first row that was altered, or from before which one is missing; None when the chain holds.
+
+    known: followed on from there, and kept up to date; what lies before it is not read again. Without it the whole chain is.
+    """
+    at = known if known is not None else Verified()
+    if at.id and db.execute(sa.select(_T.c.hash).where(_T.c.id == at.id)).scalar_one_or_none() != at.hash:
+        at.id, at.hash = 0, _START  # it was altered since: find out where
+    for row in map(dict, db.execute(sa.select(_T).where(_T.c.id > at.id).order_by(_T.c.id)).mappings()):
+        if row["previous"] != at.hash or row["hash"] != _digest(row):
             return int(row["id"])
-        previous = row["hash"]
+        at.id, at.hash = int(row["id"]), row["hash"]
     return None
 
 

@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 _WAL_TRIES = 200
 _MIGRATION_LOCK = 0x666C7962616C6C  # "flyball": the key of PostgreSQL's advisory lock
@@ -53,6 +53,9 @@ class Store:
         repeatable = {"isolation_level": "REPEATABLE READ"} if self.backend == "postgresql" else {}
         self._reading = self.engine.execution_options(**repeatable)
         self.where = parsed.render_as_string(hide_password=True)
+        file = parsed.database if self.backend == "sqlite" else None
+        self._file = Path(file) if file and file != ":memory:" else None
+        self._inode: int | None = None
 
     def close(self) -> None:
         self.engine.dispose()
@@ -60,14 +63,36 @@ class Store:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A read transaction: one consistent view."""
+        self._same_file()
         with self._reading.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A write transaction: all of it, or none. On SQLite it waits its turn from the start, so it never has to be redone."""
+        self._same_file()
         with self.engine.connect().execution_options(flyball_write=True) as connection, connection.begin():
             yield connection
+
+    def _same_file(self) -> None:
+        """Connections to a file that was deleted would go on into nothing. One that was put in its place is taken up.
+
+        Raises OperationalError, as for any database that is away, while it is gone.
+        """
+        if self._file is None:
+            return
+        try:
+            inode = self._file.stat().st_ino
+        except FileNotFoundError as error:
+            if self._inode is None:
+                return  # the first connection makes it
+            self.engine.dispose()
+            raise OperationalError(
+                "open", None, OSError(f"{self._file} was deleted; restore it, or restart")
+            ) from error
+        if self._inode not in (None, inode):
+            self.engine.dispose()
+        self._inode = inode
 
     def current(self) -> str | None:
         """The schema's revision, None for an empty database. Raises ``StoreError`` where it cannot be opened."""

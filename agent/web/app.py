@@ -41,7 +41,7 @@ def create_app(governor: Governor) -> FastAPI:
 def _health(app: FastAPI, governor: Governor) -> None:
     @app.get("/healthz")
     async def healthz() -> Response:
-        """200 while every loop ended a cycle lately: the loop itself, not only the server that answers."""
+        """200 while every loop ended a cycle lately and what it read is saved: results, not only a server that answers."""
         wrong = governor.alive()
         return JSONResponse({"ok": not wrong, "loops": wrong}, 503 if wrong else 200)
 

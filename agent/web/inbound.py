@@ -15,6 +15,8 @@ MAX_CONNECTIONS = 256
 HEAD_S = 10.0
 #: Seconds until a request's whole body must be there.
 BODY_S = 15.0
+#: Bytes of a request's body. Forms and Slack's clicks are far below.
+MAX_BODY = 1 << 20
 
 
 class BoundedProtocol(H11Protocol):
@@ -49,8 +51,11 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
 
 
-class BodyDeadline:
-    """An application whose requests' bodies come in time, or get 408."""
+class WholeBodies:
+    """An application that only meets requests whose body has come, in time and within bounds.
+
+    408 for those that are too slow, 413 for those that are too large; of one who leaves in the middle nobody hears.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -59,30 +64,48 @@ class BodyDeadline:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        loop = asyncio.get_running_loop()
-        until, whole, begun = loop.time() + BODY_S, False, False
-
-        async def bounded() -> Message:
-            nonlocal whole
-            if whole:
-                return await receive()  # only its leaving is waited for now
-            async with asyncio.timeout_at(until):
-                message = await receive()
-            whole = not message.get("more_body", False)
-            return message
-
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         try:
-            await self._app(scope, bounded, noted)
+            async with asyncio.timeout(BODY_S):
+                body = await _whole(receive)
         except TimeoutError:
-            if whole or begun:
-                raise
-            await send({"type": "http.response.start", "status": 408, "headers": [(b"connection", b"close")]})
-            await send({"type": "http.response.body", "body": b"the body did not come in time\n"})
+            await _refuse(send, 408, b"the body did not come in time\n")
+            return
+        except ValueError:
+            await _refuse(send, 413, b"the body is too large\n")
+            return
+        if body is None:
+            return
+        given = False
+
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()  # that it leaves is all that may still come
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, again, send)
+
+
+async def _whole(receive: Receive) -> bytes | None:
+    """None: it left. Raises ValueError where it is too large."""
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > MAX_BODY:
+            raise ValueError(size)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def _refuse(send: Send, status: int, text: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": text})
 
 
 def allow_descriptors() -> None:

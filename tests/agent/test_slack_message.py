@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -363,6 +364,50 @@ def test_the_webhook_is_never_shown(store: Store, tmp_path: Path) -> None:
     for text in (written.getvalue(), _outbox(store)["error"], repr(made.settings), made.settings.model_dump_json()):
         assert "secretpath" not in text
         assert SECRET not in text
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_of_many_messages_each_that_can_be_made_goes_out(
+    seed: int, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the others raise: a state that no table has, a row of an older version, a bug."""
+    names = [f"aaaa{number:04d}" for number in range(8)]
+    for name in names:
+        propose(store, name)
+    bad = set(random.Random(seed).sample(names, k=seed % 8))
+    really = message.recommendation
+
+    def made_of(row: Any, *rest: Any) -> dict[str, Any]:
+        if row["id"] in bad:
+            raise random.Random(seed).choice([KeyError("rolling_back"), TypeError("None"), ZeroDivisionError()])
+        return really(row, *rest)
+
+    monkeypatch.setattr(message, "recommendation", made_of)
+    with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
+        assert len(_sent(made, server)) == len(names) - len(bad)
+    with store.read() as db:
+        assert {row["subject"] for row in outbox.undelivered(db)} == bad
+
+
+def test_a_change_that_goes_on_again_is_told_as_it_stands(store: Store, tmp_path: Path) -> None:
+    """It succeeded while Slack was away, and somebody wants it back."""
+    with store.write() as db:
+        changes.start(db, change_row("cccc0001"))
+        changes.move(
+            db, "cccc0001", from_states=["applying"], to="rolling_back", now=T0, reason="asked for by a person"
+        )
+        outbox.put(db, channel="slack", kind="change", subject="cccc0001", revision=1, now=T0)
+    with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
+        (sent,) = _sent(made, server)
+    assert "change is rolling back again" in sent["text"]
+
+
+def test_a_slack_that_takes_nothing_is_asked_once_a_cycle(store: Store, tmp_path: Path) -> None:
+    """Twelve messages of ten seconds each would be two minutes in which nothing else is told."""
+    for number in range(12):
+        propose(store, f"aaaa{number:04d}")
+    with serve(answering("", "503 Service Unavailable")) as server, governor(store, tmp_path, **_to(server)) as made:
+        assert len(_sent(made, server)) == 1
 
 
 # -- other messages ----------------------------------------------------------------------------------------------------

@@ -53,6 +53,22 @@ def test_a_removed_row_is_noticed_at_the_one_after_it(store: Store) -> None:
         assert audit.verify(db) == ids[2]
 
 
+def test_a_chain_is_followed_on_from_where_it_was_left_and_anew_where_that_was_altered(store: Store) -> None:
+    ids, known = _three(store), audit.Verified()
+    with store.write() as db:
+        assert audit.verify(db, known) is None
+        assert known.id == ids[2]
+        audit.append(db, at=9.0, actor="a", action="b", subject="c")
+        with db.begin_nested() as nested:
+            db.execute(sa.update(_T).where(_T.c.id > ids[2]).values(actor="eve"))
+            assert audit.verify(db, known) not in (None, *ids)
+            nested.rollback()
+        assert audit.verify(db, known) is None
+        assert known.id > ids[2]
+        db.execute(sa.update(_T).where(_T.c.id == known.id).values(hash="0" * 64))
+        assert audit.verify(db, known) is not None
+
+
 def test_the_same_entry_twice_is_two_links(store: Store) -> None:
     with store.write() as db:
         first = audit.append(db, at=1.0, actor="a", action="b", subject="c")

@@ -14,10 +14,10 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from actuators.shape import Autoscaling, Plan, Purchase, Shape
-from agent.store import SchemaTooNew, Store, StoreError, changes, fleet, recommendations, schema
+from agent.store import SchemaTooNew, Store, StoreError, changes, control, fleet, recommendations, schema
 
 
 def test_upgrades_from_nothing(empty_url: str) -> None:
@@ -197,4 +197,23 @@ def test_yesterdays_database_is_taken_over_with_its_data(empty_url: str) -> None
     assert plan.operations[0].args == {"shape": {"replicas": 3, "engine": {"max_num_seqs": 8}}}
     assert (step["started_at"], step["receipt"]) == (7.0, {"handle": {"token": "c1:apply:0"}, "leaves": None})
     assert states == {"r1": "superseded", "r2": "superseded", "r3": "applying"}
+    store.close()
+
+
+def test_a_database_file_that_is_deleted_is_away_and_not_written_into_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "f.db"
+    store = Store(f"sqlite:///{path}")
+    store.upgrade()
+    with store.write() as db:
+        control.put(db, "key", 1, 1.0, "me")
+    store.engine.dispose()  # folds the write-ahead log into the file
+    kept = path.read_bytes()
+    path.unlink()
+    for access in (store.read, store.write):
+        with pytest.raises(OperationalError, match="was deleted; restore it, or restart"), access():
+            pass
+    assert not path.exists()
+    path.write_bytes(kept)
+    with store.read() as db:
+        assert (control.get(db, "key") or {})["value"] == 1
     store.close()
