@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actuators.base import ActuatorError, Trouble
+from actuators.shape import Operation
 from agent.settings import ChangeWindow
 from agent.store import changes, control, fleet, outbox, windows
 from agent.uptake import within
@@ -271,5 +273,118 @@ def test_a_way_back_that_cannot_be_read_just_now_is_tried_again(fault: str, tmp_
                 known = fleet.get(db, NAME)
             assert known is not None
             assert known["frozen_because"] is None
+
+    run(scenario)
+
+
+async def _rolling_back(world: World) -> None:
+    await world.run(60)
+    await world.ask_and_approve(replicas=3)
+    assert await world.until_true(lambda: bool(world.changes()) and world.changes()[0]["state"] == "warming", 300)
+    _undo(world, world.changes()[0]["id"])
+
+
+def test_a_way_back_that_stays_unknown_ends_and_freezes(tmp_path: Path) -> None:
+    """The control plane is away for good: half an hour later a person is told, and not six hours later."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            await _rolling_back(world)
+            world.system.unreadable = True
+            await world.run(1700)
+            assert world.changes()[0]["state"] == "rolling_back"
+            assert await world.until_true(world.ended, 300)
+            (change,) = world.changes()
+            assert change["state"] == "failed"
+            assert "no way back: UNREACHABLE" in change["state_reason"]
+            assert "no way back" in world.known()["frozen_because"]
+            assert_lawful(world)
+
+    run(scenario)
+
+
+def test_an_endpoint_that_leaves_the_settings_ends_its_change(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            await world.run(60)
+            world.system.start_delay_s = 1e9
+            await world.ask_and_approve(replicas=3)
+            assert await world.until_true(lambda: len(world.system.executed) == 1, 60)
+            del world.governor.watched[NAME]
+            await world.run(30)
+            (change,) = world.changes()
+            assert (change["state"], change["finished_at"] is not None) == ("failed", True)
+            assert "taken out of the settings" in change["state_reason"]
+
+    run(scenario)
+
+
+def _finishing(actuator: Any, locks: tuple[str, ...] = ()) -> None:
+    """Its plans delete something once they are verified."""
+    really = actuator.plan
+
+    async def plan(live: Any, wanted: Any) -> Any:
+        made = await really(live, wanted)
+        last = Operation("set_engine", {"engine": {**wanted.engine, "cleaned": 1}}, 300.0, "delete the old one")
+        return replace(made, finish=(last,), locks=locks) if made.operations else made
+
+    async def back(plan: Any, _done: Any, live: Any) -> Any:
+        return await really(live, plan.before)
+
+    actuator.plan, actuator.back = plan, back
+
+
+@pytest.mark.parametrize(("slow", "state", "finished"), [(1.0, "succeeded", 1), (12.0, "rolled_back", 0)])
+def test_what_the_way_back_needs_goes_only_after_the_verdict(
+    slow: float, state: str, finished: int, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            await world.run(100)
+            world.system.endpoint.slowdown = lambda s: slow if s.replicas == 3 else 1.0
+            _finishing(world.governor.watched[NAME].actuator)
+            await world.ask_and_approve(replicas=3)
+            assert await world.until_true(lambda: any(c["state"] == "verifying" for c in world.changes()), 300)
+            assert len(world.system.executed) == 1
+            assert await world.until_true(world.ended, 900)
+            (change,) = world.changes()
+            assert change["state"] == state
+            done = [row for row in world.journal(change["id"]) if row["direction"] == "finish"]
+            assert [row["state"] for row in done] == ["done"] * finished
+
+    run(scenario)
+
+
+def test_what_cannot_be_cleaned_up_is_said_and_makes_the_success_no_failure(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            await world.run(100)
+            _finishing(world.governor.watched[NAME].actuator)
+            world.system.refuse = lambda token: (
+                ActuatorError("DENIED", "no delete", trouble=Trouble.DENIED) if ":finish:" in token else None
+            )
+            await world.ask_and_approve(replicas=3)
+            assert await world.until_true(world.ended, 900)
+            (change,) = world.changes()
+            assert change["state"] == "succeeded"
+            assert "not cleaned up: delete the old one: DENIED: no delete" in change["state_reason"]
+            assert world.known()["frozen_because"] is None
+
+    run(scenario)
+
+
+def test_two_endpoints_of_one_account_are_changed_one_after_the_other(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with _two(tmp_path) as world:
+            await world.run(60)
+            for name in (NAME, OTHER):
+                _finishing(world.governor.watched[name].actuator, locks=("account:a",))
+                await world.ask_and_approve(name, replicas=3)
+            assert await world.until_true(lambda: len(world.changes()) == 2, 1200)
+            first, second = world.changes()
+            assert first["finished_at"] is not None
+            assert first["finished_at"] <= second["created_at"]
+            assert await world.until_true(world.ended, 900)
+            assert [c["state"] for c in world.changes()] == ["succeeded", "succeeded"]
 
     run(scenario)
