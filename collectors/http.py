@@ -175,17 +175,15 @@ class Http:
         form: Mapping[str, str] | None = None,
         timeout_s: float = 10.0,
         max_bytes: int | None = None,
-        any_status: bool = False,
     ) -> HttpAnswer:
-        """The whole answer. Raises CollectError on any failure; a status that is not 2xx is one, unless ``any_status``.
+        """The whole answer. Raises CollectError on any failure, a status of 400 and above included.
 
         Kinds: down, dns, tls, timeout, redirect, too_large, truncated, http_401, http_403, http_404, http_4xx,
         http_5xx, protocol.
         """
         body = {"json": json, "content": content, "data": form}
         answer = await self._exchange(method, url, headers, body, timeout_s, max_bytes or self._max_bytes)
-        if not any_status:
-            check_status(answer.status, answer.url, answer.body)
+        check_status(answer.status, answer.url, answer.body)
         return answer
 
     async def call(

@@ -12,8 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
-from collectors.http import Http, check_status
+from collectors.http import HttpCall, check_status
 from collectors.window import CollectError
 
 Labels = Mapping[str, str]
@@ -56,7 +57,7 @@ class Account:
 class PrometheusClient:
     """Few queries at once, each within its deadline."""
 
-    def __init__(self, account: Account, http: Http, timeout_s: float, concurrency: int = 4) -> None:
+    def __init__(self, account: Account, http: HttpCall, timeout_s: float, concurrency: int = 4) -> None:
         self._account = account
         self._http = http
         self._timeout_s = timeout_s
@@ -80,24 +81,28 @@ class PrometheusClient:
         return [_labels(row) for row in _listed(data)]
 
     async def _asked(self, path: str, form: Mapping[str, str]) -> Any:
+        headers = {**self._account.headers(), "content-type": "application/x-www-form-urlencoded"}
+        body = urlencode(form).encode()
         async with self._seats:
-            answer = await self._http.request(
-                "POST",
-                self._account.url + path,
-                headers=self._account.headers(),
-                form=form,
-                timeout_s=self._timeout_s,
-                max_bytes=_MAX_BYTES,
-                any_status=True,
-            )
+            try:
+                answer = await self._http(
+                    "POST",
+                    self._account.url + path,
+                    headers=headers,
+                    content=body,
+                    timeout_s=self._timeout_s,
+                    max_bytes=_MAX_BYTES,
+                )
+            except (OSError, ValueError) as error:
+                raise error.__cause__ if isinstance(error.__cause__, CollectError) else _broken(str(error)) from error
         large = len(answer.body) > _LARGE
-        body = await asyncio.to_thread(_json, answer.body) if large else _json(answer.body)
-        if not isinstance(body, dict) or "status" not in body:
+        said = await asyncio.to_thread(_json, answer.body) if large else _json(answer.body)
+        if not isinstance(said, dict) or "status" not in said:
             check_status(answer.status, answer.url, answer.body)
             raise _broken(f"{path} is not answered as the API of Prometheus does: check the url")
-        if body["status"] != "success":
-            raise _refused(answer.status, body)
-        return body.get("data")
+        if said["status"] != "success":
+            raise _refused(answer.status, said)
+        return said.get("data")
 
 
 def _json(body: bytes) -> Any:

@@ -338,7 +338,7 @@ def make(context: SourceContext) -> FleetMember:
     key = ("prometheus", account, options.step_s, options.delay_s, options.timeout_s)
 
     def made() -> PrometheusFleet:
-        client = PrometheusClient(account, context.http, options.timeout_s)
+        client = PrometheusClient(account, context.http.call, options.timeout_s)
         return PrometheusFleet(client, context.clock, options.step_s, options.delay_s, options.timeout_s)
 
     labels = options.labels or {"job": context.endpoint}

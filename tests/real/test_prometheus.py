@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from collectors.base import FleetMember, SourceContext
+from collectors.discovery import DiscoveryContext, Found
 from collectors.http import Http
+from collectors.prometheus.discover import PrometheusSystem
 from collectors.prometheus.fleet import make
 from collectors.sessions import Sessions
 from collectors.window import CollectError, Reading, Span
@@ -154,3 +156,20 @@ def test_labels_with_odd_values_reach_the_store_as_they_are(store: Scraped) -> N
         f"e{i}": {"labels": {"job": value}} for i, value in enumerate(['a"b', "a\\b", "a.b|c", "a b", "é-1", "x\ny"])
     }
     assert read(store, {**odd, "one": {}})  # none of them is a broken query, and the one beside them is told
+
+
+def test_discovery_finds_the_jobs_and_their_replicas(store: Scraped) -> None:
+    async def go() -> list[Found]:
+        http = Http()
+        try:
+            context = DiscoveryContext(http.call, MachineClock(), Sessions(), {"url": store.url})
+            assert all(p.granted for p in await PrometheusSystem().permitted(context, None))
+            return [found async for found in PrometheusSystem().discover(context)]
+        finally:
+            await http.aclose()
+
+    found = asyncio.run(go())
+    labels = [one.settings["sources"]["prometheus"]["labels"] for one in found]
+    assert sorted(of["job"] for of in labels) == ["one", "two", "two"]  # two models in the second job
+    said = read(store, {one.name: {"labels": of} for one, of in zip(found, labels, strict=True)})
+    assert all(spans(said, one.name)[0].share == 1.0 for one in found)
