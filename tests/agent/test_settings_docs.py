@@ -66,7 +66,7 @@ def test_the_schema_refuses_what_the_settings_refuse() -> None:
 
 def test_both_files_are_written_where_one_says(tmp_path: Path) -> None:
     settings_docs.write(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["flyball.schema.json", "settings.md"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["flyball.schema.json", "settings.md", "systems.md"]
 
 
 def test_every_plugin_of_ours_says_how_it_was_verified() -> None:

@@ -16,7 +16,7 @@ from collectors.base import SourceContext, Target
 from collectors.http import Http
 from collectors.metrics import METRICS
 from collectors.sessions import Sessions
-from collectors.window import CollectError, Reading
+from collectors.window import CollectError, Reading, Span
 from tests.collectors.clocks import SetClock
 from tests.collectors.servers import answering, serve
 
@@ -38,7 +38,7 @@ def options_of(make: Any) -> type[BaseModel]:
 
 
 def test_our_own_are_registered() -> None:
-    assert {"vllm", "probe", "host"} <= set(REGISTERED)
+    assert {"vllm", "probe", "host", "prometheus"} <= set(REGISTERED)
 
 
 @pytest.mark.parametrize("name", REGISTERED)
@@ -74,15 +74,20 @@ def test_it_reads_or_raises_collect_error_and_nothing_else(name: str) -> None:
 
     def check(readings: Any) -> None:
         assert len({r.target for r in readings}) == len(readings) > 0
-        for reading in readings:
-            assert isinstance(reading, Reading)
-            assert reading.target.startswith("a")
-            for kind, told in (
-                ("counter", {*reading.counters}),
-                ("distribution", {*reading.histograms, *reading.samples}),
-                ("gauge", {*reading.gauges}),
-            ):
-                assert {METRICS[name].kind for name in told if name in METRICS} <= {kind}
+        for said in readings:
+            if isinstance(said, Span):
+                told = {
+                    "counter": {*said.counts},
+                    "distribution": {*said.sketches, *said.quantiles},
+                    "gauge": {*said.gauges},
+                }
+            else:
+                assert isinstance(said, Reading)
+                assert said.target.startswith("a")
+                distributions = {*said.histograms, *said.samples}
+                told = {"counter": {*said.counters}, "distribution": distributions, "gauge": {*said.gauges}}
+            for kind, names in told.items():
+                assert {METRICS[name].kind for name in names if name in METRICS} <= {kind}
 
     for handler in (
         answering("<html>", kind="text/html"),
