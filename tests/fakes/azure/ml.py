@@ -135,7 +135,6 @@ def _status_url(call: Call, name: str) -> str:
 def _accepted(call: Call, operation: Operation) -> Reply:
     headers = {
         "Location": _where(call, "mfeOperationResults", operation.name),
-        "Azure-AsyncOperation": _status_url(call, operation.name),
         "Retry-After": str(call.cloud.retry_after_s),
         "x-ms-async-operation-timeout": "PT1H",
     }

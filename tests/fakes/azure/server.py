@@ -80,6 +80,8 @@ class FakeAzure:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 65536  # head and body in one packet: two would wait for each other's acknowledgement
+            disable_nagle_algorithm = True
 
             def _serve(self) -> None:
                 server.serve(self)
