@@ -192,7 +192,8 @@ class AzureClient:
                     method, url, headers={**headers, **kind, **signed}, content=content or None, timeout_s=_TIMEOUT_S
                 )
             except (OSError, ValueError) as error:
-                raise AzureError("unreachable", f"{what}: {error}") from error
+                at = f"{urlsplit(url).scheme}://{urlsplit(url).netloc}"
+                raise AzureError("unreachable", f"{at}, {what}: {error}") from error
         if answer.status < 400:
             return answer
         refused = refusal(answer, what)

@@ -110,14 +110,23 @@ class Inventory:
         now = self._clock.monotonic()
         if self._listed_at is not None and now - self._listed_at < self._client.account.poll_s:
             return
+        self._index, self._settings = await self._list_index(), await self._list_settings()
+        self._listed_at = now
+
+    async def _list_index(self) -> dict[str, str]:
+        """When each was changed, by its id; empty where the index may not be read."""
         index = {}
         path = f"/subscriptions/{self._client.subscription}/resources"
-        for kind in (ENDPOINTS, DEPLOYMENTS):
-            query = {"$filter": f"resourceType eq '{kind}'", "$expand": "changedTime"}
-            async for row in self._client.pages(path, RESOURCES_VERSION, **query):
-                index[str(row.get("id", "")).lower()] = str(row.get("changedTime", ""))
-        self._index, self._settings = index, await self._list_settings()
-        self._listed_at = now
+        try:
+            for kind in (ENDPOINTS, DEPLOYMENTS):
+                query = {"$filter": f"resourceType eq '{kind}'", "$expand": "changedTime"}
+                async for row in self._client.pages(path, RESOURCES_VERSION, **query):
+                    index[str(row.get("id", "")).lower()] = str(row.get("changedTime", ""))
+        except AzureError as error:
+            if error.kind != "denied":
+                raise
+            return {}
+        return index
 
     async def _list_settings(self) -> list[dict[str, Any]] | None:
         path = f"/subscriptions/{self._client.subscription}/providers/Microsoft.Insights/autoscalesettings"

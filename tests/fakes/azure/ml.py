@@ -564,8 +564,10 @@ ROUTES: list[Route] = [
     route("GET", f"{_L}/mfeOperationsStatus/{{operation}}", f"{VERSIONS} 2023-04-01-preview", f"{ML}/locations/mfeOperationsStatus/read",
           operation_status),
     route("GET", f"{_L}/mfeOperationResults/{{operation}}", VERSIONS, f"{ML}/locations/mfeOperationResults/read", operation_result),
-    route("GET", "/subscriptions/{subscription}/resources", "2021-04-01 2025-04-01", None, list_resources),
-    route("GET", "/{+scope}/providers/Microsoft.Authorization/permissions", "2022-04-01", None, permissions),
+    route("GET", "/subscriptions/{subscription}/resources", "2021-04-01 2025-04-01", "Microsoft.Resources/subscriptions/resources/read",
+          list_resources),
+    route("GET", "/{+scope}/providers/Microsoft.Authorization/permissions", "2022-04-01",
+          "Microsoft.Authorization/permissions/read", permissions),
     route("POST", "/scoring/{name}/score", "", None, score, audience=None),
 ]  # fmt: skip
 
