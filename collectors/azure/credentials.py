@@ -24,7 +24,7 @@ _RENEW_S = 300.0
 class Account(BaseModel):
     """How Azure is reached, and as whom. The fields of the source ``azure-monitor`` and of the system ``azure-ml`` alike."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     credential: Literal["default", "cli", "managed_identity", "workload_identity", "client_secret", "token"] = "default"
     """Who Flyball is. ``default`` tries the environment, a workload identity, a managed identity and the Azure CLI, in that order."""
