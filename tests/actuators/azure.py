@@ -29,11 +29,22 @@ class CountingHttp(Http):
         super().__init__()
         self.sent: list[tuple[str, str]] = []
         self.headers: list[tuple[str, dict[str, str]]] = []
+        self.instants = 0
+        self.die_at: int | None = None
+        """The number of the instant to die at: there are two for each request, before it and after it."""
 
     async def call(self, method: str, url: str, **options: Any) -> HttpAnswer:
+        self._instant()
         self.sent.append((method, url))
         self.headers.append((url, dict(options.get("headers") or {})))
-        return await super().call(method, url, **options)
+        answer = await super().call(method, url, **options)
+        self._instant()
+        return answer
+
+    def _instant(self) -> None:
+        self.instants += 1
+        if self.instants == self.die_at:
+            raise Death
 
     @property
     def writes(self) -> list[tuple[str, str]]:
@@ -137,6 +148,41 @@ class Stage:
 
     async def live(self) -> Live:
         return await self.make(restarted=True).live()
+
+
+class Death(BaseException):
+    """The process is no more. Not an Exception: nothing may survive it."""
+
+
+@dataclass
+class Journal:
+    """What outlives a death: how far each step was written down."""
+
+    states: dict[int, str] = field(default_factory=dict)
+    receipts: dict[int, Receipt] = field(default_factory=dict)
+
+
+async def resume(on: Stage, operations: Sequence[Operation], journal: Journal, change: str) -> None:
+    """As the agent does: intent, step, receipt, progress, each written down before the next."""
+    for number, operation in enumerate(operations):
+        last = journal.receipts.get(number - 1)
+        deadline = on.clock.now() + operation.deadline_s
+        if journal.states.get(number) is None:
+            await on.until(lambda o=operation, r=last: on.make().clear(o, r), deadline)
+            journal.states[number] = "intended"
+        if journal.states[number] == "intended":
+            token = f"{change}/{number}"
+            done = await on.until(lambda o=operation, r=last, t=token: on.make().do(o, t, r), deadline)
+            journal.receipts[number], journal.states[number] = done, "started"
+        while journal.states[number] == "started":
+            step = await on.make().done(operation, journal.receipts[number])
+            assert step.progress is not Progress.FAILED, step.detail
+            if step.progress is Progress.DONE:
+                journal.receipts[number] = step.receipt or journal.receipts[number]
+                journal.states[number] = "done"
+            else:
+                assert on.clock.now() < deadline, f"{operation.name} hangs: {step.detail}"
+                await on.clock.advance(step.again_in_s or 30.0)
 
 
 class StepFailed(Exception):

@@ -9,7 +9,8 @@ import pytest
 
 from actuators.base import ActuatorError, CannotPlan, Trouble
 from actuators.shape import Autoscaling, Plan, Shape
-from tests.actuators.azure import Stage, StepFailed, run, stage
+from collectors.sessions import Sessions
+from tests.actuators.azure import Death, Journal, Stage, StepFailed, resume, run, stage
 from tests.fakes.azure.cloud import Fault
 from tests.fakes.azure.ml import deployment_id
 
@@ -98,6 +99,39 @@ def test_another_size_is_a_second_deployment_with_a_smoke_test_and_traffic_in_st
             assert set(on.endpoint.deployments) == {"blue-2"}
             methods = [m for m, u in on.http.writes if "/score" not in u]
             assert methods == ["PUT", "PUT", "PUT", "PUT", "DELETE"], "each step once, though begun twice"
+
+    run(scenario)
+
+
+def test_a_kill_at_every_instant_of_a_change_of_size(tmp_path: Path) -> None:
+    """Before and after each request that is sent: what follows is the same world, and each write was taken once."""
+
+    async def die(at: int | None) -> tuple[int, bool]:
+        async with stage(tmp_path, traffic_steps=(50, 100)) as on:
+            plan = await on.plan(size=F4S, replicas=2)
+            on.cloud.retry_after_s = 200  # fewer instants that are all alike
+            steps, journal = (*plan.operations, *plan.finish), Journal()
+            on.http.instants, on.http.die_at = 0, at
+            died = False
+            try:
+                await resume(on, steps, journal, "c")
+            except Death:
+                died, on.http.die_at, on.sessions = True, None, Sessions()
+                await on.clock.advance(7)
+                await resume(on, steps, journal, "c")
+            instants = on.http.instants
+            assert (await on.live()).shape == plan.after
+            assert set(on.endpoint.deployments) == {"blue-2"}
+            taken = [o.kind for o in on.cloud.operations.values()]
+            assert taken == ["create", "traffic", "traffic", "delete"], f"died at {at}"
+            return instants, died
+
+    async def scenario() -> None:
+        whole, _ = await die(None)
+        assert whole > 60
+        for at in range(1, whole + 1):
+            _, died = await die(at)
+            assert died, at
 
     run(scenario)
 
