@@ -48,7 +48,7 @@ from collectors.azure.credentials import Account
 from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState, inventory
 from collectors.azure.names import EndpointId
-from collectors.azure.sizes import cores_needed, size_catalogue
+from collectors.azure.sizes import VmSize, cores_needed, size_catalogue
 from collectors.window import CollectError
 
 _TROUBLE = {
@@ -149,7 +149,7 @@ class AzureMl:
         if state.autoscale is None:
             problems.append("autoscale settings may not be read, so who owns the count is not known")
         return Live(
-            shape=shape_of(state, main),
+            shape=shape_of(state, main, await self._sizes(state)),
             version=version_of(state),
             ready=settled and under_way is None and len(state.traffic) <= 1,
             serving=count_of(main) if settled else None,
@@ -169,7 +169,7 @@ class AzureMl:
         state = await self._state(fresh=True)
         if plan.undo:
             way = planning.bounds_back if "bounds" in plan.undo else planning.back
-            found = way(self.context.endpoint, state, plan, self._pace())
+            found = way(self.context.endpoint, state, plan, self._pace(), await self._region(state))
             if found is not None:
                 return found
         return planning.plan(self.context.endpoint, state, plan.before, self._pace(), await self._region(state))
@@ -412,15 +412,23 @@ class AzureMl:
     async def _read(self) -> EndpointState:
         return await self._state(fresh=True)
 
-    async def _region(self, state: EndpointState, *, fresh: bool = False) -> Region:
-        catalogue = size_catalogue(self.context.sessions, await self._client())
+    async def _sizes(self, state: EndpointState) -> Mapping[str, VmSize]:
+        """What the region offers; nothing where that may not be known."""
         try:
-            sizes = await catalogue.sizes(state.region)
-            quotas = await catalogue.quotas(state.region, fresh=fresh)
+            return await size_catalogue(self.context.sessions, await self._client()).sizes(state.region)
         except CollectError as error:
             if error.kind == "denied":
-                return Region({}, {})
+                return {}
             raise _actuator_error(error) from error
+
+    async def _region(self, state: EndpointState, *, fresh: bool = False) -> Region:
+        sizes = await self._sizes(state)
+        try:
+            quotas = await size_catalogue(self.context.sessions, await self._client()).quotas(state.region, fresh=fresh)
+        except CollectError as error:
+            if error.kind != "denied":
+                raise _actuator_error(error) from error
+            quotas = {}
         return Region(sizes, quotas)
 
     async def _check_quota(self, state: EndpointState, size: str, more: int) -> None:

@@ -35,8 +35,8 @@ from collectors.azure.sizes import Quota, VmSize, cores_needed
 
 _MOST_REPLICAS = 50
 _LONGEST_NAME = 32
-#: Fields of a Shape that nobody can change here; accelerators come and go with the size.
-_FIXED = ("cpus", "memory_gb", "engine", "purchase", "tier", "region", "extra")
+#: Fields of a Shape that nobody can change here; cores and accelerators come and go with the size.
+_FIXED = ("memory_gb", "engine", "purchase", "tier", "region", "extra")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ def plan(endpoint: str, state: EndpointState, wanted: Shape, pace: Pace, region:
     main = main_of(state)
     if main is None:
         raise CannotPlan("NO_DEPLOYMENT", f"{state.id.name} has no deployment that takes its traffic: {_split(state)}")
-    live = shape_of(state, main)
-    if wanted == live:
+    live = shape_of(state, main, region.sizes)
+    if wanted.with_(cpus=live.cpus) == live:
         return _made(endpoint, state, live, wanted, (), "nothing is done")
     _check(live, wanted)
     if len(state.traffic) > 1:
@@ -89,7 +89,7 @@ def plan(endpoint: str, state: EndpointState, wanted: Shape, pace: Pace, region:
     return _scale(endpoint, state, main, live, wanted, pace, region)
 
 
-def bounds_back(endpoint: str, state: EndpointState, undone: Plan, pace: Pace) -> Plan | None:
+def bounds_back(endpoint: str, state: EndpointState, undone: Plan, pace: Pace, region: Region) -> Plan | None:
     """The bounds that were there before, whatever they are now. None where the setting is gone: plan anew."""
     setting = next((s for s in state.autoscale or () if s.get("id") == undone.undo["setting"]), None)
     now, main = autoscaling_of(setting) if setting is not None else None, main_of(state)
@@ -98,10 +98,12 @@ def bounds_back(endpoint: str, state: EndpointState, undone: Plan, pace: Pace) -
     before = tuple(int(v) for v in undone.undo["bounds"])
     there = (now.least, now.most, default_of(setting))
     steps = () if there == before else (_bounds_step(setting, there, before, pace),)
-    return _made(endpoint, state, shape_of(state, main), undone.before, steps, "none: this is the way back")
+    return _made(
+        endpoint, state, shape_of(state, main, region.sizes), undone.before, steps, "none: this is the way back"
+    )
 
 
-def back(endpoint: str, state: EndpointState, undone: Plan, pace: Pace) -> Plan | None:
+def back(endpoint: str, state: EndpointState, undone: Plan, pace: Pace, region: Region) -> Plan | None:
     """From wherever a change of size was left to the deployment before it. None where that one is gone: plan anew."""
     undo = undone.undo
     old = state.deployment(str(undo["deployment"]))
@@ -118,7 +120,7 @@ def back(endpoint: str, state: EndpointState, undone: Plan, pace: Pace) -> Plan 
     if new is not None and (new.get("tags") or {}).get(MARK[0]) == MARK[1]:
         operations.append(_delete_step(new, pace.create_s + pace.delete_s, pace))
     main = main_of(state)
-    live = shape_of(state, main) if main is not None else undone.after
+    live = shape_of(state, main, region.sizes) if main is not None else undone.after
     return _made(endpoint, state, live, undone.before, tuple(operations), "none: this is the way back")
 
 

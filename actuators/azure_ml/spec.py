@@ -13,6 +13,7 @@ from typing import Any
 from actuators.base import Owner
 from actuators.shape import Autoscaling, Shape
 from collectors.azure.inventory import EndpointState
+from collectors.azure.sizes import VmSize
 
 Body = Mapping[str, Any]
 
@@ -97,12 +98,14 @@ def owner_of(setting: Body | None) -> Owner | None:
     return None if setting is None else Owner("azure-autoscale", str(setting.get("name", "")), frozenset(("replicas",)))
 
 
-def shape_of(state: EndpointState, main: Body) -> Shape:
+def shape_of(state: EndpointState, main: Body, sizes: Mapping[str, VmSize]) -> Shape:
+    """``sizes``: what the region offers, by name, as far as it may be known."""
     setting = setting_of(state, main)
     autoscaling = autoscaling_of(setting) if setting is not None else None
     return Shape(
         replicas=None if setting is not None else count_of(main),
         size=size_of(main),
+        cpus=float(known.cores) if (known := sizes.get(size_of(main) or "")) is not None else None,
         autoscaling=autoscaling,
         region=state.region or None,
     )

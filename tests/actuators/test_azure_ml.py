@@ -21,7 +21,7 @@ def test_live_is_what_is_configured_and_only_read(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
             live = await on.make().live()
-            assert live.shape == Shape(replicas=4, size=F2S, region="westeurope")
+            assert live.shape == Shape(replicas=4, size=F2S, cpus=2.0, region="westeurope")
             assert (live.ready, live.serving, live.owner, live.detail) == (True, 4, None, "")
             assert on.http.writes == []
             sent = len(on.http.sent)
@@ -80,7 +80,7 @@ def test_another_count_is_one_patch_that_keeps_the_tags(tmp_path: Path) -> None:
 def test_another_size_is_a_second_deployment_with_a_smoke_test_and_traffic_in_steps(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             assert [o.name for o in plan.operations] == ["create", "smoke", "traffic", "traffic", "traffic"]
             assert [(o.gate, o.hold_s) for o in plan.operations[2:]] == [(True, 300.0), (True, 300.0), (False, 0.0)]
             assert [o.name for o in plan.finish] == ["delete"]
@@ -108,7 +108,7 @@ def test_a_kill_at_every_instant_of_a_change_of_size(tmp_path: Path) -> None:
 
     async def die(at: int | None) -> tuple[int, bool]:
         async with stage(tmp_path, traffic_steps=(50, 100)) as on:
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             on.cloud.retry_after_s = 200  # fewer instants that are all alike
             steps, journal = (*plan.operations, *plan.finish), Journal()
             on.http.instants, on.http.die_at = 0, at
@@ -141,7 +141,7 @@ def test_the_way_back_from_every_half_way_state(tmp_path: Path, after: int) -> N
     async def scenario() -> None:
         async with stage(tmp_path) as on:
             before = await on.make().live()
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             receipts = await on.carry_out(plan.operations[:after])
             back = await on.make(restarted=True).back(plan, receipts, await on.live())
             await on.carry_out(back.operations, change="back", lose_receipts=True, restarted=True)
@@ -155,7 +155,7 @@ def test_the_way_back_while_the_new_one_is_still_made(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
             before = await on.make().live()
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             actuator = on.make()
             receipt = await actuator.do(plan.operations[0], "c/0", None)
             back = await actuator.back(plan, [receipt], await actuator.live())
@@ -171,7 +171,7 @@ def test_the_way_back_while_the_new_one_is_still_made(tmp_path: Path) -> None:
 def test_the_way_back_after_the_old_one_is_gone_makes_it_anew(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             await on.carry_out(plan.operations)
             await on.carry_out(plan.finish, change="f")
             back = await on.make().back(plan, [], await on.live())
@@ -185,7 +185,7 @@ def test_the_way_back_after_the_old_one_is_gone_makes_it_anew(tmp_path: Path) ->
 def test_an_answer_that_was_lost_is_no_second_write(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             on.cloud.faults += [
                 Fault("PUT", "/deployments/blue-2", after=True),
                 Fault("PUT", r"/onlineEndpoints/chat\?", after=True),
@@ -240,7 +240,7 @@ async def _somebody_makes_one_of_that_name(on: Stage) -> None:
 def test_what_somebody_else_did_stops_a_change_of_size(tmp_path: Path, act: Any) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             await act(on)
             for call in (on.make().clear(plan.operations[0], None), on.make().do(plan.operations[0], "c/0", None)):
                 with pytest.raises(ActuatorError) as refused:
@@ -269,7 +269,7 @@ def test_what_somebody_else_did_stops_a_change_of_count(tmp_path: Path) -> None:
 def test_drift_between_two_steps_is_found_by_what_the_last_one_left(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             receipts = await on.carry_out(plan.operations[:3])
             await _somebody_edits(on)
             with pytest.raises(ActuatorError) as refused:
@@ -283,7 +283,7 @@ def test_quota_is_said_in_the_plan_and_asked_for_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
             on.cloud.quota["standardFSv2Family"] = 20
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             assert (plan.needs[0].wanted, plan.needs[0].free, plan.needs[0].met) == (12.0, 10.0, False)
             with pytest.raises(ActuatorError, match="12 cores of standardFSv2Family") as refused:
                 await on.make().clear(plan.operations[0], None)
@@ -299,7 +299,7 @@ def test_a_region_without_the_size(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
             on.cloud.unavailable.add(F4S)
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             with pytest.raises(ActuatorError, match="SkuNotAvailable") as refused:
                 await on.make().do(plan.operations[0], "c/0", None)
             assert refused.value.trouble is Trouble.CAPACITY
@@ -314,7 +314,7 @@ def test_an_operation_that_fails_says_why_and_is_undone(tmp_path: Path, kind: st
     async def scenario() -> None:
         async with stage(tmp_path) as on:
             before = await on.make().live()
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             on.cloud.operation_errors[kind, at] = ("ResourceNotReady", "the container crashed while it started")
             with pytest.raises(StepFailed, match="container crashed") as failed:
                 await on.carry_out(plan.operations)
@@ -342,7 +342,7 @@ def test_a_scaling_that_fails_says_why(tmp_path: Path) -> None:
 def test_a_model_that_does_not_answer_gets_no_traffic(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             on.cloud.broken.add("blue-2")
             with pytest.raises(ActuatorError, match="answered 500 to the smoke test"):
                 await on.carry_out(plan.operations)
@@ -354,7 +354,7 @@ def test_a_model_that_does_not_answer_gets_no_traffic(tmp_path: Path) -> None:
 def test_the_models_key_goes_to_the_model_alone(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:
-            plan = await on.plan(size=F4S, replicas=2)
+            plan = await on.plan(size=F4S, replicas=2, cpus=4.0)
             await on.carry_out(plan.operations)
             for url, headers in on.http.headers:
                 sent = next(v for k, v in headers.items() if k.lower() == "authorization")

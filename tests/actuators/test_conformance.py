@@ -84,7 +84,7 @@ def _azure_ml(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
     at = endpoint_id(cloud, cloud.add("chat", "Standard_F2s_v2", 1))
     with FakeAzure(cloud) as azure:
         options = {"resource": at, "credential": "token", "token": "arm-token", "arm_url": azure.url, "hold_s": 0}
-        there = Shape(replicas=2, size="Standard_F4s_v2", region="westeurope")
+        there = Shape(replicas=2, size="Standard_F4s_v2", cpus=4.0, region="westeurope")
         caller = Caller()
         yield Stage(entry, context(folder, azure.url, Shape(), options, caller), caller, there)
 
