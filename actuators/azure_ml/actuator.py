@@ -29,6 +29,7 @@ from actuators.azure_ml.spec import (
     setting_of,
     shape_of,
     size_of,
+    target_of,
     version_of,
 )
 from actuators.base import (
@@ -126,6 +127,7 @@ class AzureMl:
             "smoke": _Kind(self._clear_smoke, self._do_smoke, self._done_smoke),
             "traffic": _Kind(self._clear_traffic, self._do_traffic, self._done_traffic),
             "delete": _Kind(self._clear_delete, self._do_delete, self._done_delete),
+            "target": _Kind(self._clear_target, self._do_target, self._done_target),
             "bounds": _Kind(self._clear_bounds, self._do_bounds, self._done_bounds),
         }
 
@@ -363,6 +365,31 @@ class AzureMl:
         if provisioning(deployment) == "Deleting":
             return Step(Progress.PENDING, "it is being deleted")
         return Step(Progress.FAILED, f"{args['deployment']} is still there, {provisioning(deployment)}")
+
+    # -- an autoscaler's target ----------------------------------------------------------------------------------------
+
+    async def _clear_target(self, args: Args, state: EndpointState) -> None:
+        self._serving(state, str(args["to"]).rpartition("/")[2])
+        self._setting(args, state)
+
+    async def _do_target(self, args: Args, token: str) -> Mapping[str, str]:
+        setting = self._setting(args, await self._read())
+        if target_of(setting) != str(args["to"]).lower():
+            body = planning.target_body(setting, str(args["from"]), str(args["to"]))
+            await self._write("PUT", str(args["setting"]), body, token, version=AUTOSCALE_VERSION)
+        return {}
+
+    def _done_target(self, args: Args, state: EndpointState) -> Step:
+        if target_of(self._setting(args, state)) != str(args["to"]).lower():
+            return Step(Progress.PENDING, "it still looks after another deployment")
+        return Step(Progress.DONE, f"it looks after {str(args['to']).rpartition('/')[2]}")
+
+    def _setting(self, args: Args, state: EndpointState) -> Body:
+        """The setting, which looks after the deployment before or the one wanted."""
+        setting = next((s for s in state.autoscale or () if s.get("id") == args["setting"]), None)
+        if setting is None or target_of(setting) not in (str(args["from"]).lower(), str(args["to"]).lower()):
+            self._drift("the autoscale setting is gone, or looks after another deployment")
+        return setting
 
     # -- an autoscaler's bounds ----------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from actuators.azure_ml.spec import (
     setting_of,
     shape_of,
     size_of,
+    target_of,
     version_of,
     writable,
 )
@@ -110,8 +111,11 @@ def back(endpoint: str, state: EndpointState, undone: Plan, pace: Pace, region: 
     if old is None:
         return None
     operations = []
+    setting = next((s for s in state.autoscale or () if s.get("id") == undo.get("setting")), None)
+    if setting is not None and target_of(setting) != str(undo["target"]).lower():
+        operations.append(_target_step(setting, target_of(setting), str(undo["target"]), pace))
     count, before = count_of(old), undo["capacity"]
-    if count != before and setting_of(state, old) is None:
+    if count != before and setting is None and setting_of(state, old) is None:
         operations.append(_scale_step(name_of(old), count, before, pace))
     traffic = {str(k): int(v) for k, v in undo["traffic"].items()}
     if state.traffic != traffic:
@@ -169,15 +173,17 @@ def _resize(
     size = region.sizes.get(wanted.size or "")
     if size is None:
         raise CannotPlan("UNKNOWN_SIZE", f"{wanted.size} is not offered in {state.region}")
-    if live.autoscaling is not None:
-        text = f"deployment {name_of(main)} is the target of an autoscale setting: move that to the new size by hand, or disable it first"
-        raise CannotPlan("OWNED", text)
-    assert wanted.replicas is not None
+    setting = setting_of(state, main)
+    if setting is not None and wanted.autoscaling != live.autoscaling:
+        raise CannotPlan("UNSUPPORTED_CHANGE", "change the size and the autoscaler's bounds one after the other")
+    count = wanted.replicas if wanted.replicas is not None else count_of(main)
+    assert count is not None
     old, new = name_of(main), _new_name(state, name_of(main))
     source = digest(_source(main))
-    args = {"deployment": new, "copy_of": old, "digest": source, "size": size.name, "capacity": wanted.replicas}
-    summary = f"deploy {new}: {old} on {wanted.replicas} x {size.name}, without traffic"
-    operations = [Operation("create", args, pace.create_s, summary)]
+    args = {"deployment": new, "copy_of": old, "digest": source, "size": size.name, "capacity": count}
+    operations = [
+        Operation("create", args, pace.create_s, f"deploy {new}: {old} on {count} x {size.name}, without traffic")
+    ]
     if pace.smoke:
         operations.append(Operation("smoke", {"deployment": new}, 300.0, f"one request to {new}, by header"))
     traffic = {old: 100}
@@ -185,7 +191,16 @@ def _resize(
         moved = {old: 100 - share, new: share}
         operations.append(_traffic_step(traffic, moved, pace, last=share == pace.steps[-1]))
         traffic = {name: part for name, part in moved.items() if part}
-    undo = {"deployment": old, "traffic": dict(state.traffic), "created": new, "capacity": count_of(main)}
+    undo: dict[str, Any] = {
+        "deployment": old,
+        "traffic": dict(state.traffic),
+        "created": new,
+        "capacity": count_of(main),
+    }
+    if setting is not None:
+        here, there = state.id.deployment(old), state.id.deployment(new)
+        operations.append(_target_step(setting, here, there, pace))
+        undo |= {"setting": str(setting.get("id")), "target": here}
     return _made(
         endpoint,
         state,
@@ -195,7 +210,7 @@ def _resize(
         f"traffic goes back to {old}, which runs on until the change is verified, and {new} is deleted",
         finish=(_delete_step(main, pace.delete_s, pace),),
         undo=undo,
-        needs=region.need(size.name, cores_needed(size, wanted.replicas)),
+        needs=region.need(size.name, cores_needed(size, count)),
     )
 
 
@@ -233,6 +248,12 @@ def _bounds_step(setting: Body, before: tuple[int, ...], after: tuple[int, ...],
         f"autoscale setting {setting.get('name')}: {before[0]}..{before[1]} instances become {after[0]}..{after[1]}"
     )
     return Operation("bounds", args, pace.traffic_s, summary)
+
+
+def _target_step(setting: Body, here: str, there: str, pace: Pace) -> Operation:
+    args = {"setting": str(setting.get("id")), "from": here, "to": there}
+    summary = f"autoscale setting {setting.get('name')} looks after {there.rpartition('/')[2]}"
+    return Operation("target", args, pace.traffic_s, summary)
 
 
 def _scale_step(deployment: str, before: int | None, after: int, pace: Pace) -> Operation:
@@ -326,13 +347,41 @@ def traffic_body(endpoint: Body, traffic: Mapping[str, int]) -> dict[str, Any]:
     return body
 
 
+def target_body(setting: Body, here: str, there: str) -> dict[str, Any]:
+    """The whole body of an autoscale setting for another deployment: its target, and the metrics of that which its rules look at."""
+
+    def moved(uri: Any) -> Any:
+        return there if isinstance(uri, str) and uri.lower() == here.lower() else uri
+
+    profiles = []
+    for profile in profiles_of(setting):
+        rules = [
+            {
+                **rule,
+                "metricTrigger": {
+                    **rule["metricTrigger"],
+                    "metricResourceUri": moved(rule["metricTrigger"].get("metricResourceUri")),
+                },
+            }
+            for rule in profile.get("rules") or ()
+        ]
+        profiles.append({**profile, "rules": rules})
+    body = _setting_body(setting, profiles)
+    body["properties"] |= {"targetResourceUri": there}
+    return body
+
+
 def bounds_body(setting: Body, least: int, most: int, usual: int) -> dict[str, Any]:
     """The whole body of an autoscale setting with other bounds."""
     capacity = {"minimum": str(least), "maximum": str(most), "default": str(usual)}
     profiles = [{**profile, "capacity": capacity} for profile in profiles_of(setting)]
+    return _setting_body(setting, profiles)
+
+
+def _setting_body(setting: Body, profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     properties = {k: v for k, v in properties_of(setting).items() if v is not None}
     return {
         "location": setting.get("location"),
         "tags": dict(setting.get("tags") or {}),
-        "properties": {**properties, "profiles": profiles},
+        "properties": {**properties, "profiles": list(profiles)},
     }

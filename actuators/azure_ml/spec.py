@@ -59,8 +59,7 @@ def setting_of(state: EndpointState, deployment: Body) -> Body | None:
     """The enabled autoscale setting whose target it is."""
     target = state.id.deployment(name_of(deployment)).lower()
     for setting in state.autoscale or ():
-        stated = properties_of(setting)
-        if str(stated.get("targetResourceUri", "")).lower() == target and stated.get("enabled", True):
+        if target_of(setting) == target and properties_of(setting).get("enabled", True):
             return setting
     return None
 
@@ -86,6 +85,11 @@ def autoscaling_of(setting: Body) -> Autoscaling | None:
         if action.get("direction") == "Increase" and isinstance(threshold, int | float):
             targets[str(trigger.get("metricName"))] = float(threshold)
     return Autoscaling(least, most, targets)
+
+
+def target_of(setting: Body) -> str:
+    """The deployment that it looks after, in lower case."""
+    return str(properties_of(setting).get("targetResourceUri", "")).lower()
 
 
 def default_of(setting: Body) -> int:

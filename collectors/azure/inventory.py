@@ -20,6 +20,8 @@ from collectors.sessions import Sessions
 _TRUST_S = 900.0
 #: For so long after its own change an endpoint is read directly: the index may not have it yet.
 _DIRECT_S = 600.0
+#: While the lists cannot be read, they are tried so seldom: a thousand endpoints must not wait for a thousand timeouts.
+_FAILED_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Inventory:
         self._index: dict[str, str] = {}
         self._settings: list[dict[str, Any]] | None = None
         self._listed_at: float | None = None
+        self._failed: tuple[float, AzureError] | None = None
         self._lock = asyncio.Lock()
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -110,8 +113,14 @@ class Inventory:
         now = self._clock.monotonic()
         if self._listed_at is not None and now - self._listed_at < self._client.account.poll_s:
             return
-        self._index, self._settings = await self._list_index(), await self._list_settings()
-        self._listed_at = now
+        if self._failed is not None and now - self._failed[0] < _FAILED_S:
+            raise self._failed[1]
+        try:
+            self._index, self._settings = await self._list_index(), await self._list_settings()
+        except AzureError as error:
+            self._failed = (self._clock.monotonic(), error)
+            raise
+        self._listed_at, self._failed = now, None
 
     async def _list_index(self) -> dict[str, str]:
         """When each was changed, by its id; empty where the index may not be read."""

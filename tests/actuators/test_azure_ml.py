@@ -390,6 +390,33 @@ def test_an_autoscaler_is_found_and_its_bounds_are_tuned(tmp_path: Path) -> None
     run(scenario)
 
 
+def test_an_autoscaler_follows_its_endpoint_to_another_size_and_back(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with stage(tmp_path, traffic_steps=(100,)) as on:
+            blue = deployment_id(on.cloud, on.endpoint, "blue")
+            on.cloud.add_autoscale("chat-auto", blue, 2, 6)
+            before = await on.make().live()
+            plan = await on.plan(size=F4S, cpus=4.0)
+            assert [o.name for o in plan.operations] == ["create", "smoke", "traffic", "target"]
+            assert plan.operations[0].args["capacity"] == 4
+            receipts = await on.carry_out(plan.operations, lose_receipts=True, restarted=True)
+            live = await on.live()
+            assert (live.shape, live.ready, live.detail) == (plan.after, True, "")
+            assert live.owner is not None
+            setting = next(iter(on.cloud.autoscale.values()))["properties"]
+            assert setting["targetResourceUri"] == f"{blue}-2"
+            assert {r["metricTrigger"]["metricResourceUri"] for p in setting["profiles"] for r in p["rules"]} == {
+                f"{blue}-2"
+            }
+            back = await on.make().back(plan, receipts, live)
+            assert [o.name for o in back.operations] == ["target", "traffic", "delete"]
+            await on.carry_out(back.operations, change="back", lose_receipts=True)
+            after = await on.live()
+            assert (after.shape, after.version) == (before.shape, before.version)
+
+    run(scenario)
+
+
 def test_who_may_not_see_autoscalers_may_not_scale(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with stage(tmp_path) as on:

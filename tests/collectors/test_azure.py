@@ -295,6 +295,23 @@ def test_who_may_not_read_the_index_reads_each_endpoint_by_itself() -> None:
     run(scenario)
 
 
+def test_lists_that_cannot_be_read_are_tried_once_for_all() -> None:
+    async def scenario() -> None:
+        async with scene() as s:
+            endpoints = [s.cloud.add(f"chat{i}") for i in range(5)]
+            s.cloud.faults.append(Fault("GET", "/resources", 503, times=100))
+            lists = inventory(s.sessions, s.client)
+            for endpoint in endpoints:
+                with pytest.raises(AzureError, match="503"):
+                    await lists.endpoint(s.id(endpoint))
+            assert len(s.cloud.requests) == 1
+            s.cloud.faults.clear()
+            await s.clock.advance(11)
+            assert (await lists.endpoint(s.id(endpoints[0]))).traffic == {"blue": 100}
+
+    run(scenario)
+
+
 def test_what_was_just_changed_is_read_directly() -> None:
     async def scenario() -> None:
         async with scene() as s:
