@@ -17,7 +17,7 @@ from collectors.azure.client import AzureClient
 from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState
 from collectors.azure.names import DEPLOYMENTS, ENDPOINTS
-from collectors.window import Gauge
+from collectors.window import Gauge, Range
 
 #: Azure answers for so many resources of one region at once.
 BATCH = 50
@@ -50,21 +50,13 @@ _MACHINES = _Question(DEPLOYMENTS, (*_USES, "DeploymentCapacity"), "instanceId e
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """Least and greatest."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
 class Minute:
     """One endpoint in one minute, as far as Azure tells."""
 
     start: float
     counts: Mapping[str, float] = field(default_factory=dict)
     """requests, errors (5xx), throttled (429), rejected (other 4xx), e2e_total_s (seconds spent in requests)."""
-    quantiles: Mapping[float, Bounds] = field(default_factory=dict)
+    quantiles: Mapping[float, Range] = field(default_factory=dict)
     """Of the end-to-end latency, seconds."""
     gauges: Mapping[str, Gauge] = field(default_factory=dict)
     """Shares 0..1 over the instances that take traffic; ``replicas`` is how many there are."""
@@ -206,7 +198,7 @@ def _counts(lines: Sequence[_Series], start: float) -> dict[str, float]:
     return counts
 
 
-def _quantiles(lines: Sequence[_Series], start: float) -> dict[float, Bounds]:
+def _quantiles(lines: Sequence[_Series], start: float) -> dict[float, Range]:
     """The quantile of all lies between those of the deployments; where one that served does not tell its own, nobody knows."""
     served = {name for name, n in _requests(lines, start).items() if n > 0}
     found = {}
@@ -216,7 +208,7 @@ def _quantiles(lines: Sequence[_Series], start: float) -> dict[float, Bounds]:
         }
         values = [v for name, v in by_deployment.items() if name in served]
         if served and served <= by_deployment.keys():
-            found[q] = Bounds(min(values), max(values))
+            found[q] = Range(min(values), max(values))
     return found
 
 

@@ -20,14 +20,14 @@ from collectors.azure.credentials import ARM_SCOPE, METRICS_SCOPE, Account, Entr
 from collectors.azure.discover import AzureMlSystem
 from collectors.azure.errors import AzureError, of_error
 from collectors.azure.inventory import inventory
-from collectors.azure.minutes import Bounds, Minute, read
+from collectors.azure.minutes import Minute, read
 from collectors.azure.names import EndpointId
 from collectors.azure.permissions import allows, permitted, role
 from collectors.azure.sizes import cores_needed, size_catalogue
 from collectors.discovery import DiscoveryContext
 from collectors.http import Http
 from collectors.sessions import Sessions
-from collectors.window import CollectError
+from collectors.window import CollectError, Range
 from tests.fakes.azure import Cloud, FakeAzure, Law
 from tests.fakes.azure.cloud import REGION, SUBSCRIPTION, Deployment, Endpoint, Fault
 from tests.fakes.azure.ml import deployment_id, endpoint_id
@@ -367,7 +367,7 @@ def test_minutes_are_counts_seconds_and_ranges_and_come_late() -> None:
             assert last.counts["e2e_total_s"] == pytest.approx(720 * mean)
             assert last.counts["e2e_total_s"] / 60 == pytest.approx(4 * held, rel=0.06), "Little's law"
             p95 = s.cloud.law.quantile(mean, 0.95)
-            assert last.quantiles[0.95] == Bounds(pytest.approx(p95), pytest.approx(p95))
+            assert last.quantiles[0.95] == Range(pytest.approx(p95), pytest.approx(p95))
             assert set(last.quantiles) == {0.5, 0.9, 0.95, 0.99}
             assert 0 < last.gauges["cpu_usage"].mean < last.gauges["cpu_usage"].maximum <= 1
             assert last.gauges["replicas"].mean == 4
@@ -393,7 +393,7 @@ def test_two_deployments_make_a_range_and_no_mean_of_percentiles() -> None:
             assert minutes[0].counts["requests"] == 480
             assert minutes[0].counts["e2e_total_s"] == pytest.approx(240 * (slow + fast))
             bounds = minutes[0].quantiles[0.95]
-            assert (bounds.low, bounds.high) == (
+            assert (bounds.least, bounds.most) == (
                 pytest.approx(s.cloud.law.quantile(fast, 0.95)),
                 pytest.approx(s.cloud.law.quantile(slow, 0.95)),
             )
