@@ -40,9 +40,9 @@ test-real: setup
 # Pins versions and hashes from pyproject.toml; needs `uv` on the PATH.
 requirements:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade --quiet \
-	  pyproject.toml --extra postgres --extra ray --group dev -o requirements/dev.txt
+	  pyproject.toml --extra azure --extra postgres --extra ray --group dev -o requirements/dev.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \
-	  pyproject.toml --extra postgres -c requirements/dev.txt -o requirements/run.txt
+	  pyproject.toml --extra azure --extra postgres -c requirements/dev.txt -o requirements/run.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -24,7 +24,7 @@ from actuators.shape import Plan, Shape
 from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, recommendations, tunes, windows
-from agent.watch import Watched
+from agent.watch import Watched, lag_of
 from agent.wiring import policy_of
 from analyzers.finding import Finding
 from analyzers.findings import Situation, analyze
@@ -193,7 +193,7 @@ class Reflector:
         def advise() -> Recommendation:
             with self._store.write() as db:
                 _keep_shape(db, endpoint.name, live, watched.price_per_hour, now)
-            found = self._evidence(endpoint, live, watched.price_per_hour, now)
+            found = self._evidence(watched, live, now)
             return request(found.situation, wanted, watched.catalogue, self._predictor(watched, found, now), by)
 
         advice = await asyncio.to_thread(advise)
@@ -205,7 +205,7 @@ class Reflector:
     def _analyze(self, watched: Watched, live: Live, now: float) -> _Analysis:
         """From the evidence to the decision; the last one where the evidence has not changed."""
         endpoint = watched.settings
-        found = self._evidence(endpoint, live, watched.price_per_hour, now)
+        found = self._evidence(watched, live, now)
         key, before = found.key(), self._analyses.get(endpoint.name)
         if before is not None and before.key == key:
             return before
@@ -214,8 +214,9 @@ class Reflector:
         analysis = self._analyses[endpoint.name] = _Analysis(key, findings, decision, _attained(found.situation))
         return analysis
 
-    def _evidence(self, endpoint: EndpointSettings, live: Live, per_hour: float | None, now: float) -> _Evidence:
+    def _evidence(self, watched: Watched, live: Live, now: float) -> _Evidence:
         """The evidence since the last change (and its warm-up), at most ``evidence_s`` of it."""
+        endpoint = watched.settings
         source = next(iter(endpoint.sources))
         width = self._settings.collect.window_s
         end = now // width * width
@@ -237,8 +238,9 @@ class Reflector:
             endpoint.wanted(),
             policy_of(endpoint),
             live.shape,
-            per_hour,
-            settling,
+            watched.price_per_hour,
+            lag_s=lag_of(watched.collectors[source]),
+            settling=settling,
         )
         return _Evidence(situation, error)
 

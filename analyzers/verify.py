@@ -6,6 +6,7 @@ rules: facts of the field, "verify, calibrate, roll back": three windows in a ro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from analyzers.objective import Objective, attainment, merged, sustained_breach, total
 from analyzers.prediction import Prediction
 from collectors.sketch import Sketch
-from collectors.window import Window
+from collectors.window import Range, Window
 
 State = Literal["pending", "succeeded", "regressed"]
 
@@ -223,23 +224,41 @@ def _scores(
 
 def _bounds(windows: Sequence[Window], metric: str, observed: float) -> tuple[float, float]:
     """The least and the most that an observed metric can be."""
+    told = _numbers(windows, metric)
+    if told is not None:
+        return told.least, told.most
     sketch, q = _percentile(windows, metric)
     return (observed, observed) if sketch is None else sketch.bounds(q)
 
 
+def _named(metric: str) -> tuple[str, float] | None:
+    """The distribution and the share that a name such as ``ttft_p95_s`` stands for; None where it is no percentile."""
+    match = re.fullmatch(r"([a-z0-9]+)_p(\d+(?:\.\d+)?)_s", metric)
+    return None if match is None else (f"{match[1]}_s", float(match[2]) / 100)
+
+
 def _percentile(windows: Sequence[Window], metric: str) -> tuple[Sketch | None, float]:
-    """The sketch and the share that a name such as ``ttft_p95_s`` stands for; (None, 0) where it is no percentile, or unknown."""
-    parts = metric.split("_")
-    if len(parts) != 3 or parts[2] != "s" or not parts[1].startswith("p"):
-        return None, 0.0
-    sketch = merged(windows, f"{parts[0]}_s")
-    return (sketch, float(parts[1][1:]) / 100) if sketch is not None and sketch.count > 0 else (None, 0.0)
+    """The sketch and the share that a name stands for; (None, 0) where it is no percentile, or unknown."""
+    named = _named(metric)
+    sketch = merged(windows, named[0]) if named is not None else None
+    return (sketch, named[1]) if named is not None and sketch is not None and sketch.count > 0 else (None, 0.0)
+
+
+def _numbers(windows: Sequence[Window], metric: str) -> Range | None:
+    """What a percentile lies between, where the source gives it as numbers; None where it gives none."""
+    named = _named(metric)
+    if named is None or not any(named[1] in w.quantiles.get(named[0], {}) for w in windows):
+        return None
+    return Range.merge(r for w in windows if (r := w.range(*named)) is not None)
 
 
 def observed_metric(windows: Sequence[Window], metric: str) -> float | None:
     """A predicted metric, as it was observed: ``ttft_p50_s``, ``requests_per_s``, ``output_tokens_per_s``, ``running_mean`` ..."""
     if not windows:
         return None
+    told = _numbers(windows, metric)
+    if told is not None:
+        return told.most
     sketch, q = _percentile(windows, metric)
     if sketch is not None:
         value = sketch.quantile(q)

@@ -30,6 +30,8 @@ _TABLE = (
     Metric("requests", "counter", "requests", "sum", "finished requests, errors included"),
     Metric("errors", "counter", "requests", "sum", "of those, failed: 5xx, aborted by the server, broken stream"),
     Metric("throttled", "counter", "requests", "sum", "refused for a rate or a quota: not served, and no error of the server's"),
+    Metric("rejected", "counter", "requests", "sum", "refused as wrong: 4xx but for 429"),
+    Metric("e2e_total_s", "counter", "s", "sum", "spent in requests, of a source that tells their mean time and no distribution"),
     Metric("prompt_tokens", "counter", "tokens", "sum", "read, cached ones included"),
     Metric("cached_prompt_tokens", "counter", "tokens", "sum", "of the prompt tokens, served from the prefix cache"),
     Metric("output_tokens", "counter", "tokens", "sum", "generated"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -20,11 +21,13 @@ from actuators.emulated.fleet import EmulatedSpec, Fleet
 from actuators.shape import Autoscaling, Operation, Plan, Purchase, Shape
 from actuators.vllm_local.actuator import teardown
 from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
+from tests.fakes.azure import Cloud, FakeAzure
+from tests.fakes.azure.ml import endpoint_id
 
 REGISTERED = sorted(
     [*entry_points(group="flyball.actuators"), *entry_points(group="flyball.emulations")], key=lambda e: e.name
 )
-OURS = {"emulated", "none", "vllm-local"}
+OURS = {"azure-ml", "emulated", "none", "vllm-local"}
 
 
 @dataclass
@@ -74,10 +77,23 @@ def _vllm_local(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         teardown(folder)
 
 
+@contextlib.contextmanager
+def _azure_ml(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    cloud = Cloud(time.time)
+    cloud.create_s = cloud.scale_s = cloud.update_s = cloud.delete_s = 0.1
+    at = endpoint_id(cloud, cloud.add("chat", "Standard_F2s_v2", 1))
+    with FakeAzure(cloud) as azure:
+        options = {"resource": at, "credential": "token", "token": "arm-token", "arm_url": azure.url, "hold_s": 0}
+        there = Shape(replicas=2, size="Standard_F4s_v2", cpus=4.0, region="westeurope")
+        caller = Caller()
+        yield Stage(entry, context(folder, azure.url, Shape(), options, caller), caller, there)
+
+
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
     "emulated": _emulated,
     "none": _none,
     "vllm-local": _vllm_local,
+    "azure-ml": _azure_ml,
 }
 
 
@@ -219,8 +235,14 @@ def test_an_unknown_step_is_refused(stage: Stage) -> None:
 
 
 def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_path: Path) -> None:
-    options = {"vllm-local": {"model": "m"}}.get(entry.name, {})
-    of = context(tmp_path, f"http://127.0.0.1:{free_port()}", Shape(replicas=1), options)
+    url = f"http://127.0.0.1:{free_port()}"
+    azure = {
+        "resource": endpoint_id(Cloud(time.time), Cloud(time.time).add("chat")),
+        "credential": "token",
+        "token": "t",
+    }
+    options = {"vllm-local": {"model": "m"}, "azure-ml": {**azure, "arm_url": url}}.get(entry.name, {})
+    of = context(tmp_path, url, Shape(replicas=1), options)
     live: Live | None = None
     error: ActuatorError | None = None
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 import tomllib
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from collectors.sessions import Sessions
 from collectors.window import CollectError, Reading, Span
 from tests.collectors.clocks import SetClock
 from tests.collectors.servers import answering, serve
+from tests.fakes.azure import Cloud
+from tests.fakes.azure.ml import endpoint_id
 
 DECLARED = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
 #: Ours as the project declares them, and those of every installed package.
@@ -31,6 +35,18 @@ REGISTERED: dict[str, Any] = {
 }
 
 
+#: What a source cannot be made without, by its name, for a server at this address.
+NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
+    "azure-monitor": lambda url: {
+        "resource": endpoint_id(Cloud(time.time), Cloud(time.time).add("chat")),
+        "credential": "token",
+        "token": "t",
+        "arm_url": url,
+        "metrics_url": url,
+    }
+}
+
+
 def options_of(make: Any) -> type[BaseModel]:
     found = getattr(make, "Options", None) or sys.modules[make.__module__].Options
     assert issubclass(found, BaseModel)
@@ -38,7 +54,7 @@ def options_of(make: Any) -> type[BaseModel]:
 
 
 def test_our_own_are_registered() -> None:
-    assert {"vllm", "probe", "host", "prometheus"} <= set(REGISTERED)
+    assert {"vllm", "probe", "host", "prometheus", "azure-monitor"} <= set(REGISTERED)
 
 
 @pytest.mark.parametrize("name", REGISTERED)
@@ -55,7 +71,8 @@ def test_it_reads_or_raises_collect_error_and_nothing_else(name: str) -> None:
     async def read(url: str) -> None:
         http = Http()
         try:
-            collector = REGISTERED[name](SourceContext("chat", "m", http, SetClock(), Sessions(), {}))
+            options = NEEDED.get(name, lambda _url: {})(url)
+            collector = REGISTERED[name](SourceContext("chat", "m", http, SetClock(), Sessions(), options))
             assert collector.source == name
             assert collector.scope in ("replica", "endpoint")
             assert collector.settles_s >= 0

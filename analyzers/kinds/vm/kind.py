@@ -1,7 +1,7 @@
 """A plain VM endpoint as a kind: the universal scalability law, fitted to its own windows.
 
-A window is one steady load: the mean requests in one machine (a gauge, or Little's law) and their mean time. Another size is reached by
-its number of cores.
+A window is one steady load: the mean requests in one machine (a gauge, or Little's law) and their mean time, of a distribution or of the
+seconds that were spent in requests. Another size is reached by its number of cores, with what the law was off by at home (``away``).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from actuators.shape import Shape
 from analyzers.hardware import Hardware
 from analyzers.kinds.base import Basis
 from analyzers.kinds.vm import usl
+from analyzers.kinds.vm.away import away, carried
 from analyzers.kinds.vm.usl import Point, Usl, UslFit
 from analyzers.policy import Catalogue, Policy, candidates
-from analyzers.prediction import Bar, CannotPredict, Miss, Prediction
+from analyzers.prediction import Bar, CannotPredict, Interval, Miss, Prediction
 from analyzers.whatif.predict import replicas_of, widened
 from analyzers.whatif.traffic import workload_from_windows
 from collectors.window import Window
@@ -43,6 +44,8 @@ class CalibratedMachine:
     requests: float
     notes: tuple[str, ...] = ()
     residuals: Mapping[str, float] = field(default_factory=dict)
+    away: Mapping[str, Interval] = field(default_factory=dict)
+    """By metric: observed over replayed, on the shape that it was learned on."""
 
     @property
     def load(self) -> tuple[float, float]:
@@ -57,6 +60,7 @@ class CalibratedMachine:
             "requests": self.requests,
             "notes": list(self.notes),
             "residuals": dict(self.residuals),
+            "away": {name: asdict(interval) for name, interval in self.away.items()},
         }
 
 
@@ -70,7 +74,7 @@ class VmKind:
         return "/".join(["vm", machine, *(f"{k}={facts[k]}" for k in sorted(facts) if k in ("model", "version"))])
 
     def calibrate(self, windows: Sequence[Window], shape: Shape, _hardware: Hardware | None) -> CalibratedMachine:
-        seen = [p for w in windows if (p := _load(w, max(1, shape.replicas or w.targets or 1))) is not None]
+        seen = [p for w in windows if (p := _load(w, _machines(w, shape))) is not None]
         if not seen:
             detail = (
                 "no window tells how long requests took and how many came; a source of e2e_s and requests is needed"
@@ -85,6 +89,7 @@ class VmKind:
             requests=sum(requests for _, _, requests in seen),
             notes=fit.notes,
             residuals={"e2e_s": fit.scatter},
+            away=away(windows, fit, shape.replicas or 1),
         )
 
     def read(self, data: Mapping[str, Any]) -> CalibratedMachine:
@@ -98,7 +103,8 @@ class VmKind:
                 "notes": tuple(fit["notes"]),
             }
         )
-        return CalibratedMachine(**{**data, "fit": law, "notes": tuple(data["notes"])})
+        away = {name: Interval(**interval) for name, interval in data["away"].items()}
+        return CalibratedMachine(**{**data, "fit": law, "notes": tuple(data["notes"]), "away": away})
 
     def workload(self, windows: Sequence[Window], *, seed: int, scale: float = 1.0) -> Workload:
         return workload_from_windows(windows, seed=seed, scale=scale, lengths=False)
@@ -117,7 +123,8 @@ class VmKind:
             max_concurrency=int(limit) if isinstance(limit, int | float) else None,
             error=basis.error,
         )
-        return replace(got, metrics={name: widened(name, i, basis.error.get(name)) for name, i in got.metrics.items()})
+        metrics = carried(got.metrics, calibrated.away)
+        return replace(got, metrics={name: widened(name, i, basis.error.get(name)) for name, i in metrics.items()})
 
     def screen(
         self, shape: Shape, workload: Workload, calibrated: CalibratedMachine, basis: Basis, _bar: Bar
@@ -136,12 +143,27 @@ def _on(shape: Shape, calibrated: CalibratedMachine) -> UslFit:
     return usl.on_cores(calibrated.fit, shape.cpus / calibrated.cpus)
 
 
-def _load(window: Window, machines: int) -> tuple[float, float, float] | None:
+def _machines(window: Window, shape: Shape) -> float:
+    """How many there were, as the window saw it; else as the shape says."""
+    return window.mean("replicas") or shape.replicas or window.targets or 1
+
+
+def _load(window: Window, machines: float) -> tuple[float, float, float] | None:
     """(mean requests in one machine, their mean seconds, how many requests); None of a window that does not tell."""
-    rate, requests, e2e = window.rate("requests"), window.count("requests"), window.sketches.get("e2e_s")
-    if not rate or requests is None or requests < _LEAST_REQUESTS or e2e is None or not e2e.mean:
+    rate, requests = window.rate("requests"), window.count("requests")
+    seconds = _mean_s(window)
+    if not rate or requests is None or requests < _LEAST_REQUESTS or not seconds:
         return None
-    return rate * e2e.mean / machines, e2e.mean, requests  # Little's law: exact, where a gauge is a few samples
+    return rate * seconds / machines, seconds, requests  # Little's law: exact, where a gauge is a few samples
+
+
+def _mean_s(window: Window) -> float | None:
+    """The mean end-to-end time: of the distribution, else of the seconds that were spent in requests."""
+    sketch = window.sketches.get("e2e_s")
+    if sketch is not None and sketch.mean:
+        return sketch.mean
+    spent, requests = window.count("e2e_total_s"), window.count("requests")
+    return spent / requests if spent and requests else None
 
 
 def _points(seen: Sequence[tuple[float, float, float]]) -> list[Point]:

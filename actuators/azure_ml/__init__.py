@@ -1,0 +1,1 @@
+"""The system ``azure-ml``: Azure Machine Learning's managed online endpoints."""
