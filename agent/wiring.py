@@ -67,12 +67,12 @@ def catalogue_of(settings: Settings, endpoint: EndpointSettings) -> Catalogue:
         if name in own or size.accelerator is not None
     }
     return Catalogue(
-        prices={name: size.price_per_hour for name, size in settings.sizes.items()},
+        prices={name: size.usd_per_replica_hour for name, size in settings.sizes.items()},
         built={name: (accelerator, count) for name, (accelerator, count) in built.items() if accelerator is not None},
         cpus={name: size.cpus for name, size in settings.sizes.items() if size.cpus is not None},
         hardware={**ACCELERATORS, **own},
         own_size=endpoint.shape.size,
-        own_price=endpoint.price_per_hour,
+        own_price=endpoint.usd_per_replica_hour,
     )
 
 

@@ -43,7 +43,7 @@ class Asked:
     engine: Path | None
     replicas: int | None
     set: list[str]
-    price_per_hour: float | None
+    usd_per_replica_hour: float | None
     fleet: Path | None
     autoscale: str | None
     cold_start: float | None
@@ -61,7 +61,7 @@ class Asked:
 
 #: Options of one form that say nothing in the other.
 _OF_TRACES = (
-    "trace_format", "engine", "replicas", "set", "price_per_hour", "fleet", "autoscale", "cold_start", "timeout", "requests_out",
+    "trace_format", "engine", "replicas", "set", "usd_per_replica_hour", "fleet", "autoscale", "cold_start", "timeout", "requests_out",
 )  # fmt: skip
 _OF_ENDPOINTS = ("since",)
 
@@ -106,14 +106,14 @@ def whatif(
         list[str] | None,
         typer.Option(
             help="What else to try, as changes: replicas=2,max_num_seqs=64; gpu=L40S,gpus=2 (of an endpoint, or a calibrated engine); "
-            "of an endpoint also sku=NAME; of a trace also engine=FILE, fleet=FILE, autoscale=..., price_per_hour=."
+            "of an endpoint also sku=NAME; of a trace also engine=FILE, fleet=FILE, autoscale=..., usd_per_replica_hour=."
         ),
     ] = None,
     objective: Annotated[
         list[str] | None,
         typer.Option(help="What must hold: ttft_p95=0.5 (seconds). Default: none; of an endpoint its own."),
     ] = None,
-    price_per_hour: Annotated[float | None, typer.Option(help="US dollars per replica-hour.")] = None,
+    usd_per_replica_hour: Annotated[float | None, typer.Option(help="US dollars per replica-hour.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Clients give up after so many seconds.")] = None,
     speed: Annotated[float | None, typer.Option(help="Requests arrive so many times as fast.")] = None,
     requests_out: Annotated[
@@ -129,7 +129,7 @@ def whatif(
     from collectors.traces import BadTrace
 
     given = Asked(
-        trace, trace_format, engine, replicas, set_ or [], price_per_hour, fleet, autoscale, cold_start, timeout, requests_out,
+        trace, trace_format, engine, replicas, set_ or [], usd_per_replica_hour, fleet, autoscale, cold_start, timeout, requests_out,
         endpoint, since, candidate or [], router, objective or [], speed, html, config,
     )  # fmt: skip
     try:
@@ -180,7 +180,7 @@ def _from_trace(given: Asked) -> tuple[Answer, list[Outcome], Floats]:
         replicas=given.replicas,
         router=given.router,
         settings=grammar.settings(given.set),
-        price_per_hour=given.price_per_hour,
+        usd_per_replica_hour=given.usd_per_replica_hour,
         fleet=given.fleet,
         autoscale=given.autoscale,
         cold_start=given.cold_start,
@@ -261,7 +261,7 @@ def print_answer(answer: Mapping[str, Any]) -> None:
         made.add_row(
             str(row.number),
             text(row.name.replace(",", ", ")) + "".join(f"\n[dim]{text(line)}[/dim]" for line in _beside(row) if wide),
-            _dollars(row.cost_per_hour),
+            _dollars(row.usd_per_hour),
             *(_figure(row.figures.get(name), wide) for name in metrics),
             *([number(row.goodput_per_s)] if goodput else []),
             _saturates(row),

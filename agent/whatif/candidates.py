@@ -30,7 +30,7 @@ def candidates(
     replicas: int | None = None,
     router: str | None = None,
     settings: Mapping[str, Value] | None = None,
-    price_per_hour: float | None = None,
+    usd_per_replica_hour: float | None = None,
     fleet: Path | None = None,
     autoscale: str | None = None,
     cold_start: float | None = None,
@@ -45,7 +45,7 @@ def candidates(
     options = {
         "replicas": replicas,
         "router": router,
-        "price_per_hour": grammar.positive(price_per_hour, "--price-per-hour", zero=True),
+        "usd_per_replica_hour": grammar.positive(usd_per_replica_hour, "--usd-per-replica-hour", zero=True),
         "fleet": None if fleet is None else str(fleet),
         "cold_start": grammar.positive(cold_start, "--cold-start", zero=True),
     }
@@ -77,7 +77,7 @@ def _name(
     system: System, engine: Path, options: Mapping[str, Value], settings: Mapping[str, Value], autoscale: str | None
 ) -> str:
     """``2 replicas, max_num_seqs=32``."""
-    replicas, hidden = options.get("replicas", 1), {"router", "price_per_hour", "fleet"}
+    replicas, hidden = options.get("replicas", 1), {"router", "usd_per_replica_hour", "fleet"}
     if not isinstance(system, Engines):
         parts = [engine.stem]
     elif autoscale is None and "fleet" not in options:

@@ -199,7 +199,7 @@ def predicted(on: Question, named: tuple[str, Shape]) -> Outcome:
         "candidate": name,
         "label": shape.label(),
         "shape": shape.as_dict(),
-        "cost_per_hour": _price(shape, on.basis.present, on.basis.catalogue),
+        "usd_per_hour": _price(shape, on.basis.present, on.basis.catalogue),
         "prediction": None,
         "saturates": None,
         **judged(None, on.basis.objective),

@@ -47,8 +47,8 @@ SPEC = EmulatedSpec(
     noise=0.0,
 )
 SIZES = {
-    "emu-small": {"price_per_hour": 1.0, "accelerator": "L4", "accelerator_count": 1, "bandwidth_gb_s": 680.0, "tflops_bf16": 104.0},
-    "emu-large": {"price_per_hour": 90.0, "accelerator": "A100", "accelerator_count": 1, "bandwidth_gb_s": 1360.0, "tflops_bf16": 208.0},
+    "emu-small": {"usd_per_replica_hour": 1.0, "accelerator": "L4", "accelerator_count": 1, "bandwidth_gb_s": 680.0, "tflops_bf16": 104.0},
+    "emu-large": {"usd_per_replica_hour": 90.0, "accelerator": "A100", "accelerator_count": 1, "bandwidth_gb_s": 1360.0, "tflops_bf16": 208.0},
 }  # fmt: skip
 QUICK = ("--step-seconds", "1", "--max-steps", "2", "--precision", "0.5", "--output-tokens", "fixed:8", "-y")
 SEQS = ("--candidates", "max_num_seqs=4")

@@ -79,7 +79,7 @@ def answer(*arguments: str | Path | float) -> dict[str, Any]:
 
 def test_one_request_by_hand(tmp_path: Path, engine: Path) -> None:
     """100 prompt tokens: 110 ms to the first token, then two gaps of 10 ms."""
-    got = answer("--trace", trace(tmp_path, "0.5,100,3"), "--engine", engine, "--price-per-hour", 3600)
+    got = answer("--trace", trace(tmp_path, "0.5,100,3"), "--engine", engine, "--usd-per-replica-hour", 3600)
     assert set(got) >= FIELDS
     assert got["schema_version"] == 1
     assert (got["requests"], got["completed"], got["rejected"], got["timed_out"]) == (1, 1, 0, 0)
@@ -131,7 +131,7 @@ def test_candidates_are_what_the_engine_says_of_each(tmp_path: Path) -> None:
         *(
             "--router",
             "least_outstanding",
-            "--price-per-hour",
+            "--usd-per-replica-hour",
             2,
             "--objective",
             "ttft_p95=0.2",
@@ -139,7 +139,7 @@ def test_candidates_are_what_the_engine_says_of_each(tmp_path: Path) -> None:
             "itl_p95=1",
         ),
         *("--candidate", "replicas=1", "--candidate", "max_num_seqs=8,router=round_robin"),
-        *("--candidate", f"engine={tmp_path / 'other.json'},price_per_hour=0.5"),
+        *("--candidate", f"engine={tmp_path / 'other.json'},usd_per_replica_hour=0.5"),
     )
     small, tiny = MODEL.with_limits(max_num_seqs=32), MODEL.with_limits(max_num_seqs=8)
     expected = [
@@ -154,7 +154,7 @@ def test_candidates_are_what_the_engine_says_of_each(tmp_path: Path) -> None:
             assert candidate[metric]["p95"] == by_hand.distribution(metric).quantile(0.95)
             assert candidate[metric]["mean"] == by_hand.distribution(metric).mean
         assert candidate["goodput_per_s"] == by_hand.goodput_per_s({"ttft_s": 0.2, "itl_s": 1.0})
-        assert candidate["cost_per_hour"] == per_hour
+        assert candidate["usd_per_hour"] == per_hour
         ttft, itl = candidate["objective"]
         assert ttft["met"] == (by_hand.ttft.quantile(0.95) <= 0.2)  # type: ignore[operator]
         assert itl["met"] is True
@@ -234,7 +234,7 @@ def test_only_the_answer_goes_to_standard_output(tmp_path: Path, engine: Path) -
 
 def test_the_table(tmp_path: Path, engine: Path) -> None:
     arguments = ("--trace", trace(tmp_path, "0,100,3"), "--engine", engine, "--candidate", "replicas=2")
-    text = run(*arguments, "--objective", "ttft_p90=0.2", "--price-per-hour", 2).stdout
+    text = run(*arguments, "--objective", "ttft_p90=0.2", "--usd-per-replica-hour", 2).stdout
     rows = [line.split() for line in text.splitlines()]
     assert ["1", "1", "replica", "$2.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "no", "yes"] in rows
     assert ["2", "replicas=2", "$4.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "no", "yes"] in rows
@@ -261,7 +261,7 @@ def test_the_table(tmp_path: Path, engine: Path) -> None:
         (("--trace", "T", "--engine", "E", "--candidate", "replicas=0"), "replicas=0: write a whole number"),
         (("--trace", "T", "--engine", "E", "--candidate", "replicas=2,replicas=3"), "given twice"),
         (("--trace", "T", "--engine", "E", "--candidate", "gpu=L40S,replicas=2"), "an engine file alone does not tell how gpu=L40S"),
-        (("--trace", "T", "--engine", "E", "--candidate", "price_per_hour=low"), "write US dollars"),
+        (("--trace", "T", "--engine", "E", "--candidate", "usd_per_replica_hour=low"), "write US dollars"),
         (("--trace", "T", "--engine", "E", "--candidate", "engine=none.json"), "none.json: cannot be read"),
         (("--trace", "T", "--engine", "E", "--router", "random"), "router random: known: least_outstanding"),
         (("--trace", "T", "--engine", "E", "--objective", "ttft=1"), "expected error_rate, or ttft"),
@@ -269,7 +269,7 @@ def test_the_table(tmp_path: Path, engine: Path) -> None:
         (("--trace", "T", "--engine", "E", "--objective", "ttft_p95=0"), "must be above 0"),
         (("--trace", "T", "--engine", "E", "--speed", "0"), "--speed 0: give a number above 0"),
         (("--trace", "T", "--engine", "E", "--timeout", "-1"), "--timeout -1"),
-        (("--trace", "T", "--engine", "E", "--price-per-hour", "nan"), "--price-per-hour nan"),
+        (("--trace", "T", "--engine", "E", "--usd-per-replica-hour", "nan"), "--usd-per-replica-hour nan"),
         (("--trace", "T", "--engine", "E", "--requests-out", "/nowhere/r.csv"), "--requests-out /nowhere/r.csv: cannot be written"),
         (("--trace", "T", "--engine", "E", "--html", "/nowhere/p.html"), "--html /nowhere/p.html: cannot be written"),
     ],
@@ -380,7 +380,7 @@ def test_candidates_from_the_store(telemetry: Path, tmp_path: Path) -> None:
     assert present["shape"] == SHAPE.as_dict()
     assert got["prediction"] == present["prediction"]
     assert 5_000 < got["evidence"]["requests"] < 6_500
-    assert [c["cost_per_hour"] for c in got["candidates"]] == [3.5, 7.0, 3.0, 7.0, None, None, 3.5]
+    assert [c["usd_per_hour"] for c in got["candidates"]] == [3.5, 7.0, 3.0, 7.0, None, None, 3.5]
     assert (l40s["shape"]["size"], l40s["shape"]["accelerator"], l40s["shape"]["replicas"]) == ("l40s", "L40S", 2)
     assert (t4["shape"].get("size"), t4["shape"]["accelerator"]) == (None, "T4")
     assert pair["shape"]["accelerator_count"] == 2

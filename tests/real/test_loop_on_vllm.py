@@ -321,7 +321,7 @@ def _configure(folder: Path, url: str, options: dict[str, Any], slack: SlackStan
         "mode": "approve",
         "objective": {"ttft_p95_s": round(ttft_limit_s, 3), "error_rate": 0.02},
         "shape": {"replicas": 1, "engine": {"max_num_seqs": 1}},
-        "price_per_hour": 0.5,
+        "usd_per_replica_hour": 0.5,
         "actuator": {"system": "vllm-local", "options": options},
         "policy": {
             "engine": {"max_num_seqs": [1, 16]},

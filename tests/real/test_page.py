@@ -55,7 +55,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
             "objective": {"ttft_p95_s": 1.0},
             "actuator": {"system": "emulated"},
             "policy": {"max_replicas": 2, "evidence_s": 20},
-            "price_per_hour": 1.1,
+            "usd_per_replica_hour": 1.1,
             "shape": {"size": "small"},
         }
         # Paused: what is approved here stays approved, so that the test can look at it

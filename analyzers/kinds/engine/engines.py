@@ -11,6 +11,7 @@ from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
 from analyzers.kinds.engine import calibrated, fleets
 from analyzers.kinds.results import Ran, Result, Traffic, of_replay
+from analyzers.money import Tariff, Unit, Used
 from analyzers.prediction import CannotPredict
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.engine import ROUTERS, Router, replay
@@ -18,7 +19,7 @@ from analyzers.whatif.fleet import Fleet
 from analyzers.whatif.model import EngineModel
 from analyzers.whatif.predict import Ensemble
 
-_OWN = ("replicas", "router", "price_per_hour", "gpu", "gpus", "fleet", "autoscale", "cold_start")
+_OWN = ("replicas", "router", "usd_per_replica_hour", "gpu", "gpus", "fleet", "autoscale", "cold_start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Engines:
     """Of the engine, changed."""
     replicas: int = 1
     router: Router = "round_robin"
-    price_per_hour: float | None = None
+    usd_per_replica_hour: float | None = None
     """US dollars, of one replica."""
     fleet: fleets.FleetForm | None = None
     """None: the replicas stay."""
@@ -107,7 +108,7 @@ class Engines:
             replicas=grammar.whole(replicas, "replicas") if fleet is None and replicas is not None else self.replicas,
             gpu=gpu,
             gpus=gpus,
-            price_per_hour=grammar.price(rest.pop("price_per_hour", price), "price_per_hour"),
+            usd_per_replica_hour=grammar.price(rest.pop("usd_per_replica_hour", price), "usd_per_replica_hour"),
             settings={**self.settings, **rest},
         )
         if made.refused is None:
@@ -120,7 +121,7 @@ class Engines:
         if "sku" in rest:
             given["sku"] = rest["sku"]
         if not given:
-            return self.gpu, self.gpus, self.price_per_hour
+            return self.gpu, self.gpus, self.usd_per_replica_hour
         said = ", ".join(f"{name}={value}" for name, value in given.items())
         if self.calibration is None or "sku" in given:
             raise BadQuestion(
@@ -129,7 +130,7 @@ class Engines:
             )
         gpu = calibrated.accelerator(str(given["gpu"]), self.calibration) if "gpu" in given else self.gpu
         gpus = grammar.whole(given["gpus"], "gpus") if "gpus" in given else self.gpus
-        return gpu, gpus, self.price_per_hour if (gpu, gpus) == (self.gpu, self.gpus) else None
+        return gpu, gpus, self.usd_per_replica_hour if (gpu, gpus) == (self.gpu, self.gpus) else None
 
     def _check_names(self, rest: Mapping[str, Value], fleet: fleets.FleetForm | None) -> None:
         scaler = (fleet or {}).get("autoscaler")
@@ -141,7 +142,11 @@ class Engines:
     def in_place_of(self, other: Engines) -> Self:
         """With all of ``other`` but its engine."""
         return replace(
-            self, replicas=other.replicas, router=other.router, price_per_hour=other.price_per_hour, fleet=other.fleet
+            self,
+            replicas=other.replicas,
+            router=other.router,
+            usd_per_replica_hour=other.usd_per_replica_hour,
+            fleet=other.fleet,
         )
 
     # -- answering ------------------------------------------------------------------------------------------------------
@@ -158,7 +163,7 @@ class Engines:
         }
 
     def prices(self) -> dict[str, float]:
-        return {} if self.price_per_hour is None else {"price_per_hour": self.price_per_hour}
+        return {} if self.usd_per_replica_hour is None else {"usd_per_replica_hour": self.usd_per_replica_hour}
 
     def run(self, traffic: Traffic) -> Ran:
         if self.ensemble is not None:
@@ -174,9 +179,8 @@ class Engines:
         return Ran(of_replay(got))
 
     def cost_usd(self, result: Result) -> float | None:
-        if self.price_per_hour is None or result.replica_s is None:
-            return None
-        return self.price_per_hour * (result.replica_s / 3600)
+        used = Used(replica_hours=None if result.replica_s is None else result.replica_s / 3600)
+        return Tariff.of({Unit.REPLICA_HOUR: self.usd_per_replica_hour}).cost(used).usd
 
 
 def _count(replicas: Value) -> int:
