@@ -12,6 +12,7 @@ from agent.settings import EndpointSettings, Settings, SizeSettings
 from agent.watch import Watched
 from analyzers.hardware import ACCELERATORS, Hardware
 from analyzers.policy import Catalogue, Policy
+from analyzers.shapes import Vocabulary
 from collectors.base import Collector, SourceContext
 from collectors.clock import Clock
 from collectors.http import Http
@@ -74,6 +75,11 @@ def catalogue_of(settings: Settings, endpoint: EndpointSettings) -> Catalogue:
         own_size=endpoint.shape.size,
         own_price=endpoint.usd_per_replica_hour,
     )
+
+
+def vocabulary_of(settings: Settings, endpoint: EndpointSettings) -> Vocabulary:
+    """What may be written of the endpoint's shape."""
+    return Vocabulary(catalogue_of(settings, endpoint), tuple(endpoint.policy.engine))
 
 
 def watched_of(settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Watched:

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent.cli.output import Output, OutputOption, console, fail, money, number, print_json, stdout, text, write
+from agent.cli.output import (
+    Output,
+    OutputOption,
+    console,
+    fail,
+    money,
+    number,
+    print_json,
+    renamed,
+    stdout,
+    text,
+    write,
+)
 
 if TYPE_CHECKING:
     from agent.settings import Settings
@@ -77,6 +89,9 @@ def simulate(
     ca_file: Annotated[Path | None, typer.Option(help="PEM of the authorities to trust.")] = None,
     objective: Annotated[list[str] | None, typer.Option(help="What must hold: ttft_p95=0.5. For goodput.")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="US dollars, of the whole endpoint.")] = None,
+    price_per_hour: Annotated[str | None, typer.Option(hidden=True)] = None,
+    price_input: Annotated[str | None, typer.Option(hidden=True)] = None,
+    price_output: Annotated[str | None, typer.Option(hidden=True)] = None,
     usd_per_1k_input_tokens: Annotated[float | None, typer.Option(help="US dollars per 1,000 prompt tokens.")] = None,
     usd_per_1k_output_tokens: Annotated[float | None, typer.Option(help="US dollars per 1,000 output tokens.")] = None,
     max_rate: Annotated[float | None, typer.Option(help="Never more requests per second.")] = None,
@@ -104,6 +119,9 @@ def simulate(
     output: OutputOption = Output.table,
 ) -> None:
     """Send traffic to a server and measure it at the socket. Exit code 3: the client was the bottleneck; the figures are not valid."""
+    renamed("--price-per-hour", price_per_hour, "--usd-per-hour")
+    renamed("--price-input", price_input, "--usd-per-1k-input-tokens (US dollars per 1,000, no longer per million)")
+    renamed("--price-output", price_output, "--usd-per-1k-output-tokens (US dollars per 1,000, no longer per million)")
     from agent.simulate.asked import Caps, Options, Prices
     from agent.simulate.options import Given
 

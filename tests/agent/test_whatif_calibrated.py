@@ -133,8 +133,8 @@ def test_a_bare_engine_file_is_exactly_the_engine(tmp_path: Path, work: Workload
 def test_other_accelerators_by_the_roofline(asking: tuple[str | Path, ...], work: Workload) -> None:
     got = answer(
         *asking, "--usd-per-replica-hour", 4,
-        *("--candidate", "gpu=H100", "--candidate", "gpu=l4,usd_per_replica_hour=1", "--candidate", "gpus=2"),
-        *("--candidate", "gpu=H100,kv_tokens=50000,max_num_seqs=16"),
+        *("--candidate", "accelerator=H100", "--candidate", "accelerator=l4,usd_per_replica_hour=1", "--candidate", "accelerator_count=2"),
+        *("--candidate", "accelerator=H100,kv_tokens=50000,max_num_seqs=16"),
     )  # fmt: skip
     shapes = [
         BASE.with_(accelerator="H100"),
@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused_and_the_others_answered(tmp_path: Path, wo
     (tmp_path / "e.json").write_text(known.engine.to_json())
     arguments = (
         *("--trace", tmp_path / "t.parquet", "--engine", tmp_path / "e.json", "--objective", "ttft_p95=1"),
-        *("--candidate", "gpu=L4", "--html", tmp_path / "p.html"),
+        *("--candidate", "accelerator=L4", "--html", tmp_path / "p.html"),
     )
     got = answer(*arguments)
     small = got["candidates"][1]
@@ -262,12 +262,12 @@ def test_a_calibration_that_cannot_be_read_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("accelerator", "candidate", "says"),
     [
-        ("A100-80GB", "gpu=L50S", "gpu=L50S: its bandwidth is not known; did you mean L40S?"),
-        ("A100-80GB", "gpus=half", "gpus=half: write a whole number"),
-        ("A100-80GB", "sku=Standard_X", "how sku=Standard_X would do"),
+        ("A100-80GB", "accelerator=L50S", "accelerator=L50S: its bandwidth is not known; did you mean L40S?"),
+        ("A100-80GB", "accelerator_count=half", "accelerator_count=half: write a whole number"),
+        ("A100-80GB", "size=Standard_X", "how size=Standard_X would do"),
         ("A100-80GB", "max_num_seqs=0", "limits.max_num_seqs must be a whole number"),
         ("A100-80GB", "max_num_seq=4", "did you mean max_num_seqs?"),
-        (None, "gpu=L40S", "does not tell which accelerator it was calibrated on"),
+        (None, "accelerator=L40S", "does not tell which accelerator it was calibrated on"),
     ],
 )
 def test_bad_questions_exit_with_2(tmp_path: Path, accelerator: str | None, candidate: str, says: str) -> None:

@@ -125,7 +125,7 @@ def test_candidates_are_what_the_engine_says_of_each(tmp_path: Path) -> None:
             tmp_path / "e.json",
             "--replicas",
             2,
-            "--set",
+            "--shape",
             "max_num_seqs=32",
         ),
         *(
@@ -254,13 +254,13 @@ def test_the_table(tmp_path: Path, engine: Path) -> None:
         (("--trace", "none.csv", "--engine", "E"), "none.csv: cannot be read"),
         (("--trace", "T", "--engine", "none.json"), "none.json: cannot be read"),
         (("--trace", "T", "--engine", "E", "--trace-format", "vidur"), "cannot be read as 'vidur'"),
-        (("--trace", "T", "--engine", "E", "--set", "max_num_seq=4"), "did you mean max_num_seqs?"),
-        (("--trace", "T", "--engine", "E", "--set", "max_num_seqs=many"), "limits.max_num_seqs must be a whole number"),
-        (("--trace", "T", "--engine", "E", "--set", "max_num_seqs"), "is no NAME=VALUE"),
-        (("--trace", "T", "--engine", "E", "--set", "kv_tokens=4"), "is less than one block"),
+        (("--trace", "T", "--engine", "E", "--shape", "max_num_seq=4"), "did you mean max_num_seqs?"),
+        (("--trace", "T", "--engine", "E", "--shape", "max_num_seqs=many"), "limits.max_num_seqs must be a whole number"),
+        (("--trace", "T", "--engine", "E", "--shape", "max_num_seqs"), "is no NAME=VALUE"),
+        (("--trace", "T", "--engine", "E", "--shape", "kv_tokens=4"), "is less than one block"),
         (("--trace", "T", "--engine", "E", "--candidate", "replicas=0"), "replicas=0: write a whole number"),
         (("--trace", "T", "--engine", "E", "--candidate", "replicas=2,replicas=3"), "given twice"),
-        (("--trace", "T", "--engine", "E", "--candidate", "gpu=L40S,replicas=2"), "an engine file alone does not tell how gpu=L40S"),
+        (("--trace", "T", "--engine", "E", "--candidate", "accelerator=L40S,replicas=2"), "does not tell how accelerator=L40S"),
         (("--trace", "T", "--engine", "E", "--candidate", "usd_per_replica_hour=low"), "write US dollars"),
         (("--trace", "T", "--engine", "E", "--candidate", "engine=none.json"), "none.json: cannot be read"),
         (("--trace", "T", "--engine", "E", "--router", "random"), "router random: known: least_outstanding"),
@@ -318,7 +318,7 @@ def test_settings_by_their_names() -> None:
         PLAIN, iteration=replace(PLAIN.iteration, base_s=0.5), limits=replace(PLAIN.limits, max_num_seqs=2)
     )
     assert grammar.with_settings(PLAIN, {"accept_length": 2.5}).accept_length == 2.5
-    assert grammar.settings(["a=1,b=0.5", "a=true", "c=fp8"]) == {"a": True, "b": 0.5, "c": "fp8"}
+    assert grammar.settings(["a=1,b=0.5", "a=true", "c=fp8"], "--shape", []) == {"a": True, "b": 0.5, "c": "fp8"}
 
 
 def test_spans() -> None:
@@ -334,7 +334,7 @@ def test_candidates_side_by_side_are_what_each_is_alone(tmp_path: Path) -> None:
     traffic = Traffic(poisson(5.0, 20.0, 2), Objective.from_mapping({"ttft_p95_s": 0.2}))
     (tmp_path / "e.json").write_text(MODEL.to_json())
     others = ["replicas=2", "max_num_seqs=4", "replicas=3", "accept_length=2.5"]
-    tried = candidates(tmp_path / "e.json", others=others)
+    tried = candidates(tmp_path / "e.json", others=others, notes=[])
     done: list[int] = []
     together = traced.all_replayed(traffic, tried, advance=lambda: done.append(1))
     assert len(done) == len(tried)
@@ -372,8 +372,15 @@ def own(telemetry: Path, tmp_path: Path) -> Path:
 def test_candidates_from_the_store(telemetry: Path, tmp_path: Path) -> None:
     got = answer(
         *("-c", telemetry, "--endpoint", "chat", "--since", "35m", "--html", tmp_path / "p.html"),
-        *("--candidate", "replicas=2", "--candidate", "gpu=L40S,replicas=2", "--candidate", "sku=a100x2"),
-        *("--candidate", "gpu=H100", "--candidate", "gpu=T4", "--candidate", "max_num_batched_tokens=64"),
+        *("--candidate", "replicas=2", "--candidate", "accelerator=L40S,replicas=2", "--candidate", "size=a100x2"),
+        *(
+            "--candidate",
+            "accelerator=H100",
+            "--candidate",
+            "accelerator=T4",
+            "--candidate",
+            "max_num_batched_tokens=64",
+        ),
     )
     present, two, l40s, pair, h100, t4, wrong = got["candidates"]
     assert present["candidate"] == "present"
@@ -388,7 +395,7 @@ def test_candidates_from_the_store(telemetry: Path, tmp_path: Path) -> None:
         interval = candidate["prediction"]["metrics"]["itl_p95_s"]
         assert interval["low"] <= interval["mid"] <= interval["high"]
     speed = {c["candidate"]: c["prediction"]["metrics"]["itl_p50_s"]["mid"] for c in (present, h100, l40s)}
-    assert speed["gpu=H100"] < speed["present"] < speed["gpu=L40S,replicas=2"]
+    assert speed["accelerator=H100"] < speed["present"] < speed["accelerator=L40S,replicas=2"]
     truth = replay(poisson(4.0, 1200.0, 5), MODEL).itl.quantile(0.5)
     assert present["prediction"]["metrics"]["itl_p50_s"]["mid"] == pytest.approx(truth, rel=0.15)
     assert present["objective"][0]["target"] == "ttft_p95_s"
@@ -437,10 +444,16 @@ def test_objective_and_speed_are_the_callers(telemetry: Path) -> None:
     [
         (("--endpoint", "chart"), "--endpoint chart: did you mean chat?"),
         (("--endpoint", "chat", "--since", "week"), "--since week: write a span"),
-        (("--endpoint", "chat", "--candidate", "gpu=L50S"), "gpu=L50S: its bandwidth is not known; did you mean L40S?"),
-        (("--endpoint", "chat", "--candidate", "sku=a101"), "the settings' sizes do not have it; did you mean a100?"),
-        (("--endpoint", "chat", "--candidate", "sku=a100,gpu=H100"), "give one"),
-        (("--endpoint", "chat", "--candidate", "gpus=half"), "gpus=half: write a whole number"),
+        (
+            ("--endpoint", "chat", "--candidate", "accelerator=L50S"),
+            "accelerator=L50S: its bandwidth is not known; did you mean L40S?",
+        ),
+        (("--endpoint", "chat", "--candidate", "size=a101"), "the settings' sizes do not have it; did you mean a100?"),
+        (("--endpoint", "chat", "--candidate", "size=a100,accelerator=H100"), "give one"),
+        (
+            ("--endpoint", "chat", "--candidate", "accelerator_count=half"),
+            "accelerator_count=half: write a whole number",
+        ),
         (("--endpoint", "chat", "--candidate", "replicas=1.5"), "replicas=1.5: write a whole number"),
         (("--endpoint", "chat", "--candidate", "max_num_seqs=none"), "give a value"),
         (("--endpoint", "chat", "--router", "x"), "router x"),

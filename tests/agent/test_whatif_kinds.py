@@ -180,7 +180,7 @@ def test_a_stated_law_is_taken_as_it_is(tmp_path: Path, work: Workload) -> None:
 def test_single_settings_of_a_kind_can_be_changed(files: Path, work: Workload) -> None:
     got = answer(
         *("--trace", files / "t.parquet", "--engine", files / "quota.json"),
-        *("--set", "retries.tries=1", "--candidate", "tokens.per_minute=240000,max_tokens=none"),
+        *("--shape", "retries.tries=1", "--candidate", "tokens.per_minute=240000,max_tokens=none"),
         *("--candidate", f"engine={files / 'serverless.json'},billed=busy,concurrency=2,usd_per_billed_hour=7.2"),
     )
     speed = Speed(np.array([0.3, 0.4, 0.6]), np.array([0.01, 0.012, 0.02]), 0.0001)
@@ -303,7 +303,7 @@ def test_bad_files_name_file_and_field(tmp_path: Path, kind: dict[str, Any], cha
         (QUOTA, ("--autoscale", "hpa:in_flight=3,max=2"), "autoscale: there is no such setting"),
         (PTU, ("--usd-per-replica-hour", "5"), "usd_per_replica_hour: there is no such setting; did you mean usd_per_ptu_hour?"),
         (USL, ("--candidate", "cores=many"), "cores=many: write a number above 0"),
-        (USL, ("--candidate", "gpu=L40S"), "gpu: there is no such setting"),
+        (USL, ("--candidate", "accelerator=L40S"), "accelerator: there is no such setting"),
         ({**USL, "cores": None}, ("--candidate", "cores=4"), "cores: the engine file must say of how many cores its figures are"),
     ],
 )  # fmt: skip

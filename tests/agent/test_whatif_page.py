@@ -194,7 +194,8 @@ def test_the_page_of_a_trace() -> None:
 def test_the_page_of_an_endpoint() -> None:
     html = drawn(
         of_store(
-            predicted("present"), predicted("gpu=X", prediction=None, saturates=None, refused={"detail": "why not"})
+            predicted("present"),
+            predicted("accelerator=X", prediction=None, saturates=None, refused={"detail": "why not"}),
         ),
         2,
     )

@@ -62,7 +62,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         with running(write_settings(tmp_path, [endpoint])) as started:
             started.ready()
             assert flyball("pause", "-c", str(started.config)).returncode == 0
-            proposed = flyball("recommendations", "propose", "chat", "--set", "replicas=2", "-c", str(started.config))
+            proposed = flyball("recommendations", "propose", "chat", "--shape", "replicas=2", "-c", str(started.config))
             assert proposed.returncode == 0, proposed.stderr
             yield started
             assert started.stop() == 0
