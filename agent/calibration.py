@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from actuators.shape import EngineValue, Shape
+from actuators.shape import Shape
 from agent.settings import Settings
 from agent.store import Store, fleet
 from agent.whatif.stored import evidence
-from analyzers.grammar import BadQuestion
-from analyzers.hardware import find
+from analyzers.grammar import place
+from analyzers.hardware import ACCELERATORS, find
+from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict
+from analyzers.shapes import Vocabulary, shape_of
 from analyzers.whatif.calibrate import Calibrated, calibrate, calibrate_on_tests
 from collectors.loadtests import LoadTest, read
 
 SCHEMA_VERSION = 1
+#: Engine arguments that a calibration takes into account beside those that are replayed.
+_OF_TESTS = ("tensor_parallel_size", "quantization", "dtype", "model")
 
 
 def from_store(store: Store, settings: Settings, endpoint: str, since_s: float, now: float) -> Calibrated:
@@ -34,19 +38,21 @@ def from_store(store: Store, settings: Settings, endpoint: str, since_s: float, 
     return known
 
 
-def from_files(
-    files: Sequence[Path], *, model: str | None, gpu: str | None, gpus: int, engine: dict[str, EngineValue]
-) -> Calibrated:
+def tested_shape(texts: Sequence[str]) -> Shape:
+    """What load tests were made on, as ``--shape`` says it. Raises BadQuestion."""
+    shape, known = Shape(replicas=1, accelerator_count=1), Vocabulary(Catalogue(hardware=ACCELERATORS), _OF_TESTS)
+    for one in texts:
+        with place(f"--shape {one}"):
+            shape = shape_of(one, shape, known, [])
+    return shape
+
+
+def from_files(files: Sequence[Path], *, model: str | None, shape: Shape) -> Calibrated:
     """Fitted on the load tests of all ``files``, as one engine. Raises BadLoadTest, BadQuestion, CannotPredict ``NO_EVIDENCE``."""
     tests: list[LoadTest] = []
     for file in files:
         tests += read(file)
-    hardware = find(gpu) if gpu else None
-    if gpu and hardware is None:
-        raise BadQuestion(
-            f"--gpu {gpu}: no accelerator of that name is in the hardware table; leave it out, or use one that is"
-        )
-    shape = Shape(replicas=1, accelerator=hardware.name if hardware else None, accelerator_count=gpus, engine=engine)
+    hardware = find(shape.accelerator) if shape.accelerator is not None else None
     return calibrate_on_tests(tests, shape, model=model, hardware=hardware)
 
 
@@ -82,4 +88,4 @@ def _interval(values: Sequence[float]) -> dict[str, float | None]:
     return {"low": values[math.floor(0.1 * last)], "high": values[math.ceil(0.9 * last)]}
 
 
-__all__ = ["BadQuestion", "CannotPredict", "answer", "from_files", "from_store"]
+__all__ = ["CannotPredict", "answer", "from_files", "from_store", "tested_shape"]

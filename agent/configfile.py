@@ -232,6 +232,10 @@ _MESSAGES = {
 }
 
 
+#: Settings by the name that they had once.
+_RENAMED = {"price_per_hour": "usd_per_replica_hour"}
+
+
 def nearest(given: str, known: Iterable[str]) -> str:
     """What to do about an unknown name: the nearest known one, or all of them."""
     names = sorted(known)
@@ -246,6 +250,8 @@ def _problem(name: str, lines: Mapping[Loc, int], item: Mapping[str, Any], refer
     field, line, file = field_name(loc), _line(lines, loc), name
     if loc not in lines and (variable := _set_by(loc)):
         field, line, file = variable, None, _ENVIRONMENT
+    if kind == "extra_forbidden" and (now := _RENAMED.get(str(loc[-1]))) in _known_fields(loc[:-1]):
+        return Problem(file, line, field, f"is called {now} now", f"Write {now}: a price says of what it is")
     if kind == "extra_forbidden":
         return Problem(file, line, field, "is not a setting", nearest(str(loc[-1]), _known_fields(loc[:-1])))
     if kind in _MESSAGES:

@@ -82,7 +82,7 @@ def _wanted(endpoint: EndpointSettings, live: Live) -> Shape:
     if live.shape.replicas > 0 and live.ready:
         raise CannotDeploy(
             f"{endpoint.name} runs already, as {live.shape.label()}; to change it: "
-            f"flyball recommendations propose {endpoint.name} --set NAME=VALUE"
+            f"flyball recommendations propose {endpoint.name} --shape NAME=VALUE"
         )
     if live.shape.replicas > 0:  # it was up and has died: what was there comes back, adjusted as it had been
         return live.shape

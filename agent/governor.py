@@ -25,7 +25,8 @@ from agent.store import Store, control, windows
 from agent.store.control import Lead, LeaseLost
 from agent.tracing import Tracing
 from agent.watch import Watched, Watcher
-from agent.wiring import Environment, watched_of
+from agent.wiring import Environment, vocabulary_of, watched_of
+from analyzers.shapes import shape_of
 from collectors.clock import Clock
 from collectors.http import Http
 
@@ -175,11 +176,11 @@ class Governor:
         self.tracing.close()
 
 
-async def propose(store: Store, settings: Settings, endpoint: str, changes: dict[str, Any], by: str) -> str:
+async def propose(store: Store, settings: Settings, endpoint: str, changes: str, by: str, notes: list[str]) -> str:
     """A person's own wish as a recommendation, with or without a daemon; returns its id.
 
-    ``changes`` as for ``Shape.with_``. Raises ValueError where it breaks a guardrail or changes nothing, ActuatorError
-    where no plan leads there.
+    ``changes`` to the live shape, as ``analyzers.shapes`` reads them; ``notes`` takes what was read by an old name.
+    Raises ValueError where it breaks a guardrail or changes nothing, ActuatorError where no plan leads there.
     """
     clock = WallClock()
     http = Http(ca_file=settings.tls_ca_file, monotonic=clock.monotonic)
@@ -189,7 +190,7 @@ async def propose(store: Store, settings: Settings, endpoint: str, changes: dict
         live = await governor.watcher.look(watched)
         if live is None:
             raise ValueError(f"{endpoint}: its system does not say what is live; see `flyball check --live`")
-        wanted = watched.catalogue.with_size(live.shape, changes.pop("size", live.shape.size)).with_(**changes)
+        wanted = shape_of(changes, live.shape, vocabulary_of(settings, watched.settings), notes)
         return await governor.reflector.request(watched, wanted, by)
     finally:
         await http.aclose()

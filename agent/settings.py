@@ -93,7 +93,7 @@ class ShapeSettings(_Section):
 class SizeSettings(_Section):
     """One size that endpoints may run on: its price, and what decides its speed."""
 
-    price_per_hour: Dollars | None = None
+    usd_per_replica_hour: Dollars | None = None
     """US dollars per replica-hour, at the rate that you really pay. Default: unknown, and no saving is claimed."""
     cpus: float | None = Field(None, gt=0)
     """CPU cores of one replica: what carries an endpoint of kind `vm` from one size to another. Default: unknown."""
@@ -238,7 +238,7 @@ class EndpointSettings(_Section):
     """What must hold: ttft_p95_s, itl_p95_s, e2e_p99_s ... in seconds; error_rate as a share."""
     shape: ShapeSettings = ShapeSettings()
     """What it runs on, where its system cannot tell."""
-    price_per_hour: Dollars | None = None
+    usd_per_replica_hour: Dollars | None = None
     """US dollars per replica-hour, where `sizes` does not have it. Default: unknown, and no saving is claimed."""
     actuator: ActuatorSettings = ActuatorSettings()
     """The system that can change it."""

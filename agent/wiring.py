@@ -12,6 +12,7 @@ from agent.settings import EndpointSettings, Settings, SizeSettings
 from agent.watch import Watched
 from analyzers.hardware import ACCELERATORS, Hardware
 from analyzers.policy import Catalogue, Policy
+from analyzers.shapes import Vocabulary
 from collectors.base import Collector, SourceContext
 from collectors.clock import Clock
 from collectors.http import Http
@@ -67,13 +68,18 @@ def catalogue_of(settings: Settings, endpoint: EndpointSettings) -> Catalogue:
         if name in own or size.accelerator is not None
     }
     return Catalogue(
-        prices={name: size.price_per_hour for name, size in settings.sizes.items()},
+        prices={name: size.usd_per_replica_hour for name, size in settings.sizes.items()},
         built={name: (accelerator, count) for name, (accelerator, count) in built.items() if accelerator is not None},
         cpus={name: size.cpus for name, size in settings.sizes.items() if size.cpus is not None},
         hardware={**ACCELERATORS, **own},
         own_size=endpoint.shape.size,
-        own_price=endpoint.price_per_hour,
+        own_price=endpoint.usd_per_replica_hour,
     )
+
+
+def vocabulary_of(settings: Settings, endpoint: EndpointSettings) -> Vocabulary:
+    """What may be written of the endpoint's shape."""
+    return Vocabulary(catalogue_of(settings, endpoint), tuple(endpoint.policy.engine))
 
 
 def watched_of(settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Watched:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -22,17 +23,42 @@ class BadQuestion(ValueError):
     """What was asked cannot be answered as it stands: what is wrong, and what to do."""
 
 
-def pairs(text: str, option: str) -> dict[str, Value]:
-    """``gpu=L40S,replicas=2`` by name."""
+#: Names of an earlier Flyball, and what they are called now.
+RENAMED = {
+    "sku": "size",
+    "gpu": "accelerator",
+    "gpus": "accelerator_count",
+    "price_per_hour": "usd_per_replica_hour",
+    "price_per_ptu_hour": "usd_per_ptu_hour",
+    "price_per_1k_input_tokens": "usd_per_1k_input_tokens",
+    "price_per_1k_cached_input_tokens": "usd_per_1k_cached_input_tokens",
+    "price_per_1k_output_tokens": "usd_per_1k_output_tokens",
+}
+
+
+def pairs(text: str, notes: list[str]) -> dict[str, Value]:
+    """``accelerator=L40S,replicas=2`` by name. ``notes`` takes what was read by an old name. Raises BadQuestion."""
     found: dict[str, Value] = {}
     for part in text.split(","):
-        name, separator, value = (piece.strip() for piece in part.partition("="))
-        if not separator or not name or not value:
-            raise BadQuestion(f"{option} {text}: {part!r} is no NAME=VALUE; write for instance replicas=2")
+        given, separator, value = (piece.strip() for piece in part.partition("="))
+        if not separator or not given or not value:
+            raise BadQuestion(f"{part!r} is no NAME=VALUE; write for instance replicas=2")
+        name = RENAMED.get(given, given)
+        if name != given:
+            notes.append(f"{given}= is called {name}= now, and read as that")
         if name in found:
-            raise BadQuestion(f"{option} {text}: {name} is given twice; keep one")
+            raise BadQuestion(f"{name} is given twice; keep one")
         found[name] = scalar(value)
     return found
+
+
+@contextmanager
+def place(where: str) -> Iterator[None]:
+    """Whatever is wrong within is said to be wrong there."""
+    try:
+        yield
+    except BadQuestion as error:
+        raise BadQuestion(f"{where}: {error}") from error
 
 
 def scalar(text: str) -> Value:
@@ -48,9 +74,13 @@ def scalar(text: str) -> Value:
     return text
 
 
-def settings(texts: Sequence[str]) -> dict[str, Value]:
-    """The pairs of several ``--set`` together; the last one of a name counts."""
-    return {name: value for text in texts for name, value in pairs(text, "--set").items()}
+def settings(texts: Sequence[str], option: str, notes: list[str]) -> dict[str, Value]:
+    """The pairs of an option that is given several times; the last one of a name counts. Raises BadQuestion."""
+    found: dict[str, Value] = {}
+    for text in texts:
+        with place(f"{option} {text}"):
+            found |= pairs(text, notes)
+    return found
 
 
 def objective(texts: Sequence[str]) -> Objective:

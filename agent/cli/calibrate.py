@@ -16,6 +16,7 @@ from agent.cli.output import (
     fail,
     number,
     print_json,
+    read_as,
     stdout,
     table,
     text,
@@ -42,31 +43,38 @@ def calibrate(
     model: Annotated[
         str | None, typer.Option(help="With --from: the model's name, where the files do not tell.")
     ] = None,
-    gpu: Annotated[str | None, typer.Option(help="With --from: the accelerator, such as H100 or L40S.")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="With --from: accelerators of one replica.")] = 1,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="With --from: engine arguments, such as max_num_seqs=128.")
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="With --from: what was tested: accelerator=H100,accelerator_count=2,max_num_seqs=128."),
     ] = None,
+    gpu: Annotated[str | None, typer.Option(hidden=True)] = None,
+    gpus: Annotated[int | None, typer.Option(hidden=True)] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", hidden=True)] = None,
     out: Annotated[Path | None, typer.Option(help="Write ENGINE.json here, for `flyball whatif --engine`.")] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     output: OutputOption = Output.table,
 ) -> None:
     """Learn what an iteration of an engine costs, with the doubt that is left. Exit code 1 where there is too little evidence."""
     from agent import calibration
-    from agent.calibration import BadQuestion, CannotPredict
+    from agent.calibration import CannotPredict
     from analyzers import grammar
+    from analyzers.grammar import BadQuestion
     from collectors.loadtests import BadLoadTest
 
     try:
         if (endpoint is None) == (not from_):
             raise BadQuestion("give either --endpoint NAME, or --from FILE")
         if endpoint is not None:
-            if model or gpu or set_ or gpus != 1:
-                raise BadQuestion("--model, --gpu, --gpus and --set go with --from: an endpoint's shape is known")
+            if model or shape or gpu or set_ or gpus:
+                raise BadQuestion("--model and --shape go with --from: an endpoint's shape is known")
             known = _of_endpoint(endpoint, grammar.span(since), config)
         else:
-            engine = {name: v for name, v in grammar.settings(set_ or []).items() if v is not None}
-            known = calibration.from_files(from_ or [], model=model, gpu=gpu, gpus=gpus, engine=engine)
+            old = {
+                "--gpu": f"accelerator={gpu}" if gpu else None,
+                "--gpus": f"accelerator_count={gpus}" if gpus else None,
+            }
+            texts = [*(shape or []), *read_as("--shape", old | {"--set": ",".join(set_ or []) or None})]
+            known = calibration.from_files(from_ or [], model=model, shape=calibration.tested_shape(texts))
         if out is not None:
             write("--out", out, known.engine.to_json())
     except (BadQuestion, BadLoadTest) as error:

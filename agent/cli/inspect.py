@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -21,6 +21,7 @@ from agent.cli.output import (
     money,
     number,
     print_json,
+    read_as,
     stdout,
     table,
     text,
@@ -314,9 +315,10 @@ def _decide(identity: str, action: str, config: Path, plan: str | None, yes: boo
 
 def recommendations_propose(
     endpoint: Annotated[str, typer.Argument(help="The endpoint's name.")],
-    settings_: Annotated[
-        list[str], typer.Option("--set", help="replicas=2, size=NAME, or an engine limit such as max_num_seqs=64.")
-    ],
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Changes to the present one: replicas=2,size=NAME,max_num_seqs=64.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", hidden=True)] = None,
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
     """Ask for a change of your own: replayed, priced and bound to a plan like any other, inside the same policy."""
@@ -324,49 +326,30 @@ def recommendations_propose(
 
     from actuators.base import ActuatorError
     from agent.governor import propose
+    from analyzers.grammar import BadQuestion, pairs
 
-    changes = parse_shape(settings_)
+    wanted = ",".join([*(shape or []), *read_as("--shape", {"--set": ",".join(set_ or []) or None})])
+    if not wanted:
+        raise fail("give --shape, such as --shape replicas=2,max_num_seqs=64", 2)
+    notes: list[str] = []
+    try:
+        pairs(wanted, [])
+    except BadQuestion as error:
+        raise fail(f"--shape {wanted}: {error}", 2) from error
     with opened(config) as (store, settings):
         if endpoint not in [e.name for e in settings.endpoints]:
             raise fail(
                 f"no endpoint is called {endpoint}; there are: {', '.join(e.name for e in settings.endpoints)}", 2
             )
         try:
-            identity = asyncio.run(propose(store, settings, endpoint, changes, actor()))
+            identity = asyncio.run(propose(store, settings, endpoint, wanted, actor(), notes))
+        except BadQuestion as error:
+            raise fail(f"--shape {wanted}: {error}", 2) from error
         except (ValueError, ActuatorError) as error:
             raise fail(str(error)) from error
+    for note in notes:
+        console.print(f"note: {text(note)}", highlight=False)
     console.print(f"Proposed as {identity}: flyball recommendations show {identity}")
-
-
-def parse_shape(pairs: list[str]) -> dict[str, Any]:
-    """``["replicas=2", "max_num_seqs=64"]`` as changes for ``Shape.with_``. Raises ``typer.BadParameter``."""
-    changes: dict[str, Any] = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name or not value:
-            raise typer.BadParameter(f"{pair!r}: write NAME=VALUE, such as replicas=2")
-        name = name.removeprefix("engine.")
-        if name == "replicas":
-            if not value.isdigit():
-                raise typer.BadParameter(f"{pair!r}: replicas is a whole number")
-            changes[name] = int(value)
-        elif name in ("size", "accelerator"):
-            changes[name] = value
-        else:
-            changes.setdefault("engine", {})[name] = _scalar(value)
-    return changes
-
-
-def _scalar(value: str) -> int | float | bool | str:
-    if value in ("true", "false"):
-        return value == "true"
-    kinds: tuple[Callable[[str], int | float], ...] = (int, float)
-    for kind in kinds:
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
 
 
 def changes_list(

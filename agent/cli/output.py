@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -88,3 +89,17 @@ def fail(message: str, code: int = 1) -> typer.Exit:
     """Print why, and return what is to be raised."""
     console.print(f"[red]error[/red] {escape(message)}", soft_wrap=True, highlight=False)
     return typer.Exit(code)
+
+
+def read_as(now: str, old: Mapping[str, str | None]) -> list[str]:
+    """What was given by options of an earlier Flyball, as the option ``now`` takes it; each is said on standard error."""
+    given = {option: value for option, value in old.items() if value is not None}
+    for option, value in given.items():
+        console.print(f"note: {option} is read as {now} {text(value)}", highlight=False, soft_wrap=True)
+    return list(given.values())
+
+
+def renamed(option: str, value: str | None, now: str) -> None:
+    """Refuse an option whose old name meant different things: it must be said which."""
+    if value is not None:
+        raise fail(f"{option} is called {now} here: a price says of what it is", 2)

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent.cli.output import Output, OutputOption, console, fail, money, number, print_json, stdout, text, write
+from agent.cli.output import (
+    Output,
+    OutputOption,
+    console,
+    fail,
+    money,
+    number,
+    print_json,
+    renamed,
+    stdout,
+    text,
+    write,
+)
 
 if TYPE_CHECKING:
     from agent.settings import Settings
@@ -76,9 +88,12 @@ def simulate(
     api_key_env: Annotated[str | None, typer.Option(help="The environment's variable that holds the key.")] = None,
     ca_file: Annotated[Path | None, typer.Option(help="PEM of the authorities to trust.")] = None,
     objective: Annotated[list[str] | None, typer.Option(help="What must hold: ttft_p95=0.5. For goodput.")] = None,
-    price_per_hour: Annotated[float | None, typer.Option(help="US dollars, of the whole endpoint.")] = None,
-    price_input: Annotated[float | None, typer.Option(help="US dollars per million prompt tokens.")] = None,
-    price_output: Annotated[float | None, typer.Option(help="US dollars per million output tokens.")] = None,
+    usd_per_hour: Annotated[float | None, typer.Option(help="US dollars, of the whole endpoint.")] = None,
+    price_per_hour: Annotated[str | None, typer.Option(hidden=True)] = None,
+    price_input: Annotated[str | None, typer.Option(hidden=True)] = None,
+    price_output: Annotated[str | None, typer.Option(hidden=True)] = None,
+    usd_per_1k_input_tokens: Annotated[float | None, typer.Option(help="US dollars per 1,000 prompt tokens.")] = None,
+    usd_per_1k_output_tokens: Annotated[float | None, typer.Option(help="US dollars per 1,000 output tokens.")] = None,
     max_rate: Annotated[float | None, typer.Option(help="Never more requests per second.")] = None,
     max_requests: Annotated[int | None, typer.Option(help="Never more requests.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Never more tokens, of prompts and outputs.")] = None,
@@ -104,6 +119,9 @@ def simulate(
     output: OutputOption = Output.table,
 ) -> None:
     """Send traffic to a server and measure it at the socket. Exit code 3: the client was the bottleneck; the figures are not valid."""
+    renamed("--price-per-hour", price_per_hour, "--usd-per-hour")
+    renamed("--price-input", price_input, "--usd-per-1k-input-tokens (US dollars per 1,000, no longer per million)")
+    renamed("--price-output", price_output, "--usd-per-1k-output-tokens (US dollars per 1,000, no longer per million)")
     from agent.simulate.asked import Caps, Options, Prices
     from agent.simulate.options import Given
 
@@ -111,7 +129,7 @@ def simulate(
         url=url, model=model, api=api, endpoint=endpoint, config=config, headers=header or [], api_key_env=api_key_env,
         ca_file=ca_file, trace=trace, trace_format=trace_format, like=like, since=since, max_concurrency=max_concurrency,
         timeout_s=timeout, exact_output=exact_output, extra=extra, objective=objective or [],
-        prices=Prices(price_per_hour, price_input, price_output),
+        prices=Prices(usd_per_hour, usd_per_1k_input_tokens, usd_per_1k_output_tokens),
         caps=Caps(max_rate, max_requests, max_tokens, max_usd, max_error_rate), workers=workers, ray=ray,
         allow_production=allow_production,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from agent.cli.output import (
     money,
     number,
     print_json,
+    read_as,
     stdout,
     text,
     write,
@@ -41,14 +42,16 @@ def add(app: typer.Typer) -> None:
 
 def tune(
     endpoint: Annotated[str, typer.Option(help="The endpoint of the settings whose system deploys the shapes.")],
-    candidates: Annotated[
+    candidate: Annotated[
         list[str] | None,
         typer.Option(
             help="A shape to try, as changes to the present one: replicas=2,max_num_seqs=64. May be given again."
         ),
     ] = None,
+    candidates: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
     space: Annotated[
-        Path | None, typer.Option(help="YAML with lists under replicas, size and engine: every combination is a shape.")
+        Path | None,
+        typer.Option(help="YAML with lists under replicas, size, engine and so on: every combination is a shape."),
     ] = None,
     objective: Annotated[
         list[str] | None, typer.Option(help="What must hold: ttft_p95=0.5. Default: the endpoint's own.")
@@ -107,7 +110,10 @@ def tune(
     try:
         store.upgrade()
         shaped = _Options(
-            candidates or [],
+            [
+                *(candidate or []),
+                *(one for text_ in candidates or [] for one in read_as("--candidate", {"--candidates": text_})),
+            ],
             space,
             objective or [],
             rate,
@@ -200,10 +206,10 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
     from agent.clock import WallClock
     from agent.tune import asked as questions
     from agent.tune.run import present
-    from agent.whatif.stored import changed
-    from agent.wiring import catalogue_of
+    from agent.wiring import vocabulary_of
     from analyzers import grammar as words
     from analyzers.objective import Objective
+    from analyzers.shapes import shape_of
 
     endpoint = settings.endpoint(name)
     if abandon:
@@ -218,10 +224,16 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
     words.positive(given.load.think_s, "--think", zero=True)
     questions.check_load(given.load)
     shape = await present(store, settings, endpoint, http, WallClock())
-    catalogue = catalogue_of(settings, endpoint)
-    shapes = [(one, changed(one, shape, catalogue, "--candidates")) for one in given.candidates]
+    known = vocabulary_of(settings, endpoint)
+    notes: list[str] = []
+    shapes = []
+    for one in given.candidates:
+        with words.place(f"--candidate {one}"):
+            shapes.append((one, shape_of(one, shape, known, notes)))
+    for note in notes:
+        console.print(f"note: {text(note)}", highlight=False, soft_wrap=True)
     if given.space is not None:
-        shapes += questions.space(given.space, shape, catalogue)
+        shapes += questions.space(given.space, shape, known)
     wanted = words.objective(given.objective) if given.objective else endpoint.wanted()
     if not wanted.targets:
         raise words.BadQuestion(

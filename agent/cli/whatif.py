@@ -21,6 +21,8 @@ from agent.cli.output import (
     money,
     number,
     print_json,
+    read_as,
+    renamed,
     stdout,
     text,
     write,
@@ -42,8 +44,8 @@ class Asked:
     trace_format: str | None
     engine: Path | None
     replicas: int | None
-    set: list[str]
-    price_per_hour: float | None
+    shape: list[str]
+    usd_per_replica_hour: float | None
     fleet: Path | None
     autoscale: str | None
     cold_start: float | None
@@ -61,7 +63,7 @@ class Asked:
 
 #: Options of one form that say nothing in the other.
 _OF_TRACES = (
-    "trace_format", "engine", "replicas", "set", "price_per_hour", "fleet", "autoscale", "cold_start", "timeout", "requests_out",
+    "trace_format", "engine", "replicas", "shape", "usd_per_replica_hour", "fleet", "autoscale", "cold_start", "timeout", "requests_out",
 )  # fmt: skip
 _OF_ENDPOINTS = ("since",)
 
@@ -89,7 +91,10 @@ def whatif(
     router: Annotated[
         str | None, typer.Option(help="round_robin, least_outstanding or prefix_aware. Default: round_robin.")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="An engine setting: max_num_seqs=64.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="The first candidate, as changes to the engine file: max_num_seqs=64.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", hidden=True)] = None,
     fleet: Annotated[
         Path | None,
         typer.Option(help="FLEET.json: replicas that come and go by a schedule, failures or an autoscaler."),
@@ -105,15 +110,16 @@ def whatif(
     candidate: Annotated[
         list[str] | None,
         typer.Option(
-            help="What else to try, as changes: replicas=2,max_num_seqs=64; gpu=L40S,gpus=2 (of an endpoint, or a calibrated engine); "
-            "of an endpoint also sku=NAME; of a trace also engine=FILE, fleet=FILE, autoscale=..., price_per_hour=."
+            help="What else to try, as changes: replicas=2,max_num_seqs=64; accelerator=L40S,accelerator_count=2; of an endpoint also "
+            "size=NAME; of a trace also engine=FILE, fleet=FILE, autoscale=..., usd_per_replica_hour=."
         ),
     ] = None,
     objective: Annotated[
         list[str] | None,
         typer.Option(help="What must hold: ttft_p95=0.5 (seconds). Default: none; of an endpoint its own."),
     ] = None,
-    price_per_hour: Annotated[float | None, typer.Option(help="US dollars per replica-hour.")] = None,
+    usd_per_replica_hour: Annotated[float | None, typer.Option(help="US dollars per replica-hour.")] = None,
+    price_per_hour: Annotated[str | None, typer.Option(hidden=True)] = None,
     timeout: Annotated[float | None, typer.Option(help="Clients give up after so many seconds.")] = None,
     speed: Annotated[float | None, typer.Option(help="Requests arrive so many times as fast.")] = None,
     requests_out: Annotated[
@@ -128,10 +134,12 @@ def whatif(
     from analyzers.prediction import CannotPredict
     from collectors.traces import BadTrace
 
+    shapes = [*(shape or []), *read_as("--shape", {"--set": ",".join(set_ or []) or None})]
     given = Asked(
-        trace, trace_format, engine, replicas, set_ or [], price_per_hour, fleet, autoscale, cold_start, timeout, requests_out,
+        trace, trace_format, engine, replicas, shapes, usd_per_replica_hour, fleet, autoscale, cold_start, timeout, requests_out,
         endpoint, since, candidate or [], router, objective or [], speed, html, config,
     )  # fmt: skip
+    renamed("--price-per-hour", price_per_hour, "--usd-per-replica-hour")
     try:
         _check(given)
         answer, outcomes, arrival_s = _from_trace(given) if given.trace is not None else _from_store(given)
@@ -179,8 +187,9 @@ def _from_trace(given: Asked) -> tuple[Answer, list[Outcome], Floats]:
         given.engine,
         replicas=given.replicas,
         router=given.router,
-        settings=grammar.settings(given.set),
-        price_per_hour=given.price_per_hour,
+        settings=grammar.settings(given.shape, "--shape", notes),
+        notes=notes,
+        usd_per_replica_hour=given.usd_per_replica_hour,
         fleet=given.fleet,
         autoscale=given.autoscale,
         cold_start=given.cold_start,
@@ -206,7 +215,8 @@ def _from_store(given: Asked) -> tuple[Answer, list[Outcome], None]:
     since_s, chosen = grammar.span(given.since or "7d"), router_named(given.router or "round_robin")
     with opened(given.config) as (store, settings), progress("predicting", 1 + len(given.candidate)) as advance:
         found = stored.evidence(store, settings, given.endpoint, since_s, WallClock().now())
-        tried = stored.shapes(found, given.candidate)
+        notes: list[str] = []
+        tried = stored.shapes(found, given.candidate, notes)
         objective = (
             grammar.objective(given.objective) if given.objective else settings.endpoint(given.endpoint).wanted()
         )
@@ -214,7 +224,7 @@ def _from_store(given: Asked) -> tuple[Answer, list[Outcome], None]:
             found, objective, seed=settings.decide.seed, speed=speed, router=chosen, curves=given.html is not None
         )
         outcomes = stored.all_predicted(tried, on, advance)
-    return stored.answer(found, on, outcomes), outcomes, None
+    return stored.answer(found, on, outcomes, notes), outcomes, None
 
 
 @contextmanager
@@ -261,7 +271,7 @@ def print_answer(answer: Mapping[str, Any]) -> None:
         made.add_row(
             str(row.number),
             text(row.name.replace(",", ", ")) + "".join(f"\n[dim]{text(line)}[/dim]" for line in _beside(row) if wide),
-            _dollars(row.cost_per_hour),
+            _dollars(row.usd_per_hour),
             *(_figure(row.figures.get(name), wide) for name in metrics),
             *([number(row.goodput_per_s)] if goodput else []),
             _saturates(row),

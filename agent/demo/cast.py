@@ -82,7 +82,7 @@ def settings(urls: dict[str, str], slack_host: str, port: int) -> str:
     """The demo's flyball.yaml: the product's own settings, with everything that takes an hour taking seconds."""
     sizes = {
         name: {
-            "price_per_hour": price,
+            "usd_per_replica_hour": price,
             "bandwidth_gb_s": size.bandwidth_gb_s,
             "tflops_bf16": size.tflops,
             "memory_gb": MEMORY_GB[name],

@@ -13,6 +13,7 @@ import numpy as np
 
 from agent.simulate.profile import Shape, shape_of
 from analyzers.grammar import BadQuestion, positive
+from analyzers.money import Tariff, Unit
 from analyzers.objective import Objective
 from collectors.openai import Api
 from collectors.plan import Arrivals, Lengths, Rates, arrivals_of
@@ -31,11 +32,21 @@ _MOST_RAMP_S = 1.0
 class Prices:
     """US dollars. None: unknown."""
 
-    per_hour: float | None = None
+    usd_per_hour: float | None = None
     """Of the whole endpoint."""
-    input_per_million: float | None = None
-    """Tokens."""
-    output_per_million: float | None = None
+    usd_per_1k_input_tokens: float | None = None
+    usd_per_1k_output_tokens: float | None = None
+
+    @property
+    def tariff(self) -> Tariff:
+        return Tariff.of(
+            {
+                Unit.HOUR: self.usd_per_hour,
+                Unit.INPUT_1K: self.usd_per_1k_input_tokens,
+                Unit.OUTPUT_1K: self.usd_per_1k_output_tokens,
+            },
+            "options",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,13 +202,13 @@ def _observed(given: Given, options: Options, settings: Settings | None, like: E
 
 def _prices(given: Prices, settings: Settings | None, endpoint: EndpointSettings | None) -> Prices:
     """As given, else what the settings say of the endpoint's hour."""
-    for name in ("per_hour", "input_per_million", "output_per_million"):
-        positive(getattr(given, name), f"--price-{name.replace('_', '-')}", zero=True)
+    for name in ("usd_per_hour", "usd_per_1k_input_tokens", "usd_per_1k_output_tokens"):
+        positive(getattr(given, name), f"--{name.replace('_', '-')}", zero=True)
     if given != Prices() or settings is None or endpoint is None:
         return given
     from agent.wiring import catalogue_of
 
-    return Prices(per_hour=catalogue_of(settings, endpoint).per_hour(_shape(settings, endpoint)))
+    return Prices(usd_per_hour=catalogue_of(settings, endpoint).per_hour(_shape(settings, endpoint)))
 
 
 def _shape(settings: Settings, endpoint: EndpointSettings) -> PaidShape:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from agent.simulate.asked import Traffic
 from analyzers.grammar import BadQuestion
+from analyzers.money import Used
 from analyzers.tuning.judge import SentLoad
 from collectors.traffic.account import Counting
 from collectors.traffic.asking import Asking
@@ -102,16 +103,8 @@ def _workers(asked: int | None, chunks: float, nodes: Mapping[str, int] | None) 
 
 def cost(traffic: Traffic, seconds: float, prompt_tokens: float | None, output_tokens: float) -> float | None:
     """US dollars: of reserved capacity for so long, and of tokens where they are paid for. None: no price is known."""
-    prices = traffic.prices
-    parts: list[float] = []
-    if prices.per_hour is not None:
-        parts.append(prices.per_hour * seconds / 3600)
-    for price, tokens in ((prices.input_per_million, prompt_tokens), (prices.output_per_million, output_tokens)):
-        if price is not None:
-            if tokens is None:
-                return None
-            parts.append(price * tokens / 1e6)
-    return sum(parts) if parts else None
+    used = Used(hours=seconds / 3600, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+    return traffic.prices.tariff.cost(used).usd
 
 
 def check_caps(traffic: Traffic, found: Estimate) -> None:
@@ -119,7 +112,7 @@ def check_caps(traffic: Traffic, found: Estimate) -> None:
     caps = traffic.caps
     if caps.usd is not None and found.usd is None:
         raise BadQuestion(
-            "--max-usd: no price is known; give --price-per-hour, or --price-input and --price-output per million"
+            "--max-usd: no price is known; give --usd-per-hour, or --usd-per-1k-input-tokens and --usd-per-1k-output-tokens"
         )
     if caps.rate is not None and (traffic.peak_rate or 0.0) > caps.rate:
         raise BadQuestion(f"--max-rate {caps.rate:g}: this load peaks at {traffic.peak_rate:g} requests a second")

@@ -47,7 +47,7 @@ def _recommended(best: Trial, trials: Sequence[Trial], asked: Asked) -> dict[str
     carries, cost = best.carries or 0.0, best.cost_per_1k()
     if asked.demand is not None and carries < asked.demand:
         why = f"none carries {asked.demand:g} requests/s within the objective; this one carries most"
-    elif asked.demand is not None and best.price_per_hour is not None:
+    elif asked.demand is not None and best.usd_per_hour is not None:
         why = f"the cheapest that carries {asked.demand:g} requests/s within the objective"
     elif asked.demand is not None:
         why = f"the fewest replicas that carry {asked.demand:g} requests/s within the objective; no price is known"
@@ -78,7 +78,7 @@ def _trial(trial: Trial, asked: Asked) -> dict[str, Any]:
         "shape": trial.shape.as_dict(),
         "state": trial.state,
         "why": trial.why,
-        "price_per_hour": trial.price_per_hour,
+        "usd_per_hour": trial.usd_per_hour,
         "promised_per_s": trial.promised,
         "carries_per_s": trial.carries,
         "below_per_s": limit.high if limit is not None else None,

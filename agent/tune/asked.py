@@ -14,14 +14,13 @@ from typing import Any
 import yaml
 
 from actuators.shape import Shape
-from analyzers.grammar import BadQuestion, nearest, whole
+from analyzers.grammar import BadQuestion, nearest, place
 from analyzers.objective import Objective
-from analyzers.policy import Catalogue
+from analyzers.shapes import FIELDS, Vocabulary, changed_shape
 from collectors.plan import Lengths
 
 #: A space with more shapes than these is a slip of the pen.
 MOST_CANDIDATES = 200
-_SPACE = ("replicas", "size", "engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +123,8 @@ def check_load(load: Load) -> None:
         raise BadQuestion(f"--prefix-tokens {load.prefix_tokens}: give a number of 0 or more")
 
 
-def space(path: Path, present: Shape, catalogue: Catalogue) -> list[tuple[str, Shape]]:
-    """Every combination of a space file: lists under ``replicas``, ``size`` and ``engine.NAME``. Raises BadQuestion."""
+def space(path: Path, present: Shape, known: Vocabulary) -> list[tuple[str, Shape]]:
+    """Every combination of a space file: lists under a shape's names and, under ``engine``, those of engine arguments. Raises BadQuestion."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -140,20 +139,22 @@ def space(path: Path, present: Shape, catalogue: Catalogue) -> list[tuple[str, S
     found: list[tuple[str, Shape]] = []
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
-        shape = present
-        for name, value in chosen.items():
-            shape = _with(shape, name, value, catalogue, path)
+        with place(f"--space {path}"):
+            shape = changed_shape(chosen, present, known)
         found.append((",".join(f"{name.removeprefix('engine.')}={value}" for name, value in chosen.items()), shape))
     return found
 
 
 def _axes(path: Path, data: Any) -> dict[str, list[Any]]:
     if not isinstance(data, dict) or not data:
-        raise BadQuestion(f"--space {path}: write lists under {', '.join(_SPACE)}, such as `replicas: [1, 2]`")
+        raise BadQuestion(
+            f"--space {path}: write lists under {', '.join(FIELDS)} or engine, such as `replicas: [1, 2]`"
+        )
     axes: dict[str, list[Any]] = {}
     for name, values in data.items():
-        if name not in _SPACE:
-            raise BadQuestion(f"--space {path}: {name} is no part of a space; {nearest(str(name), _SPACE)}")
+        if name not in (*FIELDS, "engine"):
+            known = (*FIELDS, "engine")
+            raise BadQuestion(f"--space {path}: {name} is no part of a space; {nearest(str(name), known)}")
         if name != "engine":
             axes[name] = _list(path, name, values)
         elif not isinstance(values, dict) or not values:
@@ -173,18 +174,6 @@ def _is_value(value: Any) -> bool:
     return isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _with(shape: Shape, name: str, value: Any, catalogue: Catalogue, path: Path) -> Shape:
-    if name == "replicas":
-        return shape.with_(replicas=whole(value, f"--space {path}: replicas"))
-    if name == "size":
-        if value != shape.size and value not in catalogue.prices:
-            raise BadQuestion(
-                f"--space {path}: size {value}: the settings' sizes do not have it; {nearest(str(value), catalogue.prices)}"
-            )
-        return catalogue.with_size(shape, str(value))
-    return shape.with_(engine={name.removeprefix("engine."): value})
-
-
 def distinct(candidates: Sequence[tuple[str, Shape]]) -> tuple[tuple[str, Shape], ...]:
     """Each shape once, by its first name. Raises BadQuestion on none, and on too many."""
     found: dict[str, tuple[str, Shape]] = {}
@@ -192,7 +181,7 @@ def distinct(candidates: Sequence[tuple[str, Shape]]) -> tuple[tuple[str, Shape]
         found.setdefault(json.dumps(shape.as_dict(), sort_keys=True), (name, shape))
     if not found:
         raise BadQuestion(
-            "give shapes to try: --candidates replicas=2,max_num_seqs=64 (again and again), or --space FILE"
+            "give shapes to try: --candidate replicas=2,max_num_seqs=64 (again and again), or --space FILE"
         )
     if len(found) > MOST_CANDIDATES:
         raise BadQuestion(f"{len(found)} shapes are more than {MOST_CANDIDATES}: each one is deployed; ask for fewer")

@@ -17,14 +17,14 @@ from analyzers.tuning.choose import Trial, doubt
 UNDER_WAY = "under way"
 
 
-def trial_of(row: tunes.Row, price_per_hour: float | None) -> Trial:
-    """``price_per_hour``: US dollars of the whole shape; None: unknown."""
+def trial_of(row: tunes.Row, usd_per_hour: float | None) -> Trial:
+    """``usd_per_hour``: US dollars of the whole shape; None: unknown."""
     body: Mapping[str, Any] = row["body"]
     return Trial(
         number=row["number"],
         name=row["name"],
         shape=Shape.from_dict(row["shape"]),
-        price_per_hour=price_per_hour,
+        usd_per_hour=usd_per_hour,
         state=row["state"],
         why=row["why"],
         promised=body.get("promised"),
@@ -43,7 +43,7 @@ def told(db: sa.Connection, identity: str) -> dict[str, Any] | None:
     result: dict[str, Any] | None = row["result"]
     if result is not None:
         return result
-    trials = [trial_of(r, r["body"].get("price_per_hour")) for r in tunes.trials(db, identity)]
+    trials = [trial_of(r, r["body"].get("usd_per_hour")) for r in tunes.trials(db, identity)]
     ended = UNDER_WAY if row["state"] == "running" else str(row["state"])
     return answer(Asked.from_dict(row["question"]), row, trials, ended, doubt(trials))
 

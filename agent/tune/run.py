@@ -26,6 +26,7 @@ from agent.tune.kept import trial_of
 from agent.tune.trial import Bench, Ended, TrialFailed, run
 from agent.watch import Watched
 from agent.wiring import Environment, catalogue_of, watched_of
+from analyzers.money import Tariff, Unit, Used
 from analyzers.tuning import choose
 from analyzers.tuning.choose import Trial
 from analyzers.tuning.learn import FittedTrial, learn, promised, traffic
@@ -53,7 +54,8 @@ class Estimate:
 def estimate(asked: Asked, settings: Settings) -> Estimate:
     each = _DEPLOY_S + _LOADS * asked.effort.step_s * _OVERHEAD
     prices = [price_of(settings, asked.endpoint, shape) for _, shape in asked.candidates]
-    usd = None if any(p is None for p in prices) else sum(p * each / 3600 for p in prices if p is not None)
+    costs = [Tariff.of({Unit.HOUR: p}).cost(Used(hours=each / 3600)).usd for p in prices]
+    usd = None if None in costs else sum(c for c in costs if c is not None)
     return Estimate(len(asked.candidates) * each / 60, usd)
 
 

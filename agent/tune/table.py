@@ -34,7 +34,7 @@ def _row(trial: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
         _number(trial["promised_per_s"]),
         "-" if trial["users"] is None else f"{trial['users']:.0f}",
         *targets,
-        _money(trial["price_per_hour"]),
+        _money(trial["usd_per_hour"]),
         _money(trial["cost_per_1k_output_tokens_usd"]),
         *(_serves(trial["serves"][n]) for n in _counts(found)),
     ]

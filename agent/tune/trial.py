@@ -132,7 +132,7 @@ class Bench:
             exact_output=load.exact_output,
             timeout_s=patience_s,
             allow_production=self.allow_production,
-            prices=Prices(per_hour=trial.price_per_hour),
+            prices=Prices(usd_per_hour=trial.usd_per_hour),
         )
         options = replace(
             options,

@@ -30,22 +30,23 @@ def candidates(
     replicas: int | None = None,
     router: str | None = None,
     settings: Mapping[str, Value] | None = None,
-    price_per_hour: float | None = None,
+    usd_per_replica_hour: float | None = None,
     fleet: Path | None = None,
     autoscale: str | None = None,
     cold_start: float | None = None,
     others: Sequence[str] = (),
     timeout_s: float | None = None,
+    notes: list[str],
 ) -> list[Candidate]:
     """The engine file's system with the options, then each of ``others``: ``replicas=2,max_num_seqs=64``, changes to the first.
 
-    timeout_s: of the traffic; a system that does not simulate it is refused. Raises BadQuestion.
+    timeout_s: of the traffic; a system that does not simulate it is refused. notes: takes what a reader must know. Raises BadQuestion.
     """
-    scaler = {} if autoscale is None else _scaler(autoscale)
+    scaler = {} if autoscale is None else _scaler(autoscale, notes)
     options = {
         "replicas": replicas,
         "router": router,
-        "price_per_hour": grammar.positive(price_per_hour, "--price-per-hour", zero=True),
+        "usd_per_replica_hour": grammar.positive(usd_per_replica_hour, "--usd-per-replica-hour", zero=True),
         "fleet": None if fleet is None else str(fleet),
         "cold_start": grammar.positive(cold_start, "--cold-start", zero=True),
     }
@@ -54,7 +55,7 @@ def candidates(
     place = "" if isinstance(system, Engines) else f"{engine}: "
     name = _name(system, engine, options, settings or {}, autoscale)
     first = Candidate(name, _changed(system, {**options, **scaler, **(settings or {})}, place))
-    tried = [first, *(_other(first, text) for text in others)]
+    tried = [first, *(_other(first, text, notes) for text in others)]
     if timeout_s is not None and (deaf := next((c for c in tried if not c.system.heeds_timeout), None)):
         raise BadQuestion(
             f"--timeout: clients that give up are not simulated on the kind {deaf.system.kind} ({deaf.name}); leave one of the two out"
@@ -62,9 +63,10 @@ def candidates(
     return tried
 
 
-def _scaler(text: str) -> dict[str, Value]:
+def _scaler(text: str, notes: list[str]) -> dict[str, Value]:
     """``hpa:in_flight=8,min=1`` as changes to a system. Raises BadQuestion on what is no setting of this autoscaler."""
-    changes = grammar.pairs(f"autoscale={text}", "--autoscale")
+    with grammar.place(f"--autoscale {text}"):
+        changes = grammar.pairs(f"autoscale={text}", notes)
     kind = str(changes["autoscale"]).partition(":")[0]
     try:
         fleets.check_settings(kind, [name for name in changes if name != "autoscale"])
@@ -77,7 +79,7 @@ def _name(
     system: System, engine: Path, options: Mapping[str, Value], settings: Mapping[str, Value], autoscale: str | None
 ) -> str:
     """``2 replicas, max_num_seqs=32``."""
-    replicas, hidden = options.get("replicas", 1), {"router", "price_per_hour", "fleet"}
+    replicas, hidden = options.get("replicas", 1), {"router", "usd_per_replica_hour", "fleet"}
     if not isinstance(system, Engines):
         parts = [engine.stem]
     elif autoscale is None and "fleet" not in options:
@@ -90,8 +92,9 @@ def _name(
     return ", ".join([*parts, *(f"{name}={value}" for name, value in shown.items())])
 
 
-def _other(first: Candidate, text: str) -> Candidate:
-    changes = grammar.pairs(text, "--candidate")
+def _other(first: Candidate, text: str, notes: list[str]) -> Candidate:
+    with grammar.place(f"--candidate {text}"):
+        changes = grammar.pairs(text, notes)
     file = changes.pop("engine", None)
     system = first.system if file is None else engine_file(Path(str(file)))
     if file is not None and isinstance(system, Engines) and isinstance(first.system, Engines):

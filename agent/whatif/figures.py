@@ -54,7 +54,7 @@ def of(candidate: Candidate, ran: Ran, traffic: Traffic) -> dict[str, Any]:
         "used": dict(got.used),
         "gauges": dict(got.gauges),
         "cost_usd": cost,
-        "cost_per_hour": None if cost is None or not hours else cost / hours,
+        "usd_per_hour": None if cost is None or not hours else cost / hours,
         "simulated_s": got.simulated_s,
         "saturated": got.saturated,
         "saturates": float(got.saturated) if ran.prediction is None else ran.prediction.saturates,
@@ -68,7 +68,7 @@ def refused(candidate: Candidate, why: CannotPredict, traffic: Traffic) -> dict[
     """The same names, with nothing claimed."""
     unknown = (
         *_COUNTS, "requests_per_s", "output_tokens_per_s", "goodput_per_s", "running_mean", "waiting_mean", "kv_usage_max",
-        "replica_hours", "replicas_max", "replica_timeline", "cost_usd", "cost_per_hour", "simulated_s", "saturated", "saturates",
+        "replica_hours", "replicas_max", "replica_timeline", "cost_usd", "usd_per_hour", "simulated_s", "saturated", "saturates",
         "prediction", "meets_objective", "wall_s", "compile_s",
     )  # fmt: skip
     targets = [{"target": t.name, "limit": t.limit, "value": None, "met": None} for t in traffic.objective.targets]

@@ -18,15 +18,16 @@ from agent.store import Store, changes, fleet, windows
 from agent.whatif.figures import SCHEMA_VERSION, Curves, Outcome, curve, meets
 from agent.whatif.parallel import each
 from agent.whatif.table import SATURATED
-from agent.wiring import catalogue_of
+from agent.wiring import catalogue_of, vocabulary_of
 from analyzers import grammar
-from analyzers.grammar import BadQuestion, Value
+from analyzers.grammar import BadQuestion
 from analyzers.hardware import find
 from analyzers.kinds.base import Basis, Calibration, Kind
 from analyzers.kinds.registry import KINDS
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict, Prediction
+from analyzers.shapes import Vocabulary, shape_of
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.engine import Router
 from analyzers.whatif.predict import Ensemble, replicas_of
@@ -50,6 +51,8 @@ class Telemetry:
     error: Mapping[str, float]
     """The ledger's, by metric."""
     catalogue: Catalogue
+    vocabulary: Vocabulary
+    """What may be written of its shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, no
         since_change=tuple(w for w in rows if w.start >= settled),
         error=error,
         catalogue=catalogue_of(settings, chosen),
+        vocabulary=vocabulary_of(settings, chosen),
     )
 
 
@@ -127,51 +131,13 @@ def question(
 # -- candidates ---------------------------------------------------------------------------------------------------------
 
 
-def shapes(found: Telemetry, texts: Sequence[str]) -> list[tuple[str, Shape]]:
-    """Names and shapes: the present one first, then each ``gpu=L40S,replicas=2`` as changes to it. Raises BadQuestion."""
-    return [("present", found.shape), *((text, changed(text, found.shape, found.catalogue)) for text in texts)]
-
-
-def changed(text: str, shape: Shape, catalogue: Catalogue, option: str = "--candidate") -> Shape:
-    """``shape`` with the changes of ``gpu=L40S,replicas=2``. Raises BadQuestion."""
-    wanted = grammar.pairs(text, option)
-    sku, gpu = wanted.pop("sku", None), wanted.pop("gpu", None)
-    if sku is not None and gpu is not None:
-        raise BadQuestion(f"{option} {text}: sku and gpu both say what it runs on; give one")
-    if sku is not None:
-        shape = _on_size(shape, str(sku), catalogue)
-    if gpu is not None:
-        shape = _on_gpu(shape, str(gpu), wanted.get("gpus"), catalogue)
-    if "gpus" in wanted:
-        shape = shape.with_(accelerator_count=grammar.whole(wanted.pop("gpus"), "gpus"))
-    if "replicas" in wanted:
-        shape = shape.with_(replicas=grammar.whole(wanted.pop("replicas"), "replicas"))
-    empty = [name for name, value in wanted.items() if value is None]
-    if empty:
-        raise BadQuestion(f"{option} {text}: {empty[0]}: give a value")
-    return shape.with_(engine={name: value for name, value in wanted.items() if value is not None})
-
-
-def _on_size(shape: Shape, size: str, catalogue: Catalogue) -> Shape:
-    if size != shape.size and size not in catalogue.prices:
-        raise BadQuestion(f"sku={size}: the settings' sizes do not have it; {grammar.nearest(size, catalogue.prices)}")
-    return catalogue.with_size(shape, size)
-
-
-def _on_gpu(shape: Shape, gpu: str, count: Value, catalogue: Catalogue) -> Shape:
-    """On that accelerator: as the one size of the settings that has it, where there is just one; else without a size or price."""
-    row = find(gpu, catalogue.hardware)
-    if row is None:
-        raise BadQuestion(f"gpu={gpu}: its bandwidth is not known; {grammar.nearest(gpu, catalogue.hardware)}")
-    of_it = [
-        size
-        for size, (accelerator, n) in catalogue.built.items()
-        if find(accelerator, catalogue.hardware) == row and count in (None, n)
-    ]
-    if len(of_it) == 1:
-        return catalogue.with_size(shape, of_it[0])
-    same = shape.accelerator is not None and find(shape.accelerator, catalogue.hardware) == row
-    return shape if same else shape.with_(size=None, accelerator=row.name)
+def shapes(found: Telemetry, texts: Sequence[str], notes: list[str]) -> list[tuple[str, Shape]]:
+    """Names and shapes: the present one first, then each ``accelerator=L40S,replicas=2`` as changes to it. Raises BadQuestion."""
+    tried = [("present", found.shape)]
+    for text in texts:
+        with grammar.place(f"--candidate {text}"):
+            tried.append((text, shape_of(text, found.shape, found.vocabulary, notes)))
+    return tried
 
 
 def _price(shape: Shape, present: Shape, catalogue: Catalogue) -> float | None:
@@ -199,7 +165,7 @@ def predicted(on: Question, named: tuple[str, Shape]) -> Outcome:
         "candidate": name,
         "label": shape.label(),
         "shape": shape.as_dict(),
-        "cost_per_hour": _price(shape, on.basis.present, on.basis.catalogue),
+        "usd_per_hour": _price(shape, on.basis.present, on.basis.catalogue),
         "prediction": None,
         "saturates": None,
         **judged(None, on.basis.objective),
@@ -236,7 +202,7 @@ def _curves(shape: Shape, on: Question) -> Curves:
     return {"ttft_s": curve(best.distribution("ttft_s")), "itl_s": curve(best.distribution("itl_s"))}
 
 
-def answer(found: Telemetry, on: Question, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def answer(found: Telemetry, on: Question, outcomes: Sequence[Outcome], notes: Sequence[str]) -> dict[str, Any]:
     """The whole as JSON: the present shape's figures, and all of them under ``candidates``."""
     observed = [w for w in found.windows if w.coverage > 0]
     return {
@@ -258,7 +224,7 @@ def answer(found: Telemetry, on: Question, outcomes: Sequence[Outcome]) -> dict[
             "residuals": dict(on.calibrated.residuals),
             "notes": list(on.calibrated.notes),
         },
-        "notes": _notes(found, on),
+        "notes": [*notes, *_notes(found, on)],
         "candidates": [outcome.figures for outcome in outcomes],
     }
 

@@ -38,7 +38,7 @@ class Row:
     """Why nothing is claimed for it."""
     replicas: float | None
     """On average, where they change."""
-    cost_per_hour: float | None
+    usd_per_hour: float | None
     figures: Mapping[str, Figure]
     """By the objective's names, such as ``ttft_p95_s``."""
     done: tuple[int, int] | None
@@ -65,7 +65,7 @@ def _row(number: int, c: Mapping[str, Any]) -> Row:
         told=told(c) if replayed and not refused else (),
         refused=refused["detail"] if refused else None,
         replicas=_provisioned(c) if replayed else c["shape"].get("replicas"),
-        cost_per_hour=c["cost_per_hour"],
+        usd_per_hour=c["usd_per_hour"],
         figures=(_replayed(c) if replayed else {}) | _predicted(c),
         done=(c["completed"], c["requests"]) if replayed and not refused else None,
         goodput_per_s=c.get("goodput_per_s"),
@@ -146,7 +146,7 @@ def shown(answer: Mapping[str, Any]) -> list[str]:
 
 def costs(found: Sequence[Row]) -> tuple[str, dict[int, float]]:
     """What a candidate costs, by its number: US dollars an hour where a price is known for any, else replicas."""
-    priced = {row.number: row.cost_per_hour for row in found if row.cost_per_hour is not None}
+    priced = {row.number: row.usd_per_hour for row in found if row.usd_per_hour is not None}
     if priced:
         return "US dollars per hour", priced
     return "replicas", {row.number: float(row.replicas) for row in found if row.replicas is not None}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from analyzers.kinds import strict
 from analyzers.kinds.results import Ran, Result, Traffic
+from analyzers.money import Tariff, Unit, Used
 from analyzers.prediction import CannotPredict
 
 
@@ -79,10 +80,10 @@ class Described:
         return self.read(strict.changed(type(self), strict.plain(self), changes))
 
     def shape(self) -> dict[str, Any]:
-        return {name: value for name, value in strict.plain(self).items() if not name.startswith("price_")}
+        return {name: value for name, value in strict.plain(self).items() if not name.startswith("usd_")}
 
     def prices(self) -> dict[str, float]:
-        return {name: value for name, value in strict.plain(self).items() if name.startswith("price_")}
+        return {name: value for name, value in strict.plain(self).items() if name.startswith("usd_")}
 
     def run(self, traffic: Traffic) -> Ran:
         raise NotImplementedError
@@ -95,28 +96,28 @@ class Described:
 class PerToken(Described):
     """Where tokens are paid for one by one, in US dollars per 1,000. Cached prompt tokens cost as others do unless priced apart."""
 
-    price_per_1k_input_tokens: float | None = None
-    price_per_1k_cached_input_tokens: float | None = None
-    price_per_1k_output_tokens: float | None = None
+    usd_per_1k_input_tokens: float | None = None
+    usd_per_1k_cached_input_tokens: float | None = None
+    usd_per_1k_output_tokens: float | None = None
 
     def __post_init__(self) -> None:
         check_prices(self)
-        if (self.price_per_1k_input_tokens is None) != (self.price_per_1k_output_tokens is None):
-            raise ValueError(
-                "price_per_1k_input_tokens and price_per_1k_output_tokens: give both, or neither; 0 is free"
-            )
+        if (self.usd_per_1k_input_tokens is None) != (self.usd_per_1k_output_tokens is None):
+            raise ValueError("usd_per_1k_input_tokens and usd_per_1k_output_tokens: give both, or neither; 0 is free")
 
     def tokens_usd(self, used: Mapping[str, float], prefix: str = "") -> float | None:
         """Of ``prompt_tokens``, ``cached_prompt_tokens`` (of them) and ``output_tokens``, each with ``prefix`` before its name."""
         prompt, cached, output = (used[f"{prefix}{name}_tokens"] for name in ("prompt", "cached_prompt", "output"))
         if not prompt + output:
             return 0.0
-        into, out, again = (
-            self.price_per_1k_input_tokens, self.price_per_1k_output_tokens, self.price_per_1k_cached_input_tokens
-        )  # fmt: skip
-        if into is None or out is None:
-            return None
-        return ((prompt - cached) * into + cached * (into if again is None else again) + output * out) / 1000.0
+        tariff = Tariff.of(
+            {
+                Unit.INPUT_1K: self.usd_per_1k_input_tokens,
+                Unit.CACHED_INPUT_1K: self.usd_per_1k_cached_input_tokens,
+                Unit.OUTPUT_1K: self.usd_per_1k_output_tokens,
+            }
+        )
+        return tariff.cost(Used(prompt_tokens=prompt, cached_prompt_tokens=cached, output_tokens=output)).usd
 
 
 SCHEMA_VERSION = 1

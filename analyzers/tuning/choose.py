@@ -9,6 +9,7 @@ from typing import Any
 
 from actuators.shape import Shape
 from analyzers.limit_search import Limit
+from analyzers.money import Tariff, Unit, Used, per_1k_tokens
 
 #: The least doubt of a promised limit, as a share, and how much of the greatest error that was seen is added to be on the safe side.
 _LEAST_DOUBT, _SAFE = 0.25, 1.5
@@ -21,7 +22,7 @@ class Trial:
     number: int
     name: str
     shape: Shape
-    price_per_hour: float | None
+    usd_per_hour: float | None
     """US dollars of the whole shape. None: unknown."""
     state: str = "planned"
     """``planned``, ``running``, ``done``, ``failed``, ``pruned`` (need not be tried) or ``skipped`` (for want of budget)."""
@@ -42,16 +43,16 @@ class Trial:
 
     def cost_per_1k(self, rate: float | None = None) -> float | None:
         """US dollars of reserved capacity for 1000 output tokens at ``rate``, at its limit where none is given. None: unknown."""
-        return _per_1k(self.price_per_hour, self.carries if rate is None else rate, self.output_tokens)
+        return _per_1k(self.usd_per_hour, self.carries if rate is None else rate, self.output_tokens)
 
     @property
     def spent_usd(self) -> float | None:
-        return None if self.price_per_hour is None else self.price_per_hour * self.busy_s / 3600.0
+        return Tariff.of({Unit.HOUR: self.usd_per_hour}).cost(Used(hours=self.busy_s / 3600.0)).usd
 
     def as_body(self) -> Mapping[str, Any]:
         """What is kept of it beside its own columns."""
         return {
-            "price_per_hour": self.price_per_hour,
+            "usd_per_hour": self.usd_per_hour,
             "promised": self.promised,
             "output_tokens": self.output_tokens,
             "sure": self.limit.sure if self.limit is not None else None,
@@ -72,7 +73,7 @@ def _rank(trial: Trial, demand: float | None) -> tuple[float, ...]:
 
 def _ranked(trial: Trial, carries: float, tokens: float | None, demand: float | None) -> tuple[float, ...]:
     """Less is better: as if the trial carried so much, in answers of so many tokens."""
-    price = trial.price_per_hour
+    price = trial.usd_per_hour
     if demand is not None and carries < demand:
         return (1.0, -carries)
     if demand is not None:
@@ -81,10 +82,8 @@ def _ranked(trial: Trial, carries: float, tokens: float | None, demand: float | 
     return (math.inf if cost is None else cost, -carries)
 
 
-def _per_1k(price_per_hour: float | None, rate: float | None, tokens: float | None) -> float | None:
-    if price_per_hour is None or not rate or not tokens:
-        return None
-    return price_per_hour / 3600.0 / (rate * tokens) * 1000.0
+def _per_1k(usd_per_hour: float | None, rate: float | None, tokens: float | None) -> float | None:
+    return per_1k_tokens(usd_per_hour, None if not rate or not tokens else rate * tokens * 3600.0)
 
 
 def doubt(trials: Sequence[Trial]) -> float:
@@ -102,7 +101,7 @@ def hopeless(trial: Trial, leader: Trial | None, demand: float | None, doubt: fl
     # The answers are as long on each shape.
     if _ranked(trial, at_most, leader.output_tokens or 1.0, demand) <= _rank(leader, demand):
         return None
-    mine, its, number = trial.price_per_hour, leader.price_per_hour, leader.number + 1
+    mine, its, number = trial.usd_per_hour, leader.usd_per_hour, leader.number + 1
     told = "" if trial.promised is None else f"predicted to carry {trial.promised:.3g}/s, {at_most:.3g} at most: "
     if demand is not None and leader.carries >= demand:
         if at_most < demand:
@@ -129,7 +128,7 @@ def following(planned: Sequence[Trial], demand: float | None) -> Trial | None:
 def _promise(trial: Trial, demand: float | None) -> tuple[float, ...]:
     if trial.promised is None:
         return (2.0, 0.0, 0.0)
-    price = math.inf if trial.price_per_hour is None else trial.price_per_hour
+    price = math.inf if trial.usd_per_hour is None else trial.usd_per_hour
     if demand is not None:
         return (0.0, price, -trial.promised) if trial.promised >= demand else (1.0, -trial.promised, 0.0)
     return (0.0, price / trial.promised if trial.promised else math.inf, -trial.promised)

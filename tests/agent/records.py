@@ -217,7 +217,7 @@ def tune_of_two(store: Store, identity: str, *, now: float = T0, text: str = "re
         "started_by": f"cli:{text}", "started_at": now,
     }  # fmt: skip
     steps = [tune_load("single", None, 2.0), tune_load("rate", 4.0, 5.0)]
-    body = {"price_per_hour": 3.6, "promised": None, "output_tokens": 50.0, "sure": True, "steps": steps}
+    body = {"usd_per_hour": 3.6, "promised": None, "output_tokens": 50.0, "sure": True, "steps": steps}
     with store.write() as db:
         planned = [{"number": i, "name": name, "shape": shape.as_dict()} for i, (name, shape) in enumerate(two)]
         assert tunes.start(db, row, planned)

@@ -15,9 +15,9 @@ from tests.analyzers.whatif.served import windows as served
 MODEL = EngineModel(Iteration(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), Limits(128, 4096, 200_000))
 SETTINGS = """
 sizes:
-  a100: {price_per_hour: 3.5, accelerator: A100-80GB}
-  a100x2: {price_per_hour: 7.0, accelerator: A100-80GB, accelerator_count: 2}
-  l40s: {price_per_hour: 1.5, accelerator: L40S}
+  a100: {usd_per_replica_hour: 3.5, accelerator: A100-80GB}
+  a100x2: {usd_per_replica_hour: 7.0, accelerator: A100-80GB, accelerator_count: 2}
+  l40s: {usd_per_replica_hour: 1.5, accelerator: L40S}
   h100: {accelerator: H100}
 endpoints:
   - name: chat

@@ -59,7 +59,7 @@ def test_from_the_store_to_a_file_that_whatif_takes(telemetry: Path, tmp_path: P
 def test_from_load_tests(tmp_path: Path) -> None:
     file = tmp_path / "stage_0.json"
     file.write_text(json.dumps(inference_perf()))
-    found = answer("--from", file, "--model", "meta-llama/Llama-3.1-8B", "--gpu", "H100", "--set", "max_num_seqs=64")
+    found = answer("--from", file, "--model", "meta-llama/Llama-3.1-8B", "--shape", "accelerator=H100,max_num_seqs=64")
     assert found["evidence"]["observations"] == 1
     assert found["engine"]["limits"]["max_num_seqs"] == 64
     assert found["engine"]["limits"]["kv_tokens"] > 100_000
@@ -76,8 +76,12 @@ def test_from_load_tests(tmp_path: Path) -> None:
         ((), 2, "give either --endpoint NAME, or --from FILE"),
         (("--from", "none.json"), 2, "none.json"),
         (("--from", "other.json"), 2, "guidellm"),
-        (("--from", "stage.json", "--gpu", "abacus"), 2, "no accelerator of that name"),
-        (("--from", "stage.json", "--set", "max_num_seqs"), 2, "NAME=VALUE"),
+        (
+            ("--from", "stage.json", "--shape", "accelerator=abacus"),
+            2,
+            "accelerator=abacus: its bandwidth is not known",
+        ),
+        (("--from", "stage.json", "--shape", "max_num_seqs"), 2, "NAME=VALUE"),
         (("--from", "lacking.json"), 1, "it lacks"),
         (("--from", "stage.json", "--out", "no/such/folder.json"), 2, "cannot be written"),
     ],

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from typer.testing import CliRunner, Result
 
 from agent.cli import app, main, output
-from agent.cli.inspect import parse_shape
 from agent.clock import WallClock
 from agent.store import Store, changes, control, fleet, recommendations, schema
 from tests.agent.records import change_row, fill, plan, recommendation_row, shape_row
@@ -284,20 +283,12 @@ def test_what_expired_cannot_be_approved(config: Path, filled: Store) -> None:
 
 
 def test_propose_says_why_not(config: Path) -> None:
-    result = run("recommendations", "propose", "nobody", "--set", "replicas=1", "-c", config)
+    result = run("recommendations", "propose", "nobody", "--shape", "replicas=1", "-c", config)
     assert result.exit_code == 2
     assert "there are: chat" in result.stderr
-    result = run("recommendations", "propose", "chat", "--set", "replicas", "-c", config)
+    result = run("recommendations", "propose", "chat", "--shape", "replicas", "-c", config)
     assert result.exit_code == 2
     assert "NAME=VALUE" in result.stderr
-
-
-def test_shapes_as_people_write_them() -> None:
-    assert parse_shape(["replicas=2", "size=big", "max_num_seqs=64", "engine.x=0.5", "y=true", "z=fp8"]) == {
-        "replicas": 2,
-        "size": "big",
-        "engine": {"max_num_seqs": 64, "x": 0.5, "y": True, "z": "fp8"},
-    }
 
 
 def test_rollback(config: Path, filled: Store) -> None:

@@ -78,7 +78,7 @@ class House:
                         "name": name,
                         "url": "http://127.0.0.1:1",
                         "objective": {"ttft_p95_s": 5.0},
-                        "price_per_hour": 1.0,
+                        "usd_per_replica_hour": 1.0,
                         "policy": {"stable_cycles": 1, "evidence_s": 600, **(policy or {})},
                     }
                     for name in names

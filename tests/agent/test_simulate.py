@@ -66,7 +66,7 @@ def test_the_answer_has_its_schema(server: Exact) -> None:
         "fixed:10",
         "--objective",
         "ttft_p95=5",
-        "--price-per-hour",
+        "--usd-per-hour",
         "3.6",
     )
     assert answer["schema_version"] == 1
@@ -219,7 +219,7 @@ def test_a_trace_is_sent_again_faster(server: Exact, tmp_path: Path) -> None:
         (("--rate", "50", "--duration", "10", "--max-requests", "20"), "--max-requests 20"),
         (("--rate", "50", "--duration", "10", "--max-tokens", "200"), "--max-tokens 200"),
         (("--rate", "50", "--duration", "10", "--max-usd", "0.01"), "no price is known"),
-        (("--rate", "50", "--duration", "100", "--max-usd", "0.01", "--price-per-hour", "36"), "--max-usd 0.01"),
+        (("--rate", "50", "--duration", "100", "--max-usd", "0.01", "--usd-per-hour", "36"), "--max-usd 0.01"),
         (("--concurrency", "0", "--duration", "1"), "1 or more"),
     ],
 )  # fmt: skip
@@ -374,7 +374,7 @@ def settings(tmp_path: Path, server: Exact, role: str) -> Path:
     path = tmp_path / "flyball.yaml"
     path.write_text(
         f"database: 'sqlite:///{tmp_path}/f.db'\n"
-        f"endpoints:\n  - {{name: chat, url: '{server.url}', model: exact, role: {role}, price_per_hour: 3.6, shape: {{replicas: 1}}, "
+        f"endpoints:\n  - {{name: chat, url: '{server.url}', model: exact, role: {role}, usd_per_replica_hour: 3.6, shape: {{replicas: 1}}, "
         "objective: {ttft_p95_s: 5}, sources: {vllm: {}}}\n"
     )
     return path

@@ -47,11 +47,11 @@ SPEC = EmulatedSpec(
     noise=0.0,
 )
 SIZES = {
-    "emu-small": {"price_per_hour": 1.0, "accelerator": "L4", "accelerator_count": 1, "bandwidth_gb_s": 680.0, "tflops_bf16": 104.0},
-    "emu-large": {"price_per_hour": 90.0, "accelerator": "A100", "accelerator_count": 1, "bandwidth_gb_s": 1360.0, "tflops_bf16": 208.0},
+    "emu-small": {"usd_per_replica_hour": 1.0, "accelerator": "L4", "accelerator_count": 1, "bandwidth_gb_s": 680.0, "tflops_bf16": 104.0},
+    "emu-large": {"usd_per_replica_hour": 90.0, "accelerator": "A100", "accelerator_count": 1, "bandwidth_gb_s": 1360.0, "tflops_bf16": 208.0},
 }  # fmt: skip
 QUICK = ("--step-seconds", "1", "--max-steps", "2", "--precision", "0.5", "--output-tokens", "fixed:8", "-y")
-SEQS = ("--candidates", "max_num_seqs=4")
+SEQS = ("--candidate", "max_num_seqs=4")
 _LIMIT_S = 60.0
 
 
@@ -166,7 +166,7 @@ def test_killed_in_the_middle_of_a_trial_it_goes_on_with_what_was_measured(tmp_p
         before, identity = at.steps(), at.tune()["id"]
         assert at.tune()["state"] == "running"
         assert not as_was(at.shape()), "it was up in the trial's shape"
-        code, _, err = at.here("--candidates", "max_num_seqs=5", *QUICK)
+        code, _, err = at.here("--candidate", "max_num_seqs=5", *QUICK)
         assert code == 1, "another question must wait"
         assert f"tune {identity} of another question" in err
         later(at)
@@ -259,7 +259,7 @@ def test_interrupted_while_it_waits_for_somebody_else(tmp_path: Path) -> None:
 )
 def test_out_of_budget_it_ends_and_says_what_was_not_tried(tmp_path: Path, budget: tuple[str, str], spent: str) -> None:
     with place(tmp_path) as at:
-        code, out, _ = at.run(*SEQS, "--candidates", "max_num_seqs=5", *QUICK, *budget)
+        code, out, _ = at.run(*SEQS, "--candidate", "max_num_seqs=5", *QUICK, *budget)
         assert code == 3, "nothing was found"
         assert f"1: skipped: {spent}" in out
         assert f"2: skipped: {spent}" in out
@@ -277,7 +277,7 @@ def test_a_server_that_dies_under_a_load_fails_that_trial(tmp_path: Path) -> Non
     spec = replace(SPEC, port=free_port())
     with Fleet(tmp_path) as servers:
         at = Place(tmp_path, servers.start(spec))
-        with at.running(*SEQS, "--candidates", "max_num_seqs=5", *QUICK) as process:
+        with at.running(*SEQS, "--candidate", "max_num_seqs=5", *QUICK) as process:
             at.until(lambda: bool(sending(process)), process, "the first load is sent")
             time.sleep(2.0)
             os.kill(servers.pid("chat"), signal.SIGKILL)
@@ -381,9 +381,9 @@ def refuse(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     ("words", "says"),
     [
         ((), "give shapes to try: --candidates"),
-        (("--candidates", "max_num_seqs"), "no NAME=VALUE"),
-        (("--candidates", "sku=emu-larg"), "did you mean emu-large?"),
-        (("--candidates", "replicas=0"), "replicas=0"),
+        (("--candidate", "max_num_seqs"), "no NAME=VALUE"),
+        (("--candidate", "size=emu-larg"), "did you mean emu-large?"),
+        (("--candidate", "replicas=0"), "replicas=0"),
         (("--space", "/no/such/space.yaml"), "cannot be read"),
         ((*SEQS, "--objective", "speed=1"), "speed"),
         ((*SEQS, "--objective", "ttft_p95"), "NAME=SECONDS"),
@@ -459,13 +459,13 @@ def test_it_does_not_begin_where_nothing_may_be_changed(
 def test_a_whole_tune(tmp_path: Path) -> None:
     """Two shapes are measured, and the third need not be: at its price it cannot win. Meanwhile nobody else may."""
     page = tmp_path / "t.html"
-    wanted = (*SEQS, "--candidates", "max_num_seqs=16", "--candidates", "sku=emu-large", *QUICK)
+    wanted = (*SEQS, "--candidate", "max_num_seqs=16", "--candidate", "size=emu-large", *QUICK)
     with place(tmp_path) as at:
         with at.running(*wanted, "--html", page, "-o", "json") as process:
             at.until(lambda: bool(at.steps()), process, "a load was kept")
             with at.running(*wanted) as second:
                 deploy = CliRunner().invoke(app, ["deploy", "chat", "--yes", "-c", str(at.config)])
-                other = at.here("--candidates", "replicas=2", *QUICK)
+                other = at.here("--candidate", "replicas=2", *QUICK)
                 out, err = process.communicate(timeout=_LIMIT_S)
                 _, refused = second.communicate(timeout=_LIMIT_S)
         assert process.returncode == 0, err
@@ -474,7 +474,7 @@ def test_a_whole_tune(tmp_path: Path) -> None:
         assert as_was(at.shape()), "the endpoint is back"
         _is_stored(at, found)
     assert "3 shapes on chat: about" in err, "the estimate comes first"
-    assert "not tried: sku=emu-large" in err
+    assert "not tried: size=emu-large" in err
     assert (deploy.exit_code, other[0], second.returncode) == (1, 1, 1)
     assert f"tune {found['tune']} is under way" in " ".join(deploy.stderr.split())
     assert "of another question is not at its end" in other[2]

@@ -15,26 +15,28 @@ from agent.tune.asked import MOST_CANDIDATES, Asked, Budget, Effort, Load, check
 from analyzers.grammar import BadQuestion
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
+from analyzers.shapes import Vocabulary
 
 PRESENT = Shape(replicas=1, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 16})
 CATALOGUE = Catalogue({"small": 1.0, "large": 2.5, "odd": None}, {"small": ("L4", 1), "large": ("A100", 2)})
+KNOWN = Vocabulary(CATALOGUE)
 
 
 def shapes(tmp_path: Path, text: str | bytes) -> list[tuple[str, Shape]]:
     path = tmp_path / "space.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return space(path, PRESENT, CATALOGUE)
+    return space(path, PRESENT, KNOWN)
 
 
 # -- a space -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_combination_is_a_shape(tmp_path: Path) -> None:
-    found = shapes(tmp_path, "replicas: [1, 2]\nengine: {max_num_seqs: [8, 32], enforce_eager: [true]}\n")
+    found = shapes(tmp_path, "replicas: [1, 2]\nengine: {max_num_seqs: [8, 32], enable_chunked_prefill: [true]}\n")
     assert [name for name, _ in found] == [
-        f"replicas={r},max_num_seqs={s},enforce_eager=True" for r in (1, 2) for s in (8, 32)
+        f"replicas={r},max_num_seqs={s},enable_chunked_prefill=True" for r in (1, 2) for s in (8, 32)
     ]
-    assert found[1][1] == PRESENT.with_(engine={"max_num_seqs": 32, "enforce_eager": True})
+    assert found[1][1] == PRESENT.with_(engine={"max_num_seqs": 32, "enable_chunked_prefill": True})
     assert found[2][1].replicas == 2
 
 
@@ -83,9 +85,9 @@ def test_a_space_that_says_nothing_sensible(tmp_path: Path, text: str | bytes, s
 
 def test_a_space_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(BadQuestion, match="cannot be read"):
-        space(tmp_path / "none.yaml", PRESENT, CATALOGUE)
+        space(tmp_path / "none.yaml", PRESENT, KNOWN)
     with pytest.raises(BadQuestion, match="cannot be read"):
-        space(tmp_path, PRESENT, CATALOGUE)
+        space(tmp_path, PRESENT, KNOWN)
 
 
 def test_a_space_without_end_is_refused_before_it_is_written_out(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_each_shape_once_by_its_first_name() -> None:
 
 
 def test_no_shape_and_too_many() -> None:
-    with pytest.raises(BadQuestion, match="--candidates"):
+    with pytest.raises(BadQuestion, match="--candidate"):
         distinct([])
     many = [(str(i), PRESENT.with_(replicas=i)) for i in range(1, MOST_CANDIDATES + 2)]
     with pytest.raises(BadQuestion, match=f"more than {MOST_CANDIDATES}"):

@@ -103,7 +103,7 @@ def members_of(shape: Shape, work: Workload, router: Router = "round_robin") -> 
 
 def test_figures_are_the_ensembles(asking: tuple[str | Path, ...], work: Workload) -> None:
     got = answer(
-        *asking, "--price-per-hour", 4, "--objective", "ttft_p95=0.3", "--objective", "e2e_p97=9",
+        *asking, "--usd-per-replica-hour", 4, "--objective", "ttft_p95=0.3", "--objective", "e2e_p97=9",
         *("--candidate", "replicas=2,router=least_outstanding", "--candidate", "max_num_seqs=8"),
     )  # fmt: skip
     assert set(got) >= FIELDS
@@ -116,7 +116,7 @@ def test_figures_are_the_ensembles(asking: tuple[str | Path, ...], work: Workloa
     assert (ttft["low"], ttft["high"]) == tuple(one["prediction"]["metrics"]["ttft_p95_s"][k] for k in ("low", "high"))
     assert e2e["value"] == one["prediction"]["metrics"]["e2e_p97_s"]["mid"]
     assert one["ttft_s"]["p95"] > replay(work, MODEL).ttft.quantile(0.95), "what lies before the engine is missing"
-    assert one["cost_per_hour"] == pytest.approx(4)
+    assert one["usd_per_hour"] == pytest.approx(4)
     assert one["label"] == "1 x A100-80GB"
     assert one["goodput_per_s"] == pytest.approx(one["prediction"]["metrics"]["goodput_per_s"]["mid"], rel=0.1)
 
@@ -132,9 +132,9 @@ def test_a_bare_engine_file_is_exactly_the_engine(tmp_path: Path, work: Workload
 
 def test_other_accelerators_by_the_roofline(asking: tuple[str | Path, ...], work: Workload) -> None:
     got = answer(
-        *asking, "--price-per-hour", 4,
-        *("--candidate", "gpu=H100", "--candidate", "gpu=l4,price_per_hour=1", "--candidate", "gpus=2"),
-        *("--candidate", "gpu=H100,kv_tokens=50000,max_num_seqs=16"),
+        *asking, "--usd-per-replica-hour", 4,
+        *("--candidate", "accelerator=H100", "--candidate", "accelerator=l4,usd_per_replica_hour=1", "--candidate", "accelerator_count=2"),
+        *("--candidate", "accelerator=H100,kv_tokens=50000,max_num_seqs=16"),
     )  # fmt: skip
     shapes = [
         BASE.with_(accelerator="H100"),
@@ -145,7 +145,7 @@ def test_other_accelerators_by_the_roofline(asking: tuple[str | Path, ...], work
     for found, shape in zip(got["candidates"][1:], shapes, strict=True):
         check(found, shape, work, members_of(shape, work))
         assert (found["prediction"]["method"], found["prediction"]["extrapolates"]) == ("roofline+simulation", True)
-    assert [c["cost_per_hour"] for c in got["candidates"]] == pytest.approx([4, None, 1, None, None])
+    assert [c["usd_per_hour"] for c in got["candidates"]] == pytest.approx([4, None, 1, None, None])
     assert [c["label"] for c in got["candidates"][1:4]] == ["1 x H100", "1 x L4", "2 x A100-80GB"]
     base, h100, l4 = (c["itl_s"]["p50"] for c in got["candidates"][:3])
     assert h100 < base < l4
@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused_and_the_others_answered(tmp_path: Path, wo
     (tmp_path / "e.json").write_text(known.engine.to_json())
     arguments = (
         *("--trace", tmp_path / "t.parquet", "--engine", tmp_path / "e.json", "--objective", "ttft_p95=1"),
-        *("--candidate", "gpu=L4", "--html", tmp_path / "p.html"),
+        *("--candidate", "accelerator=L4", "--html", tmp_path / "p.html"),
     )
     got = answer(*arguments)
     small = got["candidates"][1]
@@ -190,7 +190,7 @@ def test_a_fleet_that_changes_has_intervals_too(asking: tuple[str | Path, ...], 
     """What the fit was off by is read at the load of one replica, not of all together."""
     got = answer(
         *asking,
-        "--price-per-hour",
+        "--usd-per-replica-hour",
         3,
         "--timeout",
         60,
@@ -242,7 +242,7 @@ def test_each_requests_times_are_the_clients(asking: tuple[str | Path, ...], wor
 
 
 def test_table_and_page_show_the_intervals(asking: tuple[str | Path, ...], tmp_path: Path) -> None:
-    result = run(*asking, "--price-per-hour", 1, "--candidate", "replicas=2", "--html", tmp_path / "p.html")
+    result = run(*asking, "--usd-per-replica-hour", 1, "--candidate", "replicas=2", "--html", tmp_path / "p.html")
     assert result.exit_code == 0, result.output
     assert " to " in result.stdout or "≤" in result.stdout
     html = (tmp_path / "p.html").read_text()
@@ -262,12 +262,12 @@ def test_a_calibration_that_cannot_be_read_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("accelerator", "candidate", "says"),
     [
-        ("A100-80GB", "gpu=L50S", "gpu=L50S: its bandwidth is not known; did you mean L40S?"),
-        ("A100-80GB", "gpus=half", "gpus=half: write a whole number"),
-        ("A100-80GB", "sku=Standard_X", "how sku=Standard_X would do"),
+        ("A100-80GB", "accelerator=L50S", "accelerator=L50S: its bandwidth is not known; did you mean L40S?"),
+        ("A100-80GB", "accelerator_count=half", "accelerator_count=half: write a whole number"),
+        ("A100-80GB", "size=Standard_X", "how size=Standard_X would do"),
         ("A100-80GB", "max_num_seqs=0", "limits.max_num_seqs must be a whole number"),
         ("A100-80GB", "max_num_seq=4", "did you mean max_num_seqs?"),
-        (None, "gpu=L40S", "does not tell which accelerator it was calibrated on"),
+        (None, "accelerator=L40S", "does not tell which accelerator it was calibrated on"),
     ],
 )
 def test_bad_questions_exit_with_2(tmp_path: Path, accelerator: str | None, candidate: str, says: str) -> None:

@@ -79,7 +79,7 @@ def answer(*arguments: str | Path | float) -> dict[str, Any]:
 
 def test_one_request_by_hand(tmp_path: Path, engine: Path) -> None:
     """100 prompt tokens: 110 ms to the first token, then two gaps of 10 ms."""
-    got = answer("--trace", trace(tmp_path, "0.5,100,3"), "--engine", engine, "--price-per-hour", 3600)
+    got = answer("--trace", trace(tmp_path, "0.5,100,3"), "--engine", engine, "--usd-per-replica-hour", 3600)
     assert set(got) >= FIELDS
     assert got["schema_version"] == 1
     assert (got["requests"], got["completed"], got["rejected"], got["timed_out"]) == (1, 1, 0, 0)
@@ -125,13 +125,13 @@ def test_candidates_are_what_the_engine_says_of_each(tmp_path: Path) -> None:
             tmp_path / "e.json",
             "--replicas",
             2,
-            "--set",
+            "--shape",
             "max_num_seqs=32",
         ),
         *(
             "--router",
             "least_outstanding",
-            "--price-per-hour",
+            "--usd-per-replica-hour",
             2,
             "--objective",
             "ttft_p95=0.2",
@@ -139,7 +139,7 @@ def test_candidates_are_what_the_engine_says_of_each(tmp_path: Path) -> None:
             "itl_p95=1",
         ),
         *("--candidate", "replicas=1", "--candidate", "max_num_seqs=8,router=round_robin"),
-        *("--candidate", f"engine={tmp_path / 'other.json'},price_per_hour=0.5"),
+        *("--candidate", f"engine={tmp_path / 'other.json'},usd_per_replica_hour=0.5"),
     )
     small, tiny = MODEL.with_limits(max_num_seqs=32), MODEL.with_limits(max_num_seqs=8)
     expected = [
@@ -154,7 +154,7 @@ def test_candidates_are_what_the_engine_says_of_each(tmp_path: Path) -> None:
             assert candidate[metric]["p95"] == by_hand.distribution(metric).quantile(0.95)
             assert candidate[metric]["mean"] == by_hand.distribution(metric).mean
         assert candidate["goodput_per_s"] == by_hand.goodput_per_s({"ttft_s": 0.2, "itl_s": 1.0})
-        assert candidate["cost_per_hour"] == per_hour
+        assert candidate["usd_per_hour"] == per_hour
         ttft, itl = candidate["objective"]
         assert ttft["met"] == (by_hand.ttft.quantile(0.95) <= 0.2)  # type: ignore[operator]
         assert itl["met"] is True
@@ -234,7 +234,7 @@ def test_only_the_answer_goes_to_standard_output(tmp_path: Path, engine: Path) -
 
 def test_the_table(tmp_path: Path, engine: Path) -> None:
     arguments = ("--trace", trace(tmp_path, "0,100,3"), "--engine", engine, "--candidate", "replicas=2")
-    text = run(*arguments, "--objective", "ttft_p90=0.2", "--price-per-hour", 2).stdout
+    text = run(*arguments, "--objective", "ttft_p90=0.2", "--usd-per-replica-hour", 2).stdout
     rows = [line.split() for line in text.splitlines()]
     assert ["1", "1", "replica", "$2.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "no", "yes"] in rows
     assert ["2", "replicas=2", "$4.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "no", "yes"] in rows
@@ -254,14 +254,14 @@ def test_the_table(tmp_path: Path, engine: Path) -> None:
         (("--trace", "none.csv", "--engine", "E"), "none.csv: cannot be read"),
         (("--trace", "T", "--engine", "none.json"), "none.json: cannot be read"),
         (("--trace", "T", "--engine", "E", "--trace-format", "vidur"), "cannot be read as 'vidur'"),
-        (("--trace", "T", "--engine", "E", "--set", "max_num_seq=4"), "did you mean max_num_seqs?"),
-        (("--trace", "T", "--engine", "E", "--set", "max_num_seqs=many"), "limits.max_num_seqs must be a whole number"),
-        (("--trace", "T", "--engine", "E", "--set", "max_num_seqs"), "is no NAME=VALUE"),
-        (("--trace", "T", "--engine", "E", "--set", "kv_tokens=4"), "is less than one block"),
+        (("--trace", "T", "--engine", "E", "--shape", "max_num_seq=4"), "did you mean max_num_seqs?"),
+        (("--trace", "T", "--engine", "E", "--shape", "max_num_seqs=many"), "limits.max_num_seqs must be a whole number"),
+        (("--trace", "T", "--engine", "E", "--shape", "max_num_seqs"), "is no NAME=VALUE"),
+        (("--trace", "T", "--engine", "E", "--shape", "kv_tokens=4"), "is less than one block"),
         (("--trace", "T", "--engine", "E", "--candidate", "replicas=0"), "replicas=0: write a whole number"),
         (("--trace", "T", "--engine", "E", "--candidate", "replicas=2,replicas=3"), "given twice"),
-        (("--trace", "T", "--engine", "E", "--candidate", "gpu=L40S,replicas=2"), "an engine file alone does not tell how gpu=L40S"),
-        (("--trace", "T", "--engine", "E", "--candidate", "price_per_hour=low"), "write US dollars"),
+        (("--trace", "T", "--engine", "E", "--candidate", "accelerator=L40S,replicas=2"), "does not tell how accelerator=L40S"),
+        (("--trace", "T", "--engine", "E", "--candidate", "usd_per_replica_hour=low"), "write US dollars"),
         (("--trace", "T", "--engine", "E", "--candidate", "engine=none.json"), "none.json: cannot be read"),
         (("--trace", "T", "--engine", "E", "--router", "random"), "router random: known: least_outstanding"),
         (("--trace", "T", "--engine", "E", "--objective", "ttft=1"), "expected error_rate, or ttft"),
@@ -269,7 +269,7 @@ def test_the_table(tmp_path: Path, engine: Path) -> None:
         (("--trace", "T", "--engine", "E", "--objective", "ttft_p95=0"), "must be above 0"),
         (("--trace", "T", "--engine", "E", "--speed", "0"), "--speed 0: give a number above 0"),
         (("--trace", "T", "--engine", "E", "--timeout", "-1"), "--timeout -1"),
-        (("--trace", "T", "--engine", "E", "--price-per-hour", "nan"), "--price-per-hour nan"),
+        (("--trace", "T", "--engine", "E", "--usd-per-replica-hour", "nan"), "--usd-per-replica-hour nan"),
         (("--trace", "T", "--engine", "E", "--requests-out", "/nowhere/r.csv"), "--requests-out /nowhere/r.csv: cannot be written"),
         (("--trace", "T", "--engine", "E", "--html", "/nowhere/p.html"), "--html /nowhere/p.html: cannot be written"),
     ],
@@ -318,7 +318,7 @@ def test_settings_by_their_names() -> None:
         PLAIN, iteration=replace(PLAIN.iteration, base_s=0.5), limits=replace(PLAIN.limits, max_num_seqs=2)
     )
     assert grammar.with_settings(PLAIN, {"accept_length": 2.5}).accept_length == 2.5
-    assert grammar.settings(["a=1,b=0.5", "a=true", "c=fp8"]) == {"a": True, "b": 0.5, "c": "fp8"}
+    assert grammar.settings(["a=1,b=0.5", "a=true", "c=fp8"], "--shape", []) == {"a": True, "b": 0.5, "c": "fp8"}
 
 
 def test_spans() -> None:
@@ -334,7 +334,7 @@ def test_candidates_side_by_side_are_what_each_is_alone(tmp_path: Path) -> None:
     traffic = Traffic(poisson(5.0, 20.0, 2), Objective.from_mapping({"ttft_p95_s": 0.2}))
     (tmp_path / "e.json").write_text(MODEL.to_json())
     others = ["replicas=2", "max_num_seqs=4", "replicas=3", "accept_length=2.5"]
-    tried = candidates(tmp_path / "e.json", others=others)
+    tried = candidates(tmp_path / "e.json", others=others, notes=[])
     done: list[int] = []
     together = traced.all_replayed(traffic, tried, advance=lambda: done.append(1))
     assert len(done) == len(tried)
@@ -372,15 +372,22 @@ def own(telemetry: Path, tmp_path: Path) -> Path:
 def test_candidates_from_the_store(telemetry: Path, tmp_path: Path) -> None:
     got = answer(
         *("-c", telemetry, "--endpoint", "chat", "--since", "35m", "--html", tmp_path / "p.html"),
-        *("--candidate", "replicas=2", "--candidate", "gpu=L40S,replicas=2", "--candidate", "sku=a100x2"),
-        *("--candidate", "gpu=H100", "--candidate", "gpu=T4", "--candidate", "max_num_batched_tokens=64"),
+        *("--candidate", "replicas=2", "--candidate", "accelerator=L40S,replicas=2", "--candidate", "size=a100x2"),
+        *(
+            "--candidate",
+            "accelerator=H100",
+            "--candidate",
+            "accelerator=T4",
+            "--candidate",
+            "max_num_batched_tokens=64",
+        ),
     )
     present, two, l40s, pair, h100, t4, wrong = got["candidates"]
     assert present["candidate"] == "present"
     assert present["shape"] == SHAPE.as_dict()
     assert got["prediction"] == present["prediction"]
     assert 5_000 < got["evidence"]["requests"] < 6_500
-    assert [c["cost_per_hour"] for c in got["candidates"]] == [3.5, 7.0, 3.0, 7.0, None, None, 3.5]
+    assert [c["usd_per_hour"] for c in got["candidates"]] == [3.5, 7.0, 3.0, 7.0, None, None, 3.5]
     assert (l40s["shape"]["size"], l40s["shape"]["accelerator"], l40s["shape"]["replicas"]) == ("l40s", "L40S", 2)
     assert (t4["shape"].get("size"), t4["shape"]["accelerator"]) == (None, "T4")
     assert pair["shape"]["accelerator_count"] == 2
@@ -388,7 +395,7 @@ def test_candidates_from_the_store(telemetry: Path, tmp_path: Path) -> None:
         interval = candidate["prediction"]["metrics"]["itl_p95_s"]
         assert interval["low"] <= interval["mid"] <= interval["high"]
     speed = {c["candidate"]: c["prediction"]["metrics"]["itl_p50_s"]["mid"] for c in (present, h100, l40s)}
-    assert speed["gpu=H100"] < speed["present"] < speed["gpu=L40S,replicas=2"]
+    assert speed["accelerator=H100"] < speed["present"] < speed["accelerator=L40S,replicas=2"]
     truth = replay(poisson(4.0, 1200.0, 5), MODEL).itl.quantile(0.5)
     assert present["prediction"]["metrics"]["itl_p50_s"]["mid"] == pytest.approx(truth, rel=0.15)
     assert present["objective"][0]["target"] == "ttft_p95_s"
@@ -437,10 +444,16 @@ def test_objective_and_speed_are_the_callers(telemetry: Path) -> None:
     [
         (("--endpoint", "chart"), "--endpoint chart: did you mean chat?"),
         (("--endpoint", "chat", "--since", "week"), "--since week: write a span"),
-        (("--endpoint", "chat", "--candidate", "gpu=L50S"), "gpu=L50S: its bandwidth is not known; did you mean L40S?"),
-        (("--endpoint", "chat", "--candidate", "sku=a101"), "the settings' sizes do not have it; did you mean a100?"),
-        (("--endpoint", "chat", "--candidate", "sku=a100,gpu=H100"), "give one"),
-        (("--endpoint", "chat", "--candidate", "gpus=half"), "gpus=half: write a whole number"),
+        (
+            ("--endpoint", "chat", "--candidate", "accelerator=L50S"),
+            "accelerator=L50S: its bandwidth is not known; did you mean L40S?",
+        ),
+        (("--endpoint", "chat", "--candidate", "size=a101"), "the settings' sizes do not have it; did you mean a100?"),
+        (("--endpoint", "chat", "--candidate", "size=a100,accelerator=H100"), "give one"),
+        (
+            ("--endpoint", "chat", "--candidate", "accelerator_count=half"),
+            "accelerator_count=half: write a whole number",
+        ),
         (("--endpoint", "chat", "--candidate", "replicas=1.5"), "replicas=1.5: write a whole number"),
         (("--endpoint", "chat", "--candidate", "max_num_seqs=none"), "give a value"),
         (("--endpoint", "chat", "--router", "x"), "router x"),

@@ -31,22 +31,22 @@ MODEL = EngineModel(Iteration(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), Limits(128, 4096,
 QUOTA: dict[str, Any] = {
     "kind": "quota", "tokens": {"per_minute": 60_000}, "requests": {"per_minute": 90, "period_s": 10},
     "speed": {"ttft_s": [0.3, 0.4, 0.6], "tpot_s": [0.01, 0.012, 0.02], "per_prompt_token_s": 0.0001}, "max_tokens": 500,
-    "retries": {"tries": 2, "first_s": 1}, "seed": 3, "price_per_1k_input_tokens": 0.5, "price_per_1k_output_tokens": 2,
+    "retries": {"tries": 2, "first_s": 1}, "seed": 3, "usd_per_1k_input_tokens": 0.5, "usd_per_1k_output_tokens": 2,
 }  # fmt: skip
 PTU: dict[str, Any] = {
     "kind": "ptu", "ptus": 15, "input_tokens_per_minute_per_ptu": 3000, "output_weight": 4, "speed": {"ttft_s": 0.3, "tpot_s": 0.01},
-    "spill": {"ttft_s": 0.5, "tpot_s": 0.02}, "price_per_ptu_hour": 2, "price_per_1k_input_tokens": 0.5,
-    "price_per_1k_output_tokens": 2, "price_per_1k_cached_input_tokens": 0.1,
+    "spill": {"ttft_s": 0.5, "tpot_s": 0.02}, "usd_per_ptu_hour": 2, "usd_per_1k_input_tokens": 0.5,
+    "usd_per_1k_output_tokens": 2, "usd_per_1k_cached_input_tokens": 0.1,
 }  # fmt: skip
 SERVERLESS: dict[str, Any] = {
     "kind": "serverless", "concurrency": 4, "cold_start_s": 8, "most": 3, "idle_s": 20, "longest_wait_s": 20, "sigma": 0.1,
-    "speed": {"ttft_s": 0.2, "tpot_s": 0.02}, "price_per_hour": 36,
+    "speed": {"ttft_s": 0.2, "tpot_s": 0.02}, "usd_per_billed_hour": 36,
 }  # fmt: skip
 LEVELS = (1, 2, 4, 8, 16)
 TRUTH = Usl(2.0, 0.05, 0.002)
 USL: dict[str, Any] = {
     "kind": "vm", "points": [{"concurrency": n, "throughput_per_s": TRUTH.throughput_per_s(n)} for n in LEVELS], "cores": 2,
-    "max_concurrency": 16, "price_per_hour": 0.1,
+    "max_concurrency": 16, "usd_per_replica_hour": 0.1,
 }  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_all_kinds_side_by_side(files: Path, work: Workload) -> None:
             files / "t.parquet",
             "--engine",
             files / "vllm.json",
-            "--price-per-hour",
+            "--usd-per-replica-hour",
             3,
             "--objective",
             "ttft_p95=1",
@@ -137,14 +137,14 @@ def test_all_kinds_side_by_side(files: Path, work: Workload) -> None:
     fitted = usl.fit([Point(n, TRUTH.throughput_per_s(n)) for n in LEVELS])
     expected = usl.replay(work, fitted.best, replicas=2, max_concurrency=16)
     check(vms, expected)
-    assert vms["cost_per_hour"] == pytest.approx(0.2)
+    assert vms["usd_per_hour"] == pytest.approx(0.2)
     assert (vms["goodput_per_s"], vms["meets_objective"]) == (None, None), "what does not stream has no TTFT to judge"
 
 
 def test_cores_are_askable_in_one_command(files: Path, work: Workload) -> None:
     got = answer(
         *("--trace", files / "t.parquet", "--engine", files / "vm.json", "--objective", "e2e_p97=4"),
-        *("--candidate", "cores=4", "--candidate", "cores=8,price_per_hour=0.4"),
+        *("--candidate", "cores=4", "--candidate", "cores=8,usd_per_replica_hour=0.4"),
     )
     fitted = usl.fit([Point(n, TRUTH.throughput_per_s(n)) for n in LEVELS])
     for candidate, ratio in zip(got["candidates"], (1, 2, 4), strict=True):
@@ -158,7 +158,7 @@ def test_cores_are_askable_in_one_command(files: Path, work: Workload) -> None:
             assert (interval["low"], interval["mid"], interval["high"]) == (expected.low, expected.mid, expected.high)
         assert candidate["saturates"] == promised.saturates
         assert candidate["objective"][0]["high"] == promised.metrics["e2e_p97_s"].high
-    assert [c["cost_per_hour"] and round(c["cost_per_hour"], 6) for c in got["candidates"]] == [0.1, None, 0.4]
+    assert [c["usd_per_hour"] and round(c["usd_per_hour"], 6) for c in got["candidates"]] == [0.1, None, 0.4]
     assert [c["label"] for c in got["candidates"]] == ["1 VM of 2 cores", "1 VM of 4 cores", "1 VM of 8 cores"]
     assert any(note.startswith("2: 2 times the cores") for note in got["notes"])
     assert got["e2e_s"]["p95"] > 2 * got["candidates"][2]["e2e_s"]["p95"]
@@ -180,8 +180,8 @@ def test_a_stated_law_is_taken_as_it_is(tmp_path: Path, work: Workload) -> None:
 def test_single_settings_of_a_kind_can_be_changed(files: Path, work: Workload) -> None:
     got = answer(
         *("--trace", files / "t.parquet", "--engine", files / "quota.json"),
-        *("--set", "retries.tries=1", "--candidate", "tokens.per_minute=240000,max_tokens=none"),
-        *("--candidate", f"engine={files / 'serverless.json'},billed=busy,concurrency=2,price_per_hour=7.2"),
+        *("--shape", "retries.tries=1", "--candidate", "tokens.per_minute=240000,max_tokens=none"),
+        *("--candidate", f"engine={files / 'serverless.json'},billed=busy,concurrency=2,usd_per_billed_hour=7.2"),
     )
     speed = Speed(np.array([0.3, 0.4, 0.6]), np.array([0.01, 0.012, 0.02]), 0.0001)
     first, more, function = got["candidates"]
@@ -192,16 +192,16 @@ def test_single_settings_of_a_kind_can_be_changed(files: Path, work: Workload) -
     expected = serverless.replay(work, Serverless(2, 8, 3, idle_s=20, longest_wait_s=20, sigma=0.1), Speed(0.2, 0.02))
     check(function, expected)
     assert function["cost_usd"] == pytest.approx(expected.used["busy_s"] * 7.2 / 3600)
-    assert function["prices"] == {"price_per_hour": 7.2}
+    assert function["prices"] == {"usd_per_billed_hour": 7.2}
 
 
 def test_without_a_price_there_is_no_cost(files: Path, tmp_path: Path) -> None:
     for data in (QUOTA, PTU, SERVERLESS, USL):
-        bare = {name: value for name, value in data.items() if not name.startswith("price_")}
+        bare = {name: value for name, value in data.items() if not name.startswith("usd_")}
         (tmp_path / f"{data['kind']}.json").write_text(json.dumps({"schema_version": 1, **bare}))
     others = [o for kind in ("ptu", "serverless", "vm") for o in ("--candidate", f"engine={files / kind}.json")]
     got = answer("--trace", files / "t.parquet", "--engine", files / "quota.json", *others)
-    assert [(c["cost_usd"], c["cost_per_hour"]) for c in got["candidates"]] == [(None, None)] * 4
+    assert [(c["cost_usd"], c["usd_per_hour"]) for c in got["candidates"]] == [(None, None)] * 4
 
 
 def test_a_vllm_kind_may_be_said(files: Path) -> None:
@@ -269,8 +269,8 @@ def test_table_and_page_tell_what_each_kind_has(files: Path) -> None:
         (QUOTA, {"speed": {"ttft_s": -1, "tpot_s": 0.1}}, "e.json: speed: ttft_s must be finite seconds, 0 or more"),
         (QUOTA, {"tokens": {"per_minut": 5}}, "tokens.per_minut: unknown field; did you mean per_minute?"),
         (QUOTA, {"tokens": 5}, "tokens must be an object or null, not 5"),
-        (QUOTA, {"price_per_1k_output_tokens": None}, "give both, or neither"),
-        (QUOTA, {"price_per_1k_output_tokens": -1}, "price_per_1k_output_tokens must be US dollars, 0 or more"),
+        (QUOTA, {"usd_per_1k_output_tokens": None}, "give both, or neither"),
+        (QUOTA, {"usd_per_1k_output_tokens": -1}, "usd_per_1k_output_tokens must be US dollars, 0 or more"),
         (QUOTA, {"replicas": 2}, "replicas: unknown field"),
         (PTU, {"ptus": 0}, "ptu: ptus must be above 0"),
         (SERVERLESS, {"concurrency": 1.5}, "concurrency must be a whole number, not 1.5"),
@@ -299,11 +299,11 @@ def test_bad_files_name_file_and_field(tmp_path: Path, kind: dict[str, Any], cha
         (QUOTA, ("--candidate", "token.per_minute=9"), "token.per_minute: there is no such setting; did you mean tokens.per_minute?"),
         (QUOTA, ("--replicas", "2"), "replicas: there is no such setting"),
         (QUOTA, ("--timeout", "5"), "--timeout: clients that give up are not simulated on the kind quota (quota)"),
-        (QUOTA, ("--price-per-hour", "5"), "price_per_hour: there is no such setting"),
+        (QUOTA, ("--usd-per-replica-hour", "5"), "usd_per_replica_hour: there is no such setting"),
         (QUOTA, ("--autoscale", "hpa:in_flight=3,max=2"), "autoscale: there is no such setting"),
-        (PTU, ("--price-per-hour", "5"), "price_per_hour: there is no such setting; did you mean price_per_ptu_hour?"),
+        (PTU, ("--usd-per-replica-hour", "5"), "usd_per_replica_hour: there is no such setting; did you mean usd_per_ptu_hour?"),
         (USL, ("--candidate", "cores=many"), "cores=many: write a number above 0"),
-        (USL, ("--candidate", "gpu=L40S"), "gpu: there is no such setting"),
+        (USL, ("--candidate", "accelerator=L40S"), "accelerator: there is no such setting"),
         ({**USL, "cores": None}, ("--candidate", "cores=4"), "cores: the engine file must say of how many cores its figures are"),
     ],
 )  # fmt: skip

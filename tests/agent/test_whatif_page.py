@@ -36,7 +36,7 @@ def replayed(
     )
     return {
         "candidate": name, "kind": "engine", "shape": {"replicas": replicas}, "requests": 10, "completed": 10, "saturates": 0.0,
-        "goodput_per_s": 2.0, "cost_per_hour": cost, "objective": [], "meets_objective": None, "simulated_s": 7200.0,
+        "goodput_per_s": 2.0, "usd_per_hour": cost, "objective": [], "meets_objective": None, "simulated_s": 7200.0,
         "replica_hours": 2.0 * replicas, "replicas_max": replicas, "replica_timeline": [[0.0, replicas]], **dict.fromkeys(none),
         **dict.fromkeys(("ttft_s", "itl_s", "tpot_s", "e2e_s", "queue_s"), times), **values,
     }  # fmt: skip
@@ -47,7 +47,7 @@ def predicted(name: str, **values: Any) -> dict[str, Any]:
     interval = {"low": 0.4, "mid": 0.5, "high": 0.7}
     metrics = dict.fromkeys(("ttft_p50_s", "ttft_p95_s", "itl_p95_s", "e2e_p95_s"), interval)
     return {
-        "candidate": name, "shape": {"replicas": 1, "size": "a100", "engine": {"max_num_seqs": 8}}, "cost_per_hour": 1.0,
+        "candidate": name, "shape": {"replicas": 1, "size": "a100", "engine": {"max_num_seqs": 8}}, "usd_per_hour": 1.0,
         "prediction": {"metrics": metrics}, "saturates": 0.25, "objective": [], "meets_objective": None, "refused": None, **values,
     }  # fmt: skip
 
@@ -194,7 +194,8 @@ def test_the_page_of_a_trace() -> None:
 def test_the_page_of_an_endpoint() -> None:
     html = drawn(
         of_store(
-            predicted("present"), predicted("gpu=X", prediction=None, saturates=None, refused={"detail": "why not"})
+            predicted("present"),
+            predicted("accelerator=X", prediction=None, saturates=None, refused={"detail": "why not"}),
         ),
         2,
     )

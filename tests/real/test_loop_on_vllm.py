@@ -139,7 +139,7 @@ def _grows(daemon: Daemon) -> None:
 def _errs_and_comes_back(daemon: Daemon, env: Mapping[str, str]) -> None:
     """A person asks for one slot again, and approves: the regression is found and undone, and the endpoint is frozen."""
     daemon.until(lambda: _requests_since_change(daemon) >= 40, "there is evidence of the new shape", limit_s=120)
-    proposed = _flyball(daemon.config, env, "recommendations", "propose", NAME, "--set", "max_num_seqs=1")
+    proposed = _flyball(daemon.config, env, "recommendations", "propose", NAME, "--shape", "max_num_seqs=1")
     assert proposed.returncode == 0, proposed.stderr
     change = daemon.until(lambda: _ended(daemon, 2), "the bad change has ended", limit_s=600)
     assert change["state"] == "rolled_back", f"{change['state']}: {change['state_reason']}\n{daemon.tail()}"
@@ -321,7 +321,7 @@ def _configure(folder: Path, url: str, options: dict[str, Any], slack: SlackStan
         "mode": "approve",
         "objective": {"ttft_p95_s": round(ttft_limit_s, 3), "error_rate": 0.02},
         "shape": {"replicas": 1, "engine": {"max_num_seqs": 1}},
-        "price_per_hour": 0.5,
+        "usd_per_replica_hour": 0.5,
         "actuator": {"system": "vllm-local", "options": options},
         "policy": {
             "engine": {"max_num_seqs": [1, 16]},

@@ -55,14 +55,14 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
             "objective": {"ttft_p95_s": 1.0},
             "actuator": {"system": "emulated"},
             "policy": {"max_replicas": 2, "evidence_s": 20},
-            "price_per_hour": 1.1,
+            "usd_per_replica_hour": 1.1,
             "shape": {"size": "small"},
         }
         # Paused: what is approved here stays approved, so that the test can look at it
         with running(write_settings(tmp_path, [endpoint])) as started:
             started.ready()
             assert flyball("pause", "-c", str(started.config)).returncode == 0
-            proposed = flyball("recommendations", "propose", "chat", "--set", "replicas=2", "-c", str(started.config))
+            proposed = flyball("recommendations", "propose", "chat", "--shape", "replicas=2", "-c", str(started.config))
             assert proposed.returncode == 0, proposed.stderr
             yield started
             assert started.stop() == 0

@@ -36,7 +36,7 @@ NAME = "chat"
 SETTINGS: dict[str, Any] = {
     "collect": {"interval_s": 10, "window_s": 20, "timeout_s": 5},
     "decide": {"interval_s": 60, "act_interval_s": 5},
-    "sizes": {"vm-small": {"price_per_hour": 1.0}},
+    "sizes": {"vm-small": {"usd_per_replica_hour": 1.0}},
 }
 ENDPOINT: dict[str, Any] = {
     "name": NAME,

@@ -41,10 +41,10 @@ def accelerator(name: str, calibration: Calibrated) -> str:
     """Its name in the hardware table. Raises BadQuestion where the one or the other is not known."""
     row = find(name)
     if row is None:
-        raise BadQuestion(f"gpu={name}: its bandwidth is not known; {grammar.nearest(name, ACCELERATORS)}")
+        raise BadQuestion(f"accelerator={name}: its bandwidth is not known; {grammar.nearest(name, ACCELERATORS)}")
     if base_shape(calibration).accelerator is None:
         raise BadQuestion(
-            f"gpu={name}: the engine file does not tell which accelerator it was calibrated on; "
+            f"accelerator={name}: the engine file does not tell which accelerator it was calibrated on; "
             "calibrate with --gpu, or an endpoint whose shape names its accelerator"
         )
     return row.name

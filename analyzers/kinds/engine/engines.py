@@ -11,6 +11,7 @@ from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
 from analyzers.kinds.engine import calibrated, fleets
 from analyzers.kinds.results import Ran, Result, Traffic, of_replay
+from analyzers.money import Tariff, Unit, Used
 from analyzers.prediction import CannotPredict
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.engine import ROUTERS, Router, replay
@@ -18,7 +19,16 @@ from analyzers.whatif.fleet import Fleet
 from analyzers.whatif.model import EngineModel
 from analyzers.whatif.predict import Ensemble
 
-_OWN = ("replicas", "router", "price_per_hour", "gpu", "gpus", "fleet", "autoscale", "cold_start")
+_OWN = (
+    "replicas",
+    "router",
+    "usd_per_replica_hour",
+    "accelerator",
+    "accelerator_count",
+    "fleet",
+    "autoscale",
+    "cold_start",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +44,13 @@ class Engines:
     """Of the engine, changed."""
     replicas: int = 1
     router: Router = "round_robin"
-    price_per_hour: float | None = None
+    usd_per_replica_hour: float | None = None
     """US dollars, of one replica."""
     fleet: fleets.FleetForm | None = None
     """None: the replicas stay."""
-    gpu: str | None = None
+    accelerator: str | None = None
     """Other than the calibrated one."""
-    gpus: int | None = None
+    accelerator_count: int | None = None
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Self:
@@ -53,7 +63,7 @@ class Engines:
         """Of a calibrated engine. Raises CannotPredict; None without a calibration."""
         if self.calibration is None:
             return None
-        return calibrated.ensemble(self.calibration, self.gpu, self.gpus, self.settings)
+        return calibrated.ensemble(self.calibration, self.accelerator, self.accelerator_count, self.settings)
 
     @cached_property
     def model(self) -> EngineModel:
@@ -75,8 +85,8 @@ class Engines:
     def label(self) -> str | None:
         what = []
         if self.calibration is not None and (gpu := calibrated.base_shape(self.calibration).accelerator) is not None:
-            count = self.gpus or calibrated.base_shape(self.calibration).accelerator_count
-            what.append(f"{count} x {self.gpu or gpu}")
+            count = self.accelerator_count or calibrated.base_shape(self.calibration).accelerator_count
+            what.append(f"{count} x {self.accelerator or gpu}")
         if self.fleet is not None:
             what.append(_course(self.fleet))
         return ", ".join(what) or None
@@ -105,9 +115,9 @@ class Engines:
             router=router,
             fleet=fleet,
             replicas=grammar.whole(replicas, "replicas") if fleet is None and replicas is not None else self.replicas,
-            gpu=gpu,
-            gpus=gpus,
-            price_per_hour=grammar.price(rest.pop("price_per_hour", price), "price_per_hour"),
+            accelerator=gpu,
+            accelerator_count=gpus,
+            usd_per_replica_hour=grammar.price(rest.pop("usd_per_replica_hour", price), "usd_per_replica_hour"),
             settings={**self.settings, **rest},
         )
         if made.refused is None:
@@ -115,21 +125,36 @@ class Engines:
         return made
 
     def _hardware(self, rest: dict[str, Value]) -> tuple[str | None, int | None, float | None]:
-        """Takes ``gpu`` and ``gpus`` out of ``rest``. The price of one kind of hardware holds for no other."""
-        given: dict[str, Value] = {name: rest.pop(name) for name in ("gpu", "gpus") if name in rest}
-        if "sku" in rest:
-            given["sku"] = rest["sku"]
+        """Takes ``accelerator`` and ``accelerator_count`` out of ``rest``. The price of one kind of hardware holds for no other."""
+        given: dict[str, Value] = {
+            name: rest.pop(name) for name in ("accelerator", "accelerator_count") if name in rest
+        }
+        if "size" in rest:
+            given["size"] = rest["size"]
         if not given:
-            return self.gpu, self.gpus, self.price_per_hour
+            return self.accelerator, self.accelerator_count, self.usd_per_replica_hour
         said = ", ".join(f"{name}={value}" for name, value in given.items())
-        if self.calibration is None or "sku" in given:
+        if self.calibration is None or "size" in given:
             raise BadQuestion(
-                f"an engine file alone does not tell how {said} would do. Calibrate it (`flyball calibrate`), which gpu= and gpus= "
-                "can move, or on that hardware and give engine=FILE, or ask an endpoint's own telemetry: flyball whatif --endpoint NAME"
+                f"an engine file alone does not tell how {said} would do. Calibrate it (`flyball calibrate`), which "
+                "accelerator= and accelerator_count= can move, or on that hardware and give engine=FILE, "
+                "or ask an endpoint's own telemetry: flyball whatif --endpoint NAME"
             )
-        gpu = calibrated.accelerator(str(given["gpu"]), self.calibration) if "gpu" in given else self.gpu
-        gpus = grammar.whole(given["gpus"], "gpus") if "gpus" in given else self.gpus
-        return gpu, gpus, self.price_per_hour if (gpu, gpus) == (self.gpu, self.gpus) else None
+        gpu = (
+            calibrated.accelerator(str(given["accelerator"]), self.calibration)
+            if "accelerator" in given
+            else self.accelerator
+        )
+        gpus = (
+            grammar.whole(given["accelerator_count"], "accelerator_count")
+            if "accelerator_count" in given
+            else self.accelerator_count
+        )
+        return (
+            gpu,
+            gpus,
+            self.usd_per_replica_hour if (gpu, gpus) == (self.accelerator, self.accelerator_count) else None,
+        )
 
     def _check_names(self, rest: Mapping[str, Value], fleet: fleets.FleetForm | None) -> None:
         scaler = (fleet or {}).get("autoscaler")
@@ -141,7 +166,11 @@ class Engines:
     def in_place_of(self, other: Engines) -> Self:
         """With all of ``other`` but its engine."""
         return replace(
-            self, replicas=other.replicas, router=other.router, price_per_hour=other.price_per_hour, fleet=other.fleet
+            self,
+            replicas=other.replicas,
+            router=other.router,
+            usd_per_replica_hour=other.usd_per_replica_hour,
+            fleet=other.fleet,
         )
 
     # -- answering ------------------------------------------------------------------------------------------------------
@@ -153,12 +182,16 @@ class Engines:
             "replicas": self.replicas if self.fleet is None else self.fleet["replicas"],
             "router": self.router,
             **({} if self.fleet is None else {"fleet": dict(self.fleet)}),
-            **{name: v for name, v in (("gpu", self.gpu), ("gpus", self.gpus)) if v is not None},
+            **{
+                name: v
+                for name, v in (("accelerator", self.accelerator), ("accelerator_count", self.accelerator_count))
+                if v is not None
+            },
             **{name: v for name, v in model.to_dict().items() if name not in hidden},
         }
 
     def prices(self) -> dict[str, float]:
-        return {} if self.price_per_hour is None else {"price_per_hour": self.price_per_hour}
+        return {} if self.usd_per_replica_hour is None else {"usd_per_replica_hour": self.usd_per_replica_hour}
 
     def run(self, traffic: Traffic) -> Ran:
         if self.ensemble is not None:
@@ -174,9 +207,8 @@ class Engines:
         return Ran(of_replay(got))
 
     def cost_usd(self, result: Result) -> float | None:
-        if self.price_per_hour is None or result.replica_s is None:
-            return None
-        return self.price_per_hour * (result.replica_s / 3600)
+        used = Used(replica_hours=None if result.replica_s is None else result.replica_s / 3600)
+        return Tariff.of({Unit.REPLICA_HOUR: self.usd_per_replica_hour}).cost(used).usd
 
 
 def _count(replicas: Value) -> int:

@@ -11,6 +11,7 @@ from analyzers.kinds.ptu.throughput import Ptu
 from analyzers.kinds.results import Ran, Result, Traffic, calls, of_served
 from analyzers.kinds.served import Retries, Speed
 from analyzers.kinds.strict import INLINE
+from analyzers.money import Tariff, Unit, Used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class PtuDeployment(PerToken):
     max_tokens: int | None = None
     retries: Retries = field(default_factory=Retries)
     seed: int = 0
-    price_per_ptu_hour: float | None = None
+    usd_per_ptu_hour: float | None = None
 
     @property
     def label(self) -> str:
@@ -45,6 +46,5 @@ class PtuDeployment(PerToken):
 
     def cost_usd(self, result: Result) -> float | None:
         spilled = self.tokens_usd(result.used, "spilled_")
-        if self.price_per_ptu_hour is None or spilled is None:
-            return None
-        return self.price_per_ptu_hour * result.used["ptu_hours"] + spilled
+        bought = Tariff.of({Unit.PTU_HOUR: self.usd_per_ptu_hour}).cost(Used(ptu_hours=result.used["ptu_hours"])).usd
+        return None if bought is None or spilled is None else bought + spilled

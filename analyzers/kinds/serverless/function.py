@@ -11,6 +11,7 @@ from analyzers.kinds.served import Speed
 from analyzers.kinds.serverless import platform as serverless
 from analyzers.kinds.serverless.platform import Serverless
 from analyzers.kinds.strict import INLINE
+from analyzers.money import Tariff, Unit, Used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,8 @@ class ServerlessFunction(Described):
     """Of a request alone on an instance."""
     seed: int = 0
     billed: Literal["instance", "busy", "request"] = "instance"
-    """What an hour of ``price_per_hour`` is: of an instance that is there, of one with at least one request, or of one request."""
-    price_per_hour: float | None = None
+    """What an hour of ``usd_per_billed_hour`` is: of an instance that is there, of one with at least one request, or of one request."""
+    usd_per_billed_hour: float | None = None
 
     def __post_init__(self) -> None:
         check_prices(self)
@@ -43,4 +44,10 @@ class ServerlessFunction(Described):
         return Ran(of_served(got, **more))
 
     def cost_usd(self, result: Result) -> float | None:
-        return None if self.price_per_hour is None else self.price_per_hour * result.used[f"{self.billed}_s"] / 3600.0
+        hours = result.used[f"{self.billed}_s"] / 3600.0
+        unit, used = {
+            "instance": (Unit.REPLICA_HOUR, Used(replica_hours=hours)),
+            "busy": (Unit.BUSY_HOUR, Used(busy_hours=hours)),
+            "request": (Unit.REQUEST_HOUR, Used(request_hours=hours)),
+        }[self.billed]
+        return Tariff.of({unit: self.usd_per_billed_hour}).cost(used).usd

@@ -12,6 +12,7 @@ from analyzers.kinds.described import Described, check_prices
 from analyzers.kinds.results import Ran, Result, Traffic, of_served
 from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.usl import Point, Usl, UslFit
+from analyzers.money import Tariff, Unit, Used
 from analyzers.objective import Objective, Target
 
 #: Of a law that is stated and not fitted: so many draws, all alike, for another number of cores to spread.
@@ -34,7 +35,7 @@ class Machines(Described):
     """Of the machine that those are of. A candidate's ``cores`` is of the one that is asked about."""
     replicas: int = 1
     max_concurrency: int | None = None
-    price_per_hour: float | None = None
+    usd_per_replica_hour: float | None = None
     """Of one machine."""
     asked_cores: float | None = field(default=None, metadata=strict.APART)
 
@@ -60,7 +61,7 @@ class Machines(Described):
             if not isinstance(asked, int | float) or isinstance(asked, bool) or not asked > 0:
                 raise ValueError(f"cores={asked}: write a number above 0")
             if asked != (self.asked_cores or self.cores):
-                data.pop("price_per_hour", None)
+                data.pop("usd_per_replica_hour", None)
         return strict.made(type(self), strict.changed(type(self), data, rest), asked_cores=asked)
 
     @cached_property
@@ -99,7 +100,8 @@ class Machines(Described):
         return Ran(best, usl.predict(self.fitted, work, objective=objective, **how))  # type: ignore[arg-type]
 
     def cost_usd(self, result: Result) -> float | None:
-        return None if self.price_per_hour is None else self.price_per_hour * result.used["replica_s"] / 3600.0
+        used = Used(replica_hours=result.used["replica_s"] / 3600.0)
+        return Tariff.of({Unit.REPLICA_HOUR: self.usd_per_replica_hour}).cost(used).usd
 
 
 @cache

@@ -46,7 +46,7 @@ HPA = Hpa((PerReplica("in_flight", 8),), most=5, least=1)
 def test_an_autoscaled_fleet_is_what_the_engine_says(asking: tuple[str | Path, ...], work: Workload) -> None:
     got = answer(
         *asking,
-        *("--autoscale", "hpa:in_flight=8,min=1,max=5", "--cold-start", 45, "--price-per-hour", 2),
+        *("--autoscale", "hpa:in_flight=8,min=1,max=5", "--cold-start", 45, "--usd-per-replica-hour", 2),
         *("--candidate", "autoscale=none,fleet=none,replicas=2", "--candidate", "in_flight=3,max=9"),
         *("--candidate", "autoscale=kpa:in_flight=20,min=0,max=6,cold_start=10"),
         *("--candidate", "autoscale=keda:waiting=3,min=1,max=4,cooldown_s=60,down_window_s=30"),
@@ -72,7 +72,7 @@ def test_an_autoscaled_fleet_is_what_the_engine_says(asking: tuple[str | Path, .
         assert candidate["replicas_max"] == expected.replicas_max
         assert candidate["replica_timeline"] == [list(step) for step in expected.replicas]
         assert candidate["cost_usd"] == pytest.approx(2 * expected.replica_s / 3600)
-        assert candidate["cost_per_hour"] == pytest.approx(2 * expected.replica_s / expected.simulated_s)
+        assert candidate["usd_per_hour"] == pytest.approx(2 * expected.replica_s / expected.simulated_s)
     dynamic = [len(c["replica_timeline"]) > 1 for c in got["candidates"]]
     assert dynamic == [True, False, True, True, True, True], "an autoscaler that does nothing tells nothing"
     assert got["shape"]["fleet"]["autoscaler"]["targets"] == [{"metric": "in_flight", "value": 8}]

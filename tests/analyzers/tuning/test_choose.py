@@ -36,7 +36,7 @@ def numbers(found: Trial | None) -> int | None:
 def test_without_a_demand_the_cheapest_per_token_is_best() -> None:
     dear_and_fast, cheap_and_slow = trial(0, carries=10, price=5.0), trial(1, carries=3, price=1.0)
     assert numbers(best([dear_and_fast, cheap_and_slow], None)) == 1
-    dear_and_fast.price_per_hour = 3.0
+    dear_and_fast.usd_per_hour = 3.0
     assert numbers(best([dear_and_fast, cheap_and_slow], None)) == 0
 
 
