@@ -28,7 +28,7 @@ class Ruling:
 
     accepted: bool
     code: str
-    """``accepted``, or why not: unknown, superseded, expired, decided, not_allowed, no_plan, used, bad_token."""
+    """``accepted``, or why not: unknown, superseded, expired, decided, not_allowed, no_plan, by_hand, used, bad_token."""
     text: str
     recommendation_id: str | None = None
 
@@ -117,6 +117,10 @@ class ApprovalService:
         if action == "approve" and not row["plan_hash"]:
             return Ruling(
                 False, "no_plan", "there is no plan: Flyball can only read this system; make the change yourself", full
+            )
+        if action == "approve" and row["plan"].get("by_hand"):
+            return Ruling(
+                False, "by_hand", "somebody else owns what it would change: apply the patch of its plan by hand", full
             )
         if row["plan_hash"] != plan_hash or (revision is not None and row["revision"] != revision):
             return Ruling(False, "superseded", "the plan has changed since; look at the new one", full)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from pydantic_settings import SettingsError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from agent import plugins
+from agent.plugins import PluginError
 from agent.settings import SECRET_FIELDS, Conflict, Settings
 
 Loc = tuple[str | int, ...]
@@ -72,13 +74,15 @@ def load(path: Path) -> Loaded:
     base = path.resolve().parent
     problems: list[Problem] = []
     referring: set[Loc] = set()
-    data = _resolve(_Reading(name, lines, base, problems, referring), data)
+    secrets = frozenset(_plugin_secrets(data))
+    data = _resolve(_Reading(name, lines, base, problems, referring, secrets), data)
     if problems:
         raise BadSettings(problems)
     try:
         settings = Settings(**data)
     except ValidationError as error:
-        raise BadSettings([_problem(name, lines, item, referring) for item in error.errors()]) from error
+        hidden = referring | secrets
+        raise BadSettings([_problem(name, lines, item, hidden) for item in error.errors()]) from error
     except SettingsError as error:
         do = "Write it as JSON, or unset the variable"
         raise BadSettings([Problem(_ENVIRONMENT, None, _variable(error), "cannot be understood", do)]) from error
@@ -148,6 +152,29 @@ def field_name(loc: Loc) -> str:
     return text
 
 
+def _plugin_secrets(data: Mapping[str, Any]) -> Iterator[Loc]:
+    """Where a source's or a system's options hold what it declares as a secret. What is not there is somebody else's complaint."""
+    endpoints = data.get("endpoints")
+    for i, endpoint in enumerate(endpoints if isinstance(endpoints, list) else ()):
+        stated = endpoint if isinstance(endpoint, dict) else {}
+        sources, actuator = stated.get("sources"), stated.get("actuator")
+        for name, options in (sources if isinstance(sources, dict) else {}).items():
+            if isinstance(options, dict) and options:
+                yield from (("endpoints", i, "sources", name, f) for f in _secrets_of(plugins.COLLECTORS, name))
+        if isinstance(actuator, dict) and isinstance(actuator.get("options"), dict):
+            named = _secrets_of(plugins.ACTUATORS, actuator.get("system"))
+            yield from (("endpoints", i, "actuator", "options", f) for f in named)
+
+
+def _secrets_of(group: str, name: Any) -> list[str]:
+    try:
+        model = plugins.options_of(plugins.load(group, name)) if isinstance(name, str) else None
+    except PluginError:
+        return []
+    fields = model.model_fields.items() if model is not None else ()
+    return [field for field, info in fields if "SecretStr" in str(info.annotation)]
+
+
 def _is_secret(loc: Loc) -> bool:
     generic = tuple("*" if isinstance(part, int) else part for part in loc)
     return generic in SECRET_FIELDS
@@ -163,6 +190,8 @@ class _Reading:
     problems: list[Problem]
     referring: set[Loc]
     """Fields whose value came from elsewhere, and so may be secret: it is not shown."""
+    secrets: frozenset[Loc] = frozenset()
+    """Those that plugins declare, beside the settings' own."""
 
 
 def _resolve(reading: _Reading, value: Any, loc: Loc = ()) -> Any:
@@ -171,7 +200,7 @@ def _resolve(reading: _Reading, value: Any, loc: Loc = ()) -> Any:
         return {k: _resolve(reading, v, (*loc, k)) for k, v in value.items()}
     if isinstance(value, list):
         return [_resolve(reading, v, (*loc, i)) for i, v in enumerate(value)]
-    secret = _is_secret(loc)
+    secret = _is_secret(loc) or loc in reading.secrets
 
     def wrong(what: str, do: str) -> None:
         reading.problems.append(Problem(reading.name, _line(reading.lines, loc), field_name(loc), what, do))

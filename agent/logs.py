@@ -64,8 +64,8 @@ class PatientStream(io.StringIO):
                 self._lines.task_done()
 
 
-def configure(level: str, *, stream: TextIO | None = None) -> None:
-    """Send everything, the libraries' own records included, to ``stream`` (standard error) as JSON."""
+def configure(level: str, *, stream: TextIO | None = None) -> PatientStream:
+    """Send everything, the libraries' own records included, to ``stream`` (standard error) as JSON. Returns what writes it."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -89,3 +89,4 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.raiseExceptions = False
+    return patient

@@ -254,8 +254,20 @@ def recommendations_show(
         "No plan: this system can only be read; make the change yourself.",
     )
     if r["plan"]:
-        stdout.print(f"Way back: {text(r['plan']['way_back'])}")
+        _print_rest_of_plan(r["plan"])
     return None
+
+
+def _print_rest_of_plan(plan: dict[str, Any]) -> None:
+    for step in plan.get("finish", ()):
+        stdout.print(f"After it is verified: {text(step['summary'])}", highlight=False)
+    for need in plan.get("needs", ()):
+        free = "not known" if need["free"] is None else number(need["free"])
+        stdout.print(f"Needs {number(need['wanted'])} of {text(need['what'])}; free: {free}", highlight=False)
+    if plan.get("by_hand"):
+        stdout.print("Somebody else owns what it would change. Apply this by hand:")
+        stdout.print(text(plan["by_hand"]), highlight=False, soft_wrap=True)
+    stdout.print(f"Way back: {text(plan['way_back'])}")
 
 
 def _interval(i: dict[str, float] | None) -> str:

@@ -132,7 +132,11 @@ class Sender:
                 outbox.sent(db, item["id"], now)
                 return None
             can_decide = (
-                slack.signing_secret is not None and slack.approvers and endpoint.mode != "observe" and row["plan_hash"]
+                slack.signing_secret is not None
+                and slack.approvers
+                and endpoint.mode != "observe"
+                and row["plan_hash"]
+                and not row["plan"].get("by_hand")
             )
             tokens = (
                 self._approvals.issue_tokens(db, row) if can_decide and row["state"] in recommendations.OPEN else None

@@ -150,6 +150,25 @@ def test_every_secret_field_is_guarded(write: Write) -> None:
     assert all(p.what == "a secret is written into the file" for p in found)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "sources: {prometheus: {url: 'http://p', token: hunter2-very-secret}}",
+        "actuator: {system: azure-ml, options: {client_secret: hunter2-very-secret}}",
+    ],
+)
+def test_a_secret_in_a_plugins_options_is_guarded_like_ours(
+    options: str, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (problem,) = problems(write(f"{HEAD}    {options}\n"))
+    assert problem.what == "a secret is written into the file"
+    assert problem.field.endswith(("token", "client_secret"))
+    assert SECRET not in str(problem)
+    monkeypatch.setenv("OF_THE_PLUGIN", SECRET)
+    referring = options.replace(SECRET, "'${OF_THE_PLUGIN}'")
+    load(write(f"{HEAD}    {referring}\n"))
+
+
 def test_secret_fields_are_all_there_are() -> None:
     """A SecretStr that the list forgets could be written out in the file."""
     schema = json.dumps(Settings.model_json_schema())
@@ -209,12 +228,13 @@ def test_secrets_are_not_in_repr_nor_in_json(write: Write, monkeypatch: pytest.M
 def test_secrets_are_not_in_logs(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = _secretive(write, monkeypatch).settings
     stream = io.StringIO()
-    logs.configure("info", stream=stream)
+    patient = logs.configure("info", stream=stream)
     structlog.get_logger().info("started", settings=settings, slack=settings.slack, endpoint=settings.endpoints[0])
     try:
         raise RuntimeError(f"with {settings!r}")
     except RuntimeError:
         structlog.get_logger().exception("failed")
+    patient.drain(30)
     structlog.reset_defaults()
     assert "failed" in stream.getvalue()
     assert SECRET not in stream.getvalue()

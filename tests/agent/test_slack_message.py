@@ -351,7 +351,7 @@ def test_the_webhook_is_never_shown(store: Store, tmp_path: Path) -> None:
     """Its address is a secret: neither in a log line, nor in the outbox, nor in the settings' own text."""
     propose(store)
     written = io.StringIO()
-    logs.configure("debug", stream=written)
+    patient = logs.configure("debug", stream=written)
     try:
         moved = answering("", "307 Moved", location="http://evil.example/")
         for at, handler in ((T0, answering("", "500 Oops")), (T0 + 600, moved)):
@@ -359,6 +359,7 @@ def test_the_webhook_is_never_shown(store: Store, tmp_path: Path) -> None:
                 made.clock.set(at)  # type: ignore[attr-defined]
                 assert _sent(made, server)
     finally:
+        patient.drain(30)
         structlog.reset_defaults()
     assert "slack_failed" in written.getvalue()
     for text in (written.getvalue(), _outbox(store)["error"], repr(made.settings), made.settings.model_dump_json()):

@@ -412,13 +412,14 @@ def test_neither_body_nor_secret_is_ever_logged(made: Governor, store: Store) ->
     propose(store)
     button = tokens(made)
     written = io.StringIO()
-    logs.configure("debug", stream=written)
+    patient = logs.configure("debug", stream=written)
     try:
         for token, action in ((button["approve"], "approve"), ("marker-token", "reject")):
             body = form(payload(token, action, response_url="https://elsewhere.example/"))
             post(made, body, signed(body))
             post(made, body, signed(body, secret="wrong"))
     finally:
+        patient.drain(30)
         structlog.reset_defaults()
     lines = [json.loads(line) for line in written.getvalue().splitlines()]
     assert {line["code"] for line in lines if line.get("event") == "ruling"} == {"accepted", "bad_token"}
