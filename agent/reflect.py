@@ -24,7 +24,7 @@ from actuators.shape import Plan, Shape
 from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, recommendations, tunes, windows
-from agent.watch import Watched, lag_of
+from agent.watch import Watched
 from agent.wiring import policy_of
 from analyzers.finding import Finding
 from analyzers.findings import Situation, analyze
@@ -239,7 +239,7 @@ class Reflector:
             policy_of(endpoint),
             live.shape,
             watched.price_per_hour,
-            lag_s=lag_of(watched.collectors[source]),
+            lag_s=watched.lag_s,
             settling=settling,
         )
         return _Evidence(situation, error)

@@ -114,7 +114,7 @@ class House:
 
     def calibrate(self) -> None:
         """Leave a calibration of each, as an earlier daemon would have."""
-        seen = self.reflector._evidence(self.watched[min(self.watched)].settings, LIVE, 2.0, self.clock.now())
+        seen = self.reflector._evidence(self.watched[min(self.watched)], LIVE, self.clock.now())
         found = calibrate(seen.situation.windows, SHAPE, prior=None, hardware=ACCELERATORS["L4"])
         with self.store.write() as db:
             for name in self.watched:
@@ -217,5 +217,5 @@ def test_evidence_is_read_while_another_writes(tmp_path: Path) -> None:
     house = House(tmp_path, ["a"])
     with house.store.write() as db:
         fleet.saw_shape(db, "other", {"shape": {}, "shape_version": "", "ready": True, "detail": "", "seen_at": T0})
-        found = house.reflector._evidence(house.watched["a"].settings, LIVE, 2.0, house.clock.now())
+        found = house.reflector._evidence(house.watched["a"], LIVE, house.clock.now())
     assert len(found.situation.windows) == 10
