@@ -84,7 +84,7 @@ class Process:
         self.store = FaultyStore(world.database, self.faults, world.clock.now)
         self.http = FaultyHttp(self.faults)
         self.governor = Governor(world.settings, self.store, world.clock, holder=holder, http=self.http)
-        self.due = {loop.name: world.clock.now() for loop in self.governor.loops if loop.name in LOOPS}
+        self.due = {loop.name: world.clock.now() for loop in self.governor.loops if loop.name in world.loops}
         self.alive = True
 
     async def step(self, loop: Loop, now: float) -> None:
@@ -117,8 +117,14 @@ class AzureWorld:
     """Use as ``async with AzureWorld(folder) as world``."""
 
     def __init__(
-        self, folder: Path, *, law: Law | None = None, snapshot: Snapshot | None = None, **endpoint: Any
+        self,
+        folder: Path,
+        *,
+        law: Law | None = None,
+        snapshot: Snapshot | None = None,
+        loops: tuple[str, ...] = LOOPS,
     ) -> None:
+        """``loops``: which of the governor's run."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.clock = VirtualClock(START)
@@ -135,7 +141,7 @@ class AzureWorld:
         self.processes: list[Process] = []
         self.deaths = 0
         self._snapshot = snapshot
-        self._changed = endpoint
+        self.loops = loops
 
     async def __aenter__(self) -> AzureWorld:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
@@ -147,7 +153,7 @@ class AzureWorld:
                 **SETTINGS,
                 "database": self.database,
                 "state_dir": self.folder / "state",
-                "endpoints": [{**await self.discovered(), **ENDPOINT, **self._changed}],
+                "endpoints": [{**await self.discovered(), **ENDPOINT}],
             }
         )
         self.store = Store(self.database, now=self.clock.now)
@@ -178,7 +184,10 @@ class AzureWorld:
             **found.settings,
             "api_key": "primary-key",
             "sources": {"azure-monitor": access},
-            "actuator": {"system": "azure-ml", "options": {**access, "smoke_test": {"input": [1]}, "hold_s": 60}},
+            "actuator": {
+                "system": "azure-ml",
+                "options": {**access, "smoke_test": {"input": [1]}, "hold_s": 60},
+            },
         }
 
     async def snapshot(self) -> Snapshot:
@@ -210,7 +219,7 @@ class AzureWorld:
         while not reached():
             process = self.process
             at, loop = min(
-                ((process.due[loop.name], loop) for loop in process.governor.loops if loop.name in LOOPS),
+                ((process.due[loop.name], loop) for loop in process.governor.loops if loop.name in self.loops),
                 key=lambda turn: turn[0],
             )
             if at > end:
