@@ -36,7 +36,7 @@ F2S, F4S = "Standard_F2s_v2", "Standard_F4s_v2"
 SETTINGS: dict[str, Any] = {
     "collect": {"interval_s": 60, "window_s": 60, "timeout_s": 20},
     "decide": {"interval_s": 300, "act_interval_s": 15},
-    "sizes": {F2S: {"price_per_hour": 0.097, "cpus": 2}, F4S: {"price_per_hour": 0.194, "cpus": 4}},
+    "sizes": {F2S: {"usd_per_replica_hour": 0.097, "cpus": 2}, F4S: {"usd_per_replica_hour": 0.194, "cpus": 4}},
     "slack": SLACK,
 }
 ENDPOINT: dict[str, Any] = {
