@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from analyzers.objective import Objective
-from analyzers.prediction import Prediction
+from analyzers.prediction import Interval, Prediction
 from analyzers.verify import Scored, Verdict, judge, observed_metric
-from collectors.window import Window
+from collectors.window import Range, Window
 from tests.analyzers.observed import hour, minute, objective, promise
 
 FAST, SLOW, SLOWER = [0.2] * 10, [2.0] * 10, [4.0] * 10
@@ -180,3 +180,20 @@ def test_inside_and_error() -> None:
 def test_metrics_as_they_were_observed(metric: str, value: object) -> None:
     assert observed_metric(some(5), metric) == value
     assert observed_metric([], metric) is None
+
+
+def test_percentiles_that_came_as_numbers_are_scored_as_what_they_lie_between() -> None:
+    def told(low: float, high: float) -> Window:
+        return Window("chat", "azure-monitor", 0.0, 60.0, 1.0, 1, counts={"requests": 60.0, "errors": 0.0},
+                      quantiles={"e2e_s": {0.95: Range(low, high)}})  # fmt: skip
+
+    before, after = [told(0.9, 0.9)] * 6, [told(0.3, 0.4), told(0.35, 0.5), *[told(0.4, 0.4)] * 4]
+    promised = Prediction(
+        {"e2e_p95_s": Interval(0.3, 0.4, 0.45), "e2e_p50_s": Interval(0.1, 0.1, 0.1)}, 0.0, "usl", {}, ()
+    )
+    v = verdict(after, before, wanted=Objective.from_mapping({"e2e_p95_s": 0.6}), promised=promised)
+    assert v.code == "OBJECTIVE_MET"
+    (score,) = v.scores  # nothing tells the median, and nothing is scored of it
+    assert (score.before, score.observed, score.at_least, score.at_most) == (0.9, 0.5, 0.3, 0.5)
+    assert score.inside is True
+    assert score.error == 0.0

@@ -21,9 +21,11 @@ from collectors.azure.discover import AzureMlSystem
 from collectors.azure.errors import AzureError, of_error
 from collectors.azure.inventory import inventory
 from collectors.azure.minutes import Minute, read
+from collectors.azure.monitor import make
 from collectors.azure.names import EndpointId
 from collectors.azure.permissions import allows, permitted, role
 from collectors.azure.sizes import cores_needed, size_catalogue
+from collectors.base import FleetMember, SourceContext
 from collectors.discovery import DiscoveryContext
 from collectors.http import Http
 from collectors.sessions import Sessions
@@ -538,3 +540,73 @@ def test_the_law_of_the_stand_in_holds_its_own() -> None:
     assert alone == pytest.approx(1 / 8.0, rel=0.06)
     assert busy > alone
     assert held == pytest.approx(20 * busy, rel=0.01)
+
+
+# -- the source --------------------------------------------------------------------------------------------------------
+
+
+def _member(s: Scene, endpoint: Endpoint, **options: Any) -> FleetMember:
+    stated = {**s.account.model_dump(exclude_defaults=True), "resource": s.id(endpoint).path, **options}
+    return make(SourceContext(endpoint.name, None, s.http, s.clock, s.sessions, stated))
+
+
+async def _told(members: list[FleetMember], since: float | None) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    async for name, said in members[0].fleet.read_all([m.wanted for m in members], since):
+        found.setdefault(name, []).append(said)
+    return found
+
+
+def test_the_source_tells_each_minute_once_it_has_settled() -> None:
+    async def scenario() -> None:
+        async with scene() as s:
+            s.cloud.rate = lambda _at: 3.0
+            endpoints = [s.cloud.add(f"chat{i}") for i in range(3)]
+            members = [_member(s, e) for e in endpoints]
+            assert len({id(m.fleet) for m in members}) == 1, "read together"
+            assert members[0].settles_s == 240.0
+            first = await _told(members, None)
+            assert {name: [(x.target, x.start) for x in said] for name, said in first.items()} == {
+                e.name: [(e.name, NOW - 240.0)] for e in endpoints
+            }
+            span = first["chat0"][0]
+            assert (span.end - span.start, span.counts["requests"]) == (60.0, 180.0)
+            assert set(span.quantiles["e2e_s"]) == {0.5, 0.9, 0.95, 0.99}
+            await s.clock.advance(180)
+            later = await _told(members, NOW)
+            assert [x.start for x in later["chat1"]] == [NOW - 180.0, NOW - 120.0, NOW - 60.0]
+            again = await _told(members, NOW)
+            assert [x.start for x in again["chat1"]] == [NOW - 60.0], "the newest once more: it is told, and not silent"
+
+    run(scenario)
+
+
+def test_what_could_not_be_read_of_one_is_read_later_and_costs_the_others_nothing() -> None:
+    async def scenario() -> None:
+        async with scene() as s:
+            s.cloud.rate = lambda _at: 3.0
+            one, two = s.cloud.add("one"), s.cloud.add("two")
+            members = [_member(s, e) for e in (one, two)]
+            await _told(members, None)
+            kept = s.cloud.endpoints.pop(next(k for k in s.cloud.endpoints if k.endswith("/one")))
+            await s.clock.advance(120)
+            found = await _told(members, NOW)
+            assert isinstance(found["one"][0], AzureError)
+            assert len(found["two"]) == 2
+            s.cloud.endpoints["rg-chat/ws-chat/one"] = kept
+            await s.clock.advance(60)
+            found = await _told(members, NOW + 120)
+            assert [x.start for x in found["one"]] == [NOW - 180.0, NOW - 120.0, NOW - 60.0]
+            assert [x.start for x in found["two"]] == [NOW - 60.0]
+
+    run(scenario)
+
+
+def test_the_source_says_what_it_lacks() -> None:
+    async def scenario() -> None:
+        async with scene() as s:
+            for options, said in (({}, "resource"), ({"resource": "chat"}, "resource id"), ({"lag": 1}, "lag")):
+                with pytest.raises(CollectError, match=said):
+                    make(SourceContext("chat", None, s.http, s.clock, s.sessions, options))
+
+    run(scenario)
