@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from collectors.azure.client import ML_VERSION, AzureClient, shared
 from collectors.azure.credentials import Account
+from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState, inventory
 from collectors.azure.names import ML, EndpointId
 from collectors.azure.permissions import permitted, role
+from collectors.azure.sizes import VmSize, size_catalogue
 from collectors.discovery import DiscoveryContext, Found, Permission, Support
 from collectors.window import CollectError
 
@@ -59,7 +62,7 @@ class AzureMlSystem:
                 state = await inventory(context.sessions, client).endpoint(
                     EndpointId.parse(str(body.get("id"))), fresh=True
                 )
-                entry = found(state, options, taken)
+                entry = found(state, options, taken, await _sizes(context, client, state.region))
                 taken.add(entry.name)
                 yield entry
 
@@ -82,7 +85,17 @@ class AzureMlSystem:
         return role()
 
 
-def found(state: EndpointState, account: Account, taken: set[str]) -> Found:
+async def _sizes(context: DiscoveryContext, client: AzureClient, region: str) -> Mapping[str, VmSize]:
+    """What the region offers; nothing where that may not be known."""
+    try:
+        return await size_catalogue(context.sessions, client).sizes(region)
+    except AzureError as error:
+        if error.kind != "denied":
+            raise
+        return {}
+
+
+def found(state: EndpointState, account: Account, taken: set[str], sizes: Mapping[str, VmSize]) -> Found:
     """An endpoint as an entry of the settings. Secrets stand in it by reference only."""
     url = str((state.body.get("properties") or {}).get("scoringUri") or "")
     parts = urlsplit(url)
@@ -95,22 +108,37 @@ def found(state: EndpointState, account: Account, taken: set[str]) -> Found:
         "url": f"{parts.scheme}://{parts.netloc}",
         "api_key": f"${{{re.sub(r'[^A-Z0-9]+', '_', name.upper())}_KEY}}",
         "sources": {"azure-monitor": access},
-        "actuator": {"system": "azure-ml", "options": access},
+        "actuator": {"system": "azure-ml", "options": dict(access)},
+        "kind": "vm",
         "mode": "observe",
     }
-    shown = ", ".join(f"{n} {s} %" for n, s in state.traffic.items()) or "none has traffic"
-    note = f"{len(state.deployments)} deployments, {shown}"
+    return Found(name, settings, _note(state, sizes))
+
+
+def _note(state: EndpointState, sizes: Mapping[str, VmSize]) -> str:
+    """What runs, who owns its count, and the lines for `sizes`, since prices and vCPUs are not an endpoint's own."""
+    lines = []
+    for deployment in state.deployments:
+        name, size = str(deployment.get("name")), (deployment.get("properties") or {}).get("instanceType")
+        count = (deployment.get("sku") or {}).get("capacity")
+        lines.append(f"{name}: {count} x {size}, {state.traffic.get(name, 0)} % of the traffic")
     if state.autoscale is None:
-        note += "; autoscale settings may not be read"
+        lines.append("autoscale settings may not be read, so who owns the count is not known")
     elif state.autoscale:
-        note += f"; autoscale setting {', '.join(str(s.get('name')) for s in state.autoscale)} owns the count"
-    return Found(name, settings, note)
+        lines.append(f"autoscale setting {', '.join(str(s.get('name')) for s in state.autoscale)} owns the count")
+    running = {(d.get("properties") or {}).get("instanceType") for d in state.deployments}
+    for size in sorted((s for s in sizes.values() if s.name in running), key=lambda s: s.name):
+        price = "" if size.usd_per_replica_hour is None else f"usd_per_replica_hour: {size.usd_per_replica_hour:g}, "
+        lines.append(f"sizes: {{{size.name}: {{{price}cpus: {size.cores}}}}}")
+    return "\n".join(lines)
 
 
 def _name(id_: EndpointId, taken: set[str]) -> str:
-    """The endpoint's own, with its workspace where that is not enough to tell it apart."""
-    own = re.sub(r"[^a-z0-9._-]+", "-", id_.name.lower())[:63]
-    return own if own not in taken else re.sub(r"[^a-z0-9._-]+", "-", f"{id_.name}-{id_.workspace}".lower())[:63]
+    """The endpoint's own, with its workspace, or a number, where that is not enough to tell it apart."""
+    own = re.sub(r"[^a-z0-9._-]+", "-", id_.name.lower())[:50]
+    longer = re.sub(r"[^a-z0-9._-]+", "-", f"{id_.name}-{id_.workspace}".lower())[:60]
+    names = itertools.chain((own, longer), (f"{longer}-{n}" for n in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _options(context: DiscoveryContext) -> DiscoveryOptions:

@@ -40,7 +40,6 @@ SETTINGS: dict[str, Any] = {
     "slack": SLACK,
 }
 ENDPOINT: dict[str, Any] = {
-    "kind": "vm",
     "mode": "approve",
     "objective": {"e2e_p95_s": 0.24, "error_rate": 0.02},
     "policy": {
