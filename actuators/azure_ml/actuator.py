@@ -45,7 +45,7 @@ from actuators.base import (
 )
 from actuators.shape import Operation, Plan, Shape
 from collectors.azure.client import AUTOSCALE_VERSION, ML_VERSION, Accepted, AzureClient, shared
-from collectors.azure.credentials import Account
+from collectors.azure.credentials import AzureAccount
 from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState, inventory
 from collectors.azure.names import EndpointId
@@ -63,7 +63,7 @@ _TROUBLE = {
 }
 
 
-class Options(Account):
+class Options(AzureAccount):
     """Settings of the system ``azure-ml``."""
 
     resource: str = ""

@@ -32,7 +32,7 @@ from actuators.azure_ml.spec import (
 from actuators.base import CannotPlan
 from actuators.shape import Need, Operation, Plan, Shape
 from collectors.azure.inventory import EndpointState
-from collectors.azure.sizes import Quota, VmSize, cores_needed
+from collectors.azure.sizes import CoreQuota, VmSize, cores_needed
 
 _MOST_REPLICAS = 50
 _LONGEST_NAME = 32
@@ -58,7 +58,7 @@ class Region:
     """What the region offers now."""
 
     sizes: Mapping[str, VmSize]
-    quotas: Mapping[str, Quota]
+    quotas: Mapping[str, CoreQuota]
     """By family, in lower case."""
 
     def need(self, size: str, more: int) -> tuple[Need, ...]:

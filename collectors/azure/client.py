@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote, urlencode, urlsplit
 
-from collectors.azure.credentials import Account
+from collectors.azure.credentials import AzureAccount
 from collectors.azure.errors import AzureError, of_error, refusal, retry_after
 from collectors.clock import Clock
 from collectors.credentials import Credential
@@ -56,7 +56,7 @@ class OperationState:
 class AzureClient:
     """Raises ``AzureError`` and nothing else."""
 
-    def __init__(self, subscription: str, account: Account, http: HttpCall, clock: Clock) -> None:
+    def __init__(self, subscription: str, account: AzureAccount, http: HttpCall, clock: Clock) -> None:
         """Raises CollectError ``credentials`` where the account needs a package that is not there."""
         self.subscription = subscription
         self.account = account
@@ -204,7 +204,7 @@ class AzureClient:
         raise refused
 
 
-def shared(sessions: Sessions, subscription: str, account: Account, http: HttpCall, clock: Clock) -> AzureClient:
+def shared(sessions: Sessions, subscription: str, account: AzureAccount, http: HttpCall, clock: Clock) -> AzureClient:
     """The subscription's one client. Raises CollectError ``credentials``."""
     return sessions.get(("azure", subscription, account.key()), lambda: AzureClient(subscription, account, http, clock))
 

@@ -21,7 +21,7 @@ METRICS_SCOPE = "https://metrics.monitor.azure.com/.default"
 _RENEW_S = 300.0
 
 
-class Account(BaseModel):
+class AzureAccount(BaseModel):
     """How Azure is reached, and as whom. The fields of the source ``azure-monitor`` and of the system ``azure-ml`` alike."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -50,7 +50,7 @@ class Account(BaseModel):
     """Seconds between two readings of ARM's lists, which all endpoints of a subscription share."""
 
     @model_validator(mode="after")
-    def _complete(self) -> Account:
+    def _complete(self) -> AzureAccount:
         if (self.credential == "token") != (self.token is not None):
             raise ValueError("token: give it with `credential: token`, and only then")
         if self.credential == "client_secret" and not (self.tenant and self.client_id and self.client_secret):
@@ -61,7 +61,9 @@ class Account(BaseModel):
         """All that a client depends on, to share one."""
         secrets = [s.get_secret_value() if s else "" for s in (self.client_secret, self.token, self.metrics_token)]
         plain = [
-            str(getattr(self, name)) for name in Account.model_fields if not isinstance(getattr(self, name), SecretStr)
+            str(getattr(self, name))
+            for name in AzureAccount.model_fields
+            if not isinstance(getattr(self, name), SecretStr)
         ]
         return (*plain, str(hash(tuple(secrets))))
 
@@ -111,7 +113,7 @@ class EntraToken:
         return {"authorization": f"Bearer {self._held.token}"}
 
 
-def _identity(account: Account) -> TokenSource:
+def _identity(account: AzureAccount) -> TokenSource:
     try:
         from azure import identity
     except ImportError as error:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from collectors.azure.client import ML_VERSION, AzureClient, shared
-from collectors.azure.credentials import Account
+from collectors.azure.credentials import AzureAccount
 from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState, inventory
 from collectors.azure.names import ML, EndpointId
@@ -21,7 +21,7 @@ from collectors.discovery import DiscoveryContext, Found, Permission, Support
 from collectors.window import CollectError
 
 
-class DiscoveryOptions(Account):
+class DiscoveryOptions(AzureAccount):
     """What ``flyball discover azure-ml`` takes: the account, and which subscription."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +76,7 @@ class AzureMlSystem:
         )
         try:
             id_ = EndpointId.parse(str(stated.get("resource", "")))
-            account = Account(**{k: v for k, v in stated.items() if k in Account.model_fields})
+            account = AzureAccount(**{k: v for k, v in stated.items() if k in AzureAccount.model_fields})
         except ValueError as error:
             raise CollectError("settings", f"azure-ml: {error}") from error
         return await permitted(shared(context.sessions, id_.subscription, account, context.http, context.clock), id_)
@@ -95,12 +95,12 @@ async def _sizes(context: DiscoveryContext, client: AzureClient, region: str) ->
         return {}
 
 
-def found(state: EndpointState, account: Account, taken: set[str], sizes: Mapping[str, VmSize]) -> Found:
+def found(state: EndpointState, account: AzureAccount, taken: set[str], sizes: Mapping[str, VmSize]) -> Found:
     """An endpoint as an entry of the settings. Secrets stand in it by reference only."""
     url = str((state.body.get("properties") or {}).get("scoringUri") or "")
     parts = urlsplit(url)
     name = _name(state.id, taken)
-    stated = account.model_dump(mode="json", exclude_defaults=True, include=set(Account.model_fields))
+    stated = account.model_dump(mode="json", exclude_defaults=True, include=set(AzureAccount.model_fields))
     secrets = {k: f"${{AZURE_{k.upper()}}}" for k in ("client_secret", "token", "metrics_token") if stated.get(k)}
     access = {"resource": state.id.path, **stated, **secrets}
     settings: dict[str, Any] = {
@@ -155,5 +155,5 @@ def _options(context: DiscoveryContext) -> DiscoveryOptions:
 
 
 def _client(context: DiscoveryContext, options: DiscoveryOptions) -> AzureClient:
-    account = Account(**options.model_dump(include=set(Account.model_fields)))
+    account = AzureAccount(**options.model_dump(include=set(AzureAccount.model_fields)))
     return shared(context.sessions, options.subscription.lower(), account, context.http, context.clock)

@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import Field, ValidationError, field_validator
 
 from collectors.azure.client import AzureClient, shared
-from collectors.azure.credentials import Account
+from collectors.azure.credentials import AzureAccount
 from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState, Inventory, inventory
 from collectors.azure.minutes import Minute, read
@@ -28,7 +28,7 @@ _MINUTE = 60.0
 _BACK_S = 3600.0
 
 
-class Options(Account):
+class Options(AzureAccount):
     """Settings of the source ``azure-monitor``."""
 
     resource: str = ""

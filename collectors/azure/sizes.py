@@ -30,7 +30,7 @@ class VmSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Quota:
+class CoreQuota:
     """Cores of one family in one region."""
 
     family: str
@@ -53,7 +53,7 @@ class SizeCatalogue:
     def __init__(self, client: AzureClient) -> None:
         self._client = client
         self._sizes: dict[str, tuple[float, Mapping[str, VmSize]]] = {}
-        self._quotas: dict[str, tuple[float, Mapping[str, Quota]]] = {}
+        self._quotas: dict[str, tuple[float, Mapping[str, CoreQuota]]] = {}
 
     async def sizes(self, region: str) -> Mapping[str, VmSize]:
         """By name; a day old at most."""
@@ -65,7 +65,7 @@ class SizeCatalogue:
             kept = self._sizes[region] = (now, found)
         return kept[1]
 
-    async def quotas(self, region: str, *, fresh: bool = False) -> Mapping[str, Quota]:
+    async def quotas(self, region: str, *, fresh: bool = False) -> Mapping[str, CoreQuota]:
         """By family; a minute old at most, or as it is now."""
         now = self._client.clock.monotonic()
         kept = self._quotas.get(region)
@@ -74,7 +74,7 @@ class SizeCatalogue:
             async for row in self._client.pages(self._path(region, "usages"), ML_VERSION):
                 family, used, limit = (row.get("name") or {}).get("value"), row.get("currentValue"), row.get("limit")
                 if isinstance(family, str) and isinstance(used, int) and isinstance(limit, int):
-                    found[family.lower()] = Quota(family, used, limit)
+                    found[family.lower()] = CoreQuota(family, used, limit)
             kept = self._quotas[region] = (now, found)
         return kept[1]
 

@@ -16,7 +16,7 @@ from pydantic import SecretStr, ValidationError
 from agent.clock import VirtualClock
 from agent.settings import EndpointSettings
 from collectors.azure.client import ML_VERSION, AzureClient, shared
-from collectors.azure.credentials import ARM_SCOPE, METRICS_SCOPE, Account, EntraToken
+from collectors.azure.credentials import ARM_SCOPE, METRICS_SCOPE, AzureAccount, EntraToken
 from collectors.azure.discover import AzureMlSystem
 from collectors.azure.errors import AzureError, of_error
 from collectors.azure.inventory import inventory
@@ -43,7 +43,7 @@ class Scene:
     clock: VirtualClock
     http: Http
     sessions: Sessions
-    account: Account
+    account: AzureAccount
     client: AzureClient
 
     @property
@@ -66,7 +66,7 @@ async def scene() -> AsyncIterator[Scene]:
     cloud = Cloud(clock.now)
     http, sessions = Http(), Sessions()
     with FakeAzure(cloud) as azure:
-        account = Account(
+        account = AzureAccount(
             credential="token",
             token=SecretStr("arm-token"),
             metrics_token=SecretStr("metrics-token"),
@@ -135,8 +135,8 @@ def test_an_account_says_what_it_lacks() -> None:
         {"nonsense": 1},
     ):
         with pytest.raises(ValidationError):
-            Account.model_validate(stated)
-    assert "secret-word" not in repr(Account(credential="token", token=SecretStr("secret-word")).key())
+            AzureAccount.model_validate(stated)
+    assert "secret-word" not in repr(AzureAccount(credential="token", token=SecretStr("secret-word")).key())
 
 
 def test_a_token_is_asked_for_once_and_renewed_before_it_ends() -> None:
@@ -189,7 +189,7 @@ def test_a_managed_identity_is_asked_by_the_official_package(monkeypatch: pytest
         )
 
     async def scenario() -> None:
-        arm, metrics = Account(credential="managed_identity").credentials()
+        arm, metrics = AzureAccount(credential="managed_identity").credentials()
         assert await arm.headers("GET", "u", b"") == {"authorization": "Bearer arm"}
         assert await metrics.headers("GET", "u", b"") == {"authorization": "Bearer metrics"}
 
