@@ -23,6 +23,7 @@ from actuators.vllm_local.actuator import teardown
 from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.ml import endpoint_id
+from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
 
 REGISTERED = sorted(
     [*entry_points(group="flyball.actuators"), *entry_points(group="flyball.emulations")], key=lambda e: e.name
@@ -89,8 +90,23 @@ def _azure_ml(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         yield Stage(entry, context(folder, azure.url, Shape(), options, caller), caller, there)
 
 
+@contextlib.contextmanager
+def _kubernetes(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    server = FakeKubernetes(Cluster(time.time, start_s=0.05))
+    with server as url:
+        server.cluster.create("deployments", "default", manifest("chat", 1))
+        caller = Caller()
+        options = {"server": url, "namespace": "default", "token": "flyball-token"}
+        of = context(folder, "http://chat.invalid", Shape(), options, caller)
+        actuator = entry.load()(of)
+        time.sleep(0.1)  # its pod comes up
+        shape = asyncio.run(actuator.live()).shape
+        yield Stage(entry, of, caller, shape.with_(replicas=2, engine={"max_num_seqs": 8}))
+
+
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
     "emulated": _emulated,
+    "kubernetes": _kubernetes,
     "none": _none,
     "vllm-local": _vllm_local,
     "azure-ml": _azure_ml,
@@ -241,7 +257,11 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "credential": "token",
         "token": "t",
     }
-    options = {"vllm-local": {"model": "m"}, "azure-ml": {**azure, "arm_url": url}}.get(entry.name, {})
+    options = {
+        "vllm-local": {"model": "m"},
+        "azure-ml": {**azure, "arm_url": url},
+        "kubernetes": {"server": url, "token": "t"},
+    }.get(entry.name, {})
     of = context(tmp_path, url, Shape(replicas=1), options)
     live: Live | None = None
     error: ActuatorError | None = None

@@ -1,0 +1,1 @@
+"""Workloads of a Kubernetes cluster: replicas, an autoscaler's bounds and targets, engine limits, CPU and memory."""

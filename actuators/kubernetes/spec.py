@@ -1,0 +1,242 @@
+"""A workload as a Shape, and what of it plans rest on. Pure: bodies of the API server in, nouns out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from actuators.base import Owner
+from actuators.shape import Autoscaling, EngineValue, Shape
+from collectors.kubernetes.workloads import Workload, containers, quantity
+
+Body = Mapping[str, Any]
+GPU = "nvidia.com/gpu"
+_PRODUCT, _INSTANCE = "nvidia.com/gpu.product", "node.kubernetes.io/instance-type"
+#: Labels of a node's product to the short names that prices and hardware tables have.
+_PRODUCTS = (
+    ("H200", "H200"), ("H100", "H100"), ("GH200", "GH200"), ("B200", "B200"), ("A100-SXM4-80GB", "A100-80GB"),
+    ("A100-PCIE-80GB", "A100-80GB"), ("A100-80", "A100-80GB"), ("A100", "A100-40GB"),
+    ("L40S", "L40S"), ("L4", "L4"), ("A10", "A10"), ("T4", "T4"),
+)  # fmt: skip
+#: Arguments of the engine that Flyball may change: whole numbers, by their vLLM names.
+ENGINE_LIMITS = (
+    "max_num_seqs", "max_num_batched_tokens", "max_model_len", "tensor_parallel_size", "pipeline_parallel_size",
+)  # fmt: skip
+
+
+def serving_container(workload: Workload, name: str | None) -> Body:
+    """The container that serves: the named one, or the first. Raises ValueError where there is none."""
+    found = list(containers(workload.template.get("spec") or {}))
+    chosen = next((c for c in found if name is None or c.get("name") == name), None)
+    if chosen is None:
+        there = ", ".join(str(c.get("name")) for c in found) or "none"
+        raise ValueError(f"{workload.id} has no container {name!r}; there are: {there}")
+    return chosen
+
+
+def shape_of(workload: Workload, container: str | None) -> Shape:
+    """What is configured. Replicas that an autoscaler sets are unknown here: they are ``serving``."""
+    holds = serving_container(workload, container)
+    selector = (workload.template.get("spec") or {}).get("nodeSelector") or {}
+    resources = holds.get("resources") or {}
+    least, most = resources.get("requests") or {}, resources.get("limits") or {}
+    gpus = quantity(most.get(GPU, least.get(GPU)))
+    memory = quantity(most.get("memory", least.get("memory")))
+    scaling = autoscaling_of(workload)
+    replicas = workload.spec.get("replicas", 1)
+    group = (workload.spec.get("leaderWorkerTemplate") or {}).get("size")
+    return Shape(
+        replicas=None if scaling is not None else int(replicas),
+        size=selector.get(_INSTANCE),
+        accelerator=_accelerator(str(selector.get(_PRODUCT, ""))),
+        accelerator_count=int(gpus * (group or 1)) if gpus else None,
+        cpus=quantity(most.get("cpu", least.get("cpu"))),
+        memory_gb=None if memory is None else memory / 1e9,
+        engine=engine_of(holds),
+        autoscaling=scaling,
+        extra={} if group is None else {"group_size": int(group)},
+    )
+
+
+def _accelerator(product: str) -> str | None:
+    return next((short for part, short in _PRODUCTS if part in product), None)
+
+
+def arguments(container: Body) -> list[str]:
+    """The engine's own arguments, also where a shell is told to run them."""
+    words = [str(w) for w in (*(container.get("command") or ()), *(container.get("args") or ()))]
+    if len(words) >= 3 and words[0].rsplit("/", 1)[-1] in ("sh", "bash") and words[1].startswith("-"):
+        try:
+            return shlex.split(words[2], comments=True)
+        except ValueError:
+            return words
+    return words
+
+
+def argument(words: Sequence[str], name: str) -> str | None:
+    """The value of ``--max-num-seqs 64`` or ``--max-num-seqs=64``; the last one counts, as it does for the engine."""
+    flag, found = f"--{name.replace('_', '-')}", None
+    for i, word in enumerate(words):
+        head, equals, value = word.partition("=")
+        if head.replace("_", "-") == flag.replace("_", "-"):
+            found = value if equals else (words[i + 1] if i + 1 < len(words) else None)
+    return found
+
+
+def engine_of(container: Body) -> dict[str, EngineValue]:
+    """Engine limits that are stated; a default is not."""
+    words = arguments(container)
+    stated = {name: argument(words, name) for name in ENGINE_LIMITS}
+    return {name: int(value) for name, value in stated.items() if value is not None and value.isdigit()}
+
+
+def model_of(container: Body) -> str | None:
+    """What is served: the name that clients use, or the model's own."""
+    words = arguments(container)
+    served = argument(words, "served_model_name") or argument(words, "model")
+    if served is None and "serve" in words[:-1]:
+        served = words[words.index("serve") + 1]
+    return None if served is None or served.startswith("-") else served
+
+
+def with_engine(container: Body, engine: Mapping[str, EngineValue | None]) -> list[str]:
+    """The container's ``args`` with these limits; None: without that one. Raises ValueError where they stand in a shell's text."""
+    old = [str(w) for w in container.get("args") or ()]
+    if arguments(container) != [*(str(w) for w in container.get("command") or ()), *old]:
+        raise ValueError("its arguments stand in a shell's command line: change them by hand")
+    command = [str(w) for w in container.get("command") or ()]
+    if any(argument(command, name) is not None for name in engine):
+        raise ValueError("its limits stand in `command`; move them to `args`")
+    args = list(old)
+    for name, value in sorted(engine.items()):
+        args = _replaced(args, name, value)
+    return args
+
+
+def _replaced(args: list[str], name: str, value: EngineValue | None) -> list[str]:
+    flag, kept, skip = f"--{name.replace('_', '-')}", list[str](), False
+    for word in args:
+        if skip:
+            skip = False
+            continue
+        head, equals, _ = word.partition("=")
+        if head.replace("_", "-") == flag.replace("_", "-"):
+            skip = not equals
+            continue
+        kept.append(word)
+    return kept if value is None else [*kept, flag, str(value)]
+
+
+def autoscaling_of(workload: Workload) -> Autoscaling | None:
+    """Bounds and targets of the HPA or ScaledObject. One that is paused sets nothing."""
+    scaler = workload.autoscaler
+    if scaler is None:
+        return None
+    spec = scaler.get("spec") or {}
+    if scaler.get("kind") == "ScaledObject" or "maxReplicaCount" in spec or "triggers" in spec:
+        targets = {trigger_name(t): v for t in spec.get("triggers") or () if (v := _threshold(t)) is not None}
+        return Autoscaling(int(spec.get("minReplicaCount", 0)), int(spec.get("maxReplicaCount", 100)), targets)
+    targets = {name: v for m in spec.get("metrics") or () for name, v in metric_targets(m)}
+    return Autoscaling(int(spec.get("minReplicas", 1)), int(spec.get("maxReplicas", 1)), targets)
+
+
+def trigger_name(trigger: Body) -> str:
+    meta = trigger.get("metadata") or {}
+    return str(trigger.get("name") or meta.get("metricName") or trigger.get("type") or "trigger")
+
+
+def _threshold(trigger: Body) -> float | None:
+    return quantity((trigger.get("metadata") or {}).get("threshold") or (trigger.get("metadata") or {}).get("value"))
+
+
+def metric_targets(metric: Body) -> list[tuple[str, float]]:
+    kind = str(metric.get("type", ""))
+    own = metric.get(kind[:1].lower() + kind[1:]) or {}
+    target = own.get("target") or {}
+    name = str((own.get("metric") or {}).get("name") or own.get("name") or kind)
+    if "averageUtilization" in target:
+        return [(name, float(target["averageUtilization"]) / 100)]
+    value = quantity(target.get("averageValue", target.get("value")))
+    return [] if value is None else [(name, value)]
+
+
+def owner_of(workload: Workload) -> Owner | None:
+    """Who else writes it. He who owns the manifest comes before him who owns the count."""
+    gitops = workload.gitops
+    if gitops is not None:
+        return Owner(gitops[0], gitops[1], frozenset({"*"}))
+    scaler = workload.autoscaler
+    if scaler is None:
+        return None
+    name = str((scaler.get("metadata") or {}).get("name"))
+    kind = "keda" if is_keda(scaler) else "hpa"
+    return Owner(kind, name, frozenset({"replicas"}))
+
+
+def is_keda(scaler: Body) -> bool:
+    spec = scaler.get("spec") or {}
+    return scaler.get("kind") == "ScaledObject" or "triggers" in spec or "maxReplicaCount" in spec
+
+
+def version_of(workload: Workload) -> str:
+    """A hash of the specification that plans rest on. What an autoscaler moves, and every status, is none of it."""
+    spec, generation = dict(workload.spec), (workload.body.get("metadata") or {}).get("generation")
+    if workload.autoscaler is not None:  # which counts up the generation too, each time that it moves the count
+        spec.pop("replicas", None)
+        generation = (workload.autoscaler.get("metadata") or {}).get("generation")
+    rests_on = [generation, spec, (workload.autoscaler or {}).get("spec"), workload.gitops]
+    text = json.dumps(rests_on, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def ready_of(workload: Workload) -> tuple[bool, int, str]:
+    """Whether as many serve as are configured, on the newest template; how many serve; and what is wrong, for people."""
+    status, meta = workload.body.get("status") or {}, workload.body.get("metadata") or {}
+    wanted = int(workload.spec.get("replicas", 1))
+    serving = int(status.get("availableReplicas", status.get("readyReplicas", 0)) or 0)
+    updated = int(status.get("updatedReplicas", serving) or 0)
+    seen = int(status.get("observedGeneration", meta.get("generation", 0)) or 0) >= int(meta.get("generation", 0) or 0)
+    total = int(status.get("replicas", serving) or 0)
+    ready = seen and serving == wanted and updated == wanted and total == wanted
+    problems = [
+        f"{c.get('type')}: {c.get('message')}"
+        for c in status.get("conditions") or ()
+        if (c.get("type"), c.get("status")) in (("Progressing", "False"), ("ReplicaFailure", "True"))
+    ]
+    detail = "" if ready else "; ".join([f"{serving} of {wanted} serve, {updated} on the newest template", *problems])
+    return ready, serving, detail
+
+
+def stuck_of(workload: Workload) -> str | None:
+    """Why the rollout will not come to its end by itself, as the controller or the scheduler says; None while it may."""
+    for condition in (workload.body.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
+            return str(condition.get("message") or "the progress deadline is exceeded")
+        if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+            return str(condition.get("message") or "pods cannot be created")
+    return None
+
+
+def targets_of(workload: Workload, port: int) -> dict[str, str]:
+    """Each pod that serves, by name, at its own address: a Service in between would mix them."""
+    found = {}
+    for pod in workload.pods:
+        status = pod.get("status") or {}
+        ready = any((c.get("type"), c.get("status")) == ("Ready", "True") for c in status.get("conditions") or ())
+        address = status.get("podIP")
+        if ready and address and (pod.get("metadata") or {}).get("deletionTimestamp") is None:
+            host = f"[{address}]" if ":" in str(address) else address
+            found[str((pod.get("metadata") or {}).get("name"))] = f"http://{host}:{port}"
+    return found
+
+
+def port_of(container: Body) -> int:
+    """Where it serves: ``--port``, else the port that is declared, else vLLM's own."""
+    stated = argument(arguments(container), "port")
+    if stated is not None and stated.isdigit():
+        return int(stated)
+    declared = [p.get("containerPort") for p in container.get("ports") or ()]
+    return int(declared[0]) if declared and declared[0] else 8000

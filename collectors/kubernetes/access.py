@@ -1,0 +1,196 @@
+"""How a cluster is reached: from within a pod, by a kubeconfig, or by an address and a token. TLS is always verified."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import os
+import ssl
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from collectors.clock import Clock
+from collectors.credentials import Anonymous, BearerToken, Credential, TokenFile
+from collectors.window import CollectError
+
+_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_EXEC_S = 30.0
+#: An exec plugin's token without an expiry is asked for anew after so long.
+_TOKEN_S = 600.0
+
+
+class Cluster(BaseModel):
+    """Which cluster, and as whom. Without any of it: the pod's own cluster, or the current context of the kubeconfig."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    server: str | None = Field(default=None, pattern=r"^https?://")
+    """Address of the API server. Default: the pod's own cluster, or the kubeconfig's."""
+    token: SecretStr | None = None
+    """A bearer token, beside `server`. Default: none."""
+    token_file: Path | None = None
+    """A file with a token, read for each request, beside `server`. Default: none."""
+    ca_file: Path | None = None
+    """The cluster's authority, beside `server`. Default: the system's."""
+    kubeconfig: Path | None = None
+    """A kubeconfig file. Default: `$KUBECONFIG`, then `~/.kube/config`."""
+    context: str | None = None
+    """A context of the kubeconfig. Default: its current one."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Cluster:
+        beside = (self.token, self.token_file, self.ca_file)
+        if self.server is None and any(value is not None for value in beside):
+            raise ValueError("token, token_file and ca_file go with `server`")
+        if self.server is not None and (self.kubeconfig is not None or self.context is not None):
+            raise ValueError("name either `server` or a kubeconfig, not both")
+        return self
+
+    def key(self) -> tuple[Any, ...]:
+        """What tells two ways apart, for the session's table."""
+        token = self.token.get_secret_value() if self.token is not None else None
+        return (self.server, token, self.token_file, self.ca_file, self.kubeconfig, self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A way that was found: where the API is, who Flyball is to it, and whom it trusts."""
+
+    server: str
+    credential: Credential
+    tls: ssl.SSLContext | None
+    """Whom to trust, and as whom to connect, where that is the cluster's own matter; None: as everywhere else."""
+    namespace: str
+    """Where nothing else is said."""
+
+
+class ExecCredential:
+    """A token from the command that a kubeconfig names, as clouds have it; asked for anew when it runs out."""
+
+    def __init__(self, command: list[str], env: Mapping[str, str], clock: Clock) -> None:
+        self._command = command
+        self._env = env
+        self._clock = clock
+        self._token: str | None = None
+        self._until = 0.0
+
+    async def headers(self, method: str, url: str, body: bytes) -> Mapping[str, str]:
+        if self._token is None or self._clock.monotonic() >= self._until:
+            self._token = await self._ask()
+            self._until = self._clock.monotonic() + _TOKEN_S
+        return {"authorization": f"Bearer {self._token}"}
+
+    async def _ask(self) -> str:
+        info = json.dumps({"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "spec": {}})
+        env = {**os.environ, **self._env, "KUBERNETES_EXEC_INFO": info}
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            )
+            said, _ = await asyncio.wait_for(process.communicate(), _EXEC_S)
+            token = json.loads(said)["status"]["token"]
+        except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
+            text = (
+                f"the kubeconfig's command {self._command[0]!r} gave no token ({type(error).__name__}); run it by hand"
+            )
+            raise CollectError("credentials", text) from error
+        if not isinstance(token, str) or not token:
+            raise CollectError("credentials", f"the kubeconfig's command {self._command[0]!r} gave an empty token")
+        return token
+
+
+def access(cluster: Cluster, clock: Clock) -> Access:
+    """The way to the cluster. Raises CollectError ``credentials``, which says what is missing where."""
+    if cluster.server is not None:
+        credential: Credential = Anonymous()
+        if cluster.token is not None:
+            credential = BearerToken(cluster.token)
+        elif cluster.token_file is not None:
+            credential = TokenFile(cluster.token_file)
+        tls = None if cluster.ca_file is None else _tls(cluster.ca_file)
+        return Access(cluster.server.rstrip("/"), credential, tls, "default")
+    host = os.environ.get("KUBERNETES_SERVICE_HOST")
+    if cluster.kubeconfig is None and cluster.context is None and host and (_POD / "token").exists():
+        host = f"[{host}]" if ":" in host else host
+        port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        namespace = (_POD / "namespace").read_text().strip() if (_POD / "namespace").exists() else "default"
+        return Access(f"https://{host}:{port}", TokenFile(_POD / "token"), _tls(_POD / "ca.crt"), namespace)
+    return _from_kubeconfig(cluster, clock)
+
+
+def _from_kubeconfig(cluster: Cluster, clock: Clock) -> Access:
+    path = cluster.kubeconfig or Path(os.environ.get("KUBECONFIG", "").split(os.pathsep)[0] or "~/.kube/config")
+    path = path.expanduser()
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        name = cluster.context or data.get("current-context")
+        context = _named(data, "contexts", name, "context")
+        server = _named(data, "clusters", context["cluster"], "cluster")
+        user = _named(data, "users", context.get("user"), "user") if context.get("user") else {}
+        if server.get("insecure-skip-tls-verify"):
+            raise CollectError(
+                "credentials", f"{path}: insecure-skip-tls-verify is refused; name the authority instead"
+            )
+        tls = _trusting(server, path.parent)
+        _own_certificate(tls, user, path.parent)
+        namespace = str(context.get("namespace") or "default")
+        return Access(str(server["server"]).rstrip("/"), _user(user, path.parent, clock), tls, namespace)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ssl.SSLError, binascii.Error) as error:
+        do = "set `server` and `token_file`, name a kubeconfig, or run Flyball in a pod of the cluster"
+        raise CollectError("credentials", f"{path}: {type(error).__name__}: {error}; {do}") from error
+
+
+def _named(data: Mapping[str, Any], kind: str, name: object, inner: str) -> Mapping[str, Any]:
+    for item in data.get(kind) or ():
+        if item.get("name") == name:
+            found: Mapping[str, Any] = item[inner]
+            return found
+    raise KeyError(f"no entry of {kind} is called {name!r}")
+
+
+def _tls(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise CollectError("credentials", f"{ca_file} cannot be read as certificates: {error}") from error
+
+
+def _trusting(server: Mapping[str, Any], folder: Path) -> ssl.SSLContext:
+    written = server.get("certificate-authority-data")
+    if written:
+        return ssl.create_default_context(cadata=base64.b64decode(written).decode("ascii"))
+    file = server.get("certificate-authority")
+    return _tls(folder / file if file else None)
+
+
+def _own_certificate(tls: ssl.SSLContext, user: Mapping[str, Any], folder: Path) -> None:
+    """A client's certificate, where the kubeconfig has one. Python reads it from files alone."""
+    parts = {}
+    with tempfile.TemporaryDirectory() as held:
+        for name in ("client-certificate", "client-key"):
+            if user.get(f"{name}-data"):
+                parts[name] = Path(held) / name
+                parts[name].touch(0o600)
+                parts[name].write_bytes(base64.b64decode(user[f"{name}-data"]))
+            elif user.get(name):
+                parts[name] = folder / user[name]
+        if len(parts) == 2:
+            tls.load_cert_chain(parts["client-certificate"], parts["client-key"])
+
+
+def _user(user: Mapping[str, Any], folder: Path, clock: Clock) -> Credential:
+    if user.get("exec"):
+        said = user["exec"]
+        env = {item["name"]: item["value"] for item in said.get("env") or ()}
+        return ExecCredential([said["command"], *(said.get("args") or ())], env, clock)
+    if user.get("tokenFile"):
+        return TokenFile(folder / user["tokenFile"])
+    return BearerToken(SecretStr(user["token"])) if user.get("token") else Anonymous()

@@ -1,0 +1,242 @@
+"""``flyball discover kubernetes`` and ``flyball permissions kubernetes``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from collectors.discovery import DiscoveryContext, Found, Permission, Support
+from collectors.kubernetes.access import Cluster
+from collectors.kubernetes.client import KubernetesClient, shared
+from collectors.kubernetes.workloads import Workload, containers, inventory
+from collectors.window import CollectError
+
+#: What marks a container that serves a model: its image, or the words of its command line.
+_ENGINES = ("vllm", "sglang", "text-generation-inference", "llama.cpp", "llama-server")
+_VLLM_PORT = 8000
+
+#: Verb, API group, resource, subresource, and what it is for.
+_NEEDS = (
+    ("list", "apps", "deployments", "", "see"),
+    ("list", "apps", "statefulsets", "", "see"),
+    ("list", "leaderworkerset.x-k8s.io", "leaderworkersets", "", "see"),
+    ("list", "autoscaling", "horizontalpodautoscalers", "", "see"),
+    ("list", "keda.sh", "scaledobjects", "", "see"),
+    ("list", "", "pods", "", "see"),
+    ("list", "", "services", "", "see"),
+    ("list", "", "nodes", "", "see"),
+    ("patch", "apps", "deployments", "", "change"),
+    ("patch", "apps", "deployments", "scale", "change"),
+    ("patch", "apps", "statefulsets", "", "change"),
+    ("patch", "apps", "statefulsets", "scale", "change"),
+    ("patch", "leaderworkerset.x-k8s.io", "leaderworkersets", "", "change"),
+    ("patch", "leaderworkerset.x-k8s.io", "leaderworkersets", "scale", "change"),
+    ("patch", "autoscaling", "horizontalpodautoscalers", "", "change"),
+    ("patch", "keda.sh", "scaledobjects", "", "change"),
+    ("patch", "", "pods", "resize", "change"),
+)
+
+
+class DiscoveryOptions(Cluster):
+    """What ``flyball discover kubernetes`` takes: the cluster, and which namespace."""
+
+    namespace: str | None = Field(default=None, min_length=1)
+    """Only of this namespace. Default: of all that can be seen."""
+
+
+class KubernetesSystem:
+    """See ``collectors.discovery.System``."""
+
+    name: ClassVar[str] = "kubernetes"
+    options: ClassVar[type[BaseModel]] = DiscoveryOptions
+    support: ClassVar[Support] = Support(
+        title="Kubernetes: Deployment, StatefulSet, LeaderWorkerSet; HPA, KEDA; Argo CD, Flux",
+        sees=("replicas that serve, and why others do not", "each pod's own metrics", "who owns the count or the manifest", "free GPUs"),
+        changes=(
+            "replicas",
+            "an HPA's or a ScaledObject's bounds and targets",
+            "engine limits, by a rollout",
+            "CPU and memory, by a rollout or in place",
+            "a patch to merge, where Argo CD or Flux owns the manifest",
+        ),
+        verified="recorded answers",
+        how="33 calls to a real API server 1.36, which the stand-in of the tests answers alike",
+    )  # fmt: skip
+
+    async def discover(self, context: DiscoveryContext) -> AsyncIterator[Found]:
+        options = _options(context)
+        client = shared(context.sessions, _cluster(options), context.http, context.clock)
+        known = inventory(context.sessions, client)
+        taken: set[str] = set()
+        for workload in await known.every():
+            if options.namespace not in (None, workload.id.namespace) or not _serves(workload):
+                continue
+            entry = found(workload, await known.services(workload.id.namespace), options, taken)
+            taken.add(entry.name)
+            yield entry
+
+    async def permitted(self, context: DiscoveryContext, entry: Mapping[str, Any] | None) -> Sequence[Permission]:
+        """``entry``: an endpoint's settings, whose actuator names cluster and workload."""
+        stated = dict((entry or {}).get("actuator", {}).get("options") or {})
+        cluster = Cluster(**{k: v for k, v in stated.items() if k in Cluster.model_fields}) if entry else None
+        options = _options(context)
+        client = shared(context.sessions, cluster or _cluster(options), context.http, context.clock)
+        namespace = stated.get("namespace") or (client.namespace if entry else options.namespace)
+        return [await _permission(client, need, namespace) for need in _NEEDS if _concerns(need, stated, entry)]
+
+    def permissions(self) -> str:
+        return role()
+
+
+async def _permission(
+    client: KubernetesClient, need: tuple[str, str, str, str, str], namespace: str | None
+) -> Permission:
+    verb, group, resource, sub, what_for = need
+    attributes = {"verb": verb, "group": group, "resource": resource}
+    attributes |= ({"subresource": sub} if sub else {}) | (
+        {"namespace": namespace} if namespace and resource != "nodes" else {}
+    )
+    name = f"{verb} {resource}{'/' + sub if sub else ''}{'.' + group if group else ''}"
+    where = f"in namespace {namespace}" if namespace else "in all namespaces"
+    granted = await client.review(attributes)
+    return Permission(name, "see" if what_for == "see" else "change", granted, "" if granted else where)
+
+
+def _concerns(need: tuple[str, str, str, str, str], stated: Mapping[str, Any], entry: Mapping[str, Any] | None) -> bool:
+    """Whether an endpoint has to do with it. What is not installed (KEDA, LeaderWorkerSet) is no lack."""
+    _, group, resource, _, what_for = need
+    if resource in ("leaderworkersets", "scaledobjects"):
+        return str(stated.get("kind", "")).lower() + "s" == resource
+    if entry is None:
+        return what_for == "see"
+    kind = str(stated.get("kind", "Deployment")).lower() + "s"
+    return group != "apps" or resource == kind
+
+
+def _serves(workload: Workload) -> bool:
+    """Whether it looks like a server of models: by its label, its image, its command, or vLLM's port."""
+    meta, spec = workload.body.get("metadata") or {}, workload.template.get("spec") or {}
+    labels = {**(meta.get("labels") or {}), **((workload.template.get("metadata") or {}).get("labels") or {})}
+    if "flyball.dev/endpoint" in labels or labels.get("app.kubernetes.io/name") in _ENGINES:
+        return True
+    for container in containers(spec):
+        words = " ".join(
+            str(w) for w in (container.get("image"), *(container.get("command") or ()), *(container.get("args") or ()))
+        )
+        if any(engine in words for engine in _ENGINES):
+            return True
+        gpu = "nvidia.com/gpu" in ((container.get("resources") or {}).get("limits") or {})
+        if gpu and any(p.get("containerPort") == _VLLM_PORT for p in container.get("ports") or ()):
+            return True
+    return False
+
+
+def found(workload: Workload, services: Sequence[Mapping[str, Any]], cluster: Cluster, taken: set[str]) -> Found:
+    """A workload as an entry of the settings. Secrets stand in it by reference only."""
+    own = re.sub(r"[^a-z0-9._-]+", "-", workload.id.name.lower())[:63]
+    name = own if own not in taken else f"{own}-{workload.id.namespace}"[:63]
+    stated = cluster.model_dump(mode="json", exclude_defaults=True, include=set(Cluster.model_fields))
+    secrets = {"token": "${KUBERNETES_TOKEN}"} if stated.get("token") else {}
+    options = {
+        "namespace": workload.id.namespace,
+        "kind": workload.id.kind,
+        "name": workload.id.name,
+        **stated,
+        **secrets,
+    }
+    url, seen = _address(workload, services)
+    model = _model(workload)
+    settings: dict[str, Any] = {
+        "name": name,
+        "url": url,
+        **({"model": model} if model else {}),
+        "sources": {"vllm": {}},
+        "actuator": {"system": "kubernetes", "options": options},
+        "mode": "observe",
+    }
+    notes = [f"{workload.id}, {workload.spec.get('replicas', 1)} replicas"]
+    scaler, gitops = workload.autoscaler, workload.gitops
+    if scaler is not None:
+        notes.append(
+            f"{scaler.get('kind') or 'autoscaler'} {(scaler.get('metadata') or {}).get('name')} sets the count: its bounds are tuned"
+        )
+    if gitops is not None:
+        notes.append(f"{gitops[0]} owns the manifest ({gitops[1]}): changes are given as a patch")
+    if not seen:
+        notes.append("no Service selects its pods: correct the url")
+    return Found(name, settings, "; ".join(notes))
+
+
+def _address(workload: Workload, services: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """The Service in front, or where it would be."""
+    labels = (workload.template.get("metadata") or {}).get("labels") or {}
+    for service in services:
+        spec, name = service.get("spec") or {}, (service.get("metadata") or {}).get("name")
+        selector = spec.get("selector") or {}
+        if selector and all(labels.get(k) == v for k, v in selector.items()):
+            port = (spec.get("ports") or [{}])[0].get("port", _VLLM_PORT)
+            return f"http://{name}.{workload.id.namespace}.svc:{port}", True
+    return f"http://{workload.id.name}.{workload.id.namespace}.svc:{_VLLM_PORT}", False
+
+
+def _model(workload: Workload) -> str | None:
+    for container in containers(workload.template.get("spec") or {}):
+        words = [str(w) for w in (*(container.get("command") or ()), *(container.get("args") or ()))]
+        for flag in ("--served-model-name", "--model"):
+            for i, word in enumerate(words):
+                head, equals, value = word.partition("=")
+                if head == flag and (equals or i + 1 < len(words)):
+                    return value if equals else words[i + 1]
+        if "serve" in words[:-1]:
+            return words[words.index("serve") + 1]
+    return None
+
+
+def _options(context: DiscoveryContext) -> DiscoveryOptions:
+    try:
+        return DiscoveryOptions(**context.options)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        known = ", ".join(DiscoveryOptions.model_fields)
+        raise CollectError("settings", f"kubernetes: {problems} (known: {known})") from error
+
+
+def _cluster(options: DiscoveryOptions) -> Cluster:
+    return Cluster(**{name: getattr(options, name) for name in Cluster.model_fields})
+
+
+def role() -> str:
+    """The least ClusterRole, with a binding to a service account. Its second part is only for changing."""
+    see, change = [n for n in _NEEDS if n[4] == "see"], [n for n in _NEEDS if n[4] == "change"]
+    return f"""apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {{name: flyball}}
+rules:
+# To see.
+{_rules(see, "get, list")}
+# To change. Leave it out for mode observe; bind it by RoleBindings where only some namespaces are to be changed.
+{_rules(change, "get, patch")}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {{name: flyball, namespace: flyball}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {{name: flyball}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: flyball}}
+subjects: [{{kind: ServiceAccount, name: flyball, namespace: flyball}}]
+"""
+
+
+def _rules(needs: Sequence[tuple[str, str, str, str, str]], verbs: str) -> str:
+    groups: dict[str, list[str]] = {}
+    for _, group, resource, sub, _ in needs:
+        groups.setdefault(group, []).append(f"{resource}/{sub}" if sub else resource)
+    return "\n".join(
+        f'- {{apiGroups: ["{group}"], resources: [{", ".join(names)}], verbs: [{verbs}]}}'
+        for group, names in groups.items()
+    )

@@ -1,0 +1,229 @@
+"""What runs in a cluster, read once for all who ask: workloads with their pods, and who owns which part of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from collectors.kubernetes.client import KubernetesClient, KubernetesError
+from collectors.sessions import Sessions
+
+Body = Mapping[str, Any]
+#: Kind to the API that has it and its name in paths. LeaderWorkerSet is there where somebody installed it.
+KINDS = {
+    "Deployment": ("apps/v1", "deployments"),
+    "StatefulSet": ("apps/v1", "statefulsets"),
+    "LeaderWorkerSet": ("leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
+}
+_HPAS = "/apis/autoscaling/v2/horizontalpodautoscalers"
+_SCALED_OBJECTS = "/apis/keda.sh/v1alpha1/scaledobjects"
+#: Lists are as old as this at most for those who only watch.
+LIST_S = 15.0
+#: Field managers, and labels or annotations, of those who write whole manifests again and again.
+_GITOPS = (
+    ("argocd", ("argocd",), ("argocd.argoproj.io/instance", "argocd.argoproj.io/tracking-id")),
+    ("flux", ("kustomize-controller", "helm-controller"), ("kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadId:
+    """Which workload of a cluster."""
+
+    namespace: str
+    kind: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        api, plural = KINDS[self.kind]
+        return f"/apis/{api}/namespaces/{self.namespace}/{plural}/{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One workload as the API server has it, with all that bears on its size."""
+
+    id: WorkloadId
+    body: Body
+    autoscaler: Body | None
+    """The ScaledObject or the HPA that sets its replicas."""
+    pods: tuple[Body, ...]
+
+    @property
+    def spec(self) -> Body:
+        found: Body = self.body.get("spec") or {}
+        return found
+
+    @property
+    def template(self) -> Body:
+        """The pod template; of a LeaderWorkerSet its worker's."""
+        spec = self.spec
+        found: Body = spec.get("template") or (spec.get("leaderWorkerTemplate") or {}).get("workerTemplate") or {}
+        return found
+
+    @property
+    def gitops(self) -> tuple[str, str] | None:
+        """Who owns the manifest, by kind and name: what is written beside him comes back."""
+        meta = self.body.get("metadata") or {}
+        marks = {**(meta.get("labels") or {}), **(meta.get("annotations") or {})}
+        managers = {str(entry.get("manager")) for entry in meta.get("managedFields") or ()}
+        for kind, writers, keys in _GITOPS:
+            named = next((str(marks[key]) for key in keys if key in marks), None)
+            if named is not None or any(m.startswith(writers) for m in managers):
+                return kind, named or next(m for m in managers if m.startswith(writers))
+        return None
+
+
+class Inventory:
+    """Lists of one cluster, shared: a thousand endpoints cost five list calls, and not five thousand reads."""
+
+    def __init__(self, client: KubernetesClient) -> None:
+        self._client = client
+        self._lists: dict[str, tuple[float, list[dict[str, Any]]]] = {}
+        self._asking: dict[str, asyncio.Lock] = {}
+
+    async def workload(self, id_: WorkloadId, *, fresh: bool = False) -> Workload:
+        """fresh: as it is at this moment, for those who are about to change it. Raises ``KubernetesError``."""
+        if fresh:
+            body: Body = await self._client.get(id_.path)
+        else:
+            listed = await self._list(_all(id_.kind))
+            found = next((b for b in listed if _is(b, id_)), None)
+            if found is None:
+                raise KubernetesError("missing", f"{id_} is not there")
+            body = found
+        scaler = await self._autoscaler(id_, fresh)
+        return Workload(id_, body, scaler, await self._pods(id_, body, fresh))
+
+    async def every(self) -> list[Workload]:
+        """All workloads of all kinds."""
+        found = []
+        for kind in KINDS:
+            try:
+                listed = await self._list(_all(kind))
+            except KubernetesError as error:
+                if error.kind == "missing":  # nobody installed that kind
+                    continue
+                raise
+            for body in listed:
+                meta = body.get("metadata") or {}
+                id_ = WorkloadId(str(meta.get("namespace")), kind, str(meta.get("name")))
+                found.append(
+                    Workload(id_, body, await self._autoscaler(id_, False), await self._pods(id_, body, False))
+                )
+        return found
+
+    def forget(self) -> None:
+        """Something was written: what was read before is old."""
+        self._lists.clear()
+
+    async def services(self, namespace: str) -> list[dict[str, Any]]:
+        return [
+            s for s in await self._list("/api/v1/services") if (s.get("metadata") or {}).get("namespace") == namespace
+        ]
+
+    async def free(self, resource: str) -> float | None:
+        """How much of a resource (``nvidia.com/gpu``) no pod has asked for. None where nodes may not be read."""
+        try:
+            nodes, pods = await self._list("/api/v1/nodes"), await self._list("/api/v1/pods")
+        except KubernetesError as error:
+            if error.kind in ("denied", "missing"):
+                return None
+            raise
+        there = sum(quantity(((n.get("status") or {}).get("allocatable") or {}).get(resource)) or 0.0 for n in nodes)
+        running = [p for p in pods if (p.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+        return there - sum(asked(p.get("spec") or {}, resource) for p in running)
+
+    async def _autoscaler(self, id_: WorkloadId, fresh: bool) -> Body | None:
+        """KEDA's object before the HPA that it made."""
+        for path, target in ((_SCALED_OBJECTS, "scaleTargetRef"), (_HPAS, "scaleTargetRef")):
+            try:
+                listed = await self._list(path, fresh)
+            except KubernetesError as error:
+                if error.kind == "missing" and path == _SCALED_OBJECTS:
+                    continue
+                raise
+            for body in listed:
+                ref = (body.get("spec") or {}).get(target) or {}
+                same = (body.get("metadata") or {}).get("namespace") == id_.namespace and ref.get("name") == id_.name
+                if same and ref.get("kind", "Deployment") == id_.kind:
+                    return body
+        return None
+
+    async def _pods(self, id_: WorkloadId, body: Body, fresh: bool) -> tuple[Body, ...]:
+        labels = ((body.get("spec") or {}).get("selector") or {}).get("matchLabels") or {}
+        if id_.kind == "LeaderWorkerSet":
+            labels = {"leaderworkerset.sigs.k8s.io/name": id_.name}
+        if not labels:
+            return ()
+        listed = await self._list("/api/v1/pods", fresh)
+        return tuple(p for p in listed if _belongs(p, id_.namespace, labels))
+
+    async def _list(self, path: str, fresh: bool = False) -> list[dict[str, Any]]:
+        """One question for all who ask at once."""
+        async with self._asking.setdefault(path, asyncio.Lock()):
+            known, now = self._lists.get(path), self._client.clock.monotonic()
+            if known is not None and not fresh and now - known[0] < LIST_S:
+                return known[1]
+            found = [item async for item in self._client.items(path)]
+            self._lists[path] = (now, found)
+            return found
+
+
+def inventory(sessions: Sessions, client: KubernetesClient) -> Inventory:
+    """The one inventory of a cluster."""
+    return sessions.get(("kubernetes inventory", id(client)), lambda: Inventory(client))
+
+
+def _all(kind: str) -> str:
+    api, plural = KINDS[kind]
+    return f"/apis/{api}/{plural}"
+
+
+def _is(body: Body, id_: WorkloadId) -> bool:
+    meta = body.get("metadata") or {}
+    return meta.get("namespace") == id_.namespace and meta.get("name") == id_.name
+
+
+def _belongs(pod: Body, namespace: str, labels: Mapping[str, str]) -> bool:
+    meta = pod.get("metadata") or {}
+    own = meta.get("labels") or {}
+    return meta.get("namespace") == namespace and all(own.get(k) == v for k, v in labels.items())
+
+
+def containers(spec: Body) -> Iterator[Body]:
+    """Of a pod's spec."""
+    yield from (c for c in spec.get("containers") or () if isinstance(c, dict))
+
+
+def asked(spec: Body, resource: str) -> float:
+    """What a pod asks for of one resource, over its containers."""
+    total = 0.0
+    for container in containers(spec):
+        resources = container.get("resources") or {}
+        value = (resources.get("requests") or {}).get(resource) or (resources.get("limits") or {}).get(resource)
+        total += quantity(value) or 0.0
+    return total
+
+
+_SUFFIXES = {
+    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50,
+}  # fmt: skip
+
+
+def quantity(value: object) -> float | None:
+    """A resource quantity such as ``250m``, ``1Gi``, ``2``, as a plain number. None where it is none."""
+    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    digits = text.rstrip("".join({c for suffix in _SUFFIXES for c in suffix}))
+    factor = _SUFFIXES.get(text[len(digits) :])
+    try:
+        return None if factor is None or not digits else float(digits) * factor
+    except ValueError:
+        return None
