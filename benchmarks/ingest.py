@@ -105,6 +105,7 @@ class Fixed:
     """A system with replicas that stay as they are."""
 
     system: ClassVar[str] = "fixed"
+    poll_s = 15.0
     changes: ClassVar[Sequence[str]] = ()
 
     def __init__(self, targets: Mapping[str, str]) -> None:

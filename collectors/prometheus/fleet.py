@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from string import Template
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from collectors.base import FleetMember, SourceContext, Wanted
 from collectors.clock import Clock
 from collectors.prometheus.client import Account, Labels, PrometheusClient, Series
-from collectors.prometheus.presets import PRESETS, Preset, Query, grown
+from collectors.prometheus.presets import PRESETS, STEADY, Preset, Query, buckets
 from collectors.sketch import Sketch
 from collectors.window import CollectError, Gauge, Range, Reading, Span
 
@@ -118,6 +119,8 @@ class _Told:
     """Targets with samples in the interval; None: no series at all."""
     lately: float | None = None
     """Targets with samples lately."""
+    steady: bool = False
+    """Whether its targets are the same at both ends of the interval, and none of them restarted."""
 
     def span(self, name: str, end: float, step_s: float) -> Span:
         share = min(1.0, (self.alive or 0.0) / self.lately) if self.lately else 1.0
@@ -203,6 +206,8 @@ class PrometheusFleet:
         for template, name in ((now, "alive"), (lately, "lately")):
             for member, end, value in _assigned(group, await self._ask(group, template, ends), frozenset()):
                 setattr(answers.setdefault((member, end), _Told()), name, value)
+        for member, end, _ in _assigned(group, await self._ask(group, STEADY, ends), frozenset()):
+            answers.setdefault((member, end), _Told()).steady = True
 
     async def _metric(self, group: Sequence[_Member], query: Query, ends: Sequence[float], answers: _Answers) -> None:
         """Ask for one metric; the next spelling only for those of whom the one before says nothing."""
@@ -253,20 +258,37 @@ class PrometheusFleet:
     async def _histogram(
         self, group: Sequence[_Member], query: Query, name: str, ends: Sequence[float], answers: _Answers
     ) -> set[str]:
-        buckets = await self._ask(group, f"sum by ($by, le) ({grown(f'{name}_bucket{{$sel}}')})", ends)
-        if not buckets:
+        steady = [m for m in group if all((answers.get((m.name, end)) or _Told()).steady for end in ends)]
+        moved = [m for m in group if m not in steady]
+        names: set[str] = set()
+        for several, templates in ((steady, buckets(name, steady=True)), (moved, buckets(name, steady=False))):
+            if several:
+                names |= await self._sketches(several, query.metric, templates, ends, answers)
+        return names
+
+    async def _sketches(
+        self,
+        group: Sequence[_Member],
+        metric: str,
+        templates: tuple[str, str],
+        ends: Sequence[float],
+        answers: _Answers,
+    ) -> set[str]:
+        edges = await self._ask(group, templates[0], ends)
+        if not edges:
             return set()
-        sums = await self._ask(group, f"sum by ($by) ({grown(f'{name}_sum{{$sel}}')})", ends)
+        sums = await self._ask(group, templates[1], ends)
         totals = {(member, end): value for member, end, value in _assigned(group, sums, frozenset())}
         reached: dict[tuple[str, float], dict[float, float]] = defaultdict(dict)
-        for member, labels, series in _owned(group, buckets, frozenset()):
+        for member, labels, series in _owned(group, edges, frozenset()):
             edge = _edge(labels)
             for end, value in series.values.items():
                 reached[member, end][edge] = value
         for key, counts in reached.items():
-            sketch = sketch_of(counts, totals.get(key))
+            # A count that fell is of a series that went away, so nobody knows what happened.
+            sketch = sketch_of(counts, totals.get(key)) if min(counts.values()) >= 0 else None
             if sketch is not None:
-                answers.setdefault(key, _Told()).sketches[query.metric] = sketch
+                answers.setdefault(key, _Told()).sketches[metric] = sketch
         return {member for member, _ in reached}
 
     async def _ask(
@@ -275,11 +297,11 @@ class PrometheusFleet:
         names = [name for name, _ in group[0].labels if name not in lacks]
         if not names:
             return []  # nothing would tell the endpoints apart
-        alive = PRESETS[group[0].options.preset[0]].alive
-        query = (
-            template.replace("$by", ", ".join(names)).replace("$alive", alive).replace("$sel", selector(group, lacks))
+        preset = PRESETS[group[0].options.preset[0]]
+        query = Template(template).substitute(
+            by=", ".join(names), sel=selector(group, lacks), alive=preset.alive, watch=preset.watch, w=self._window
         )
-        return await self._client.range(query.replace("$w", self._window), ends[0], ends[-1], self._step_s)
+        return await self._client.range(query, ends[0], ends[-1], self._step_s)
 
     # -- PromQL of one's own -------------------------------------------------------------------------------------------
 

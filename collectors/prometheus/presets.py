@@ -34,6 +34,8 @@ class Preset:
 
     alive: str
     """A series of each target that is always there: who answers, and how many."""
+    watch: str
+    """A counter of each target that moves with any traffic: a reset of it tells a restart."""
     queries: tuple[Query, ...]
 
 
@@ -74,12 +76,37 @@ def _histogram(metric: str, *names: str) -> Query:
     return Query(metric, "histogram", names)
 
 
+#: Endpoints whose targets are the same at both ends of the interval, and did not restart in it.
+STEADY = (
+    "count by ($by) ($alive{$sel} and $alive{$sel} offset $w) == count by ($by) ($alive{$sel})"
+    " == count by ($by) ($alive{$sel} offset $w) unless sum by ($by) (resets($watch{$sel}[$w])) > 0"
+)
+
+
+def buckets(name: str, *, steady: bool) -> tuple[str, str]:
+    """The increase of a histogram's buckets, and of its sum.
+
+    Where all targets are the same as before, sums are compared instead of series: for a store that is a quarter of the work.
+    """
+    edges, total = f"{name}_bucket{{$sel}}", f"{name}_sum{{$sel}}"
+    if steady:
+        return _between(edges, "$by, le"), _between(total, "$by")
+    return f"sum by ($by, le) ({grown(edges)})", f"sum by ($by) ({grown(total)})"
+
+
+def _between(series: str, by: str) -> str:
+    """What is there now less what was there then; a series that came since then began at 0, for its target was there."""
+    now = f"sum by ({by}) ({series})"
+    return f"{now} - (sum by ({by}) ({series} offset $w) or 0 * {now})"
+
+
 _FINISHED = _increase("vllm:request_success_total")
 _HTTP = _increase("http_requests_total", ',handler=~"/v1/.*"')
 _HTTP_FAILED = _part(_increase("http_requests_total", ',handler=~"/v1/.*",status=~"5.*"'), _HTTP)
 
 _VLLM = Preset(
     "vllm:num_requests_running",
+    "vllm:generation_tokens_total",
     (
         Query("requests", "count", (_FINISHED,)),
         Query("requests", "count", (_HTTP_FAILED,), _ENGINE, "may"),
@@ -110,6 +137,7 @@ _VLLM = Preset(
 _RANK = ',tp_rank=~"0|"'
 _SGLANG = Preset(
     "sglang:num_running_reqs",
+    "sglang:generation_tokens_total",
     (
         _count("requests", "sglang:num_requests_total"),
         Query("errors", "count", (
@@ -133,6 +161,7 @@ _SGLANG = Preset(
 #: TGI's time per token counts the prefill too, so it is no TPOT; it has no TTFT.
 _TGI = Preset(
     "tgi_batch_current_size",
+    "tgi_request_count",
     (
         _count("requests", "tgi_request_count"),
         Query("errors", "count", (
@@ -152,6 +181,7 @@ _TGI = Preset(
 #: llama.cpp counts neither requests nor latencies; its prompt tokens leave the cached ones out.
 _LLAMACPP = Preset(
     "llamacpp:requests_processing",
+    "llamacpp:tokens_predicted_total",
     (
         _count("prompt_tokens", "llamacpp:prompt_tokens_total"),
         Query("prompt_tokens", "count", (_increase("llamacpp:prompt_tokens_cached_total"),), adds="may"),
@@ -166,6 +196,7 @@ _LLAMACPP = Preset(
 _CONTAINER = '{$sel,container!=""}'
 _CADVISOR = Preset(
     "container_memory_working_set_bytes",
+    "container_cpu_usage_seconds_total",
     (
         Query("cpu_usage", "gauge", (
             f"sum by ($by) (rate(container_cpu_usage_seconds_total{_CONTAINER}[$w]))"
@@ -180,6 +211,7 @@ _CADVISOR = Preset(
 
 _DCGM = Preset(
     "DCGM_FI_DEV_GPU_UTIL",
+    "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
     (
         _gauge("gpu_usage", "avg", "DCGM_FI_DEV_GPU_UTIL", scale=" / 100"),
         _gauge("gpu_power_w", "sum", "DCGM_FI_DEV_POWER_USAGE"),

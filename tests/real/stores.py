@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,26 +20,52 @@ import pytest
 SCRAPE_S = 1
 
 
-@contextmanager
-def emulated(number: int, folder: Path) -> Iterator[list[str]]:
-    """Emulated endpoints, one process each; their addresses, as ``host:port``."""
-    shape = json.dumps({"replicas": 1, "size": "emu", "engine": {"max_num_seqs": 64}})
-    sizes = json.dumps({"emu": {"bandwidth_gb_s": 2000.0, "tflops": 300.0, "kv_tokens": 100_000}})
-    with ExitStack() as stack:
-        addresses = []
+class Emulated:
+    """Emulated endpoints, one process each."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._folder = folder
+        self._processes: list[subprocess.Popen[str]] = []
+        self.addresses: list[str] = []
+        """As ``host:port``."""
         for i in range(number):
-            command = [
-                *(sys.executable, "-m", "actuators.emulated.server", "--endpoint", f"e{i}", "--model", f"model-{i}"),
-                *("--shape", shape, "--sizes", sizes, "--state", str(folder / f"e{i}.json"), "--until-stdin-closes"),
-                *("--cold-start-s", "0.1"),
-            ]
-            process = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            stack.callback(process.terminate)
-            assert process.stdout is not None
-            addresses.append(process.stdout.readline().rpartition(" on ")[2].strip())
-        yield addresses
+            process, address = self._start(i, 0)
+            self._processes.append(process)
+            self.addresses.append(address)
+
+    def restart(self, i: int) -> None:
+        """A new process in its place, whose counters begin at 0."""
+        self._end(self._processes[i])
+        self._processes[i], _ = self._start(i, int(self.addresses[i].rpartition(":")[2]))
+
+    def end(self) -> None:
+        for process in self._processes:
+            self._end(process)
+
+    def _start(self, i: int, port: int) -> tuple[subprocess.Popen[str], str]:
+        shape = json.dumps({"replicas": 1, "size": "emu", "engine": {"max_num_seqs": 64}})
+        sizes = json.dumps({"emu": {"bandwidth_gb_s": 2000.0, "tflops": 300.0, "kv_tokens": 100_000}})
+        command = [
+            *(sys.executable, "-m", "actuators.emulated.server", "--endpoint", f"e{i}", "--model", f"model-{i}"),
+            *("--shape", shape, "--sizes", sizes, "--state", str(self._folder / f"e{i}.json"), "--until-stdin-closes"),
+            *("--cold-start-s", "0.1", "--port", str(port)),
+        ]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, process.stdout.readline().rpartition(" on ")[2].strip()
+
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+@contextmanager
+def emulated(number: int, folder: Path) -> Iterator[Emulated]:
+    servers = Emulated(folder, number)
+    try:
+        yield servers
+    finally:
+        servers.end()
 
 
 def scrape_config(jobs: Mapping[str, Sequence[str]]) -> str:

@@ -33,21 +33,24 @@ Said = list[tuple[str, Reading | Span | CollectError]]
 
 @dataclass
 class Scraped:
-    """A store, since when it scrapes, and the address of each emulated server."""
+    """A store, and the emulated servers that it scrapes."""
 
     url: str
-    since: float
-    addresses: list[str]
+    servers: stores.Emulated
+
+    @property
+    def addresses(self) -> list[str]:
+        return self.servers.addresses
 
 
 @contextmanager
 def scraped(name: str, folder: Path) -> Iterator[Scraped]:
     stores_of = {"prometheus": stores.prometheus, "victoria-metrics": stores.victoria_metrics}
-    with stores.emulated(3, folder) as addresses:
-        jobs = {"one": addresses[:1], "two": addresses[1:]}
+    with stores.emulated(3, folder) as servers:
+        jobs = {"one": servers.addresses[:1], "two": servers.addresses[1:]}
         opened: AbstractContextManager[str] = stores_of[name](jobs)
         with opened as url:
-            yield Scraped(url, time.time(), addresses)
+            yield Scraped(url, servers)
 
 
 @pytest.fixture(scope="module", params=["prometheus", "victoria-metrics"])
@@ -130,8 +133,23 @@ def test_what_was_sent_is_what_is_told_whatever_interval_it_fell_into(store: Scr
             ("output_length", number),
         ):
             assert sum(s.sketches[metric].count for s in several if metric in s.sketches) == count, metric
-        assert max(s.gauges["running"].maximum for s in several) >= 1
+        assert all({"running", "waiting", "kv_usage"} <= set(s.gauges) for s in several)
     assert not any(name == "nobody" for name, _ in said)
+
+
+def test_a_server_that_restarts_counts_what_it_has_counted_since(store: Scraped) -> None:
+    """Its counters fall to 0 within an interval, while the other server of its job goes on."""
+    send(store.addresses[2], 3)
+    time.sleep(2 * STEP_S + 4)  # what was before is in intervals of before
+    begun = time.time()
+    store.servers.restart(2)
+    send(store.addresses[2], 7)
+    send(store.addresses[1], 4)
+    time.sleep(2 * stores.SCRAPE_S + STEP_S + 4)
+    several = spans(read(store, {"two": {}}, since=begun - STEP_S), "two")
+    assert total(several, "requests") == 11
+    assert total(several, "output_tokens") == 11 * TOKENS
+    assert sum(s.sketches["e2e_s"].count for s in several if "e2e_s" in s.sketches) == 11
 
 
 def test_own_promql_and_its_errors_are_the_stores_own(store: Scraped) -> None:

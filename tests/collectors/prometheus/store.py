@@ -59,6 +59,7 @@ class FakeStore:
         assert (end - start) / step <= 11_000
         query = form["query"]
         assert "$" not in query
+        assert re.search(r"\[(?!\d+[sm]\])", query) is None
         assert query.count("(") == query.count(")")
         assert re.search(r"\{,|,,|,\}|\{\}", query) is None
         self.queries.append(query)

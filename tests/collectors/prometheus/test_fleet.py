@@ -131,6 +131,25 @@ def test_buckets_become_a_sketch_and_old_spellings_are_asked_where_new_ones_say_
     assert (old.count, old.mean) == (8.0, 0.25)
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_where_all_targets_are_as_before_sums_are_compared_and_a_sum_that_fell_is_unknown(lost: bool) -> None:
+    with fake_store() as store:
+        store.tell("unless sum by (job) (resets(vllm:generation_tokens_total", ({"job": "steady"}, 2.0))
+        alive(store, "steady", "moved")
+        rows = [
+            ({"job": job, "le": le}, n)
+            for job in ("steady", "moved")
+            for le, n in (("1", -5.0 if lost else 5.0), ("+Inf", 6.0))
+        ]
+        store.tell("vllm:e2e_request_latency_seconds_bucket", *rows)
+        said = read(store, {"steady": {}, "moved": {}})
+        asked = {('job="moved"' in q): q for q in store.queries if "e2e_request_latency_seconds_bucket" in q}
+    assert "resets" in asked[True]
+    assert "resets" not in asked[False]
+    assert ("e2e_s" in only(said, "steady").sketches) is not lost
+    assert ("e2e_s" in only(said, "moved").sketches) is not lost
+
+
 @pytest.mark.parametrize(
     "counts",
     [{math.inf: 3.0}, {0.5: 1.0}, {-1.0: 1.0, math.inf: 2.0}, {0.5: 0.0, math.inf: 0.0}, {}],
