@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from collectors.durations import seconds_of
+
 #: For messages; what was asked for goes to standard output.
 console = Console(stderr=True)
 stdout = Console()
@@ -103,3 +105,11 @@ def renamed(option: str, value: str | None, now: str) -> None:
     """Refuse an option whose old name meant different things: it must be said which."""
     if value is not None:
         raise fail(f"{option} is called {now} here: a price says of what it is", 2)
+
+
+def duration(value: str) -> float:
+    """The parser of an option that is a duration: seconds, or 500ms, 5s, 2m, 1h, 7d."""
+    try:
+        return seconds_of(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

@@ -14,6 +14,7 @@ from agent.cli.output import (
     Output,
     OutputOption,
     console,
+    duration,
     fail,
     money,
     number,
@@ -61,9 +62,14 @@ def simulate(
     ] = None,
     since: Annotated[str, typer.Option(help="Of --like: its traffic of so long, 7d or 36h.")] = "7d",
     speed: Annotated[float, typer.Option(help="Of --trace and --like: so many times as fast.")] = 1.0,
-    duration: Annotated[float | None, typer.Option(help="Seconds of sending.")] = None,
+    duration: Annotated[
+        float | None, typer.Option(parser=duration, metavar="DURATION", help="Seconds of sending.")
+    ] = None,
     warmup: Annotated[
-        float | None, typer.Option(help="Seconds left out of all figures. Default: a tenth, 10 at most.")
+        float | None,
+        typer.Option(
+            parser=duration, metavar="DURATION", help="Seconds left out of all figures. Default: a tenth, 10 at most."
+        ),
     ] = None,
     arrivals: Annotated[str, typer.Option(help="Of --rate: constant, poisson or gamma.")] = "poisson",
     burstiness: Annotated[float | None, typer.Option(help="Gamma arrivals with this coefficient of variation.")] = None,
@@ -79,7 +85,9 @@ def simulate(
     max_concurrency: Annotated[
         int | None, typer.Option(help="Of an open loop: the others wait, and their wait counts.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(parser=duration, metavar="DURATION", help="Seconds for one request.")
+    ] = 120.0,
     exact_output: Annotated[
         bool, typer.Option("--exact-output", help="Ask for exactly so many tokens (ignore_eos).")
     ] = False,

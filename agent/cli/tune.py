@@ -17,6 +17,7 @@ from agent.cli.output import (
     OutputOption,
     actor,
     console,
+    duration,
     fail,
     money,
     number,
@@ -60,7 +61,12 @@ def tune(
         float | None, typer.Option(help="Requests per second that it must carry. Default: the cheapest per token wins.")
     ] = None,
     think: Annotated[
-        float, typer.Option(help="Seconds of a user between an answer and the next request: how many users a rate is.")
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            help="Of a user, between an answer and the next request: how many users a rate is.",
+        ),
     ] = 0.0,
     prompt_tokens: Annotated[str, typer.Option(help="fixed:64, uniform:50:200, lognormal:MEAN:CV.")] = "fixed:64",
     output_tokens: Annotated[str, typer.Option(help="The same.")] = "fixed:64",
@@ -74,7 +80,12 @@ def tune(
     ] = None,
     budget_minutes: Annotated[float | None, typer.Option(help="Begin nothing more after so many minutes.")] = None,
     step_seconds: Annotated[
-        float, typer.Option(help="Of sending at one rate; up to three times that where few requests come.")
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            help="Of sending at one rate; up to three times that where few requests come.",
+        ),
     ] = 15.0,
     precision: Annotated[
         float, typer.Option(help="How near to each other what was met and what was missed must be.")

@@ -17,6 +17,7 @@ from agent.cli.output import (
     Output,
     OutputOption,
     console,
+    duration,
     fail,
     money,
     number,
@@ -103,7 +104,10 @@ def whatif(
         str | None, typer.Option(help="hpa, keda, kpa or flyball, and its settings: hpa:in_flight=8,min=1,max=10.")
     ] = None,
     cold_start: Annotated[
-        float | None, typer.Option(help="Seconds from the wish for a replica to its first request.")
+        float | None,
+        typer.Option(
+            parser=duration, metavar="DURATION", help="Seconds from the wish for a replica to its first request."
+        ),
     ] = None,
     endpoint: Annotated[str | None, typer.Option(help="Ask this endpoint's own telemetry, instead of a trace.")] = None,
     since: Annotated[str | None, typer.Option(help="Its traffic of so long: 7d, 36h. Default: 7d.")] = None,
@@ -120,7 +124,9 @@ def whatif(
     ] = None,
     usd_per_replica_hour: Annotated[float | None, typer.Option(help="US dollars per replica-hour.")] = None,
     price_per_hour: Annotated[str | None, typer.Option(hidden=True)] = None,
-    timeout: Annotated[float | None, typer.Option(help="Clients give up after so many seconds.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(parser=duration, metavar="DURATION", help="Clients give up after so many seconds.")
+    ] = None,
     speed: Annotated[float | None, typer.Option(help="Requests arrive so many times as fast.")] = None,
     requests_out: Annotated[
         Path | None, typer.Option(help="Write each request's times on each candidate here, as CSV.")

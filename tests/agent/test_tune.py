@@ -380,7 +380,7 @@ def refuse(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((), "give shapes to try: --candidates"),
+        ((), "give shapes to try: --candidate"),
         (("--candidate", "max_num_seqs"), "no NAME=VALUE"),
         (("--candidate", "size=emu-larg"), "did you mean emu-large?"),
         (("--candidate", "replicas=0"), "replicas=0"),
