@@ -107,7 +107,7 @@ def span(text: str) -> float:
         seconds = seconds_of(text)
     except ValueError:
         seconds = 0.0
-    if not seconds > 0:
+    if not seconds > 0 or not text.strip()[-1:].isalpha():  # a week, and seven seconds, are far apart
         raise BadQuestion(f"--since {text}: write a span such as 7d, 36h or 90m")
     return seconds
 

@@ -39,7 +39,7 @@ from analyzers.policy import Catalogue, Policy, candidates  # noqa: E402
 from analyzers.prediction import Bar, Miss, Prediction  # noqa: E402
 from analyzers.recommend import Decision, recommend  # noqa: E402
 from analyzers.whatif.calibrate import Calibrated, calibrate  # noqa: E402
-from analyzers.whatif.model import EngineModel, Iteration, Limits  # noqa: E402
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost  # noqa: E402
 from tests.analyzers.exhaustive import chosen_of_all  # noqa: E402
 from tests.analyzers.whatif.served import poisson, windows  # noqa: E402
 
@@ -87,7 +87,7 @@ def case(seed: int, span_s: float) -> Case:
     replicas = int(rng.choice([2, 2, 3, 4]))
     slow = float(np.exp(rng.normal(0.0, 0.2)))
     model = EngineModel(
-        Iteration(0.012 * slow, 1.5e-4 * slow, 6e-8 * slow, 6e-5 * slow, 2e-9), Limits(64, 2048, 120_000)
+        IterationCost(0.012 * slow, 1.5e-4 * slow, 6e-8 * slow, 6e-5 * slow, 2e-9), EngineLimits(64, 2048, 120_000)
     )
     shape = Shape(replicas=replicas, size="a10", accelerator="A10G", accelerator_count=1, engine={"max_num_seqs": 64})
     rate = 2.0 * float(np.exp(rng.normal(0.0, 0.3)))

@@ -31,7 +31,7 @@ from agent.cli.output import (
 if TYPE_CHECKING:
     from agent.settings import Settings
     from agent.store import Store
-    from agent.tune.asked import Asked, Budget, Effort, Load
+    from agent.tune.asked import Budget, Effort, Load, TuneRequest
 
 INTERRUPTED, NOTHING_FOUND = 130, 3
 _WIDE = 160
@@ -213,7 +213,7 @@ async def _tune(
         await http.aclose()
 
 
-async def _asked(store: Store, settings: Settings, name: str, given: _Options, http: Any, abandon: bool) -> Asked:
+async def _asked(store: Store, settings: Settings, name: str, given: _Options, http: Any, abandon: bool) -> TuneRequest:
     from agent.clock import WallClock
     from agent.tune import asked as questions
     from agent.tune.run import present
@@ -224,7 +224,7 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
 
     endpoint = settings.endpoint(name)
     if abandon:
-        return questions.Asked(
+        return questions.TuneRequest(
             name, endpoint.shape.shape(), (), Objective(), None, given.load, given.effort, given.budget
         )
     for option, value in {
@@ -250,7 +250,7 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
         raise words.BadQuestion(
             f"{name} has no objective: without one no rate is too high; give --objective ttft_p95=0.5"
         )
-    return questions.Asked(
+    return questions.TuneRequest(
         name,
         shape,
         questions.distinct(shapes),

@@ -25,14 +25,14 @@ from agent.watch import Watched
 from analyzers.hardware import ACCELERATORS
 from analyzers.policy import Catalogue
 from analyzers.whatif.calibrate import calibrate
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.window import Window
 from tests.agent.records import T0
 from tests.analyzers.whatif import served
 
 SHAPE = Shape(replicas=2, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 64})
 LIVE = Live(SHAPE, "v1", ready=True)
-MODEL = EngineModel(Iteration(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), Limits(64, 2048, 400_000))
+MODEL = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
 
 
 class Prices(Mapping[str, float | None]):
