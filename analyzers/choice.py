@@ -14,7 +14,7 @@ from analyzers.finding import Finding, Reason
 from analyzers.findings import Situation
 from analyzers.money import HOURS_PER_MONTH, per_1k_tokens, per_request
 from analyzers.objective import Target, attainment, total
-from analyzers.policy import Catalogue, candidates
+from analyzers.policy import Catalogue
 from analyzers.prediction import Bar, CannotPredict, Miss, Prediction, Predictor
 from analyzers.recommendation import Money, Option
 from analyzers.search import by_kind, key, least_replicas
@@ -45,7 +45,7 @@ class Choice:
     def __init__(self, s: Situation, catalogue: Catalogue, predictor: Predictor, current: Judgement) -> None:
         self.current = current
         self._s, self._catalogue, self._predictor = s, catalogue, predictor
-        self._others = [shape for shape in candidates(s.shape, s.policy, catalogue) if shape != s.shape]
+        self._others = [shape for shape in predictor.knobs(s.shape, s.policy, catalogue) if shape != s.shape]
         self._costs = {key(shape): cost_of(s, catalogue, shape) for shape in self._others}
         self._judged: dict[str, Judgement] = {}
 

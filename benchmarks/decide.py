@@ -71,6 +71,9 @@ class Tally:
     predictions: int = 0
     given_up: int = 0
 
+    def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue, /) -> list[Shape]:
+        return self.of.knobs(shape, policy, catalogue)
+
     def predict(self, shape: Shape, factor: float, /) -> Prediction:
         self.predictions += 1
         return self.of.predict(shape, factor)

@@ -40,6 +40,9 @@ class Counted:
     screened: int = 0
     given_up: list[Miss] = field(default_factory=list)
 
+    def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue, /) -> list[Shape]:
+        return self.of.knobs(shape, policy, catalogue)
+
     def predict(self, shape: Shape, factor: float) -> Prediction:
         self.whole += 1
         return self.of.predict(shape, factor)
