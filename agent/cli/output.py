@@ -5,7 +5,9 @@ from __future__ import annotations
 import getpass
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -112,4 +114,22 @@ def duration(value: str) -> float:
     try:
         return seconds_of(value)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise fail(str(error), 2) from error
+
+
+@contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """What the daemon's own parts log stays out of standard output, which holds the answer; of it, only warnings are shown."""
+    import logging
+
+    import structlog
+
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)

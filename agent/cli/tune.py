@@ -25,6 +25,7 @@ from agent.cli.output import (
     read_as,
     stdout,
     text,
+    warnings_on_stderr,
     write,
 )
 
@@ -133,7 +134,8 @@ def tune(
             Budget(budget_usd, budget_minutes),
             seed,
         )
-        found = asyncio.run(_tune(store, settings, endpoint, shaped, allow_production, abandon, yes))
+        with warnings_on_stderr():
+            found = asyncio.run(_tune(store, settings, endpoint, shaped, allow_production, abandon, yes))
     except BadQuestion as error:
         raise fail(str(error), 2) from error
     except (CannotTune, CollectError) as error:
