@@ -22,10 +22,13 @@ from agent.reflect import Reflector
 from agent.settings import Settings
 from agent.store import Store, fleet, recommendations, windows
 from agent.watch import Watched
+from agent.wiring import Environment, watched_of
 from analyzers.hardware import ACCELERATORS
 from analyzers.policy import Catalogue
 from analyzers.whatif.calibrate import calibrate
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
+from collectors.http import Http
+from collectors.sessions import Sessions
 from collectors.window import Window
 from tests.agent.records import T0
 from tests.analyzers.whatif import served
@@ -102,7 +105,9 @@ class House:
 
     def _watched(self, name: str) -> Watched:
         catalogue = Catalogue(prices={"small": 1.0}, hardware=dict(ACCELERATORS))
-        watched = Watched(self.settings.endpoint(name), {}, Planner(), catalogue)
+        environment = Environment(Http(monotonic=self.clock.monotonic), self.clock, Sessions())
+        watched = watched_of(self.settings, self.settings.endpoint(name), environment)
+        watched.actuator, watched.catalogue = Planner(), catalogue
         watched.live = LIVE
         watched.price_per_hour = 2.0
         return watched
