@@ -11,13 +11,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from actuators.shape import EngineValue, Shape
 from analyzers.objective import Objective
+from collectors.durations import seconds_of
 
-Seconds = Annotated[float, Field(gt=0)]
+#: A number of seconds, or text such as 500ms, 5s, 2m, 1h, 7d.
+_Written = BeforeValidator(seconds_of, json_schema_input_type=float | str)
+Duration = Annotated[float, _Written]
+Seconds = Annotated[float, Field(gt=0), _Written]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Dollars = Annotated[float, Field(ge=0)]
 
@@ -185,7 +198,7 @@ class PolicySettings(_Section):
     """Requests in that span below which nothing is concluded. Default: 50."""
     stable_cycles: int = Field(3, ge=1)
     """Analyses in a row that must come to the same advice before it is given, or withdrawn. Default: 3."""
-    cooldown_s: float = Field(3600.0, ge=0)
+    cooldown_s: Annotated[float, Field(ge=0), _Written] = 3600.0
     """After a change, none is proposed for so long. Default: one hour; keep it well above the cold start."""
     expires_s: Seconds = 86_400.0
     """A recommendation can be approved for so long. Default: 24 h."""
@@ -205,7 +218,7 @@ class PolicySettings(_Section):
 class VerifySettings(_Section):
     """How a change is checked."""
 
-    warmup_s: float = Field(120.0, ge=0)
+    warmup_s: Annotated[float, Field(ge=0), _Written] = 120.0
     """Not judged for so long after the change is ready. Default: 2 min."""
     windows: int = Field(5, ge=1)
     """Whole windows after the warm-up that are judged. Default: 5."""
@@ -234,7 +247,7 @@ class EndpointSettings(_Section):
     """Sent as a bearer token. By reference only: `${NAME}` from the environment, or `file:PATH`."""
     sources: dict[str, dict[str, Any]] = Field(default={"vllm": {}}, min_length=1)
     """Where its telemetry comes from, by collector, with that collector's own settings. The first one is judged. Default: vllm."""
-    objective: dict[str, float] = {}
+    objective: dict[str, Duration] = {}
     """What must hold: ttft_p95_s, itl_p95_s, e2e_p99_s ... in seconds; error_rate as a share."""
     shape: ShapeSettings = ShapeSettings()
     """What it runs on, where its system cannot tell."""

@@ -14,7 +14,7 @@ from analyzers.finding import Finding, Reason
 from analyzers.findings import Situation
 from analyzers.money import HOURS_PER_MONTH, per_1k_tokens, per_request
 from analyzers.objective import Target, attainment, total
-from analyzers.policy import Catalogue, candidates
+from analyzers.policy import Catalogue
 from analyzers.prediction import Bar, CannotPredict, Miss, Prediction, Predictor
 from analyzers.recommendation import Money, Option
 from analyzers.search import by_kind, key, least_replicas
@@ -28,7 +28,7 @@ NEAREST = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Judgement:
     option: Option
     cost: float | None
     """US dollars per hour; where the current size has no price, replicas of that size instead."""
@@ -42,16 +42,16 @@ class Judged:
 class Choice:
     """The allowed shapes, and what is known of each so far."""
 
-    def __init__(self, s: Situation, catalogue: Catalogue, predictor: Predictor, current: Judged) -> None:
+    def __init__(self, s: Situation, catalogue: Catalogue, predictor: Predictor, current: Judgement) -> None:
         self.current = current
         self._s, self._catalogue, self._predictor = s, catalogue, predictor
-        self._others = [shape for shape in candidates(s.shape, s.policy, catalogue) if shape != s.shape]
+        self._others = [shape for shape in predictor.knobs(s.shape, s.policy, catalogue) if shape != s.shape]
         self._costs = {key(shape): cost_of(s, catalogue, shape) for shape in self._others}
-        self._judged: dict[str, Judged] = {}
+        self._judged: dict[str, Judgement] = {}
 
     # -- growing: the cheapest that meets the objective ------------------------------------------------------------------
 
-    def relief(self) -> tuple[Judged | None, list[Reason]]:
+    def relief(self) -> tuple[Judgement | None, list[Reason]]:
         """What meets the objective and costs least; else what comes clearly nearer to it than the present shape."""
         priced = [shape for shape in self._others if self._costs[key(shape)] is not None]
         found = self._cheapest(priced, self._meets)
@@ -67,9 +67,9 @@ class Choice:
         text = "no allowed shape would meet the objective; this one comes nearest"
         return best, [Reason("BEST_EFFORT", text, {"worst_share_of_limit": best.worst or 0.0})]
 
-    def _nearest(self) -> list[Judged]:
+    def _nearest(self) -> list[Judgement]:
         """Whole replays of those that come nearest, each the one with the most replicas of its kind."""
-        tops: list[Judged] = []
+        tops: list[Judgement] = []
         for group in by_kind(self._others):
             known = (self._after(shape, self._meets) for shape in reversed(group))
             tops += [j for j in known if j.option.verdict != "CANNOT_PREDICT"][:1]
@@ -82,13 +82,13 @@ class Choice:
             nearest.append(self._judged[key(shape)])
         return nearest
 
-    def _after(self, shape: Shape, suits: Callable[[Shape], bool | None]) -> Judged:
+    def _after(self, shape: Shape, suits: Callable[[Shape], bool | None]) -> Judgement:
         suits(shape)
         return self._judged[key(shape)]
 
     # -- shrinking: the cheapest that meets it with room to grow -----------------------------------------------------------
 
-    def saving(self, findings: Sequence[Finding]) -> tuple[Judged | None, list[Reason]]:
+    def saving(self, findings: Sequence[Finding]) -> tuple[Judgement | None, list[Reason]]:
         """What meets the objective also under more load, and costs so much less that a change is worth it."""
         against = against_shrinking(self._s, findings, self.current)
         if against:
@@ -120,10 +120,10 @@ class Choice:
 
     # -- judging one -------------------------------------------------------------------------------------------------------
 
-    def _cheapest(self, shapes: Sequence[Shape], suits: Callable[[Shape], bool | None]) -> list[Judged]:
+    def _cheapest(self, shapes: Sequence[Shape], suits: Callable[[Shape], bool | None]) -> list[Judgement]:
         """All that suit, cost least, and of those touch least. The cost of each is known."""
         best = (float("inf"), 0)
-        found: list[Judged] = []
+        found: list[Judgement] = []
         for group in sorted(by_kind(shapes), key=lambda group: self._outlay(group[0])[1]):
             within = [shape for shape in group if self._outlay(shape) <= best]
             shape = least_replicas(within, suits, self._dominated)
@@ -145,7 +145,7 @@ class Choice:
         judged = self._known(shape, roomy=True)
         return None if judged.option.verdict == "CANNOT_PREDICT" else judged.roomy
 
-    def _known(self, shape: Shape, *, roomy: bool) -> Judged:
+    def _known(self, shape: Shape, *, roomy: bool) -> Judgement:
         known = self._judged.get(key(shape))
         if known is None:
             known = self._judged[key(shape)] = _judge(self._s, shape, self._catalogue, self._predictor, roomy=roomy)
@@ -156,11 +156,11 @@ class Choice:
         known = self._judged[key(more)].option
         why = f"fewer replicas than {more.label()}, which would not do: {known.why}"
         option = Option(shape, money_of(self._s, self._catalogue, shape), None, known.verdict, why)
-        self._judged.setdefault(key(shape), Judged(option, self._costs[key(shape)], None))
+        self._judged.setdefault(key(shape), Judgement(option, self._costs[key(shape)], None))
 
     # -- showing all -------------------------------------------------------------------------------------------------------
 
-    def ranked(self, chosen: Judged | None) -> tuple[Option, ...]:
+    def ranked(self, chosen: Judgement | None) -> tuple[Option, ...]:
         """All shapes: the chosen one, the current one, those that would do, and the rest."""
         order = ("MEETS", "COSTS_MORE", "NO_HEADROOM", "MISSES_OBJECTIVE", "SATURATES")
         rank = {verdict: i for i, verdict in enumerate(order)}
@@ -172,7 +172,7 @@ class Choice:
         first = [replace(chosen.option, verdict="chosen")] if chosen is not None else []
         return (*first, self.current.option, *(j.option for j in rest))
 
-    def _not_replayed(self, shape: Shape, chosen: Judged | None) -> Judged:
+    def _not_replayed(self, shape: Shape, chosen: Judgement | None) -> Judgement:
         cost, money = self._costs[key(shape)], money_of(self._s, self._catalogue, shape)
         if cost is None:
             verdict, why = "PRICE_UNKNOWN", "its price is not known, so it is not compared"
@@ -182,10 +182,10 @@ class Choice:
             verdict, why = "NOT_REPLAYED", "no smaller shape is considered now"
         else:
             verdict, why = "COSTS_MORE", "no cheaper than the present shape; not replayed"
-        return Judged(Option(shape, money, None, verdict, why), cost, None)
+        return Judgement(Option(shape, money, None, verdict, why), cost, None)
 
 
-def _judge(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predictor, *, roomy: bool) -> Judged:
+def _judge(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predictor, *, roomy: bool) -> Judgement:
     """Whether it meets the objective with margin; with ``roomy``, also at the grown load. No further than is needed to deny it."""
     known, targets = _unjudged(s, shape, catalogue), latency_targets(s)
     limits = {t.name: t.limit * (1 - s.policy.margin) for t in targets}
@@ -207,7 +207,7 @@ def _judge(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predicto
     return _as(judged, "NO_HEADROOM", f"{judged.option.why}, and above it at {s.policy.growth:g} times the load")
 
 
-def replayed_whole(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predictor) -> Judged:
+def replayed_whole(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predictor) -> Judgement:
     """Its whole prediction at the load observed, whatever it is."""
     known = _unjudged(s, shape, catalogue)
     try:
@@ -216,11 +216,11 @@ def replayed_whole(s: Situation, shape: Shape, catalogue: Catalogue, predictor: 
         return _as(known, "CANNOT_PREDICT", error.detail)
 
 
-def _unjudged(s: Situation, shape: Shape, catalogue: Catalogue) -> Judged:
-    return Judged(Option(shape, money_of(s, catalogue, shape), None, "", ""), cost_of(s, catalogue, shape), None)
+def _unjudged(s: Situation, shape: Shape, catalogue: Catalogue) -> Judgement:
+    return Judgement(Option(shape, money_of(s, catalogue, shape), None, "", ""), cost_of(s, catalogue, shape), None)
 
 
-def _by_prediction(known: Judged, got: Prediction, s: Situation) -> Judged:
+def _by_prediction(known: Judgement, got: Prediction, s: Situation) -> Judgement:
     unknown = [t.name for t in latency_targets(s) if t.name not in got.metrics]
     known = replace(known, option=replace(known.option, prediction=got))
     if unknown or not latency_targets(s):
@@ -235,7 +235,7 @@ def _by_prediction(known: Judged, got: Prediction, s: Situation) -> Judged:
     return replace(_as(known, "MEETS", why), feasible=True)
 
 
-def _missed(known: Judged, miss: Miss, s: Situation) -> Judged:
+def _missed(known: Judgement, miss: Miss, s: Situation) -> Judgement:
     if miss.metric is None and miss.replays == 0:
         return _as(known, "SATURATES", f"the load is {miss.share:.0%} of what it can carry at best")
     if miss.metric is None:
@@ -245,14 +245,14 @@ def _missed(known: Judged, miss: Miss, s: Situation) -> Judged:
     return replace(_as(known, "MISSES_OBJECTIVE", why), worst=share)
 
 
-def _unknown(known: Judged, metrics: Sequence[str]) -> Judged:
+def _unknown(known: Judgement, metrics: Sequence[str]) -> Judgement:
     why = (
         f"the replay does not tell {', '.join(metrics) or 'any target of the objective'}, so nothing is claimed for it"
     )
     return replace(_as(known, "CANNOT_PREDICT", why), worst=None, feasible=False)
 
 
-def _as(judged: Judged, verdict: str, why: str) -> Judged:
+def _as(judged: Judgement, verdict: str, why: str) -> Judgement:
     return replace(judged, option=replace(judged.option, verdict=verdict, why=why))
 
 
@@ -260,17 +260,17 @@ def _less(cost: float | None, than: float | None) -> bool:
     return cost is not None and than is not None and cost < than
 
 
-def current_of(s: Situation, catalogue: Catalogue, prediction: Prediction | None) -> Judged:
+def current_of(s: Situation, catalogue: Catalogue, prediction: Prediction | None) -> Judgement:
     observed = [
         (a.observed / t.limit, t) for t in s.objective.targets if (a := attainment(s.windows, t)).observed is not None
     ]
     worst, target = max(observed, key=lambda pair: pair[0], default=(None, None))
     why = f"{target.name} is at {worst:.0%} of its limit, as observed" if target is not None else "not judged"
     option = Option(s.shape, money_of(s, catalogue, s.shape), prediction, "current", why)
-    return Judged(option, cost_of(s, catalogue, s.shape), worst, worst is not None and worst <= 1, False)
+    return Judgement(option, cost_of(s, catalogue, s.shape), worst, worst is not None and worst <= 1, False)
 
 
-def against_shrinking(s: Situation, findings: Sequence[Finding], current: Judged) -> list[Reason]:
+def against_shrinking(s: Situation, findings: Sequence[Finding], current: Judgement) -> list[Reason]:
     """Every signal that forbids a smaller shape; empty when all agree."""
     against = [f.reason for f in findings if f.kind == "saturation" or f.reason.code in ("LOAD_RISING", "TTFT_RISING")]
     prediction = current.option.prediction
@@ -298,7 +298,7 @@ def _count(shape: Shape) -> tuple[int | None, Autoscaling | None]:
     return shape.replicas, shape.autoscaling
 
 
-def _preference(judged: Judged, current: Judged) -> tuple[float, int, float]:
+def _preference(judged: Judgement, current: Judgement) -> tuple[float, int, float]:
     """Cheapest; then the one that touches least; then the one with more room."""
     cost = judged.cost if judged.cost is not None else float("inf")
     return cost, touched(judged.option.shape, current.option.shape), judged.worst or 0.0

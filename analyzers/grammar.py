@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -12,9 +11,9 @@ from typing import Any
 
 from analyzers.objective import Objective, Target
 from analyzers.whatif.model import EngineModel
+from collectors.durations import seconds_of
 
 Value = int | float | str | bool | None
-_SPANS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 #: vLLM's own names, where the engine file has another.
 _ALSO = {"enable_chunked_prefill": "chunked_prefill"}
 
@@ -89,11 +88,11 @@ def objective(texts: Sequence[str]) -> Objective:
     for text in texts:
         name, separator, value = (piece.strip() for piece in text.partition("="))
         try:
-            limit = float(value)
+            limit = seconds_of(value)
         except ValueError:
             limit = math.nan
         if not separator or not math.isfinite(limit):
-            raise BadQuestion(f"--objective {text}: write NAME=SECONDS, such as ttft_p95=0.5")
+            raise BadQuestion(f"--objective {text}: write NAME=DURATION, such as ttft_p95=0.5 or ttft_p95=500ms")
         full = name if name == "error_rate" or name.endswith("_s") else f"{name}_s"
         try:
             targets[full] = Target.parse(full, limit)
@@ -104,9 +103,11 @@ def objective(texts: Sequence[str]) -> Objective:
 
 def span(text: str) -> float:
     """``7d``, ``36h``, ``90m`` in seconds."""
-    match = re.fullmatch(r"(\d+\.?\d*)\s*([smhdw])", text.strip().lower())
-    seconds = float(match[1]) * _SPANS[match[2]] if match else 0.0
-    if not 0 < seconds < math.inf:
+    try:
+        seconds = seconds_of(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0 or not text.strip()[-1:].isalpha():  # a week, and seven seconds, are far apart
         raise BadQuestion(f"--since {text}: write a span such as 7d, 36h or 90m")
     return seconds
 

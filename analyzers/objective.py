@@ -12,6 +12,10 @@ from collectors.window import Range, Window
 _CRUMBS = 1e-9
 
 
+#: A limit above this many seconds was meant in milliseconds.
+_MOST_S = {"ttft": 300.0, "queue": 300.0, "itl": 10.0, "tpot": 10.0, "e2e": 7200.0}
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One bound: ``metric`` at ``quantile`` (None: a share or a mean) must be at most ``limit``."""
@@ -36,6 +40,11 @@ class Target:
         """
         if not limit > 0:
             raise ValueError(f"{name}: the limit must be above 0, not {limit}")
+        most = _MOST_S.get(name.split("_")[0])
+        if most is not None and limit > most:
+            raise ValueError(
+                f"{name}: {limit:g} s is more than anybody waits for that; did you mean {limit / 1000:g} s ({limit:g}ms)?"
+            )
         if name == "error_rate":
             if limit >= 1:
                 raise ValueError(f"error_rate: a share below 1 is expected, not {limit} (1 % is 0.01)")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from actuators.shape import Shape
+from analyzers.policy import Catalogue, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,10 @@ class Miss:
 class Predictor(Protocol):
     """How shapes would respond to the load observed, or a multiple of it."""
 
+    def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue, /) -> list[Shape]:
+        """What may be proposed instead of ``shape``, itself included."""
+        ...
+
     def predict(self, shape: Shape, factor: float, /) -> Prediction:
         """At ``factor`` times the load. Raises CannotPredict."""
         ...
@@ -112,6 +117,9 @@ class Refusal:
     """A ``Predictor`` where nothing supports a prediction, and why."""
 
     error: CannotPredict
+
+    def knobs(self, shape: Shape, _policy: Policy, _catalogue: Catalogue, /) -> list[Shape]:
+        return [shape]
 
     def predict(self, _shape: Shape, _factor: float, /) -> Prediction:
         raise self.error

@@ -39,7 +39,7 @@ from analyzers.policy import Catalogue, Policy, candidates  # noqa: E402
 from analyzers.prediction import Bar, Miss, Prediction  # noqa: E402
 from analyzers.recommend import Decision, recommend  # noqa: E402
 from analyzers.whatif.calibrate import Calibrated, calibrate  # noqa: E402
-from analyzers.whatif.model import EngineModel, Iteration, Limits  # noqa: E402
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost  # noqa: E402
 from tests.analyzers.exhaustive import chosen_of_all  # noqa: E402
 from tests.analyzers.whatif.served import poisson, windows  # noqa: E402
 
@@ -71,6 +71,9 @@ class Tally:
     predictions: int = 0
     given_up: int = 0
 
+    def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue, /) -> list[Shape]:
+        return self.of.knobs(shape, policy, catalogue)
+
     def predict(self, shape: Shape, factor: float, /) -> Prediction:
         self.predictions += 1
         return self.of.predict(shape, factor)
@@ -87,7 +90,7 @@ def case(seed: int, span_s: float) -> Case:
     replicas = int(rng.choice([2, 2, 3, 4]))
     slow = float(np.exp(rng.normal(0.0, 0.2)))
     model = EngineModel(
-        Iteration(0.012 * slow, 1.5e-4 * slow, 6e-8 * slow, 6e-5 * slow, 2e-9), Limits(64, 2048, 120_000)
+        IterationCost(0.012 * slow, 1.5e-4 * slow, 6e-8 * slow, 6e-5 * slow, 2e-9), EngineLimits(64, 2048, 120_000)
     )
     shape = Shape(replicas=replicas, size="a10", accelerator="A10G", accelerator_count=1, engine={"max_num_seqs": 64})
     rate = 2.0 * float(np.exp(rng.normal(0.0, 0.3)))

@@ -23,8 +23,8 @@ import numpy as np
 from analyzers.architecture import Architecture, find_architecture, weight_bytes
 from analyzers.hardware import Hardware, find
 from analyzers.whatif.fit import SPREAD, Observation, Part
-from analyzers.whatif.model import EngineModel, Iteration, Limits
-from analyzers.whatif.roofline import Machine
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
+from analyzers.whatif.roofline import RooflineMachine
 from collectors.workload import Workload
 
 #: vLLM's default block of the KV cache, in tokens.
@@ -45,8 +45,8 @@ class Measured:
     stage: str
     observation: Observation
     engine: EngineModel
-    """Limits; its coefficients do not count."""
-    machine: Machine | None
+    """EngineLimits; its coefficients do not count."""
+    machine: RooflineMachine | None
     actual: Mapping[str, float]
     """``e2e_mean e2e_p90 itl_mean ttft_mean ttft_p90 tpot_mean``, those that were measured."""
     where: slice | np.ndarray
@@ -82,15 +82,15 @@ def read_stages(folder: Path) -> list[Measured]:
     out = []
     for experiment in json.loads((folder / "experiments.json").read_text())["experiments"]:
         name, tp = experiment["hardware"], int(experiment["tensor_parallel"])
-        machine = Machine(
+        machine = RooflineMachine(
             Architecture.from_config(models[experiment["model"]]),
             _hardware(name, hardware[name]),
             tp,
             float(models[experiment["model"]].get("bytes_per_parameter", 2)),
         )
         engine = EngineModel(
-            Iteration(1.0),
-            Limits(
+            IterationCost(1.0),
+            EngineLimits(
                 experiment["max_num_seqs"],
                 experiment["max_num_batched_tokens"],
                 machine.cache_tokens(),
@@ -116,7 +116,12 @@ def _hardware(name: str, given: Mapping[str, Any]) -> Hardware:
 
 
 def _stage(
-    system: str, experiment: Mapping[str, Any], stage: Mapping[str, Any], engine: EngineModel, machine: Machine, i: int
+    system: str,
+    experiment: Mapping[str, Any],
+    stage: Mapping[str, Any],
+    engine: EngineModel,
+    machine: RooflineMachine,
+    i: int,
 ) -> Measured:
     output = int(experiment["output_tokens"])
     workload = _stage_traffic(experiment, stage, seed=i)
@@ -200,8 +205,8 @@ def read_requests(folder: Path) -> Measured:
     architecture, hardware = find_architecture(told["model"]), find(_spelled(told["gpu"]))
     machine = None
     if architecture is not None and hardware is not None:
-        machine = Machine(architecture, hardware, tp, weight_bytes(told["model"], told.get("dtype")))
-    limits = Limits(
+        machine = RooflineMachine(architecture, hardware, tp, weight_bytes(told["model"], told.get("dtype")))
+    limits = EngineLimits(
         told["max_num_seqs"], told["max_num_batched_tokens"], machine.cache_tokens() if machine else None, BLOCK
     )
     gaps = np.maximum(output - 1, 1)
@@ -218,7 +223,7 @@ def read_requests(folder: Path) -> Measured:
             float(np.mean(e2e[:FIRST]) * FIRST / max(workload.arrival_s[FIRST - 1], 1e-9)),
             inside=True,
         ),
-        engine=EngineModel(Iteration(1.0), limits),
+        engine=EngineModel(IterationCost(1.0), limits),
         machine=machine,
         actual={
             "e2e_mean": float(e2e[rest].mean()),
@@ -287,7 +292,7 @@ def _point(rows: list[dict[str, str]]) -> Measured | None:
     each = max(1, round(clients / ranks))  # each rank of a data-parallel attention has its own batch
     machine = _point_machine(row)
     system, experiment, stage = point_names(row)
-    limits = Limits(max(1024, each), max(_MANY_TOKENS, each), None, BLOCK)
+    limits = EngineLimits(max(1024, each), max(_MANY_TOKENS, each), None, BLOCK)
     return Measured(
         system=system,
         family=row["engine"],
@@ -299,7 +304,7 @@ def _point(rows: list[dict[str, str]]) -> Measured | None:
             float(each),
             closed=each,
         ),
-        engine=EngineModel(Iteration(1.0), limits),
+        engine=EngineModel(IterationCost(1.0), limits),
         machine=machine,
         actual={"ttft_mean": ttft, "tpot_mean": tpot},
         where=slice(0, None),
@@ -307,12 +312,12 @@ def _point(rows: list[dict[str, str]]) -> Measured | None:
     )
 
 
-def _point_machine(row: Mapping[str, str]) -> Machine | None:
+def _point_machine(row: Mapping[str, str]) -> RooflineMachine | None:
     architecture, hardware = find_architecture(row["model"]), find(_spelled(row["gpu"]))
     if architecture is None or hardware is None:
         return None
     split = _count(row["tensor_parallel"]) * _count(row["pipeline_parallel"])
-    return Machine(architecture, hardware, split, weight_bytes(row["model"], row["precision"] or None))
+    return RooflineMachine(architecture, hardware, split, weight_bytes(row["model"], row["precision"] or None))
 
 
 def _closed_traffic(clients: int, prompt: int, output: int) -> Workload:

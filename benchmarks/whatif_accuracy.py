@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from analyzers.whatif import priors  # noqa: E402
-from analyzers.whatif.fit import CACHE, LAG, OVERHEAD, UNKNOWNS, Fitted, Observation, Prior, fit  # noqa: E402
+from analyzers.whatif.fit import CACHE, LAG, OVERHEAD, UNKNOWNS, EngineFit, Observation, Prior, fit  # noqa: E402
 from analyzers.whatif.outlook import Member, look  # noqa: E402
 from analyzers.whatif.roofline import distance  # noqa: E402
 from benchmarks.measurements import Measured, find_all  # noqa: E402
@@ -147,7 +147,7 @@ def run(job: Job) -> list[dict[str, Any]]:
     return rows
 
 
-def _fitted(seen: Sequence[Measured]) -> Fitted:
+def _fitted(seen: Sequence[Measured]) -> EngineFit:
     return fit([m.observation for m in seen], seen[0].engine, _prior(seen[0], [m.observation for m in seen]))
 
 
@@ -171,7 +171,7 @@ def deviation(seen: Sequence[Measured]) -> np.ndarray:
     return _fitted(seen).theta - prior.centre
 
 
-def _transferred(job: Job) -> tuple[Fitted, float]:
+def _transferred(job: Job) -> tuple[EngineFit, float]:
     """The roofline's belief, moved by the others' deviations: near ones count more, and little evidence counts little.
 
     Also the doubt that a transfer adds: how far the others' own base costs lie from each other.

@@ -35,8 +35,8 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from analyzers.whatif.model import EngineModel, Iteration, Limits  # noqa: E402
-from analyzers.whatif.scaling import Seen  # noqa: E402
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost  # noqa: E402
+from analyzers.whatif.scaling import ScalingInput  # noqa: E402
 from collectors.workload import Workload  # noqa: E402
 
 TRACE = Path("traces") / "AzureLLMInferenceTrace_conv.csv"
@@ -89,7 +89,7 @@ def head(work: Workload, n: int) -> Workload:
 
 def engine() -> EngineModel:
     """About a 7B model on one H100."""
-    return EngineModel(Iteration(6e-3, 3e-5, 2.5e-8, 2.8e-5, 2e-10), Limits(256, 2048, kv_tokens=400_000))
+    return EngineModel(IterationCost(6e-3, 3e-5, 2.5e-8, 2.8e-5, 2e-10), EngineLimits(256, 2048, kv_tokens=400_000))
 
 
 def capacity(trace: Workload) -> float:
@@ -168,18 +168,18 @@ class Tracking:
     target: float
     interval_s: float = 15.0
 
-    def __call__(self, seen: Seen, state: Any) -> tuple[int, Any]:
+    def __call__(self, seen: ScalingInput, state: Any) -> tuple[int, Any]:
         return math.ceil(seen.in_flight / self.target), state
 
 
 def measure_week(trace: Workload, repeats: int) -> dict[str, Any]:
     """A week on one candidate: a fixed replica, and one to eight under an autoscaler."""
     from analyzers.whatif.engine import replay
-    from analyzers.whatif.fleet import Fleet
+    from analyzers.whatif.fleet import ReplicaFleet
 
     work = at_rate(tiled(trace, WEEK_REQUESTS), WEEK_REQUESTS / WEEK_S)
     result: dict[str, Any] = {"requests": len(work), "output_tokens": int(work.output_tokens.sum())}
-    scaled = Fleet(1, 120.0, policy=Tracking(16.0), min_replicas=1, max_replicas=8)
+    scaled = ReplicaFleet(1, 120.0, policy=Tracking(16.0), min_replicas=1, max_replicas=8)
     for name, fleet in (("fixed", None), ("autoscaled", scaled)):
         walls = []
         for _ in range(repeats):

@@ -19,7 +19,7 @@ Arrivals = Literal["constant", "poisson", "gamma"]
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """A distribution of lengths in tokens, written as ``fixed:100``, ``uniform:50:200`` or ``lognormal:MEAN:CV``."""
+    """A distribution of lengths in tokens, written as ``100`` or ``fixed:100``, ``uniform:50:200``, ``lognormal:MEAN:CV``."""
 
     kind: Literal["fixed", "uniform", "lognormal"]
     first: float
@@ -30,7 +30,7 @@ class Lengths:
     @classmethod
     def parse(cls, text: str) -> Lengths:
         """Raises ValueError, with what is expected, on anything else."""
-        kind, *numbers = text.split(":")
+        kind, *numbers = (f"fixed:{text}" if text.strip().isdigit() else text).split(":")
         try:
             values = [float(number) for number in numbers]
         except ValueError:
@@ -43,9 +43,7 @@ class Lengths:
                 return cls("uniform", low, high)
             case "lognormal", [mean, cv] if sound and mean >= 1:
                 return cls("lognormal", mean, cv)
-        raise ValueError(
-            f"lengths {text!r}: expected fixed:100, uniform:50:200 or lognormal:MEAN:CV, in tokens from 1 up"
-        )
+        raise ValueError(f"lengths {text!r}: expected 100, uniform:50:200 or lognormal:MEAN:CV, in tokens from 1 up")
 
     @property
     def mean(self) -> float:

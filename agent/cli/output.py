@@ -5,7 +5,9 @@ from __future__ import annotations
 import getpass
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +17,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from collectors.durations import seconds_of
 
 #: For messages; what was asked for goes to standard output.
 console = Console(stderr=True)
@@ -103,3 +107,29 @@ def renamed(option: str, value: str | None, now: str) -> None:
     """Refuse an option whose old name meant different things: it must be said which."""
     if value is not None:
         raise fail(f"{option} is called {now} here: a price says of what it is", 2)
+
+
+def duration(value: str) -> float:
+    """The parser of an option that is a duration: seconds, or 500ms, 5s, 2m, 1h, 7d."""
+    try:
+        return seconds_of(value)
+    except ValueError as error:
+        raise fail(str(error), 2) from error
+
+
+@contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """What the daemon's own parts log stays out of standard output, which holds the answer; of it, only warnings are shown."""
+    import logging
+
+    import structlog
+
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)

@@ -14,6 +14,7 @@ from agent.cli.output import (
     Output,
     OutputOption,
     console,
+    duration,
     fail,
     money,
     number,
@@ -26,9 +27,9 @@ from agent.cli.output import (
 
 if TYPE_CHECKING:
     from agent.settings import Settings
-    from agent.simulate.asked import Options, Traffic
-    from agent.simulate.options import Given
-    from agent.simulate.run import Estimate, Outcome
+    from agent.simulate.asked import LoadOptions, TrafficRequest
+    from agent.simulate.options import TrafficOptions
+    from agent.simulate.run import TrafficEstimate, TrafficOutcome
     from agent.simulate.saved import Records
 
 #: What a run ended as, beside 0 for a valid one, 1 for an error and 2 for a wrong question.
@@ -61,9 +62,14 @@ def simulate(
     ] = None,
     since: Annotated[str, typer.Option(help="Of --like: its traffic of so long, 7d or 36h.")] = "7d",
     speed: Annotated[float, typer.Option(help="Of --trace and --like: so many times as fast.")] = 1.0,
-    duration: Annotated[float | None, typer.Option(help="Seconds of sending.")] = None,
+    duration: Annotated[
+        float | None, typer.Option(parser=duration, metavar="DURATION", help="Seconds of sending.")
+    ] = None,
     warmup: Annotated[
-        float | None, typer.Option(help="Seconds left out of all figures. Default: a tenth, 10 at most.")
+        float | None,
+        typer.Option(
+            parser=duration, metavar="DURATION", help="Seconds left out of all figures. Default: a tenth, 10 at most."
+        ),
     ] = None,
     arrivals: Annotated[str, typer.Option(help="Of --rate: constant, poisson or gamma.")] = "poisson",
     burstiness: Annotated[float | None, typer.Option(help="Gamma arrivals with this coefficient of variation.")] = None,
@@ -79,7 +85,9 @@ def simulate(
     max_concurrency: Annotated[
         int | None, typer.Option(help="Of an open loop: the others wait, and their wait counts.")
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option(parser=duration, metavar="DURATION", help="Seconds for one request.")
+    ] = 120.0,
     exact_output: Annotated[
         bool, typer.Option("--exact-output", help="Ask for exactly so many tokens (ignore_eos).")
     ] = False,
@@ -122,10 +130,10 @@ def simulate(
     renamed("--price-per-hour", price_per_hour, "--usd-per-hour")
     renamed("--price-input", price_input, "--usd-per-1k-input-tokens (US dollars per 1,000, no longer per million)")
     renamed("--price-output", price_output, "--usd-per-1k-output-tokens (US dollars per 1,000, no longer per million)")
-    from agent.simulate.asked import Caps, Options, Prices
-    from agent.simulate.options import Given
+    from agent.simulate.asked import Caps, LoadOptions, Prices
+    from agent.simulate.options import TrafficOptions
 
-    given = Given(
+    given = TrafficOptions(
         url=url, model=model, api=api, endpoint=endpoint, config=config, headers=header or [], api_key_env=api_key_env,
         ca_file=ca_file, trace=trace, trace_format=trace_format, like=like, since=since, max_concurrency=max_concurrency,
         timeout_s=timeout, exact_output=exact_output, extra=extra, objective=objective or [],
@@ -133,7 +141,7 @@ def simulate(
         caps=Caps(max_rate, max_requests, max_tokens, max_usd, max_error_rate), workers=workers, ray=ray,
         allow_production=allow_production,
     )  # fmt: skip
-    options = Options(
+    options = LoadOptions(
         rate=rate, concurrency=concurrency, profile=profile, speed=speed, duration_s=duration, arrivals=arrivals,
         burstiness=burstiness, prompt_tokens=prompt_tokens, output_tokens=output_tokens, prefix_tokens=prefix_tokens, think=think,
         turns=turns, warmup_s=warmup, requests=max_requests if concurrency is not None else None, seed=seed,
@@ -164,7 +172,7 @@ def _mended() -> Iterator[None]:
         raise fail(str(error)) from error
 
 
-def _run(given: Given, options: Options, save: Path | None) -> dict[str, Any]:
+def _run(given: TrafficOptions, options: LoadOptions, save: Path | None) -> dict[str, Any]:
     from agent.simulate.answer import answer
     from agent.simulate.options import cluster_of, settings_of, traffic_of
     from agent.simulate.run import check_caps, estimate, sent
@@ -191,7 +199,7 @@ def _records(stack: ExitStack, path: Path) -> Records:
     return stack.enter_context(Records(path))
 
 
-def _keep(settings: Settings, outcome: Outcome) -> None:
+def _keep(settings: Settings, outcome: TrafficOutcome) -> None:
     from agent.simulate.saved import to_store
     from agent.store import Store
 
@@ -204,7 +212,7 @@ def _keep(settings: Settings, outcome: Outcome) -> None:
     console.print(f"{made} windows of source traffic are in the store", highlight=False)
 
 
-def _say_estimate(traffic: Traffic, found: Estimate, notes: list[str]) -> None:
+def _say_estimate(traffic: TrafficRequest, found: TrafficEstimate, notes: list[str]) -> None:
     bound = "at most about " if found.at_most else ""
     cost = "unknown cost" if found.usd is None else money(found.usd)
     tokens = found.prompt_tokens + found.output_tokens
@@ -219,7 +227,7 @@ def _say_estimate(traffic: Traffic, found: Estimate, notes: list[str]) -> None:
 
 
 @contextmanager
-def progress(traffic: Traffic) -> Iterator[Callable[[float, Counter[str]], None]]:
+def progress(traffic: TrafficRequest) -> Iterator[Callable[[float, Counter[str]], None]]:
     """A line on standard error, where a person watches."""
     if not console.is_terminal:
         yield lambda _at, _counts: None

@@ -17,6 +17,7 @@ from agent.cli.output import (
     OutputOption,
     actor,
     console,
+    duration,
     fail,
     money,
     number,
@@ -24,13 +25,14 @@ from agent.cli.output import (
     read_as,
     stdout,
     text,
+    warnings_on_stderr,
     write,
 )
 
 if TYPE_CHECKING:
     from agent.settings import Settings
     from agent.store import Store
-    from agent.tune.asked import Asked, Budget, Effort, Load
+    from agent.tune.asked import Budget, Effort, Load, TuneRequest
 
 INTERRUPTED, NOTHING_FOUND = 130, 3
 _WIDE = 160
@@ -60,7 +62,12 @@ def tune(
         float | None, typer.Option(help="Requests per second that it must carry. Default: the cheapest per token wins.")
     ] = None,
     think: Annotated[
-        float, typer.Option(help="Seconds of a user between an answer and the next request: how many users a rate is.")
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            help="Of a user, between an answer and the next request: how many users a rate is.",
+        ),
     ] = 0.0,
     prompt_tokens: Annotated[str, typer.Option(help="fixed:64, uniform:50:200, lognormal:MEAN:CV.")] = "fixed:64",
     output_tokens: Annotated[str, typer.Option(help="The same.")] = "fixed:64",
@@ -74,7 +81,12 @@ def tune(
     ] = None,
     budget_minutes: Annotated[float | None, typer.Option(help="Begin nothing more after so many minutes.")] = None,
     step_seconds: Annotated[
-        float, typer.Option(help="Of sending at one rate; up to three times that where few requests come.")
+        float,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            help="Of sending at one rate; up to three times that where few requests come.",
+        ),
     ] = 15.0,
     precision: Annotated[
         float, typer.Option(help="How near to each other what was met and what was missed must be.")
@@ -122,7 +134,8 @@ def tune(
             Budget(budget_usd, budget_minutes),
             seed,
         )
-        found = asyncio.run(_tune(store, settings, endpoint, shaped, allow_production, abandon, yes))
+        with warnings_on_stderr():
+            found = asyncio.run(_tune(store, settings, endpoint, shaped, allow_production, abandon, yes))
     except BadQuestion as error:
         raise fail(str(error), 2) from error
     except (CannotTune, CollectError) as error:
@@ -202,7 +215,7 @@ async def _tune(
         await http.aclose()
 
 
-async def _asked(store: Store, settings: Settings, name: str, given: _Options, http: Any, abandon: bool) -> Asked:
+async def _asked(store: Store, settings: Settings, name: str, given: _Options, http: Any, abandon: bool) -> TuneRequest:
     from agent.clock import WallClock
     from agent.tune import asked as questions
     from agent.tune.run import present
@@ -213,7 +226,7 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
 
     endpoint = settings.endpoint(name)
     if abandon:
-        return questions.Asked(
+        return questions.TuneRequest(
             name, endpoint.shape.shape(), (), Objective(), None, given.load, given.effort, given.budget
         )
     for option, value in {
@@ -239,7 +252,7 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
         raise words.BadQuestion(
             f"{name} has no objective: without one no rate is too high; give --objective ttft_p95=0.5"
         )
-    return questions.Asked(
+    return questions.TuneRequest(
         name,
         shape,
         questions.distinct(shapes),

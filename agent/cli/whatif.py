@@ -17,6 +17,7 @@ from agent.cli.output import (
     Output,
     OutputOption,
     console,
+    duration,
     fail,
     money,
     number,
@@ -29,7 +30,7 @@ from agent.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from agent.whatif.figures import Outcome
+    from agent.whatif.figures import CandidateOutcome
     from agent.whatif.table import Figure, Row
     from collectors.workload import Floats
 
@@ -37,7 +38,7 @@ Answer = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Asked:
+class WhatIfOptions:
     """The options, as they were given."""
 
     trace: Path | None
@@ -103,7 +104,10 @@ def whatif(
         str | None, typer.Option(help="hpa, keda, kpa or flyball, and its settings: hpa:in_flight=8,min=1,max=10.")
     ] = None,
     cold_start: Annotated[
-        float | None, typer.Option(help="Seconds from the wish for a replica to its first request.")
+        float | None,
+        typer.Option(
+            parser=duration, metavar="DURATION", help="Seconds from the wish for a replica to its first request."
+        ),
     ] = None,
     endpoint: Annotated[str | None, typer.Option(help="Ask this endpoint's own telemetry, instead of a trace.")] = None,
     since: Annotated[str | None, typer.Option(help="Its traffic of so long: 7d, 36h. Default: 7d.")] = None,
@@ -120,7 +124,9 @@ def whatif(
     ] = None,
     usd_per_replica_hour: Annotated[float | None, typer.Option(help="US dollars per replica-hour.")] = None,
     price_per_hour: Annotated[str | None, typer.Option(hidden=True)] = None,
-    timeout: Annotated[float | None, typer.Option(help="Clients give up after so many seconds.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(parser=duration, metavar="DURATION", help="Clients give up after so many seconds.")
+    ] = None,
     speed: Annotated[float | None, typer.Option(help="Requests arrive so many times as fast.")] = None,
     requests_out: Annotated[
         Path | None, typer.Option(help="Write each request's times on each candidate here, as CSV.")
@@ -135,7 +141,7 @@ def whatif(
     from collectors.traces import BadTrace
 
     shapes = [*(shape or []), *read_as("--shape", {"--set": ",".join(set_ or []) or None})]
-    given = Asked(
+    given = WhatIfOptions(
         trace, trace_format, engine, replicas, shapes, usd_per_replica_hour, fleet, autoscale, cold_start, timeout, requests_out,
         endpoint, since, candidate or [], router, objective or [], speed, html, config,
     )  # fmt: skip
@@ -157,7 +163,7 @@ def whatif(
     return None
 
 
-def _check(given: Asked) -> None:
+def _check(given: WhatIfOptions) -> None:
     """Which of the two questions this is. Raises BadQuestion where it is neither, or both."""
     from analyzers.grammar import BadQuestion
 
@@ -173,11 +179,11 @@ def _check(given: Asked) -> None:
         )
 
 
-def _from_trace(given: Asked) -> tuple[Answer, list[Outcome], Floats]:
+def _from_trace(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], Floats]:
     from agent.whatif import traced
     from agent.whatif.candidates import candidates
     from analyzers import grammar
-    from analyzers.kinds.results import Traffic
+    from analyzers.kinds.results import ReplayTraffic
 
     assert given.trace is not None
     assert given.engine is not None
@@ -198,13 +204,13 @@ def _from_trace(given: Asked) -> tuple[Answer, list[Outcome], Floats]:
     )
     with progress("replaying", len(tried)) as advance:
         workload = traced.read(given.trace, given.trace_format, given.speed, notes)
-        traffic = Traffic(workload, objective, timeout_s)
+        traffic = ReplayTraffic(workload, objective, timeout_s)
         outcomes = traced.all_replayed(traffic, tried, requests_out=given.requests_out, advance=advance)
     told = traced.answer(traffic, tried, outcomes, trace=given.trace, engine=given.engine, notes=notes)
     return told, outcomes, workload.arrival_s
 
 
-def _from_store(given: Asked) -> tuple[Answer, list[Outcome], None]:
+def _from_store(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], None]:
     from agent.clock import WallClock
     from agent.whatif import stored
     from analyzers import grammar
@@ -244,7 +250,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def _write_page(path: Path, answer: Answer, outcomes: list[Outcome], arrival_s: Floats | None) -> None:
+def _write_page(path: Path, answer: Answer, outcomes: list[CandidateOutcome], arrival_s: Floats | None) -> None:
     from agent.clock import WallClock
     from agent.whatif.page import page
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent.simulate.run import Outcome, cost
+from agent.simulate.run import TrafficOutcome, cost
 from analyzers.client import reasons
 from analyzers.interval import wilson
 from collectors.openai import DEFINITIONS
@@ -32,7 +32,7 @@ _SPECULATIVE = 1.2
 _HELD_UP = 0.5
 
 
-def answer(outcome: Outcome) -> dict[str, Any]:
+def answer(outcome: TrafficOutcome) -> dict[str, Any]:
     """Everything, in the order in which a person reads it."""
     tally, run, traffic = outcome.run.tally, outcome.run, outcome.traffic
     against = reasons(tally, run.stopped, traffic.closed)
@@ -109,7 +109,7 @@ def _rates(tally: Tally, seconds: float) -> dict[str, Any]:
     }
 
 
-def _good(outcome: Outcome, seconds: float) -> dict[str, Any]:
+def _good(outcome: TrafficOutcome, seconds: float) -> dict[str, Any]:
     tally, limits = outcome.run.tally, outcome.counting.limits
     if not limits:
         return {"goodput_per_s": None, "attainment": None, "objective": []}
@@ -130,7 +130,7 @@ def _judged(name: str, metric: str, quantile: float | None, limit: float, tally:
     return {"target": name, "limit": limit, "observed": found, "met": None if found is None else found <= limit}
 
 
-def _costs(outcome: Outcome) -> dict[str, Any]:
+def _costs(outcome: TrafficOutcome) -> dict[str, Any]:
     """Of the whole run, the warm-up and failures included; and for each success and 1000 output tokens of the steady part."""
     tally, traffic = outcome.run.tally, outcome.traffic
     total = cost(traffic, outcome.run.elapsed_s, tally.all_prompt, tally.all_output)
@@ -180,7 +180,7 @@ def _client(tally: Tally, nodes: Mapping[str, int] | None) -> dict[str, Any]:
     }
 
 
-def _slices(outcome: Outcome) -> list[dict[str, Any]]:
+def _slices(outcome: TrafficOutcome) -> list[dict[str, Any]]:
     """Over time, by when requests ended; empty pieces too."""
     tally, counting, width = outcome.run.tally, outcome.counting, outcome.counting.slice_s
     if not tally.slices:

@@ -1,4 +1,4 @@
-"""What a person asks to be sent, as written on the command line. Text in, a Traffic out; whatever is wrong is ``BadQuestion``."""
+"""What a person asks to be sent, as written on the command line. Text in, a TrafficRequest out; whatever is wrong is ``BadQuestion``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.simulate.profile import Shape, shape_of
+from agent.simulate.profile import LoadProfile, shape_of
 from analyzers.grammar import BadQuestion, positive
 from analyzers.money import Tariff, Unit
 from analyzers.objective import Objective
@@ -62,7 +62,7 @@ class Caps:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TrafficTarget:
     """Where it goes."""
 
     url: str
@@ -76,10 +76,10 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class TrafficRequest:
     """Everything that is to be known before it is sent."""
 
-    target: Target
+    target: TrafficTarget
     load: Load
     about: Mapping[str, Any]
     """The load in words and numbers, for the answer."""
@@ -105,7 +105,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LoadOptions:
     """How the load was asked for, as it was given."""
 
     rate: float | None = None
@@ -130,7 +130,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class TrafficLoad:
     """A load, and what is known of it ahead."""
 
     load: Load
@@ -141,7 +141,7 @@ class Loaded:
     mean_output: float
 
 
-def loaded(options: Options) -> Loaded:
+def loaded(options: LoadOptions) -> TrafficLoad:
     """The load that the options ask for. Raises BadQuestion."""
     forms = {
         "--rate": options.rate,
@@ -157,13 +157,13 @@ def loaded(options: Options) -> Loaded:
     try:
         if options.workload is not None:
             return _replayed(options, options.workload())
-        shape = shape_of(options.profile) if options.profile is not None else Shape()
+        shape = shape_of(options.profile) if options.profile is not None else LoadProfile()
         return _shaped(options, shape)
     except ValueError as error:
         raise error if isinstance(error, BadQuestion) else BadQuestion(str(error)) from error
 
 
-def _shaped(options: Options, shape: Shape) -> Loaded:
+def _shaped(options: LoadOptions, shape: LoadProfile) -> TrafficLoad:
     prompt = Lengths.parse(options.prompt_tokens or shape.prompt_tokens or "fixed:64")
     output = Lengths.parse(options.output_tokens or shape.output_tokens or "fixed:64")
     think = Think.parse(options.think or shape.think or "0")
@@ -186,7 +186,7 @@ def _shaped(options: Options, shape: Shape) -> Loaded:
         about |= {"kind": "closed", "users": users, "think_s": think.mean_s}
         ramp = min(_MOST_RAMP_S, warmup_of(options, duration))
         load: Load = Users(users, duration, prompt, output, think, prefix, options.requests, ramp)
-        return Loaded(load, about, duration, None, prompt.mean + prefix, output.mean)
+        return TrafficLoad(load, about, duration, None, prompt.mean + prefix, output.mean)
     rates = _rates(options, shape, duration)
     kind, burstiness = _process(options, shape)
     at = arrivals_of(rates, kind, np.random.default_rng((options.seed, 3)), burstiness)[: options.requests]
@@ -198,14 +198,14 @@ def _shaped(options: Options, shape: Shape) -> Loaded:
         about |= {"kind": "sessions", "sessions": at.size, "turns": turns, "think_s": think.mean_s}
         del about["requests"]
         load = Sessions(at, duration, prompt, output, number, think, prefix)
-        return Loaded(
+        return TrafficLoad(
             load, about, duration, rates.peak * number.mean, prompt.mean * number.mean / 2 + prefix, output.mean
         )
     workload = _drawn(at, prompt, output, prefix, options.seed)
-    return Loaded(Open(workload, duration), about, duration, rates.peak, *_means(workload))
+    return TrafficLoad(Open(workload, duration), about, duration, rates.peak, *_means(workload))
 
 
-def _rates(options: Options, shape: Shape, duration_s: float) -> Rates:
+def _rates(options: LoadOptions, shape: LoadProfile, duration_s: float) -> Rates:
     if options.rate is not None:
         rate = positive(options.rate, "--rate")
         assert rate is not None
@@ -213,7 +213,7 @@ def _rates(options: Options, shape: Shape, duration_s: float) -> Rates:
     return shape.rates(duration_s, options.seed)
 
 
-def _process(options: Options, shape: Shape) -> tuple[Arrivals, float]:
+def _process(options: LoadOptions, shape: LoadProfile) -> tuple[Arrivals, float]:
     name = (shape.arrivals or options.arrivals) if options.profile is not None else options.arrivals
     burstiness = positive(options.burstiness, "--burstiness") or shape.burstiness
     if options.burstiness is not None:
@@ -230,7 +230,7 @@ def _drawn(at: np.ndarray[Any, Any], prompt: Lengths, output: Lengths, prefix: i
     return Workload(at, prompt.draw(rng, n) + prefix, output.draw(rng, n), np.full(n, prefix, np.int64))
 
 
-def _replayed(options: Options, found: Workload) -> Loaded:
+def _replayed(options: LoadOptions, found: Workload) -> TrafficLoad:
     """As it was, ``speed`` times as fast, as far as the duration goes."""
     speed = positive(options.speed, "--speed") or 1.0
     found = replace(found, arrival_s=found.arrival_s / speed)
@@ -244,14 +244,14 @@ def _replayed(options: Options, found: Workload) -> Loaded:
     workload = Workload(found.arrival_s[:n], *columns, session)
     seconds = np.bincount(workload.arrival_s.astype(np.int64))
     about = {"kind": "replay", **options.of, "speed": speed, "requests": n, "peak_rate": float(seconds.max())}
-    return Loaded(Open(workload, duration), about, duration, float(seconds.max()), *_means(workload))
+    return TrafficLoad(Open(workload, duration), about, duration, float(seconds.max()), *_means(workload))
 
 
 def _means(workload: Workload) -> tuple[float, float]:
     return float(workload.prompt_tokens.mean()), float(np.maximum(1, workload.output_tokens).mean())
 
 
-def warmup_of(options: Options, duration_s: float) -> float:
+def warmup_of(options: LoadOptions, duration_s: float) -> float:
     """As given, else a tenth of the duration, 10 s at most."""
     if options.warmup_s is None:
         return min(_WARMUP_SHARE * duration_s, _WARMUP_MOST_S)

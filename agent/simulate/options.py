@@ -1,4 +1,4 @@
-"""From the command line's options, the settings and the store to a Traffic."""
+"""From the command line's options, the settings and the store to a TrafficRequest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.simulate.asked import MOST_REPLAYED, Caps, Options, Prices, Target, Traffic, headers_of, loaded, warmup_of
+from agent.simulate.asked import (
+    MOST_REPLAYED,
+    Caps,
+    LoadOptions,
+    Prices,
+    TrafficRequest,
+    TrafficTarget,
+    headers_of,
+    loaded,
+    warmup_of,
+)
 from analyzers.grammar import BadQuestion, nearest, objective, positive, span
 from collectors.openai import Api
 from collectors.traffic.cluster import Cluster
@@ -23,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class TrafficOptions:
     """What was given, but for the load."""
 
     url: str | None = None
@@ -55,7 +65,7 @@ class Given:
 DEFAULT = Path("flyball.yaml")
 
 
-def settings_of(given: Given) -> Settings | None:
+def settings_of(given: TrafficOptions) -> Settings | None:
     """Where they are needed, or there: to know which addresses are production."""
     wanted = given.config is not None or given.endpoint is not None or given.like is not None
     path = given.config or DEFAULT
@@ -66,7 +76,7 @@ def settings_of(given: Given) -> Settings | None:
     return load(path).settings
 
 
-def cluster_of(address: str, target: Target, notes: list[str]) -> Cluster:
+def cluster_of(address: str, target: TrafficTarget, notes: list[str]) -> Cluster:
     """The cluster that sends it. Raises BadQuestion where Ray is not installed, CollectError where it does not answer."""
     if find_spec("ray") is None:
         raise BadQuestion(f"--ray {address}: Ray is not installed here; pip install 'flyball[ray]'")
@@ -77,7 +87,9 @@ def cluster_of(address: str, target: Target, notes: list[str]) -> Cluster:
     return found
 
 
-def traffic_of(given: Given, options: Options, settings: Settings | None, notes: list[str]) -> Traffic:
+def traffic_of(
+    given: TrafficOptions, options: LoadOptions, settings: Settings | None, notes: list[str]
+) -> TrafficRequest:
     """Raises BadQuestion."""
     endpoint = _endpoint(given.endpoint, settings, "--endpoint") if given.endpoint is not None else None
     target = _target(given, settings, endpoint)
@@ -96,7 +108,7 @@ def traffic_of(given: Given, options: Options, settings: Settings | None, notes:
         raise BadQuestion(f"--max-concurrency {given.max_concurrency}: give 1 or more")
     timeout_s = positive(given.timeout_s, "--timeout")
     assert timeout_s is not None
-    return Traffic(
+    return TrafficRequest(
         target=target,
         load=found.load,
         about=found.about,
@@ -124,7 +136,7 @@ def _endpoint(name: str, settings: Settings | None, option: str) -> EndpointSett
     return settings.endpoint(name)
 
 
-def _target(given: Given, settings: Settings | None, endpoint: EndpointSettings | None) -> Target:
+def _target(given: TrafficOptions, settings: Settings | None, endpoint: EndpointSettings | None) -> TrafficTarget:
     url = given.url or (endpoint.url if endpoint is not None else None)
     if url is None:
         raise BadQuestion("give --url URL, or --endpoint NAME of the settings")
@@ -146,7 +158,7 @@ def _target(given: Given, settings: Settings | None, endpoint: EndpointSettings 
         )
     model = given.model or (endpoint.model if endpoint is not None else None)
     name = endpoint.name if endpoint is not None else None
-    return Target(url.rstrip("/"), model, api, headers, ca_file, name, production is not None)
+    return TrafficTarget(url.rstrip("/"), model, api, headers, ca_file, name, production is not None)
 
 
 def _production(url: str, settings: Settings | None, endpoint: EndpointSettings | None) -> str | None:
@@ -167,7 +179,7 @@ def _same(one: str, other: str) -> bool:
     return (a.host, a.port) == (b.host, b.port) or a.address == b.address
 
 
-def _trace(given: Given, notes: list[str]) -> Workload:
+def _trace(given: TrafficOptions, notes: list[str]) -> Workload:
     from collectors.traces import BadTrace, read_trace
 
     assert given.trace is not None
@@ -177,7 +189,9 @@ def _trace(given: Given, notes: list[str]) -> Workload:
         raise BadQuestion(str(error)) from error
 
 
-def _observed(given: Given, options: Options, settings: Settings | None, like: EndpointSettings) -> Workload:
+def _observed(
+    given: TrafficOptions, options: LoadOptions, settings: Settings | None, like: EndpointSettings
+) -> Workload:
     """What the store saw of an endpoint, drawn again request by request."""
     from agent.clock import WallClock
     from agent.store import Store, windows

@@ -29,7 +29,7 @@ _CURVES = ("rate", "steps", "points", "day", "bursts")
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class LoadProfile:
     """What such a file says; None or the least where it does not."""
 
     arrivals: str | None = None
@@ -68,7 +68,7 @@ class Shape:
         return Rates.constant(_positives([self.rate], f"{self.where}: rate")[0], duration_s)
 
 
-def shape_of(path: Path) -> Shape:
+def shape_of(path: Path) -> LoadProfile:
     """Read such a file. Raises BadQuestion."""
     import yaml
 
@@ -79,7 +79,7 @@ def shape_of(path: Path) -> Shape:
     except (yaml.YAMLError, RecursionError) as error:
         raise BadQuestion(f"--profile {path}: is not YAML ({' '.join(str(error).split())})") from error
     where = f"--profile {path}"
-    known = [f.name for f in fields(Shape) if f.name != "where"]
+    known = [f.name for f in fields(LoadProfile) if f.name != "where"]
     data = _section(data, where, known)
     curves = [name for name in (*_CURVES, "users") if name in data]
     if len(curves) != 1:
@@ -93,11 +93,11 @@ def shape_of(path: Path) -> Shape:
     for name in ("think", "turns", "prompt_tokens", "output_tokens"):
         if name in data:
             data[name] = str(data[name])
-    shape = Shape(**data, where=where)
+    shape = LoadProfile(**data, where=where)
     if shape.duration_s is None and (shape.steps is not None or shape.points is not None):
         whole = Rates.steps(_pairs(shape.steps, f"{where}: steps")) if shape.steps is not None else None
         ends = whole.duration_s if whole is not None else _pairs(shape.points, f"{where}: points")[-1][0]
-        return Shape(**{**data, "duration_s": ends}, where=where)
+        return LoadProfile(**{**data, "duration_s": ends}, where=where)
     return shape
 
 

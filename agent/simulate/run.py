@@ -1,4 +1,4 @@
-"""Sending a Traffic: the estimate before, the workers, the caps and the error storm while it runs."""
+"""Sending a TrafficRequest: the estimate before, the workers, the caps and the error storm while it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from agent.simulate.asked import Traffic
+from agent.simulate.asked import TrafficRequest
 from analyzers.grammar import BadQuestion
 from analyzers.money import Used
 from analyzers.tuning.judge import SentLoad
@@ -33,7 +33,7 @@ _SLICES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class TrafficEstimate:
     """What the traffic will come to."""
 
     requests: int
@@ -47,11 +47,11 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrafficOutcome:
     """A traffic that was sent."""
 
-    traffic: Traffic
-    estimate: Estimate
+    traffic: TrafficRequest
+    estimate: TrafficEstimate
     model: str
     counting: Counting
     run: Run
@@ -68,7 +68,7 @@ class Outcome:
         return SentLoad(self.run.tally, traffic.objective, traffic.closed, self.run.stopped, self.measured_s)
 
 
-def estimate(traffic: Traffic, nodes: Mapping[str, int] | None = None) -> Estimate:
+def estimate(traffic: TrafficRequest, nodes: Mapping[str, int] | None = None) -> TrafficEstimate:
     """``nodes``: CPUs by node of the cluster that sends it; None: this machine does. Raises BadQuestion where they are too few."""
     load = traffic.load
     if isinstance(load, Users):
@@ -81,7 +81,7 @@ def estimate(traffic: Traffic, nodes: Mapping[str, int] | None = None) -> Estima
         requests = len(load.workload)
     prompt, output = round(requests * traffic.mean_prompt), round(requests * traffic.mean_output)
     chunks = chunks_per_s(load, traffic.peak_rate or 0.0, traffic.mean_output)
-    return Estimate(
+    return TrafficEstimate(
         requests,
         prompt,
         output,
@@ -101,13 +101,13 @@ def _workers(asked: int | None, chunks: float, nodes: Mapping[str, int] | None) 
     return asked or max(len(nodes), workers_for(chunks, cores))
 
 
-def cost(traffic: Traffic, seconds: float, prompt_tokens: float | None, output_tokens: float) -> float | None:
+def cost(traffic: TrafficRequest, seconds: float, prompt_tokens: float | None, output_tokens: float) -> float | None:
     """US dollars: of reserved capacity for so long, and of tokens where they are paid for. None: no price is known."""
     used = Used(hours=seconds / 3600, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     return traffic.prices.tariff.cost(used).usd
 
 
-def check_caps(traffic: Traffic, found: Estimate) -> None:
+def check_caps(traffic: TrafficRequest, found: TrafficEstimate) -> None:
     """Raises BadQuestion where an open loop would exceed a cap. A closed one is stopped when it gets there."""
     caps = traffic.caps
     if caps.usd is not None and found.usd is None:
@@ -134,12 +134,12 @@ def slice_s(duration_s: float) -> float:
 
 
 def sent(
-    traffic: Traffic,
-    found: Estimate,
+    traffic: TrafficRequest,
+    found: TrafficEstimate,
     on_progress: Callable[[float, Counter[str]], str | None] = lambda _at, _counts: None,
     on_records: Callable[[list[Row]], None] | None = None,
     place: Place | None = None,
-) -> Outcome:
+) -> TrafficOutcome:
     """Ask the server for what must be known, then send it all, from here or from ``place``. ``on_progress`` may say why to stop.
 
     Raises CollectError where the server does not answer.
@@ -149,10 +149,10 @@ def sent(
         guard = _Guard(traffic, on_progress)
         run = fleet.send(divided(whole, found.workers), guard.see, on_records or (lambda _: None))
     counting = replace(whole.counting, started_at=run.started_at)
-    return Outcome(traffic, found, whole.asking.model, counting, run)
+    return TrafficOutcome(traffic, found, whole.asking.model, counting, run)
 
 
-def _assignment(traffic: Traffic, records: bool) -> Assignment:
+def _assignment(traffic: TrafficRequest, records: bool) -> Assignment:
     """The whole traffic, as one worker would send it."""
     target = traffic.target
     server = resolve(target.url, target.ca_file, reach_s=min(traffic.timeout_s, _REACH_S))
@@ -178,7 +178,7 @@ def _assignment(traffic: Traffic, records: bool) -> Assignment:
     )
 
 
-def _ahead(traffic: Traffic) -> int:
+def _ahead(traffic: TrafficRequest) -> int:
     """Connections to open before the start: one for each user; of an open loop, those of its busiest second."""
     load = traffic.load
     wanted = load.users if isinstance(load, Users) else math.ceil(traffic.peak_rate or 1.0) + 2
@@ -190,7 +190,7 @@ def _ahead(traffic: Traffic) -> int:
 class _Guard:
     """Watches the traffic, and says why it must stop."""
 
-    def __init__(self, traffic: Traffic, on_progress: Callable[[float, Counter[str]], str | None]) -> None:
+    def __init__(self, traffic: TrafficRequest, on_progress: Callable[[float, Counter[str]], str | None]) -> None:
         self._traffic, self._on_progress = traffic, on_progress
         self._seen: deque[tuple[int, int]] = deque([(0, 0)])
 

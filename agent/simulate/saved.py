@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from agent.simulate.run import Outcome
+from agent.simulate.run import TrafficOutcome
 from agent.store import Store, windows
 from analyzers.grammar import BadQuestion
 from collectors.traffic.windows import windows_of
@@ -78,7 +78,7 @@ def _schema() -> Any:
     return pa.schema([(name, kind(name)) for name in COLUMNS])
 
 
-def to_store(store: Store, outcome: Outcome, window_s: float) -> int:
+def to_store(store: Store, outcome: TrafficOutcome, window_s: float) -> int:
     """Windows of the source ``traffic`` for the endpoint; how many. Windows are of the collected length."""
     endpoint = outcome.traffic.target.endpoint
     assert endpoint is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.tune.asked import Asked
+from agent.tune.asked import TuneRequest
 from analyzers.tuning import choose
 from analyzers.tuning.choose import Trial, at_limit
 
@@ -14,7 +14,9 @@ SCHEMA_VERSION = 1
 USERS = (10, 100)
 
 
-def answer(asked: Asked, row: Mapping[str, Any], trials: Sequence[Trial], ended: str, doubt: float) -> dict[str, Any]:
+def answer(
+    asked: TuneRequest, row: Mapping[str, Any], trials: Sequence[Trial], ended: str, doubt: float
+) -> dict[str, Any]:
     """Plain JSON. Times are seconds, money US dollars; None: unknown, or not measured."""
     best = choose.best(trials, asked.demand)
     spent = [t.spent_usd for t in trials if t.busy_s]
@@ -43,7 +45,7 @@ def answer(asked: Asked, row: Mapping[str, Any], trials: Sequence[Trial], ended:
     }
 
 
-def _recommended(best: Trial, trials: Sequence[Trial], asked: Asked) -> dict[str, Any]:
+def _recommended(best: Trial, trials: Sequence[Trial], asked: TuneRequest) -> dict[str, Any]:
     carries, cost = best.carries or 0.0, best.cost_per_1k()
     if asked.demand is not None and carries < asked.demand:
         why = f"none carries {asked.demand:g} requests/s within the objective; this one carries most"
@@ -68,7 +70,7 @@ def _recommended(best: Trial, trials: Sequence[Trial], asked: Asked) -> dict[str
     }
 
 
-def _trial(trial: Trial, asked: Asked) -> dict[str, Any]:
+def _trial(trial: Trial, asked: TuneRequest) -> dict[str, Any]:
     limit, step = trial.limit, at_limit(trial)
     users = users_of(trial, asked.load.think_s)
     return {

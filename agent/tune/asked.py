@@ -58,7 +58,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TuneRequest:
     """A whole tune."""
 
     endpoint: str
@@ -89,7 +89,7 @@ class Asked:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Asked:
+    def from_dict(cls, data: Mapping[str, Any]) -> TuneRequest:
         """The reverse."""
         return cls(
             data["endpoint"],

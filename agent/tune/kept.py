@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from actuators.shape import Shape
 from agent.store import tunes
 from agent.tune.answer import answer
-from agent.tune.asked import Asked
+from agent.tune.asked import TuneRequest
 from analyzers.limit_search import Limit
 from analyzers.tuning.choose import Trial, doubt
 
@@ -45,7 +45,7 @@ def told(db: sa.Connection, identity: str) -> dict[str, Any] | None:
         return result
     trials = [trial_of(r, r["body"].get("usd_per_hour")) for r in tunes.trials(db, identity)]
     ended = UNDER_WAY if row["state"] == "running" else str(row["state"])
-    return answer(Asked.from_dict(row["question"]), row, trials, ended, doubt(trials))
+    return answer(TuneRequest.from_dict(row["question"]), row, trials, ended, doubt(trials))
 
 
 def brief(db: sa.Connection, row: tunes.Row) -> dict[str, Any]:

@@ -17,7 +17,7 @@ _GAUGES = ("running", "waiting", "kv_usage")
 _COUNTERS = ("preemptions", "requests", "output_tokens")
 
 
-class Seen:
+class ServerReading:
     """What was read."""
 
     def __init__(self) -> None:
@@ -53,9 +53,9 @@ class Seen:
 
 
 @asynccontextmanager
-async def observing(watched: Watched, clock: Clock) -> AsyncIterator[Seen]:
+async def observing(watched: Watched, clock: Clock) -> AsyncIterator[ServerReading]:
     """Reads until the block ends; once more at its end. A source that cannot be read is counted and costs nothing else."""
-    seen = Seen()
+    seen = ServerReading()
     task = asyncio.create_task(_read_on(watched, clock, seen))
     try:
         yield seen
@@ -66,13 +66,13 @@ async def observing(watched: Watched, clock: Clock) -> AsyncIterator[Seen]:
     await _read(watched, seen)
 
 
-async def _read_on(watched: Watched, clock: Clock, seen: Seen) -> None:
+async def _read_on(watched: Watched, clock: Clock, seen: ServerReading) -> None:
     while True:
         await _read(watched, seen)
         await clock.sleep(_EVERY_S)
 
 
-async def _read(watched: Watched, seen: Seen) -> None:
+async def _read(watched: Watched, seen: ServerReading) -> None:
     # One that only listens: a probe's own requests would be a load of their own.
     collector = next((c for c in watched.collectors.values() if c.interval_s is None), None)
     if collector is None:

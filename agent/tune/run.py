@@ -20,7 +20,7 @@ from agent.deploy import CannotDeploy
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, recommendations, tunes
 from agent.tune.answer import answer
-from agent.tune.asked import Asked
+from agent.tune.asked import TuneRequest
 from agent.tune.hold import Hold, Lost, held
 from agent.tune.kept import trial_of
 from agent.tune.trial import Bench, Ended, TrialFailed, run
@@ -43,7 +43,7 @@ class CannotTune(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class TuneEstimate:
     """What it will come to, roughly, if no shape can be left out."""
 
     minutes: float
@@ -51,12 +51,12 @@ class Estimate:
     """None: no price is known."""
 
 
-def estimate(asked: Asked, settings: Settings) -> Estimate:
+def estimate(asked: TuneRequest, settings: Settings) -> TuneEstimate:
     each = _DEPLOY_S + _LOADS * asked.effort.step_s * _OVERHEAD
     prices = [price_of(settings, asked.endpoint, shape) for _, shape in asked.candidates]
     costs = [Tariff.of({Unit.HOUR: p}).cost(Used(hours=each / 3600)).usd for p in prices]
     usd = None if None in costs else sum(c for c in costs if c is not None)
-    return Estimate(len(asked.candidates) * each / 60, usd)
+    return TuneEstimate(len(asked.candidates) * each / 60, usd)
 
 
 def price_of(settings: Settings, endpoint: str, shape: Shape) -> float | None:
@@ -70,7 +70,7 @@ async def present(store: Store, settings: Settings, endpoint: EndpointSettings, 
     with store.read() as db:
         known = tunes.running(db, endpoint.name)
     if known is not None:
-        return Asked.from_dict(known["question"]).present
+        return TuneRequest.from_dict(known["question"]).present
     watched = watched_of(settings, endpoint, Environment(http, clock))
     live = await _live(watched)
     if live.shape.replicas:
@@ -96,7 +96,7 @@ async def _live(watched: Watched) -> Live:
 class Tune:
     """One experiment on one endpoint."""
 
-    asked: Asked
+    asked: TuneRequest
     settings: Settings
     store: Store
     clock: Clock
@@ -338,7 +338,7 @@ class _Running:
             )
 
 
-def _again(row: tunes.Row, settings: Settings, asked: Asked) -> Trial:
+def _again(row: tunes.Row, settings: Settings, asked: TuneRequest) -> Trial:
     """As the store has it; what was skipped for want of budget may be tried now."""
     trial = trial_of(row, price_of(settings, asked.endpoint, Shape.from_dict(row["shape"])))
     trial.state = "planned" if trial.state == "skipped" else trial.state

@@ -14,11 +14,11 @@ from actuators.base import ActuatorError
 from actuators.shape import Shape
 from agent.deploy import Deployment, carry_out, forbidden
 from agent.settings import Settings
-from agent.simulate.asked import Options, Prices, Traffic
-from agent.simulate.options import Given, traffic_of
-from agent.simulate.run import Outcome, estimate, sent
+from agent.simulate.asked import LoadOptions, Prices, TrafficRequest
+from agent.simulate.options import TrafficOptions, traffic_of
+from agent.simulate.run import TrafficOutcome, estimate, sent
 from agent.store import Store
-from agent.tune.asked import Asked
+from agent.tune.asked import TuneRequest
 from agent.tune.hold import Hold
 from agent.tune.observe import observing
 from agent.watch import Watched
@@ -51,7 +51,7 @@ class TrialFailed(Exception):
 class Bench:
     """What trials work with."""
 
-    asked: Asked
+    asked: TuneRequest
     settings: Settings
     store: Store
     clock: Clock
@@ -97,7 +97,9 @@ class Bench:
             raise TrialFailed(f"it does not serve: {live.detail}")
         self.watched.saw(live)
 
-    async def sent(self, options: Options, trial: Trial, patience_s: float) -> tuple[Outcome, dict[str, Any]]:
+    async def sent(
+        self, options: LoadOptions, trial: Trial, patience_s: float
+    ) -> tuple[TrafficOutcome, dict[str, Any]]:
         """One load, and what the server said of it. Raises CollectError, Ended, Lost, TrialFailed."""
         traffic = self._traffic(options, trial, patience_s)
         self.stop.clear()
@@ -124,9 +126,9 @@ class Bench:
         if not live.ready:
             raise TrialFailed(f"it died under this load: {live.detail}")
 
-    def _traffic(self, options: Options, trial: Trial, patience_s: float) -> Traffic:
+    def _traffic(self, options: LoadOptions, trial: Trial, patience_s: float) -> TrafficRequest:
         load = self.asked.load
-        given = Given(
+        given = TrafficOptions(
             endpoint=self.asked.endpoint,
             api=load.api,
             exact_output=load.exact_output,
@@ -222,13 +224,13 @@ async def _single(bench: Bench, trial: Trial, note: Callable[[], None]) -> dict[
     if known is not None:
         if len(trial.steps) > 1 or trial.steps[0] is not known:
             await bench.sent(
-                Options(concurrency=1, duration_s=_WARM_S, warmup_s=0.0), trial, 120.0
+                LoadOptions(concurrency=1, duration_s=_WARM_S, warmup_s=0.0), trial, 120.0
             )  # as warm as it was
         return known
     bench.check()
     step_s = bench.asked.effort.step_s
     warm = min(_WARM_S, step_s / 2)
-    options = Options(concurrency=1, duration_s=max(2 * warm, step_s / 2), warmup_s=warm)
+    options = LoadOptions(concurrency=1, duration_s=max(2 * warm, step_s / 2), warmup_s=warm)
     outcome, server = await bench.sent(options, trial, 120.0)
     return _kept(trial, note, "single", {"users": 1, "rate": None}, outcome, server, judge(outcome.load, None))
 
@@ -240,7 +242,7 @@ async def _most(bench: Bench, trial: Trial, note: Callable[[], None], alone: flo
     users = min(_MOST_USERS, max(2, (trial.shape.replicas or 1) * min(each, _MOST_USERS)))
     bench.check()
     seconds = _seconds(bench.asked, alone, 0)
-    options = Options(concurrency=users, duration_s=seconds, warmup_s=_warm(seconds, alone))
+    options = LoadOptions(concurrency=users, duration_s=seconds, warmup_s=_warm(seconds, alone))
     outcome, server = await bench.sent(options, trial, _patience(alone))
     step = _kept(trial, note, "most", {"users": users, "rate": None}, outcome, server, judge(outcome.load, None))
     reached = step["figures"]["requests_per_s"]
@@ -257,12 +259,12 @@ async def _rate(bench: Bench, trial: Trial, note: Callable[[], None], rate: floa
     # With fewer requests than this not even none beyond the limit would show, at 95 %, that so few are (the rule of three).
     needed = 3.0 / (1.0 - max(quantiles, default=0.95)) + 1
     seconds = _seconds(bench.asked, alone, needed / rate)
-    options = Options(rate=rate, duration_s=seconds, warmup_s=_warm(seconds, alone))
+    options = LoadOptions(rate=rate, duration_s=seconds, warmup_s=_warm(seconds, alone))
     outcome, server = await bench.sent(options, trial, _patience(alone))
     return _kept(trial, note, "rate", {"users": None, "rate": rate}, outcome, server, judge(outcome.load, rate))
 
 
-def _seconds(asked: Asked, alone: float, needed_s: float) -> float:
+def _seconds(asked: TuneRequest, alone: float, needed_s: float) -> float:
     """Of sending: some answers' time at least, and not without end."""
     least = max(asked.effort.step_s, 5.0 * alone)
     return min(max(least, needed_s / (1 - _WARM_SHARE)), _LONGEST * least)
@@ -281,7 +283,7 @@ def _kept(
     note: Callable[[], None],
     kind: str,
     load: dict[str, Any],
-    outcome: Outcome,
+    outcome: TrafficOutcome,
     server: dict[str, Any],
     judged: LoadVerdict,
 ) -> dict[str, Any]:

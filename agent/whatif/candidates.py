@@ -10,7 +10,7 @@ from typing import Any
 from agent.whatif.files import engine_file, fleet_file
 from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
-from analyzers.kinds.described import System
+from analyzers.kinds.described import ReplaySystem
 from analyzers.kinds.engine import fleets
 from analyzers.kinds.engine.engines import Engines
 
@@ -21,7 +21,7 @@ class Candidate:
 
     name: str
     """As it was asked for."""
-    system: System
+    system: ReplaySystem
 
 
 def candidates(
@@ -76,7 +76,11 @@ def _scaler(text: str, notes: list[str]) -> dict[str, Value]:
 
 
 def _name(
-    system: System, engine: Path, options: Mapping[str, Value], settings: Mapping[str, Value], autoscale: str | None
+    system: ReplaySystem,
+    engine: Path,
+    options: Mapping[str, Value],
+    settings: Mapping[str, Value],
+    autoscale: str | None,
 ) -> str:
     """``2 replicas, max_num_seqs=32``."""
     replicas, hidden = options.get("replicas", 1), {"router", "usd_per_replica_hour", "fleet"}
@@ -102,7 +106,7 @@ def _other(first: Candidate, text: str, notes: list[str]) -> Candidate:
     return Candidate(text, _changed(system, changes, f"--candidate {text}: "))
 
 
-def _changed(system: System, changes: Mapping[str, Any], place: str) -> System:
+def _changed(system: ReplaySystem, changes: Mapping[str, Any], place: str) -> ReplaySystem:
     if isinstance(file := changes.get("fleet"), str):
         changes = {**changes, "fleet": fleet_file(Path(file))}
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from agent.whatif.candidates import Candidate
 from agent.whatif.table import SATURATED
-from analyzers.kinds.results import METRICS, QUANTILES, Ran, Result, Rows, Traffic
+from analyzers.kinds.results import METRICS, QUANTILES, ReplayResult, ReplayTraffic, Result, Rows
 from analyzers.prediction import CannotPredict, Prediction
 from analyzers.whatif.distribution import Distribution
 
@@ -26,7 +26,7 @@ _COUNTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CandidateOutcome:
     """What came of a candidate: figures as plain JSON, distributions to draw, and each request's own times where they are asked for."""
 
     figures: dict[str, Any]
@@ -34,7 +34,7 @@ class Outcome:
     rows: Rows | None = field(default=None, repr=False)
 
 
-def of(candidate: Candidate, ran: Ran, traffic: Traffic) -> dict[str, Any]:
+def of(candidate: Candidate, ran: ReplayResult, traffic: ReplayTraffic) -> dict[str, Any]:
     got, system = ran.best, candidate.system
     cost = system.cost_usd(got)
     hours = got.simulated_s / 3600
@@ -64,7 +64,7 @@ def of(candidate: Candidate, ran: Ran, traffic: Traffic) -> dict[str, Any]:
     }
 
 
-def refused(candidate: Candidate, why: CannotPredict, traffic: Traffic) -> dict[str, Any]:
+def refused(candidate: Candidate, why: CannotPredict, traffic: ReplayTraffic) -> dict[str, Any]:
     """The same names, with nothing claimed."""
     unknown = (
         *_COUNTS, "requests_per_s", "output_tokens_per_s", "goodput_per_s", "running_mean", "waiting_mean", "kv_usage_max",
@@ -102,7 +102,7 @@ def curve(d: Distribution) -> list[tuple[float, float]]:
     return [(q, value) for q in _CURVE if (value := d.quantile(q)) is not None]
 
 
-def _judged(got: Result, prediction: Prediction | None, traffic: Traffic) -> dict[str, Any]:
+def _judged(got: Result, prediction: Prediction | None, traffic: ReplayTraffic) -> dict[str, Any]:
     """Each target with what came, and whether all hold on a shape that carries the traffic. None: nothing to tell by."""
     rows: list[dict[str, Any]] = []
     for target in traffic.objective.targets:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from analyzers.grammar import BadQuestion
-from analyzers.kinds.described import System
+from analyzers.kinds.described import ReplaySystem
 from analyzers.kinds.engine import fleets
 from analyzers.kinds.registry import system_of
 from analyzers.prediction import CannotPredict
 
 
-def engine_file(path: Path) -> System:
+def engine_file(path: Path) -> ReplaySystem:
     """Of whichever kind it is. Raises BadQuestion that names file and field."""
     data = _json_object(path, "an engine file, as `flyball calibrate` writes it")
     try:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from actuators.shape import Shape
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, windows
-from agent.whatif.figures import SCHEMA_VERSION, Curves, Outcome, curve, meets
+from agent.whatif.figures import SCHEMA_VERSION, CandidateOutcome, Curves, curve, meets
 from agent.whatif.parallel import each
 from agent.whatif.table import SATURATED
 from agent.wiring import catalogue_of, vocabulary_of
@@ -153,12 +153,12 @@ def _price(shape: Shape, present: Shape, catalogue: Catalogue) -> float | None:
 
 def all_predicted(
     tried: Sequence[tuple[str, Shape]], on: Question, advance: Callable[[], None] = lambda: None
-) -> list[Outcome]:
+) -> list[CandidateOutcome]:
     """All shapes, in order. ``advance`` is called as each is done."""
     return list(each(partial(predicted, on), tried, advance))
 
 
-def predicted(on: Question, named: tuple[str, Shape]) -> Outcome:
+def predicted(on: Question, named: tuple[str, Shape]) -> CandidateOutcome:
     """One shape's prediction with its intervals, or why there is none."""
     name, shape = named
     figures: dict[str, Any] = {
@@ -174,9 +174,9 @@ def predicted(on: Question, named: tuple[str, Shape]) -> Outcome:
     try:
         got = on.kind.predict(shape, on.workload, on.calibrated, on.basis)
     except CannotPredict as refused:
-        return Outcome({**figures, "refused": {"code": refused.code, "detail": refused.detail}}, {})
+        return CandidateOutcome({**figures, "refused": {"code": refused.code, "detail": refused.detail}}, {})
     told = {"prediction": got.as_dict(), "saturates": got.saturates, **judged(got, on.basis.objective)}
-    return Outcome({**figures, **told}, _curves(shape, on) if on.curves else {})
+    return CandidateOutcome({**figures, **told}, _curves(shape, on) if on.curves else {})
 
 
 def judged(got: Prediction | None, objective: Objective) -> dict[str, Any]:
@@ -202,7 +202,9 @@ def _curves(shape: Shape, on: Question) -> Curves:
     return {"ttft_s": curve(best.distribution("ttft_s")), "itl_s": curve(best.distribution("itl_s"))}
 
 
-def answer(found: Telemetry, on: Question, outcomes: Sequence[Outcome], notes: Sequence[str]) -> dict[str, Any]:
+def answer(
+    found: Telemetry, on: Question, outcomes: Sequence[CandidateOutcome], notes: Sequence[str]
+) -> dict[str, Any]:
     """The whole as JSON: the present shape's figures, and all of them under ``candidates``."""
     observed = [w for w in found.windows if w.coverage > 0]
     return {

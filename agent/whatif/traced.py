@@ -14,10 +14,10 @@ from typing import Any
 from agent.clock import WallClock
 from agent.whatif import figures, requests
 from agent.whatif.candidates import Candidate
-from agent.whatif.figures import SCHEMA_VERSION, Outcome
+from agent.whatif.figures import SCHEMA_VERSION, CandidateOutcome
 from agent.whatif.parallel import each
 from analyzers import grammar
-from analyzers.kinds.results import Traffic
+from analyzers.kinds.results import ReplayTraffic
 from collectors.traces import read_trace
 from collectors.workload import Workload
 
@@ -31,11 +31,11 @@ def read(path: Path, format_name: str | None, speed: float | None, notes: list[s
     return replace(found, arrival_s=found.arrival_s / factor)
 
 
-def replayed(traffic: Traffic, candidate: Candidate, *, rows: bool = False) -> Outcome:
+def replayed(traffic: ReplayTraffic, candidate: Candidate, *, rows: bool = False) -> CandidateOutcome:
     """One candidate's replay. rows: with each request's own times."""
     system = candidate.system
     if system.refused is not None:
-        return Outcome(figures.refused(candidate, system.refused, traffic), {})
+        return CandidateOutcome(figures.refused(candidate, system.refused, traffic), {})
     clock = WallClock()
     times = [clock.monotonic()]
     system.run(traffic.first)  # compiles the engine, or loads it
@@ -44,21 +44,21 @@ def replayed(traffic: Traffic, candidate: Candidate, *, rows: bool = False) -> O
     times.append(clock.monotonic())
     took = {"wall_s": times[2] - times[1], "compile_s": times[1] - times[0]}
     found = {**figures.of(candidate, ran, traffic), **took}
-    return Outcome(found, figures.curves(ran.best), ran.best.rows() if rows else None)
+    return CandidateOutcome(found, figures.curves(ran.best), ran.best.rows() if rows else None)
 
 
 def all_replayed(
-    traffic: Traffic,
+    traffic: ReplayTraffic,
     tried: Sequence[Candidate],
     *,
     requests_out: Path | None = None,
     advance: Callable[[], None] = lambda: None,
-) -> list[Outcome]:
+) -> list[CandidateOutcome]:
     """All candidates, in order. ``advance`` is called as each is done; ``requests_out``: each request's own times are written there.
 
     Raises BadQuestion where that file cannot be written.
     """
-    found: list[Outcome] = []
+    found: list[CandidateOutcome] = []
     with requests.writing(requests_out, traffic.workload, len(tried) > 1) as writer:
         for outcome in _each(partial(replayed, traffic, rows=writer is not None), tried):
             if writer is not None and outcome.rows is not None:
@@ -68,15 +68,15 @@ def all_replayed(
     return found
 
 
-def _each(work: Callable[[Candidate], Outcome], tried: Sequence[Candidate]) -> Iterator[Outcome]:
+def _each(work: Callable[[Candidate], CandidateOutcome], tried: Sequence[Candidate]) -> Iterator[CandidateOutcome]:
     yield work(tried[0])
     yield from each(work, tried[1:])
 
 
 def answer(
-    traffic: Traffic,
+    traffic: ReplayTraffic,
     tried: Sequence[Candidate],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[CandidateOutcome],
     *,
     trace: Path,
     engine: Path,
@@ -95,7 +95,7 @@ def answer(
     }
 
 
-def _notes(tried: Sequence[Candidate], outcomes: Sequence[Outcome]) -> list[str]:
+def _notes(tried: Sequence[Candidate], outcomes: Sequence[CandidateOutcome]) -> list[str]:
     """What must be known to trust the candidates' figures, once each, with the numbers of those that it is about."""
     about: dict[str, list[str]] = {}
     for number, (candidate, outcome) in enumerate(zip(tried, outcomes, strict=True), 1):

@@ -112,6 +112,9 @@ class Replayer:
         self._seed = seed
         self._workloads: dict[float, Workload] = {}
 
+    def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue, /) -> list[Shape]:
+        return self._kind.knobs(shape, policy, catalogue)
+
     def predict(self, shape: Shape, factor: float, /) -> Prediction:
         return self._kind.predict(shape, self._workload(factor), self._calibrated, self._basis)
 

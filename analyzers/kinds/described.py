@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 from analyzers.kinds import strict
-from analyzers.kinds.results import Ran, Result, Traffic
+from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result
 from analyzers.money import Tariff, Unit, Used
 from analyzers.prediction import CannotPredict
 
 
-class System(Protocol):
+class ReplaySystem(Protocol):
     """What a candidate is."""
 
     @property
@@ -36,7 +36,7 @@ class System(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
-    def changed(self, changes: Mapping[str, Any]) -> System:
+    def changed(self, changes: Mapping[str, Any]) -> ReplaySystem:
         """With single settings changed, by their names. Raises ValueError."""
         ...
 
@@ -48,7 +48,7 @@ class System(Protocol):
         """US dollars, by the names that they are given under."""
         ...
 
-    def run(self, traffic: Traffic) -> Ran: ...
+    def run(self, traffic: ReplayTraffic) -> ReplayResult: ...
 
     def cost_usd(self, result: Result) -> float | None:
         """None: a price that it takes is not known."""
@@ -85,7 +85,7 @@ class Described:
     def prices(self) -> dict[str, float]:
         return {name: value for name, value in strict.plain(self).items() if name.startswith("usd_")}
 
-    def run(self, traffic: Traffic) -> Ran:
+    def run(self, traffic: ReplayTraffic) -> ReplayResult:
         raise NotImplementedError
 
     def cost_usd(self, result: Result) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from analyzers.grammar import nearest
 from analyzers.kinds.base import Kind
-from analyzers.kinds.described import Described, System, check_version
+from analyzers.kinds.described import Described, ReplaySystem, check_version
 from analyzers.kinds.engine.engines import Engines
 from analyzers.kinds.engine.kind import EngineKind
 from analyzers.kinds.ptu.deployment import PtuDeployment
@@ -25,7 +25,7 @@ KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (EngineKind(), VmK
 _RENAMED = {"usl": Machines.kind, "vllm": Engines.kind}
 
 
-def system_of(data: Mapping[str, Any]) -> System:
+def system_of(data: Mapping[str, Any]) -> ReplaySystem:
     """An engine file's JSON, of whichever kind it is. Raises ValueError that names the field, CannotPredict."""
     kind = data.get("kind", Engines.kind)
     rest = {name: value for name, value in data.items() if name != "kind"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzers.kinds.served import Served
+from analyzers.kinds.served import ServiceReplay
 from analyzers.objective import Objective
 from analyzers.prediction import Prediction
 from analyzers.whatif.distribution import Distribution
@@ -24,7 +24,7 @@ STATES = ("completed", "rejected", "timed_out", "failed", "gave_up", "unfinished
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class ReplayTraffic:
     """What all candidates have in common."""
 
     workload: Workload
@@ -42,7 +42,7 @@ class Traffic:
         return found
 
     @property
-    def first(self) -> Traffic:
+    def first(self) -> ReplayTraffic:
         """Its first request alone."""
         w = self.workload
         one = (w.arrival_s[:1], w.prompt_tokens[:1], w.output_tokens[:1], w.prefix_tokens[:1])
@@ -116,7 +116,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class ReplayResult:
     """A system's answer to the traffic."""
 
     best: Result
@@ -124,7 +124,7 @@ class Ran:
     """80 % intervals, where the system knows how unsure it is of itself."""
 
 
-def of_served(got: Served, **more: Any) -> Result:
+def of_served(got: ServiceReplay, **more: Any) -> Result:
     """The answer of a kind that is no engine."""
     each = got.each
     done = each.e2e_s >= 0.0
@@ -160,7 +160,7 @@ def of_served(got: Served, **more: Any) -> Result:
     )
 
 
-def calls(got: Served) -> dict[str, int]:
+def calls(got: ServiceReplay) -> dict[str, int]:
     """What 429 came to."""
     return {"throttled": got.throttled, "retries": int(np.maximum(got.each.tries - 1, 0).sum())}
 

@@ -22,7 +22,7 @@ METRICS = ("ttft_s", "itl_s", "tpot_s", "e2e_s", "queue_s")
 
 
 @runtime_checkable
-class Answer(Protocol):
+class ReplayAnswer(Protocol):
     """What a replay says, whatever the endpoint is."""
 
     @property
@@ -47,7 +47,7 @@ class Answer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Each:
+class CallTimes:
     """(n,) one entry for each request of the workload, in its order. A time that never came is -1."""
 
     queue_s: Floats
@@ -64,7 +64,7 @@ class Each:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServiceReplay:
     """What happened. Latencies are those of completed requests."""
 
     requests: int
@@ -79,7 +79,7 @@ class Served:
     """Of completed requests."""
     simulated_s: float
     """From 0 to the last completion, the last arrival, or the last one that gave up."""
-    each: Each
+    each: CallTimes
     used: Mapping[str, float]
     """What is paid for, as quantities and not as money: ``prompt_tokens``, ``replica_s``, ``ptu_hours`` ... as the kind states."""
     gauges: Mapping[str, float]
@@ -211,14 +211,14 @@ def decoded(workload: Workload, first: Floats, tpot: Floats) -> tuple[Floats, Fl
 
 def served(
     workload: Workload,
-    each: Each,
+    each: CallTimes,
     *,
     served_at_s: Floats,
     end_s: float,
     throttled: int,
     used: Mapping[str, float],
     gauges: Mapping[str, float],
-) -> Served:
+) -> ServiceReplay:
     """Counts and sums over ``each``.
 
     served_at_s: (n,) when each left the queue of the not yet served, infinite where never: what ``saturated`` is judged by.
@@ -226,7 +226,7 @@ def served(
     done = each.e2e_s >= 0.0
     completed, rejected = int(np.count_nonzero(done)), int(np.count_nonzero(each.rejected))
     growth, late = _growth(workload.arrival_s, served_at_s, ~each.rejected)
-    return Served(
+    return ServiceReplay(
         requests=len(workload),
         completed=completed,
         rejected=rejected,

@@ -19,10 +19,10 @@ from analyzers.hardware import Hardware, find
 from analyzers.prediction import CannotPredict
 from analyzers.whatif import priors
 from analyzers.whatif.discrepancy import Discrepancy
-from analyzers.whatif.evidence import Sight, observations, sight
-from analyzers.whatif.fit import OVERHEAD, Draw, Fitted, Observation, Prior, fit, with_draw
-from analyzers.whatif.model import EngineModel, Iteration, Limits
-from analyzers.whatif.roofline import Machine
+from analyzers.whatif.evidence import WindowEvidence, observations, sight
+from analyzers.whatif.fit import OVERHEAD, Draw, EngineFit, Observation, Prior, fit, with_draw
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
+from analyzers.whatif.roofline import RooflineMachine
 from analyzers.whatif.tested import observation
 from collectors.loadtests import LoadTest
 from collectors.window import Window
@@ -105,7 +105,7 @@ class Calibrated:
         architecture = data["architecture"]
         return cls(
             model=EngineModel.from_dict(data["model"]),
-            draws=tuple(Draw(Iteration(*row[:OVERHEAD]), *row[OVERHEAD:]) for row in data["draws"]),
+            draws=tuple(Draw(IterationCost(*row[:OVERHEAD]), *row[OVERHEAD:]) for row in data["draws"]),
             load=(data["load"][0], data["load"][1]),
             discrepancy=Discrepancy.from_dict(data["discrepancy"]),
             architecture=None if architecture is None else Architecture(**architecture),
@@ -161,7 +161,7 @@ def calibrate(
     found = observations(known, seed, _REPLAYED)
     if not any("ttft_s" in part.seen for o in found for part in o.parts):
         notes.append("no usable TTFT (unknown, or mixed with an unknown queue): prefill cost is mostly the prior's")
-    engine = EngineModel(Iteration(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))
+    engine = EngineModel(IterationCost(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))
     fitted = fit(found, engine, _prior(known, prior, hardware, machine, limits, notes), seed)
     load = [s.running for s in known]
     return calibrated(
@@ -208,7 +208,7 @@ def calibrate_on_tests(
             "model or accelerator is not known, so nothing is believed of its size; name both to extrapolate better"
         )
         prior = priors.of_decode([_tested_decode(o) for o in found], hardware, cache_known="kv_tokens" in shape.engine)
-    engine = EngineModel(Iteration(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))
+    engine = EngineModel(IterationCost(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))
     load = [o.running for o in found]
     return calibrated(
         shape,
@@ -234,9 +234,9 @@ def calibrated(
     shape: Shape,
     facts: Mapping[str, str],
     engine: EngineModel,
-    fitted: Fitted,
+    fitted: EngineFit,
     *,
-    machine: Machine | None,
+    machine: RooflineMachine | None,
     windows: int,
     requests: float,
     load: tuple[float, float],
@@ -263,7 +263,7 @@ def calibrated(
     )
 
 
-def machine_of(facts: Mapping[str, str], shape: Shape, hardware: Hardware | None) -> Machine | None:
+def machine_of(facts: Mapping[str, str], shape: Shape, hardware: Hardware | None) -> RooflineMachine | None:
     """The replica as model and accelerators; None where either is not known."""
     name = facts.get("model") or facts.get("model_name") or str(shape.engine.get("model", ""))
     architecture = find_architecture(name) if name else None
@@ -271,15 +271,17 @@ def machine_of(facts: Mapping[str, str], shape: Shape, hardware: Hardware | None
         return None
     precision = shape.engine.get("quantization") or facts.get("quantization") or shape.engine.get("dtype")
     count = shape.engine.get("tensor_parallel_size") or shape.accelerator_count or 1
-    return Machine(architecture, hardware, int(count), weight_bytes(name, str(precision) if precision else None))
+    return RooflineMachine(
+        architecture, hardware, int(count), weight_bytes(name, str(precision) if precision else None)
+    )
 
 
 def _prior(
-    known: Sequence[Sight],
+    known: Sequence[WindowEvidence],
     prior: EngineModel | None,
     hardware: Hardware | None,
-    machine: Machine | None,
-    limits: Limits,
+    machine: RooflineMachine | None,
+    limits: EngineLimits,
     notes: list[str],
 ) -> Prior:
     cache_known = limits.kv_tokens is not None
@@ -298,12 +300,12 @@ def _prior(
     return found
 
 
-def _decode(s: Sight) -> priors.Decode:
+def _decode(s: WindowEvidence) -> priors.Decode:
     gap = s.itl_s if s.itl_s is not None else (s.e2e_s or 1.0) / (s.output + 1)
     return priors.Decode(gap, s.running, s.prompt + s.output / 2, s.rate * s.prompt * (1.0 - s.cached))
 
 
-def _check_evidence(windows: Sequence[Window], known: Sequence[Sight]) -> None:
+def _check_evidence(windows: Sequence[Window], known: Sequence[WindowEvidence]) -> None:
     requests = sum(s.requests for s in known)
     if known and requests >= _LEAST_REQUESTS:
         return
@@ -324,8 +326,8 @@ def _check_evidence(windows: Sequence[Window], known: Sequence[Sight]) -> None:
 
 
 def _limits(
-    shape: Shape, prior: EngineModel | None, facts: Mapping[str, str], known: Sequence[Sight], notes: list[str]
-) -> Limits:
+    shape: Shape, prior: EngineModel | None, facts: Mapping[str, str], known: Sequence[WindowEvidence], notes: list[str]
+) -> EngineLimits:
     """From the shape's engine arguments, else what the engine reported, else ``prior``, else vLLM's defaults."""
 
     def given(name: str) -> int | None:
@@ -351,10 +353,10 @@ def _limits(
         kv = _kv_from_usage(known)
         if kv is not None:
             notes.append(f"KV capacity estimated from its usage: {kv} tokens")
-    return Limits(seqs, tokens, None if kv is None else max(kv, size), size, given("max_model_len"))
+    return EngineLimits(seqs, tokens, None if kv is None else max(kv, size), size, given("max_model_len"))
 
 
-def _kv_from_usage(known: Sequence[Sight]) -> int | None:
+def _kv_from_usage(known: Sequence[WindowEvidence]) -> int | None:
     """Tokens in the batch over the share of the cache in use; the median over windows where that share is not tiny."""
     found = []
     for s in known:

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from analyzers.whatif import kernel
 from analyzers.whatif.distribution import Bins, Distribution, Samples
-from analyzers.whatif.fleet import Course, Fleet, operate, steady
+from analyzers.whatif.fleet import FleetHistory, ReplicaFleet, operate, steady
 from analyzers.whatif.model import EngineModel
 from collectors.workload import Floats, Ints, Workload
 
@@ -168,7 +168,7 @@ def replay(
     router: Router = "round_robin",
     horizon: float | None = None,
     timeout_s: float | None = None,
-    fleet: Fleet | None = None,
+    fleet: ReplicaFleet | None = None,
 ) -> Replay:
     """Replay ``workload`` on ``replicas`` engines that are each ``model``, or on a ``fleet`` of them that changes.
 
@@ -180,7 +180,7 @@ def replay(
     patience = math.inf if timeout_s is None else float(timeout_s)
     _check(workload, replicas, router, end, patience, fleet)
     sessions = workload.session is not None and (replicas > 1 or fleet is not None)
-    machine = kernel.Machine(
+    machine = kernel.KernelMachine(
         workload,
         model,
         max(1, replicas if fleet is None else fleet.replicas),
@@ -192,7 +192,9 @@ def replay(
     return _read(workload, machine, course, end)
 
 
-def _check(workload: Workload, replicas: int, router: str, end: float, patience: float, fleet: Fleet | None) -> None:
+def _check(
+    workload: Workload, replicas: int, router: str, end: float, patience: float, fleet: ReplicaFleet | None
+) -> None:
     n = len(workload)
     if n == 0:
         raise ValueError("the workload has no requests; replay at least one")
@@ -210,7 +212,7 @@ def _check(workload: Workload, replicas: int, router: str, end: float, patience:
         raise ValueError(f"timeout_s must be above 0 seconds, not {patience}; leave it out where clients wait for ever")
 
 
-def _read(workload: Workload, machine: kernel.Machine, course: Course, end: float) -> Replay:
+def _read(workload: Workload, machine: kernel.KernelMachine, course: FleetHistory, end: float) -> Replay:
     """The machine's arrays as a Replay."""
     real, whole, seen, arrival = machine.real, machine.whole, course.seen, workload.arrival_s
     ttft, queue, e2e = machine.ttft, machine.queue, machine.e2e

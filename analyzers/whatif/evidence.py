@@ -23,7 +23,7 @@ _LEAST_REQUESTS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class WindowEvidence:
     """One window, per replica."""
 
     window: Window
@@ -51,7 +51,7 @@ class Sight:
     """``running`` is from Little's law, for want of a gauge."""
 
 
-def sight(window: Window, replicas: int) -> Sight | None:
+def sight(window: Window, replicas: int) -> WindowEvidence | None:
     """What one window says for calibration; None where it says too little: not observed, no requests, no lengths, no latency."""
     rate, requests = window.rate("requests"), window.count("requests")
     if not rate or requests is None or requests < _LEAST_REQUESTS:
@@ -86,7 +86,7 @@ def sight(window: Window, replicas: int) -> Sight | None:
     elif waits:
         ttft = None  # it holds an unknown queue
     cached, tokens = window.count("cached_prompt_tokens"), window.count("prompt_tokens")
-    return Sight(
+    return WindowEvidence(
         window=window,
         requests=requests,
         rate=(rate if waits else running / inside_s) / replicas,
@@ -104,14 +104,14 @@ def sight(window: Window, replicas: int) -> Sight | None:
     )
 
 
-def observations(sights: Sequence[Sight], seed: int, requests: int) -> list[Observation]:
+def observations(sights: Sequence[WindowEvidence], seed: int, requests: int) -> list[Observation]:
     """Windows grouped by load, lengths and kind, coarser until there are at most ``MOST_GROUPS``; the rare loaded hour keeps its own.
 
     requests: how many to draw in all, for the groups' traffic.
     """
     width = 0.5
     while True:
-        by_key: dict[tuple[int, int, int, bool, bool, bool, int], list[Sight]] = {}
+        by_key: dict[tuple[int, int, int, bool, bool, bool, int], list[WindowEvidence]] = {}
         for s in sights:
             lengths = (round(math.log2(s.prompt) / (2 * width)), round(math.log2(s.output) / (2 * width)))
             key = (
@@ -126,7 +126,7 @@ def observations(sights: Sequence[Sight], seed: int, requests: int) -> list[Obse
     return [_observation(by_key[key], seed + i, each) for i, key in enumerate(sorted(by_key))]
 
 
-def _observation(sights: list[Sight], seed: int, requests: int) -> Observation:
+def _observation(sights: list[WindowEvidence], seed: int, requests: int) -> Observation:
     weights = np.array([s.requests for s in sights])
     running = float(np.average([s.running for s in sights], weights=weights))
     steady, inside = sights[0].steady, sights[0].overhead_s is not None
@@ -171,7 +171,7 @@ def _seen(values: Sequence[tuple[float | None, float]], floor: float) -> tuple[f
     return mean, math.hypot(floor, min(scatter, 0.5))
 
 
-def _traffic(sights: list[Sight], seed: int, n: int, steady: bool) -> Workload:
+def _traffic(sights: list[WindowEvidence], seed: int, n: int, steady: bool) -> Workload:
     """``n`` requests with exactly the group's mean rate and lengths: drawn in strata, so that the draw adds no noise of its own."""
     rng = np.random.default_rng(seed)
     weights = np.array([s.requests for s in sights])

@@ -28,7 +28,7 @@ from scipy.optimize import least_squares
 
 from analyzers.whatif.discrepancy import Discrepancy, Residual, features
 from analyzers.whatif.engine import Replay, replay
-from analyzers.whatif.model import EngineModel, Iteration
+from analyzers.whatif.model import EngineModel, IterationCost
 from collectors.workload import Floats, Ints, Workload
 
 DRAWS = 24
@@ -50,7 +50,7 @@ _STEP = 0.03  # replays are piecewise smooth: a smaller difference would see the
 class Draw:
     """One set of unknowns that the data allow."""
 
-    iteration: Iteration
+    iteration: IterationCost
     overhead_s: float
     lag: float = 0.0
     """Iterations that a first token is late by."""
@@ -138,7 +138,7 @@ class Prior:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class EngineFit:
     """What a fit found."""
 
     best: Draw
@@ -186,7 +186,7 @@ def _sent(e2e: Floats, clients: int) -> Floats:
     return np.concatenate([np.zeros(min(clients, e2e.shape[0])), ends])[: e2e.shape[0]]
 
 
-def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, seed: int = 0) -> Fitted:
+def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, seed: int = 0) -> EngineFit:
     """The unknowns under which ``engine`` replays ``observations`` best. ``engine``'s own coefficients do not count."""
     problem = _Problem(engine, observations, prior)
     low, high = problem.bounds
@@ -207,7 +207,7 @@ def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, 
     by_metric: dict[str, list[float]] = {}
     for c in compared:
         by_metric.setdefault(c.metric, []).append(c.value)
-    return Fitted(
+    return EngineFit(
         best=problem.draw(theta),
         draws=draws,
         theta=theta,
@@ -226,7 +226,7 @@ class _Problem:
 
     def draw(self, theta: Floats) -> Draw:
         values = [float(v) for v in np.exp(theta)]
-        return Draw(Iteration(*values[:OVERHEAD]), values[OVERHEAD], float(theta[LAG]), values[CACHE])
+        return Draw(IterationCost(*values[:OVERHEAD]), values[OVERHEAD], float(theta[LAG]), values[CACHE])
 
     def compared(self, theta: Floats) -> list[Residual]:
         """What was seen over what is replayed, in logarithms, for each metric of each part."""

@@ -1,6 +1,6 @@
 """Replicas that come and go during a replay: cold starts, a schedule, failures, an autoscaler's policy.
 
-Owns the count of replicas and who is one when. Does not run them: the ``Machine`` (``kernel``'s) does, from one moment of change to
+Owns the count of replicas and who is one when. Does not run them: the ``ReplicaMachine`` (``kernel``'s) does, from one moment of change to
 the next, so that this loop costs with the changes (and a policy's ticks) and not with the requests. The rules:
 
 - A moment comes before the arrivals and the iteration starts of the same instant. Of several at one instant, the order is: replicas
@@ -27,21 +27,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from analyzers.whatif.scaling import Policy, Seen
+from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
 from collectors.workload import Floats, Ints
 
 PATIENCE_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class ReplicaFleet:
     """How many replicas there are, and when. Raises ValueError where that contradicts itself."""
 
     replicas: int
     """Ready at time 0."""
     cold_start_s: float
     """From the wish for a replica to its first request."""
-    policy: Policy | None = None
+    policy: ScalingPolicy | None = None
     schedule: tuple[tuple[float, int], ...] = ()
     """(at_s, replicas wanted from then on), ascending. Not beside a policy."""
     failures: tuple[tuple[float, float], ...] = ()
@@ -82,7 +82,7 @@ class Fleet:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class FleetHistory:
     """What became of the fleet."""
 
     seen: int
@@ -101,7 +101,7 @@ class Course:
         return math.fsum(max(0.0, min(to, simulated_s) - since) for since, to in self.lives)
 
 
-class Machine(Protocol):
+class ReplicaMachine(Protocol):
     """What runs the replicas. Each is in a row of its own, and a row is free again when its replica has left."""
 
     arrival: Floats
@@ -145,14 +145,14 @@ class Machine(Protocol):
         ...
 
 
-def steady(replicas: int, machine: Machine, end: float) -> Course:
+def steady(replicas: int, machine: ReplicaMachine, end: float) -> FleetHistory:
     """Run the machine's requests on a fleet that never changes, up to ``end`` or until all is done."""
     seen = int(np.searchsorted(machine.arrival, end, "left"))
     machine.run(0, seen, 0.0, end, np.arange(replicas), replicas)
-    return Course(seen, 0.0, 0.0, ((0.0, math.inf),) * replicas, ((0.0, replicas),))
+    return FleetHistory(seen, 0.0, 0.0, ((0.0, math.inf),) * replicas, ((0.0, replicas),))
 
 
-def operate(fleet: Fleet, machine: Machine, end: float) -> Course:
+def operate(fleet: ReplicaFleet, machine: ReplicaMachine, end: float) -> FleetHistory:
     """Run the machine's requests on the fleet, up to ``end`` or until all is done."""
     return _Operation(fleet, machine, end).run()
 
@@ -169,7 +169,7 @@ class _Replica:
 class _Held:
     """The requests at the router while no replica is ready."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: ReplicaMachine) -> None:
         self.count = 0
         self.area = 0.0
         """Request-seconds held so far."""
@@ -203,7 +203,7 @@ class _Held:
 class _Operation:
     """The loop over the moments of change, and who is a replica at each."""
 
-    def __init__(self, fleet: Fleet, machine: Machine, end: float) -> None:
+    def __init__(self, fleet: ReplicaFleet, machine: ReplicaMachine, end: float) -> None:
         self._fleet, self._machine, self._end = fleet, machine, end
         self._n = int(np.searchsorted(machine.arrival, end, "left"))
         self._last_arrival = float(machine.arrival[self._n - 1]) if self._n else 0.0
@@ -228,7 +228,7 @@ class _Operation:
         self._state: Any = None
         self._last_ready = 0.0
 
-    def run(self) -> Course:
+    def run(self) -> FleetHistory:
         while True:
             until = min(self._next(), self._end)
             self._advance(until)
@@ -239,7 +239,7 @@ class _Operation:
                 self._change(until)
         alive = (*self._ready, *self._starting, *self._draining)
         lives = (*self._lives, *((r.since, math.inf) for r in alive))
-        return Course(self._seen, self._held.until, self._held.area, lives, tuple(self._timeline))
+        return FleetHistory(self._seen, self._held.until, self._held.area, lives, tuple(self._timeline))
 
     def _next(self) -> float:
         """The next moment of change."""
@@ -372,7 +372,7 @@ class _Operation:
         assert policy is not None
         told, now = self._told, (self._seen, self._areas[0], self._areas[1] + self._held.area)
         wanted, self._state = policy(
-            Seen(
+            ScalingInput(
                 at_s=at,
                 ready=len(self._ready),
                 starting=len(self._starting),

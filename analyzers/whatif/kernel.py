@@ -2,7 +2,7 @@
 
 Between two events (arrival, prefill step, completion, preemption, a client's deadline) every running sequence decodes in each
 iteration, so the k iterations in between are one arithmetic series: their end, the cache blocks that they take and the token gaps
-that they make have closed forms. Owns the state layout, and ``Machine``, which holds it; ``engine`` validates and reads the
+that they make have closed forms. Owns the state layout, and ``KernelMachine``, which holds it; ``engine`` validates and reads the
 results, ``fleet`` decides which replicas there are. One file on purpose: Numba's disk cache notices a change only in the file of
 the compiled function, not in those that it calls. The small functions are inlined by Numba, because handing arrays over costs more
 than most of them do.
@@ -766,7 +766,7 @@ def run(  # type: ignore[no-untyped-def]
     return _areas(until, real, whole)
 
 
-class Machine:
+class KernelMachine:
     """The arrays of one replay, and all that is done to them. A replica is a row of them; ``grow`` makes more."""
 
     def __init__(

@@ -15,7 +15,7 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Iteration:
+class IterationCost:
     """Seconds of one engine iteration: ``base_s + per_sequence_s * D + per_context_token_s * C + per_prefill_token_s * P +
     per_prefill_context_token_s * Q``.
 
@@ -49,7 +49,7 @@ class Iteration:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EngineLimits:
     """What the scheduler may hold at once. ``None`` is unknown, and simulated as unlimited."""
 
     max_num_seqs: int
@@ -84,8 +84,8 @@ class Limits:
 class EngineModel:
     """All that a replay needs to know of an engine."""
 
-    iteration: Iteration
-    limits: Limits
+    iteration: IterationCost
+    limits: EngineLimits
     chunked_prefill: bool = True
     source: Mapping[str, Any] = field(default_factory=dict)
     """Provenance and uncertainty, as plain JSON. Nothing in it changes a replay."""
@@ -134,16 +134,18 @@ class EngineModel:
         source = top.get("source", {})
         if not isinstance(source, Mapping):
             raise ValueError("source must be an object")
-        iteration = _object(top["iteration"], "iteration.", tuple(f.name for f in fields(Iteration)))
-        limits = _object(top["limits"], "limits.", tuple(f.name for f in fields(Limits)))
+        iteration = _object(top["iteration"], "iteration.", tuple(f.name for f in fields(IterationCost)))
+        limits = _object(top["limits"], "limits.", tuple(f.name for f in fields(EngineLimits)))
         for prefix, given, needed in (
-            ("iteration.", iteration, tuple(f.name for f in fields(Iteration))),
+            ("iteration.", iteration, tuple(f.name for f in fields(IterationCost))),
             ("limits.", limits, ("max_num_seqs", "max_num_batched_tokens")),
         ):
             for name in needed:
                 if name not in given:
                     raise ValueError(f"{prefix}{name}: missing")
-        return cls(Iteration(**iteration), Limits(**limits), chunked, dict(source), top.get("accept_length", 1.0))
+        return cls(
+            IterationCost(**iteration), EngineLimits(**limits), chunked, dict(source), top.get("accept_length", 1.0)
+        )
 
     @classmethod
     def from_json(cls, text: str) -> EngineModel:

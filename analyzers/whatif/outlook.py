@@ -17,7 +17,7 @@ from analyzers.whatif.discrepancy import Discrepancy, features
 from analyzers.whatif.distribution import Distribution, Samples
 from analyzers.whatif.engine import Replay
 from analyzers.whatif.fit import Draw, Times, client_replay
-from analyzers.whatif.model import EngineModel, Iteration
+from analyzers.whatif.model import EngineModel, IterationCost
 from collectors.workload import Workload
 
 #: 80 % of a normal distribution lies within so many standard deviations.
@@ -75,6 +75,6 @@ def look(
         yield Member(replayed, times.with_start(math.exp(at_start)))
 
 
-def scaled(iteration: Iteration, factor: float) -> Iteration:
+def scaled(iteration: IterationCost, factor: float) -> IterationCost:
     """Every iteration ``factor`` times as long."""
-    return Iteration(*(value * factor for value in iteration.as_tuple()))
+    return IterationCost(*(value * factor for value in iteration.as_tuple()))

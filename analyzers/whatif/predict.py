@@ -24,10 +24,10 @@ from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.engine import Replay, Router
 from analyzers.whatif.fit import Draw
-from analyzers.whatif.fleet import Fleet
-from analyzers.whatif.model import EngineModel, Iteration
+from analyzers.whatif.fleet import ReplicaFleet
+from analyzers.whatif.model import EngineModel, IterationCost
 from analyzers.whatif.outlook import Z80, Member, look
-from analyzers.whatif.roofline import Machine
+from analyzers.whatif.roofline import RooflineMachine
 from analyzers.whatif.traffic import scaled
 from collectors.workload import Floats, Workload
 
@@ -219,7 +219,7 @@ class Ensemble:
         model = _limited(calibrated.model, shape, base, move, notes)
         factors = np.ones(5) if move is None else move.factors
         draws = tuple(
-            replace(d, iteration=Iteration(*(float(v) for v in np.array(d.iteration.as_tuple()) * factors)))
+            replace(d, iteration=IterationCost(*(float(v) for v in np.array(d.iteration.as_tuple()) * factors)))
             for d in (calibrated.best, *calibrated.draws)
         )
         return cls(model, draws, calibrated.discrepancy, calibrated.load, move is not None, tuple(notes))
@@ -231,7 +231,7 @@ class Ensemble:
         *,
         replicas: int = 1,
         router: Router = "round_robin",
-        fleet: Fleet | None = None,
+        fleet: ReplicaFleet | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[Member]:
         """Replays of the best fit and of the first ``draws`` draws. A queue without end is cut off well after the last arrival."""
@@ -350,7 +350,7 @@ def _move(
     memory = (new.memory_gb * count) / (old.memory_gb * base_count)
     if calibrated.architecture is not None:
         here, there = (
-            Machine(calibrated.architecture, row, n, calibrated.weight_bytes)
+            RooflineMachine(calibrated.architecture, row, n, calibrated.weight_bytes)
             for row, n in ((old, base_count), (new, count))
         )
         return _Move(there.coefficients() / here.coefficients(), there.cache_tokens() or 0, memory)

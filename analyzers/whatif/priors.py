@@ -12,7 +12,7 @@ import numpy as np
 from analyzers.hardware import Hardware
 from analyzers.whatif.fit import CACHE, LAG, LAG_CENTRE, LAG_DOUBT, OVERHEAD, UNKNOWNS, Prior
 from analyzers.whatif.model import EngineModel
-from analyzers.whatif.roofline import Machine
+from analyzers.whatif.roofline import RooflineMachine
 from collectors.workload import Floats
 
 #: Seconds between a client on the same network and the engine: HTTP, tokenizer, one queue. Typical of vLLM's server.
@@ -45,7 +45,7 @@ class Decode:
 
 
 def of_machine(
-    machine: Machine, *, cache_known: bool = False, shift: Floats | None = None, extra: float = 0.0
+    machine: RooflineMachine, *, cache_known: bool = False, shift: Floats | None = None, extra: float = 0.0
 ) -> Prior:
     """The roofline's belief. ``shift``: (8,) by how much other machines were off it. ``extra``: doubt added in quadrature."""
     centre, doubt = _outside(cache_known)

@@ -35,7 +35,7 @@ _GB = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class RooflineMachine:
     """One replica: a model on its accelerators."""
 
     architecture: Architecture
@@ -81,7 +81,7 @@ class Machine:
         return int(left / self.architecture.kv_bytes_per_token(self.cache_bytes)) if left > 0 else None
 
 
-def distance(one: Machine, other: Machine) -> float:
+def distance(one: RooflineMachine, other: RooflineMachine) -> float:
     """How far apart two machines are, for the doubt of a transfer: 0 alike; 1 about a factor of e in size, bandwidth and arithmetic."""
     steps = (
         math.log(one.architecture.parameters / other.architecture.parameters),

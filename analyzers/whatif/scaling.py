@@ -15,7 +15,7 @@ Metric = Literal["in_flight", "running", "waiting", "arrivals_per_s", "kv_usage"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ScalingInput:
     """What a policy is told at one tick. Means are over the time since the tick before, over all replicas together."""
 
     at_s: float
@@ -36,13 +36,13 @@ class Seen:
         return self.running + self.waiting
 
 
-class Policy(Protocol):
+class ScalingPolicy(Protocol):
     """Asked every ``interval_s`` of simulated time."""
 
     @property
     def interval_s(self) -> float: ...
 
-    def __call__(self, seen: Seen, state: Any) -> tuple[int, Any]:
+    def __call__(self, seen: ScalingInput, state: Any) -> tuple[int, Any]:
         """(replicas wanted: ready and starting together, the next state). ``state`` is None at the first tick."""
         ...
 
@@ -58,7 +58,7 @@ class PerReplica:
         if not (math.isfinite(self.value) and self.value > 0):
             raise ValueError(f"the target of {self.metric} must be above 0, not {self.value}")
 
-    def ratio(self, seen: Seen, replicas: int) -> float | None:
+    def ratio(self, seen: ScalingInput, replicas: int) -> float | None:
         """The metric over the target of ``replicas`` replicas. None: not known."""
         total = getattr(seen, self.metric)
         if replicas == 0 or total is None or not math.isfinite(total):
@@ -128,7 +128,7 @@ class Hpa:
         if not self.targets:
             raise ValueError("an HPA needs at least one target")
 
-    def __call__(self, seen: Seen, state: HpaState | None) -> tuple[int, HpaState]:
+    def __call__(self, seen: ScalingInput, state: HpaState | None) -> tuple[int, HpaState]:
         now = seen.ready + seen.starting
         state = state or HpaState(((seen.at_s, now),))
         if not self.least <= now <= self.most or now == 0:
@@ -143,14 +143,14 @@ class Hpa:
         wanted = self._limited(now, min(max(now, up), down), state, seen.at_s)
         return self._changed(seen, now, _within(wanted, self.least, self.most), replace(state, recommended=history))
 
-    def _recommended(self, seen: Seen, now: int) -> int | None:
+    def _recommended(self, seen: ScalingInput, now: int) -> int | None:
         found = [self._for_target(target, seen, now) for target in self.targets]
         known = [n for n in found if n is not None]
         if not known or (len(known) < len(found) and max(known) < now):
             return None
         return max(known)
 
-    def _for_target(self, target: PerReplica, seen: Seen, now: int) -> int | None:
+    def _for_target(self, target: PerReplica, seen: ScalingInput, now: int) -> int | None:
         counted = now if self.external else seen.ready
         r = target.ratio(seen, counted)
         if r is None:
@@ -176,7 +176,7 @@ class Hpa:
             return wanted
         return min(wanted, max(now, *reach)) if up else max(wanted, min(now, *reach))
 
-    def _changed(self, seen: Seen, now: int, wanted: int, state: HpaState) -> tuple[int, HpaState]:
+    def _changed(self, seen: ScalingInput, now: int, wanted: int, state: HpaState) -> tuple[int, HpaState]:
         if wanted == now:
             return wanted, state
         longest = max((limit.period_s for limit in (*self.up_limits, *self.down_limits)), default=0.0)
@@ -216,7 +216,7 @@ class Keda:
     def interval_s(self) -> float:
         return min(self.hpa.interval_s, self.polling_interval_s)
 
-    def __call__(self, seen: Seen, state: KedaState | None) -> tuple[int, KedaState]:
+    def __call__(self, seen: ScalingInput, state: KedaState | None) -> tuple[int, KedaState]:
         now, at = seen.ready + seen.starting, seen.at_s
         first = state is None
         state = state or KedaState(at, at)
@@ -235,7 +235,7 @@ class Keda:
         wanted, inner = hpa(seen, state.hpa)
         return wanted, replace(state, hpa=inner)
 
-    def _active(self, seen: Seen) -> bool | None:
+    def _active(self, seen: ScalingInput) -> bool | None:
         values = [getattr(seen, target.metric) for target in self.hpa.targets]
         known = [v for v in values if v is not None and math.isfinite(v)]
         return any(v > self.activation for v in known) if known else None
@@ -285,7 +285,7 @@ class Kpa:
         if not 0 < self.panic_s <= self.stable_s or not 0 < self.utilization <= 1:
             raise ValueError("KPA: 0 < panic_s <= stable_s and 0 < utilization <= 1 are expected")
 
-    def __call__(self, seen: Seen, state: KpaState | None) -> tuple[int, KpaState]:
+    def __call__(self, seen: ScalingInput, state: KpaState | None) -> tuple[int, KpaState]:
         now, at = seen.ready + seen.starting, seen.at_s
         state = state or KpaState()
         value = float(getattr(seen, self.target.metric))
@@ -323,7 +323,7 @@ class GovernorState:
 
 
 @dataclass(frozen=True, slots=True)
-class Governor:
+class GovernorPolicy:
     """Flyball's own: any signal may grow, all must agree to shrink.
 
     Signals, each over its target: requests that wait per ready replica, the share of ``max_num_seqs`` that runs, KV usage
@@ -362,7 +362,7 @@ class Governor:
             raise ValueError("0 < margin <= 1, step_up >= 0 and 0 <= step_down < 1 are expected")
         self._targets()
 
-    def __call__(self, seen: Seen, state: GovernorState | None) -> tuple[int, GovernorState]:
+    def __call__(self, seen: ScalingInput, state: GovernorState | None) -> tuple[int, GovernorState]:
         now, at = seen.ready + seen.starting, seen.at_s
         state = state or GovernorState(at, now)
         signals = [target.ratio(seen, seen.ready) for target in self._targets()]
@@ -384,7 +384,7 @@ class Governor:
         targets = [PerReplica("waiting", self.waiting_target), PerReplica("running", running)]
         return targets if self.kv_target is None else [*targets, PerReplica("kv_usage", self.kv_target)]
 
-    def _grown(self, seen: Seen, signals: list[float | None]) -> int:
+    def _grown(self, seen: ScalingInput, signals: list[float | None]) -> int:
         now = seen.ready + seen.starting
         worst = max((s for s in signals if s is not None), default=0.0)
         if worst <= 1.0:
@@ -392,7 +392,7 @@ class Governor:
         step = seen.ready + max(1, int(seen.ready * self.step_up))
         return max(now, min(_ceil(seen.ready * worst), step))
 
-    def _shrunk(self, seen: Seen, signals: list[float | None]) -> int:
+    def _shrunk(self, seen: ScalingInput, signals: list[float | None]) -> int:
         n = seen.ready
         known = [s for s in signals if s is not None]
         if seen.starting or n < 2 or len(known) < len(signals) or max(known) * n / (n - 1) >= self.margin:

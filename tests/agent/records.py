@@ -8,7 +8,7 @@ from typing import Any
 from actuators.shape import Operation, Plan, Shape
 from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes, windows
 from agent.store import audit as audit_table
-from agent.tune.asked import Asked, Budget, Effort, Load
+from agent.tune.asked import Budget, Effort, Load, TuneRequest
 from analyzers.finding import Evidence, Finding, Reason
 from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction
@@ -211,7 +211,9 @@ def tune_load(kind: str, rate: float | None, e2e_s: float) -> dict[str, Any]:
 def tune_of_two(store: Store, identity: str, *, now: float = T0, text: str = "replicas=2") -> None:
     """One under way: its first shape is measured, the second one failed for the reason ``text``, which is its name too."""
     two = ((BEFORE.label(), BEFORE), (text, AFTER))
-    asked = Asked("chat", BEFORE, two, Objective.from_mapping({"ttft_p95_s": 0.5}), None, Load(), Effort(), Budget())
+    asked = TuneRequest(
+        "chat", BEFORE, two, Objective.from_mapping({"ttft_p95_s": 0.5}), None, Load(), Effort(), Budget()
+    )
     row = {
         "id": identity, "endpoint": "chat", "question": asked.as_dict(), "digest": asked.digest, "original": BEFORE.as_dict(),
         "started_by": f"cli:{text}", "started_at": now,

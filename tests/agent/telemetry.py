@@ -8,11 +8,11 @@ from pathlib import Path
 from actuators.shape import Shape
 from agent.clock import WallClock
 from agent.store import Store, fleet, windows
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from tests.analyzers.whatif.served import poisson
 from tests.analyzers.whatif.served import windows as served
 
-MODEL = EngineModel(Iteration(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), Limits(128, 4096, 200_000))
+MODEL = EngineModel(IterationCost(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), EngineLimits(128, 4096, 200_000))
 SETTINGS = """
 sizes:
   a100: {usd_per_replica_hour: 3.5, accelerator: A100-80GB}

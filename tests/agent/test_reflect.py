@@ -22,17 +22,20 @@ from agent.reflect import Reflector
 from agent.settings import Settings
 from agent.store import Store, fleet, recommendations, windows
 from agent.watch import Watched
+from agent.wiring import Environment, watched_of
 from analyzers.hardware import ACCELERATORS
 from analyzers.policy import Catalogue
 from analyzers.whatif.calibrate import calibrate
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
+from collectors.http import Http
+from collectors.sessions import Sessions
 from collectors.window import Window
 from tests.agent.records import T0
 from tests.analyzers.whatif import served
 
 SHAPE = Shape(replicas=2, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 64})
 LIVE = Live(SHAPE, "v1", ready=True)
-MODEL = EngineModel(Iteration(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), Limits(64, 2048, 400_000))
+MODEL = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
 
 
 class Prices(Mapping[str, float | None]):
@@ -102,7 +105,9 @@ class House:
 
     def _watched(self, name: str) -> Watched:
         catalogue = Catalogue(prices={"small": 1.0}, hardware=dict(ACCELERATORS))
-        watched = Watched(self.settings.endpoint(name), {}, Planner(), catalogue)
+        environment = Environment(Http(monotonic=self.clock.monotonic), self.clock, Sessions())
+        watched = watched_of(self.settings, self.settings.endpoint(name), environment)
+        watched.actuator, watched.catalogue = Planner(), catalogue
         watched.live = LIVE
         watched.price_per_hour = 2.0
         return watched

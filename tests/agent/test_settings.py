@@ -337,3 +337,22 @@ def test_settings_are_values(write: Write) -> None:
     assert pickle.loads(pickle.dumps(settings)) == settings
     with pytest.raises(KeyError):
         settings.endpoint("nobody")
+
+
+def test_durations_are_numbers_or_text(write: Write) -> None:
+    text = """
+endpoints:
+  - name: chat
+    url: http://127.0.0.1:8000
+    objective: {ttft_p95_s: 500ms, itl_p95_s: 0.05}
+    policy: {cooldown_s: 2h, evidence_s: 1d}
+collect: {interval_s: "30"}
+"""
+    settings = load(write(text)).settings
+    chosen = settings.endpoint("chat")
+    assert (chosen.policy.cooldown_s, chosen.policy.evidence_s, settings.collect.interval_s) == (7200.0, 86_400.0, 30.0)
+    assert {t.name: t.limit for t in chosen.wanted().targets} == {"ttft_p95_s": 0.5, "itl_p95_s": 0.05}
+    (soon,) = problems(write("collect: {interval_s: soon}\n"))
+    assert "write for instance 500ms, 5s" in soon.what
+    (absurd,) = problems(write(text.replace("500ms", "1000")))
+    assert "did you mean 1 s (1000ms)?" in absurd.what

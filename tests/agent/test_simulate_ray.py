@@ -9,15 +9,15 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.cli import app
-from agent.simulate.asked import Options, Traffic
-from agent.simulate.options import Given, traffic_of
+from agent.simulate.asked import LoadOptions, TrafficRequest
+from agent.simulate.options import TrafficOptions, traffic_of
 from agent.simulate.run import estimate
 from analyzers.grammar import BadQuestion
 
 
-def traffic(workers: int | None = None, rate: float = 10.0) -> Traffic:
-    given = Given(url="http://127.0.0.1:1", workers=workers)
-    return traffic_of(given, Options(rate=rate, duration_s=1.0, arrivals="constant"), None, [])
+def traffic(workers: int | None = None, rate: float = 10.0) -> TrafficRequest:
+    given = TrafficOptions(url="http://127.0.0.1:1", workers=workers)
+    return traffic_of(given, LoadOptions(rate=rate, duration_s=1.0, arrivals="constant"), None, [])
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from actuators.shape import Shape
 from agent.tune.answer import answer
-from agent.tune.asked import Asked, Budget, Effort, Load
+from agent.tune.asked import Budget, Effort, Load, TuneRequest
 from agent.tune.table import columns, rows
 from analyzers.limit_search import Limit
 from analyzers.objective import Objective
@@ -26,7 +26,7 @@ def done(limit: Limit | None, price: float | None = 3.6) -> Trial:
 
 
 def told(*trials: Trial, think_s: float = 0.0, demand: float | None = None, ended: str = "done") -> dict[str, Any]:
-    asked = Asked(
+    asked = TuneRequest(
         "chat", SHAPE, tuple((t.name, t.shape) for t in trials), Objective.from_mapping({"ttft_p95_s": 0.5}), demand,
         Load(think_s=think_s), Effort(), Budget(),
     )  # fmt: skip

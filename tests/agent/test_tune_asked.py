@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actuators.shape import Shape
-from agent.tune.asked import MOST_CANDIDATES, Asked, Budget, Effort, Load, check_load, distinct, space
+from agent.tune.asked import MOST_CANDIDATES, Budget, Effort, Load, TuneRequest, check_load, distinct, space
 from analyzers.grammar import BadQuestion
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
@@ -116,7 +116,7 @@ def test_no_shape_and_too_many() -> None:
 @pytest.mark.parametrize(
     ("load", "says"),
     [
-        (Load(prompt_tokens="zipf:2"), "expected fixed:100"),
+        (Load(prompt_tokens="zipf:2"), "expected 100"),
         (Load(output_tokens="fixed:-1"), "-1"),
         (Load(api="grpc"), "known are chat and completions"),
         (Load(prefix_tokens=-1), "--prefix-tokens"),
@@ -130,7 +130,7 @@ def test_a_load_of_which_no_request_can_be_made(load: Load, says: str) -> None:
 
 # -- the question in the store -----------------------------------------------------------------------------------------
 
-ASKED = Asked(
+ASKED = TuneRequest(
     "chat", PRESENT, (("replicas=2", PRESENT.with_(replicas=2)),), Objective.from_mapping({"ttft_p95_s": 0.5}), 3.0,
     Load(), Effort(), Budget(5.0, 30.0),
 )  # fmt: skip
@@ -179,13 +179,13 @@ _shape = st.builds(
 
 @given(
     st.builds(
-        Asked,
+        TuneRequest,
         endpoint=st.text(min_size=1),
         present=_shape,
         candidates=st.lists(st.tuples(st.text(), _shape), min_size=1, max_size=4).map(tuple),
-        objective=st.dictionaries(st.sampled_from(["ttft_p95_s", "itl_p50_s", "e2e_p99_s"]), _numbers, min_size=1).map(
-            Objective.from_mapping
-        ),
+        objective=st.dictionaries(
+            st.sampled_from(["ttft_p95_s", "itl_p50_s", "e2e_p99_s"]), st.floats(0.01, 10.0), min_size=1
+        ).map(Objective.from_mapping),
         demand=st.none() | _numbers,
         load=st.builds(Load, prefix_tokens=st.integers(0, 99), exact_output=st.booleans(), think_s=_numbers),
         effort=st.builds(Effort, step_s=_numbers, precision=_numbers, most_steps=st.integers(2, 20)),
@@ -193,7 +193,7 @@ _shape = st.builds(
         seed=st.integers(0, 2**31),
     )
 )
-def test_what_the_store_keeps_is_what_was_asked(asked: Asked) -> None:
-    again = Asked.from_dict(json.loads(json.dumps(asked.as_dict())))
+def test_what_the_store_keeps_is_what_was_asked(asked: TuneRequest) -> None:
+    again = TuneRequest.from_dict(json.loads(json.dumps(asked.as_dict())))
     assert again == asked
     assert again.digest == asked.digest

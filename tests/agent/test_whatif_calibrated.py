@@ -19,8 +19,8 @@ from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.discrepancy import Discrepancy, Residual, features
 from analyzers.whatif.engine import Router, replay
 from analyzers.whatif.fit import Draw, client_replay
-from analyzers.whatif.fleet import Fleet
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.fleet import ReplicaFleet
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.outlook import Member
 from analyzers.whatif.predict import Ensemble, predict, replicas_of
 from analyzers.whatif.scaling import Hpa, PerReplica
@@ -29,7 +29,7 @@ from collectors.workload import Workload
 from tests.agent.test_whatif_cli import FIELDS, answer, run, trace
 from tests.analyzers.whatif.served import poisson
 
-MODEL = EngineModel(Iteration(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), Limits(32, 4096, 200_000))
+MODEL = EngineModel(IterationCost(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), EngineLimits(32, 4096, 200_000))
 BASE = Shape(replicas=1, accelerator="A100-80GB", accelerator_count=1)
 DRAWS = 16
 OBJECTIVE = Objective.from_mapping({"ttft_p95_s": 0.3, "e2e_p97_s": 9.0})
@@ -39,7 +39,7 @@ def _known(accelerator: str | None = "A100-80GB", count: int = 1, **changes: Any
     rng = np.random.default_rng(5)
     draws = tuple(
         Draw(
-            Iteration(*(np.array(MODEL.iteration.as_tuple()) * np.exp(0.1 * rng.standard_normal(5)))),
+            IterationCost(*(np.array(MODEL.iteration.as_tuple()) * np.exp(0.1 * rng.standard_normal(5)))),
             0.02 * float(np.exp(0.2 * rng.standard_normal())),
             0.5,
         )
@@ -199,14 +199,14 @@ def test_a_fleet_that_changes_has_intervals_too(asking: tuple[str | Path, ...], 
         "--cold-start",
         20,
     )
-    fleet = Fleet(1, 20, Hpa((PerReplica("in_flight", 3),), most=6))
+    fleet = ReplicaFleet(1, 20, Hpa((PerReplica("in_flight", 3),), most=6))
     how: dict[str, Any] = {
         "fleet": fleet, "router": "round_robin", "horizon": work.duration_s * 2.0 + 600.0, "timeout_s": 60.0,
     }  # fmt: skip
     first, _ = client_replay(work, MODEL, KNOWN.best, **how)
     each = first.running_mean / (first.replica_s / first.simulated_s)
     (decode, _), (start, _) = (KNOWN.discrepancy.at(m, features(work, each)) for m in ("itl_s", "ttft_s"))
-    slower = Draw(Iteration(*(v * np.exp(decode) for v in MODEL.iteration.as_tuple())), 0.02, 0.5)
+    slower = Draw(IterationCost(*(v * np.exp(decode) for v in MODEL.iteration.as_tuple())), 0.02, 0.5)
     best, times = client_replay(work, MODEL, slower, **how)
     seen = times.with_start(float(np.exp(start))).ttft_s
     assert got["ttft_s"]["p95"] == pytest.approx(np.nanquantile(seen, 0.95))

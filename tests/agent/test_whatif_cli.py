@@ -21,16 +21,18 @@ from agent.whatif import stored, traced
 from agent.whatif.candidates import candidates
 from analyzers import grammar
 from analyzers.grammar import BadQuestion
-from analyzers.kinds.results import Traffic
+from analyzers.kinds.results import ReplayTraffic
 from analyzers.objective import Objective
 from analyzers.whatif.engine import replay
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.traces import write_trace
 from tests.agent.telemetry import MODEL, SETTINGS, SHAPE
 from tests.analyzers.whatif.served import poisson
 
 #: 10 ms an iteration and 1 ms a prefilled token: figures that a person can check by head.
-PLAIN = EngineModel(Iteration(0.01, per_prefill_token_s=0.001), Limits(4, 1000, kv_tokens=4096, max_model_len=3000))
+PLAIN = EngineModel(
+    IterationCost(0.01, per_prefill_token_s=0.001), EngineLimits(4, 1000, kv_tokens=4096, max_model_len=3000)
+)
 HEAD = "arrival_s,prompt_tokens,output_tokens\n"
 FIELDS = {
     "schema_version", "requests", "completed", "rejected", "timed_out", "ttft_s", "itl_s", "tpot_s", "e2e_s",
@@ -116,7 +118,7 @@ def test_candidates_are_what_the_engine_says_of_each(tmp_path: Path) -> None:
     work = poisson(8.0, 60.0, 1)
     write_trace(work, tmp_path / "t.parquet")
     (tmp_path / "e.json").write_text(MODEL.to_json())
-    (tmp_path / "other.json").write_text(replace(MODEL, iteration=Iteration(0.02)).to_json())
+    (tmp_path / "other.json").write_text(replace(MODEL, iteration=IterationCost(0.02)).to_json())
     got = answer(
         *(
             "--trace",
@@ -146,7 +148,7 @@ def test_candidates_are_what_the_engine_says_of_each(tmp_path: Path) -> None:
         (replay(work, small, replicas=2, router="least_outstanding"), 4.0),
         (replay(work, small, replicas=1, router="least_outstanding"), 2.0),
         (replay(work, tiny, replicas=2, router="round_robin"), 4.0),
-        (replay(work, replace(MODEL, iteration=Iteration(0.02)), replicas=2, router="least_outstanding"), 1.0),
+        (replay(work, replace(MODEL, iteration=IterationCost(0.02)), replicas=2, router="least_outstanding"), 1.0),
     ]
     assert len(got["candidates"]) == 4
     for candidate, (by_hand, per_hour) in zip(got["candidates"], expected, strict=True):
@@ -265,10 +267,10 @@ def test_the_table(tmp_path: Path, engine: Path) -> None:
         (("--trace", "T", "--engine", "E", "--candidate", "engine=none.json"), "none.json: cannot be read"),
         (("--trace", "T", "--engine", "E", "--router", "random"), "router random: known: least_outstanding"),
         (("--trace", "T", "--engine", "E", "--objective", "ttft=1"), "expected error_rate, or ttft"),
-        (("--trace", "T", "--engine", "E", "--objective", "ttft_p95=fast"), "write NAME=SECONDS"),
+        (("--trace", "T", "--engine", "E", "--objective", "ttft_p95=fast"), "write NAME=DURATION"),
         (("--trace", "T", "--engine", "E", "--objective", "ttft_p95=0"), "must be above 0"),
         (("--trace", "T", "--engine", "E", "--speed", "0"), "--speed 0: give a number above 0"),
-        (("--trace", "T", "--engine", "E", "--timeout", "-1"), "--timeout -1"),
+        (("--trace", "T", "--engine", "E", "--timeout", "-1"), "is no duration"),
         (("--trace", "T", "--engine", "E", "--usd-per-replica-hour", "nan"), "--usd-per-replica-hour nan"),
         (("--trace", "T", "--engine", "E", "--requests-out", "/nowhere/r.csv"), "--requests-out /nowhere/r.csv: cannot be written"),
         (("--trace", "T", "--engine", "E", "--html", "/nowhere/p.html"), "--html /nowhere/p.html: cannot be written"),
@@ -331,7 +333,7 @@ def test_spans() -> None:
 
 
 def test_candidates_side_by_side_are_what_each_is_alone(tmp_path: Path) -> None:
-    traffic = Traffic(poisson(5.0, 20.0, 2), Objective.from_mapping({"ttft_p95_s": 0.2}))
+    traffic = ReplayTraffic(poisson(5.0, 20.0, 2), Objective.from_mapping({"ttft_p95_s": 0.2}))
     (tmp_path / "e.json").write_text(MODEL.to_json())
     others = ["replicas=2", "max_num_seqs=4", "replicas=3", "accept_length=2.5"]
     tried = candidates(tmp_path / "e.json", others=others, notes=[])

@@ -13,21 +13,21 @@ import pytest
 from analyzers.kinds.ptu import throughput as ptu
 from analyzers.kinds.ptu.throughput import Ptu
 from analyzers.kinds.quota import limits as quota
-from analyzers.kinds.quota.limits import Limit, Quota
-from analyzers.kinds.served import Retries, Served, Speed
+from analyzers.kinds.quota.limits import ApiQuota, QuotaLimit
+from analyzers.kinds.served import Retries, ServiceReplay, Speed
 from analyzers.kinds.serverless import platform as serverless
 from analyzers.kinds.serverless.platform import Serverless
 from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.usl import Point, Usl
 from analyzers.objective import Objective
 from analyzers.whatif.engine import replay
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.traces import write_trace
 from collectors.workload import Workload
 from tests.agent.test_whatif_cli import FIELDS, answer, run, trace
 from tests.analyzers.whatif.served import poisson
 
-MODEL = EngineModel(Iteration(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), Limits(128, 4096, 200_000))
+MODEL = EngineModel(IterationCost(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), EngineLimits(128, 4096, 200_000))
 QUOTA: dict[str, Any] = {
     "kind": "quota", "tokens": {"per_minute": 60_000}, "requests": {"per_minute": 90, "period_s": 10},
     "speed": {"ttft_s": [0.3, 0.4, 0.6], "tpot_s": [0.01, 0.012, 0.02], "per_prompt_token_s": 0.0001}, "max_tokens": 500,
@@ -66,11 +66,11 @@ def files(tmp_path: Path, work: Workload) -> Path:
     return tmp_path
 
 
-def calls(got: Served) -> tuple[int, int]:
+def calls(got: ServiceReplay) -> tuple[int, int]:
     return got.throttled, int(np.maximum(got.each.tries - 1, 0).sum())
 
 
-def check(found: dict[str, Any], expected: Served) -> None:
+def check(found: dict[str, Any], expected: ServiceReplay) -> None:
     assert set(found) >= FIELDS - {"schema_version", "candidates"}
     for name in ("requests", "completed", "rejected", "gave_up"):
         assert found[name] == getattr(expected, name), name
@@ -108,7 +108,7 @@ def test_all_kinds_side_by_side(files: Path, work: Workload) -> None:
     assert own["e2e_s"]["p95"] == replay(work, MODEL).e2e.quantile(0.95)
     assert own["throttled"] is None
 
-    limits = Quota(Limit(60_000), Limit(90, 10))
+    limits = ApiQuota(QuotaLimit(60_000), QuotaLimit(90, 10))
     speed = Speed(np.array([0.3, 0.4, 0.6]), np.array([0.01, 0.012, 0.02]), 0.0001)
     expected = quota.replay(work, limits, speed, max_tokens=500, retries=Retries(2, 1), seed=3)
     check(by_token, expected)
@@ -186,8 +186,13 @@ def test_single_settings_of_a_kind_can_be_changed(files: Path, work: Workload) -
     speed = Speed(np.array([0.3, 0.4, 0.6]), np.array([0.01, 0.012, 0.02]), 0.0001)
     first, more, function = got["candidates"]
     once = Retries(1, 1)
-    check(first, quota.replay(work, Quota(Limit(60_000), Limit(90, 10)), speed, max_tokens=500, retries=once, seed=3))
-    check(more, quota.replay(work, Quota(Limit(240_000), Limit(90, 10)), speed, retries=once, seed=3))
+    check(
+        first,
+        quota.replay(
+            work, ApiQuota(QuotaLimit(60_000), QuotaLimit(90, 10)), speed, max_tokens=500, retries=once, seed=3
+        ),
+    )
+    check(more, quota.replay(work, ApiQuota(QuotaLimit(240_000), QuotaLimit(90, 10)), speed, retries=once, seed=3))
     assert (first["candidate"], first["retries"]) == ("quota, retries.tries=1", 0)
     expected = serverless.replay(work, Serverless(2, 8, 3, idle_s=20, longest_wait_s=20, sigma=0.1), Speed(0.2, 0.02))
     check(function, expected)

@@ -9,7 +9,7 @@ from typing import Any
 from actuators.shape import Shape
 from analyzers.findings import Situation
 from analyzers.objective import Objective
-from analyzers.policy import Policy
+from analyzers.policy import Catalogue, Policy, candidates
 from analyzers.prediction import Bar, Interval, Miss, Prediction
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Window
@@ -81,6 +81,9 @@ class Whole:
     """A predictor that gives nothing up early."""
 
     of: Callable[[Shape, float], Prediction]
+
+    def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue, /) -> list[Shape]:
+        return candidates(shape, policy, catalogue)
 
     def predict(self, shape: Shape, factor: float, /) -> Prediction:
         return self.of(shape, factor)

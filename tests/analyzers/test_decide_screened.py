@@ -18,12 +18,12 @@ from analyzers.prediction import Bar, Miss, Prediction
 from analyzers.recommend import Decision, recommend
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.fit import Draw
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.window import Window
 from tests.analyzers.exhaustive import chosen_of_all
 from tests.analyzers.whatif.served import poisson, windows
 
-MODEL = EngineModel(Iteration(0.02, 4e-4, 3e-7, 1e-4, 2e-9), Limits(16, 2048, 60_000))
+MODEL = EngineModel(IterationCost(0.02, 4e-4, 3e-7, 1e-4, 2e-9), EngineLimits(16, 2048, 60_000))
 CATALOGUE = Catalogue(
     prices={"small": 1.0, "big": 2.5},
     built={"small": ("L4", 1), "big": ("L40S", 1)},
@@ -39,6 +39,9 @@ class Counted:
     whole: int = 0
     screened: int = 0
     given_up: list[Miss] = field(default_factory=list)
+
+    def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue, /) -> list[Shape]:
+        return self.of.knobs(shape, policy, catalogue)
 
     def predict(self, shape: Shape, factor: float) -> Prediction:
         self.whole += 1
@@ -56,7 +59,9 @@ def calibrated(spread: float, seed: int) -> Calibrated:
     rng = np.random.default_rng(seed)
     drawn = [
         Draw(
-            Iteration(*(v * float(np.exp(spread * z)) for v, z in zip(MODEL.iteration.as_tuple(), row, strict=True))),
+            IterationCost(
+                *(v * float(np.exp(spread * z)) for v, z in zip(MODEL.iteration.as_tuple(), row, strict=True))
+            ),
             0.0,
         )
         for row in rng.standard_normal((16, 5))

@@ -206,3 +206,17 @@ def test_a_verdict_from_numbers_is_never_wrong(parts: list[list[float]], limit: 
 def test_errors_are_a_share_of_the_requests_of_the_same_windows() -> None:
     a = attainment([minute(0, errors=3.0), minute(1, errors=None)], ERRORS)
     assert a.observed == pytest.approx(3 / 60)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "says"),
+    [
+        ("ttft_p95_s", 1000.0, r"did you mean 1 s \(1000ms\)\?"),
+        ("itl_p99_s", 50.0, r"did you mean 0.05 s \(50ms\)\?"),
+        ("e2e_p50_s", 30_000.0, r"did you mean 30 s \(30000ms\)\?"),
+    ],
+)
+def test_a_limit_in_milliseconds_is_refused(name: str, limit: float, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Target.parse(name, limit)
+    assert Target.parse(name, limit / 1000).limit == limit / 1000

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from benchmarks import accuracy_peers, simulators
 from collectors.workload import Workload
 
-MODEL = EngineModel(Iteration(0.01, per_prefill_token_s=0.001), Limits(4, 1000, kv_tokens=4096))
+MODEL = EngineModel(IterationCost(0.01, per_prefill_token_s=0.001), EngineLimits(4, 1000, kv_tokens=4096))
 WORK = Workload(np.array([0.0, 5.0]), np.array([100, 200]), np.array([3, 1]), np.zeros(2, np.int64))
 #: A peer's script that has the right answers by heart, or fails.
 ANSWERS = """

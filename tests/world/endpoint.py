@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from actuators.shape import Shape
 from analyzers.whatif.engine import replay
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.window import Histogram, Reading
 from collectors.workload import Workload
 
@@ -29,7 +29,7 @@ EDGES = (
 LENGTHS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 _TIMES = ("ttft_s", "itl_s", "e2e_s", "queue_s")
 _KV_TOKENS = 40_000
-ENGINE = EngineModel(Iteration(0.025, 0.0001, 2e-7, 0.0001), Limits(16, 2048, _KV_TOKENS))
+ENGINE = EngineModel(IterationCost(0.025, 0.0001, 2e-7, 0.0001), EngineLimits(16, 2048, _KV_TOKENS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class SimulatedEndpoint:
     def _truth(self) -> EngineModel:
         """The engine as it really is on this shape."""
         i, slow = self.engine.iteration, self.slowdown(self.shape)
-        slower = Iteration(*(slow * c for c in i.as_tuple()))
+        slower = IterationCost(*(slow * c for c in i.as_tuple()))
         limits = {k: int(v) for k, v in self.shape.engine.items() if k in ("max_num_seqs", "max_num_batched_tokens")}
         return EngineModel(slower, self.engine.limits).with_limits(**limits)
 

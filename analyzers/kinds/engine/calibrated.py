@@ -14,12 +14,12 @@ from actuators.shape import Shape
 from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
 from analyzers.hardware import ACCELERATORS, find
-from analyzers.kinds.results import METRICS, Ran, Result, Rows, Traffic, of_replay
+from analyzers.kinds.results import METRICS, ReplayResult, ReplayTraffic, Result, Rows, of_replay
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.engine import Router
 from analyzers.whatif.fit import Times
-from analyzers.whatif.fleet import Fleet
-from analyzers.whatif.model import Iteration
+from analyzers.whatif.fleet import ReplicaFleet
+from analyzers.whatif.model import IterationCost
 from analyzers.whatif.outlook import Member
 from analyzers.whatif.predict import DRAWS, Ensemble, Figures
 
@@ -66,20 +66,20 @@ def ensemble(calibration: Calibrated, gpu: str | None, gpus: int | None, setting
     return replace(found, model=model, draws=draws)
 
 
-def _set(drawn: Iteration, best: Iteration, wanted: Iteration) -> Iteration:
+def _set(drawn: IterationCost, best: IterationCost, wanted: IterationCost) -> IterationCost:
     """``drawn`` as far from ``wanted`` as it was from ``best``."""
     each = zip(drawn.as_tuple(), best.as_tuple(), wanted.as_tuple(), strict=True)
-    return Iteration(*(value if new == old else value * new / old if old else new for value, old, new in each))
+    return IterationCost(*(value if new == old else value * new / old if old else new for value, old, new in each))
 
 
 def run(
     at: Ensemble,
-    traffic: Traffic,
+    traffic: ReplayTraffic,
     replicas: int,
     router: Router,
-    fleet: Fleet | None,
+    fleet: ReplicaFleet | None,
     cost_usd: Callable[[Result], float | None],
-) -> Ran:
+) -> ReplayResult:
     """The best fit's replay, and its prediction from the whole ensemble."""
     how = {"replicas": replicas} if fleet is None else {}
     members = at.members(traffic.workload, DRAWS, router=router, fleet=fleet, timeout_s=traffic.timeout_s, **how)
@@ -91,7 +91,7 @@ def run(
         rows.append(_figures(result, traffic, cost_usd(result)))
         saturated.append(result.saturated)
     got = at.prediction(first.replay, saturated, rows, {})
-    return Ran(best, replace(got, notes=(*got.notes, _NO_LEDGER)))
+    return ReplayResult(best, replace(got, notes=(*got.notes, _NO_LEDGER)))
 
 
 def _result(member: Member) -> Result:
@@ -115,7 +115,7 @@ def _rows(times: Times, engine: Rows) -> Rows:
     return Rows(queue_s=queue, ttft_s=ttft, tpot_s=tpot, e2e_s=e2e, state=engine.state)
 
 
-def _figures(result: Result, traffic: Traffic, cost_usd: float | None) -> Figures:
+def _figures(result: Result, traffic: ReplayTraffic, cost_usd: float | None) -> Figures:
     """By the objective's names, and those of the answer."""
     found = {
         f"{metric.removesuffix('_s')}_{name}_s": value

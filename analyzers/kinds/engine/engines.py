@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Self
 from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
 from analyzers.kinds.engine import calibrated, fleets
-from analyzers.kinds.results import Ran, Result, Traffic, of_replay
+from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_replay
 from analyzers.money import Tariff, Unit, Used
 from analyzers.prediction import CannotPredict
 from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.engine import ROUTERS, Router, replay
-from analyzers.whatif.fleet import Fleet
+from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineModel
 from analyzers.whatif.predict import Ensemble
 
@@ -70,7 +70,7 @@ class Engines:
         return grammar.with_settings(self.engine, self.settings) if self.ensemble is None else self.ensemble.model
 
     @cached_property
-    def built(self) -> Fleet | None:
+    def built(self) -> ReplicaFleet | None:
         return None if self.fleet is None else fleets.built(self.fleet, self.model.limits)
 
     @property
@@ -193,7 +193,7 @@ class Engines:
     def prices(self) -> dict[str, float]:
         return {} if self.usd_per_replica_hour is None else {"usd_per_replica_hour": self.usd_per_replica_hour}
 
-    def run(self, traffic: Traffic) -> Ran:
+    def run(self, traffic: ReplayTraffic) -> ReplayResult:
         if self.ensemble is not None:
             return calibrated.run(self.ensemble, traffic, self.replicas, self.router, self.built, self.cost_usd)
         got = replay(
@@ -204,7 +204,7 @@ class Engines:
             timeout_s=traffic.timeout_s,
             fleet=self.built,
         )
-        return Ran(of_replay(got))
+        return ReplayResult(of_replay(got))
 
     def cost_usd(self, result: Result) -> float | None:
         used = Used(replica_hours=None if result.replica_s is None else result.replica_s / 3600)

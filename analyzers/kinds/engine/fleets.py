@@ -13,12 +13,17 @@ from typing import Any, get_args
 from analyzers.grammar import Value, nearest, scalar
 from analyzers.kinds import strict
 from analyzers.kinds.described import check_version
-from analyzers.whatif.fleet import Fleet
-from analyzers.whatif.model import Limits
-from analyzers.whatif.scaling import Governor, Hpa, Keda, Kpa, Metric, Policy
+from analyzers.whatif.fleet import ReplicaFleet
+from analyzers.whatif.model import EngineLimits
+from analyzers.whatif.scaling import GovernorPolicy, Hpa, Keda, Kpa, Metric, ScalingPolicy
 
 FleetForm = Mapping[str, Any]
-POLICIES: dict[str, type[Hpa | Keda | Kpa | Governor]] = {"hpa": Hpa, "keda": Keda, "kpa": Kpa, "flyball": Governor}
+POLICIES: dict[str, type[Hpa | Keda | Kpa | GovernorPolicy]] = {
+    "hpa": Hpa,
+    "keda": Keda,
+    "kpa": Kpa,
+    "flyball": GovernorPolicy,
+}
 _METRICS = get_args(Metric)
 _BOUNDS = {"min": "least", "max": "most"}
 #: What the engine and the fleet tell Flyball's own governor.
@@ -29,19 +34,19 @@ def checked(data: Mapping[str, Any]) -> FleetForm:
     """A fleet file's JSON. Raises ValueError that names the field."""
     check_version(data)
     form = {name: value for name, value in data.items() if name != "schema_version"}
-    built(form, Limits(1, 1))
+    built(form, EngineLimits(1, 1))
     return form
 
 
-def built(form: FleetForm, limits: Limits) -> Fleet:
+def built(form: FleetForm, limits: EngineLimits) -> ReplicaFleet:
     """For replicas that have ``limits``. Raises ValueError that names the field."""
     scaler = form.get("autoscaler")
     rest = {name: value for name, value in form.items() if name != "autoscaler"}
     policy = None if scaler is None else _policy(scaler, form, limits)
-    return strict.made(Fleet, rest, also=("autoscaler",), policy=policy)
+    return strict.made(ReplicaFleet, rest, also=("autoscaler",), policy=policy)
 
 
-def _policy(scaler: Any, form: FleetForm, limits: Limits) -> Policy:
+def _policy(scaler: Any, form: FleetForm, limits: EngineLimits) -> ScalingPolicy:
     if not isinstance(scaler, Mapping):
         raise ValueError(f"autoscaler: expected an object with its kind, not {scaler!r}")
     kind = _kind(scaler.get("kind"))

@@ -8,7 +8,7 @@ from typing import ClassVar
 from analyzers.kinds.described import PerToken
 from analyzers.kinds.ptu import throughput as ptu
 from analyzers.kinds.ptu.throughput import Ptu
-from analyzers.kinds.results import Ran, Result, Traffic, calls, of_served
+from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, calls, of_served
 from analyzers.kinds.served import Retries, Speed
 from analyzers.kinds.strict import INLINE
 from analyzers.money import Tariff, Unit, Used
@@ -31,7 +31,7 @@ class PtuDeployment(PerToken):
     def label(self) -> str:
         return f"{self.ptu.ptus:g} PTU, {'spilling over' if self.spill is not None else 'no spillover'}"
 
-    def run(self, traffic: Traffic) -> Ran:
+    def run(self, traffic: ReplayTraffic) -> ReplayResult:
         got = ptu.replay(
             traffic.workload,
             self.ptu,
@@ -42,7 +42,7 @@ class PtuDeployment(PerToken):
             seed=self.seed,
         )
         spilled = int(got.gauges["spilled_requests"]) if self.spill is not None else None
-        return Ran(of_served(got, spilled_requests=spilled, **calls(got)))
+        return ReplayResult(of_served(got, spilled_requests=spilled, **calls(got)))
 
     def cost_usd(self, result: Result) -> float | None:
         spilled = self.tokens_usd(result.used, "spilled_")

@@ -23,7 +23,7 @@ import numpy as np
 
 from analyzers.kinds import compiled
 from analyzers.kinds.quota.limits import accepted_calls, last_end, limited_output, tokens
-from analyzers.kinds.served import Retries, Served, Speed, check_not_empty, decoded, served
+from analyzers.kinds.served import Retries, ServiceReplay, Speed, check_not_empty, decoded, served
 from collectors.workload import Ints, Workload
 
 
@@ -59,7 +59,7 @@ def replay(
     spill: Speed | None = None,
     retries: Retries | None = None,
     seed: int = 0,
-) -> Served:
+) -> ServiceReplay:
     """Replay ``workload`` on ``ptu``; accepted calls are as fast as ``speed``.
 
     max_tokens: as in ``quota.replay``; the estimate is at least what came out. spill: how fast the pay-per-token deployment is that takes

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from analyzers.kinds.described import PerToken
 from analyzers.kinds.quota import limits as quota
-from analyzers.kinds.quota.limits import Quota
-from analyzers.kinds.results import Ran, Result, Traffic, calls, of_served
+from analyzers.kinds.quota.limits import ApiQuota
+from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, calls, of_served
 from analyzers.kinds.served import Retries, Speed
 from analyzers.kinds.strict import INLINE
 
@@ -17,7 +17,7 @@ from analyzers.kinds.strict import INLINE
 class QuotaDeployment(PerToken):
     kind: ClassVar[str] = "quota"
 
-    quota: Quota = field(metadata=INLINE)
+    quota: ApiQuota = field(metadata=INLINE)
     speed: Speed
     max_tokens: int | None = None
     """What clients ask for at most. None: as many as came out."""
@@ -33,7 +33,7 @@ class QuotaDeployment(PerToken):
         ]
         return f"pay per token, {', '.join(limits) or 'not limited'}"
 
-    def run(self, traffic: Traffic) -> Ran:
+    def run(self, traffic: ReplayTraffic) -> ReplayResult:
         got = quota.replay(
             traffic.workload,
             self.quota,
@@ -42,7 +42,7 @@ class QuotaDeployment(PerToken):
             retries=self.retries,
             seed=self.seed,
         )
-        return Ran(of_served(got, **calls(got)))
+        return ReplayResult(of_served(got, **calls(got)))
 
     def cost_usd(self, result: Result) -> float | None:
         return self.tokens_usd(result.used)

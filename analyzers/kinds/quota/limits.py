@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyzers.kinds import compiled
-from analyzers.kinds.served import Each, Retries, Served, Speed, check_not_empty, decoded, served
+from analyzers.kinds.served import CallTimes, Retries, ServiceReplay, Speed, check_not_empty, decoded, served
 from collectors.workload import Floats, Ints, Workload
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class QuotaLimit:
     """``per_minute``, enforced over ``period_s``: in fixed windows, or, ``continuous``, as a bucket that holds one period's worth."""
 
     per_minute: float
@@ -53,30 +53,30 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Quota:
+class ApiQuota:
     """The limits of a deployment. None: not limited."""
 
-    tokens: Limit | None = None
-    requests: Limit | None = None
+    tokens: QuotaLimit | None = None
+    requests: QuotaLimit | None = None
 
     @classmethod
     def azure(
         cls, tokens_per_minute: float, *, requests_per_1k_tokens: float = 6.0, request_period_s: float = 10.0
-    ) -> Quota:
+    ) -> ApiQuota:
         """A standard deployment: a running minute of tokens, and requests over 10 s (or 1 s; Azure says either)."""
-        requests = Limit(tokens_per_minute / 1000.0 * requests_per_1k_tokens, request_period_s)
-        return cls(Limit(tokens_per_minute), requests)
+        requests = QuotaLimit(tokens_per_minute / 1000.0 * requests_per_1k_tokens, request_period_s)
+        return cls(QuotaLimit(tokens_per_minute), requests)
 
 
 def replay(
     workload: Workload,
-    quota: Quota,
+    quota: ApiQuota,
     speed: Speed,
     *,
     max_tokens: int | Ints | None = None,
     retries: Retries | None = None,
     seed: int = 0,
-) -> Served:
+) -> ServiceReplay:
     """Replay ``workload`` against ``quota``; accepted calls are as fast as ``speed``.
 
     max_tokens: what clients ask for at most, one number or (n,) of them; it is what the limit counts beside the prompt, and never less
@@ -124,12 +124,12 @@ def limited_output(workload: Workload, max_tokens: int | Ints | None) -> Ints:
 
 def accepted_calls(
     workload: Workload, accepted: Floats, first: Floats, tpot: Floats, rejected: np.ndarray, tries: Ints
-) -> Each:
+) -> CallTimes:
     """Latencies from when each call was accepted (-1: never), (n,) seconds to its first token and of each further one."""
     done = accepted >= 0.0
     queue = np.where(done, accepted - workload.arrival_s, -1.0)
     whole, per_token = decoded(workload, first, tpot)
-    return Each(
+    return CallTimes(
         queue_s=queue,
         ttft_s=np.where(done, queue + first, -1.0),
         tpot_s=np.where(done, per_token, -1.0),
@@ -139,7 +139,7 @@ def accepted_calls(
     )
 
 
-def last_end(workload: Workload, each: Each) -> float:
+def last_end(workload: Workload, each: CallTimes) -> float:
     """When the last completed request ended; 0 where none did."""
     done = each.e2e_s >= 0.0
     return float((workload.arrival_s[done] + each.e2e_s[done]).max()) if done.any() else 0.0
@@ -154,7 +154,7 @@ def tokens(workload: Workload, done: np.ndarray) -> dict[str, float]:
     }
 
 
-def _as_array(limit: Limit | None) -> Floats:
+def _as_array(limit: QuotaLimit | None) -> Floats:
     if limit is None:
         return np.array([np.inf, 1.0, 0.0])
     return np.array([limit.amount, limit.period_s, float(limit.continuous)])

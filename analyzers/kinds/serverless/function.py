@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from analyzers.kinds.described import Described, check_prices
-from analyzers.kinds.results import Ran, Result, Traffic, of_served
+from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_served
 from analyzers.kinds.served import Speed
 from analyzers.kinds.serverless import platform as serverless
 from analyzers.kinds.serverless.platform import Serverless
@@ -34,14 +34,14 @@ class ServerlessFunction(Described):
         p = self.platform
         return f"serverless, {p.least} to {p.most} instances of {p.concurrency} at once"
 
-    def run(self, traffic: Traffic) -> Ran:
+    def run(self, traffic: ReplayTraffic) -> ReplayResult:
         got = serverless.replay(traffic.workload, self.platform, self.speed, seed=self.seed)
         more = {
             "cold_starts": int(got.gauges["cold_starts"]),
             "replica_s": got.used["instance_s"],
             "replicas_max": int(got.gauges["instances_max"]),
         }
-        return Ran(of_served(got, **more))
+        return ReplayResult(of_served(got, **more))
 
     def cost_usd(self, result: Result) -> float | None:
         hours = result.used[f"{self.billed}_s"] / 3600.0

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyzers.kinds import compiled
-from analyzers.kinds.served import Each, Served, Speed, check_not_empty, decoded, served
+from analyzers.kinds.served import CallTimes, ServiceReplay, Speed, check_not_empty, decoded, served
 from collectors.workload import Floats, Workload
 
 
@@ -54,7 +54,7 @@ class Serverless:
             raise ValueError("serverless: cold_start_s, sigma and kappa must be finite")
 
 
-def replay(workload: Workload, platform: Serverless, speed: Speed, *, seed: int = 0) -> Served:
+def replay(workload: Workload, platform: Serverless, speed: Speed, *, seed: int = 0) -> ServiceReplay:
     """Replay ``workload`` on ``platform``; ``speed`` is that of a request alone on an instance, seed that of its draws.
 
     ``used``: ``instance_s`` from each start (cold start included) to its end, or to that of the replay: what is billed where idle instances
@@ -68,7 +68,7 @@ def replay(workload: Workload, platform: Serverless, speed: Speed, *, seed: int 
     return run(workload, platform, first, whole, packed=True)
 
 
-def run(workload: Workload, platform: Serverless, first: Floats, work: Floats, *, packed: bool) -> Served:
+def run(workload: Workload, platform: Serverless, first: Floats, work: Floats, *, packed: bool) -> ServiceReplay:
     """Replay with (n,) seconds that each request takes alone: to its first token (-1: it does not stream), and in all.
 
     packed: the fullest instance gets the next request, else the emptiest.
@@ -118,12 +118,12 @@ def run(workload: Workload, platform: Serverless, first: Floats, work: Floats, *
     )
 
 
-def _each(workload: Workload, begun: Floats, answered: Floats, ended: Floats) -> Each:
+def _each(workload: Workload, begun: Floats, answered: Floats, ended: Floats) -> CallTimes:
     arrival, more = workload.arrival_s, workload.output_tokens - 1
     done = ended >= 0.0
     streams = done & (answered >= 0.0)
     counts = streams & (more > 0)
-    return Each(
+    return CallTimes(
         queue_s=np.where(done, begun - arrival, -1.0),
         ttft_s=np.where(streams, answered - arrival, -1.0),
         tpot_s=np.where(counts, (ended - answered) / np.maximum(more, 1), -1.0),

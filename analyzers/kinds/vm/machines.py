@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from analyzers.kinds import strict
 from analyzers.kinds.described import Described, check_prices
-from analyzers.kinds.results import Ran, Result, Traffic, of_served
+from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_served
 from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.usl import Point, Usl, UslFit
 from analyzers.money import Tariff, Unit, Used
@@ -90,14 +90,14 @@ class Machines(Described):
         found = super().shape() | {"rate_per_s": law.rate_per_s, "sigma": law.sigma, "kappa": law.kappa}
         return found if self.asked_cores is None else found | {"cores": self.asked_cores}
 
-    def run(self, traffic: Traffic) -> Ran:
+    def run(self, traffic: ReplayTraffic) -> ReplayResult:
         work, how = traffic.workload, {"replicas": self.replicas, "max_concurrency": self.max_concurrency}
         got = usl.replay(work, self.fitted.best, **how)  # type: ignore[arg-type]
         best = of_served(got, replica_s=got.used["replica_s"], replicas_max=self.replicas)
         if self.fitted.points == 0 and not self.notes:
-            return Ran(best)
+            return ReplayResult(best)
         objective = Objective((*_TOLD, *traffic.objective.targets))
-        return Ran(best, usl.predict(self.fitted, work, objective=objective, **how))  # type: ignore[arg-type]
+        return ReplayResult(best, usl.predict(self.fitted, work, objective=objective, **how))  # type: ignore[arg-type]
 
     def cost_usd(self, result: Result) -> float | None:
         used = Used(replica_hours=result.used["replica_s"] / 3600.0)

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.special import ndtr, ndtri
 
-from analyzers.kinds.served import Served, check_not_empty
+from analyzers.kinds.served import ServiceReplay, check_not_empty
 from analyzers.kinds.serverless.platform import Serverless, run
 from analyzers.objective import Objective
 from analyzers.prediction import CannotPredict, Interval, Prediction
@@ -185,7 +185,7 @@ def replay(
     replicas: int = 1,
     max_concurrency: int | None = None,
     work: Floats | None = None,
-) -> Served:
+) -> ServiceReplay:
     """Replay ``workload`` on ``replicas`` machines that follow ``law``: with k in a machine each gets X(k) / k of it.
 
     max_concurrency: at most so many in one machine, and the others wait in one queue; None: all share. The emptiest machine gets the next.

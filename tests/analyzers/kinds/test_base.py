@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from analyzers.kinds.served import Answer, Each, Retries, Served, Speed, served
+from analyzers.kinds.served import CallTimes, ReplayAnswer, Retries, ServiceReplay, Speed, served
 from analyzers.whatif.engine import replay
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from tests.analyzers.kinds.loads import steady, workload
 
 
-def answer() -> Served:
+def answer() -> ServiceReplay:
     """Four requests: whole at once, one token, gave up, could never be accepted."""
     load = workload((0.0, 10, 5), (1.0, 10, 1), (2.0, 10, 5), (3.0, 10, 5))
-    each = Each(
+    each = CallTimes(
         queue_s=np.array([0.0, 0.5, -1.0, -1.0]),
         ttft_s=np.array([0.2, 0.7, -1.0, -1.0]),
         tpot_s=np.array([0.1, -1.0, -1.0, -1.0]),
@@ -46,9 +46,9 @@ def test_counts_and_distributions_are_of_what_completed() -> None:
 
 
 def test_a_replay_of_an_engine_and_one_of_these_answer_alike() -> None:
-    engine = EngineModel(Iteration(0.01), Limits(4, 64))
+    engine = EngineModel(IterationCost(0.01), EngineLimits(4, 64))
     for got in (answer(), replay(workload((0.0, 10, 5), (1.0, 10, 5)), engine)):
-        assert isinstance(got, Answer)
+        assert isinstance(got, ReplayAnswer)
         assert got.goodput_per_s({"e2e_s": 60.0}) == pytest.approx(got.completed / got.simulated_s)
         assert got.distribution("e2e_s").count == got.completed
         assert not got.saturated
@@ -72,7 +72,7 @@ def test_saturated_when_those_not_served_grow_by_more_than_chance(lost: float, s
     late = np.arange(20_000) >= 10_000
     gone = late & (np.random.default_rng(1).random(20_000) < lost)
     zeros = np.zeros(20_000)
-    each = Each(zeros, zeros, zeros, np.where(gone, -1.0, 0.5), zeros > 0, zeros.astype(np.int64))
+    each = CallTimes(zeros, zeros, zeros, np.where(gone, -1.0, 0.5), zeros > 0, zeros.astype(np.int64))
     left = np.where(gone, np.inf, load.arrival_s + 0.1)
     got = served(load, each, served_at_s=left, end_s=0.0, throttled=0, used={}, gauges={})
     assert got.saturated is saturated

@@ -1,4 +1,4 @@
-"""`flyball whatif` on fleets: a fleet file or an autoscaler's short form is the analyzers' Fleet, and its figures are the replay's."""
+"""`flyball whatif` on fleets: a fleet file or an autoscaler's short form is the analyzers' ReplicaFleet, and its figures are the replay's."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 
 from analyzers.kinds.engine import fleets
 from analyzers.whatif.engine import replay
-from analyzers.whatif.fleet import Fleet
-from analyzers.whatif.model import EngineModel, Iteration, Limits
-from analyzers.whatif.scaling import Governor, Hpa, Keda, Kpa, PerReplica, RateLimit
+from analyzers.whatif.fleet import ReplicaFleet
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
+from analyzers.whatif.scaling import GovernorPolicy, Hpa, Keda, Kpa, PerReplica, RateLimit
 from collectors.traces import write_trace
 from collectors.workload import Workload
 from tests.agent.test_whatif_cli import answer, run, trace
 from tests.analyzers.whatif.served import poisson
 
-MODEL = EngineModel(Iteration(0.02, 3e-5, 3e-8, 1e-4), Limits(16, 2048, 200_000))
+MODEL = EngineModel(IterationCost(0.02, 3e-5, 3e-8, 1e-4), EngineLimits(16, 2048, 200_000))
 LIMITS = MODEL.limits
 
 
@@ -53,18 +53,18 @@ def test_an_autoscaled_fleet_is_what_the_engine_says(asking: tuple[str | Path, .
         *("--candidate", "autoscale=flyball,min=1,max=6,replicas=3,router=least_outstanding"),
     )
     by_hand = [
-        replay(work, MODEL, fleet=Fleet(1, 45, HPA)),
+        replay(work, MODEL, fleet=ReplicaFleet(1, 45, HPA)),
         replay(work, MODEL, replicas=2),
-        replay(work, MODEL, fleet=Fleet(1, 45, Hpa((PerReplica("in_flight", 3),), most=9))),
-        replay(work, MODEL, fleet=Fleet(1, 10, Kpa(PerReplica("in_flight", 20), most=6))),
+        replay(work, MODEL, fleet=ReplicaFleet(1, 45, Hpa((PerReplica("in_flight", 3),), most=9))),
+        replay(work, MODEL, fleet=ReplicaFleet(1, 10, Kpa(PerReplica("in_flight", 20), most=6))),
         replay(
             work,
             MODEL,
-            fleet=Fleet(
+            fleet=ReplicaFleet(
                 1, 45, Keda(Hpa((PerReplica("waiting", 3),), most=4, down_window_s=30), least=1, cooldown_s=60)
             ),
         ),
-        replay(work, MODEL, fleet=Fleet(3, 45, Governor(16, 6, 45)), router="least_outstanding"),
+        replay(work, MODEL, fleet=ReplicaFleet(3, 45, GovernorPolicy(16, 6, 45)), router="least_outstanding"),
     ]
     for candidate, expected in zip(got["candidates"], by_hand, strict=True):
         assert candidate["e2e_s"]["p95"] == expected.e2e.quantile(0.95), candidate["candidate"]
@@ -93,7 +93,7 @@ def test_a_fleet_file_with_schedule_and_failures(
     schedule, failures = ((120.0, 4), (400.0, 1)), ((200.0, 20.0),)
     for candidate, (replicas, cold) in zip(got["candidates"][1:], ((2, 30), (1, 90)), strict=True):
         expected = replay(
-            work, MODEL, fleet=Fleet(replicas, cold, schedule=schedule, failures=failures, max_replicas=4)
+            work, MODEL, fleet=ReplicaFleet(replicas, cold, schedule=schedule, failures=failures, max_replicas=4)
         )
         assert candidate["failed"] == expected.failed > 0
         assert candidate["completed"] == expected.completed < len(work)
@@ -106,7 +106,7 @@ def test_a_fleet_file_with_schedule_and_failures(
     expected = replay(
         work,
         MODEL,
-        fleet=Fleet(2, 30, Hpa((PerReplica("in_flight", 1),), most=9), failures=failures, max_replicas=9),
+        fleet=ReplicaFleet(2, 30, Hpa((PerReplica("in_flight", 1),), most=9), failures=failures, max_replicas=9),
     )
     assert hpa["replica_timeline"] == [list(step) for step in expected.replicas], "the autoscaler replaces the schedule"
 
@@ -126,11 +126,11 @@ def test_every_autoscaler_in_a_file() -> None:
         "hpa": Hpa((waiting,), most=7, tolerance=0.2, up_limits=(RateLimit(30, pods=1),)),
         "keda": Keda(Hpa((waiting,), most=7), least=1, activation=1),
         "kpa": Kpa(waiting, most=3, least=1),
-        "flyball": Governor(16, 7, 60, kv_target=None, cooldown_s=90),
+        "flyball": GovernorPolicy(16, 7, 60, kv_target=None, cooldown_s=90),
     }
     for kind, settings in asked.items():
         made = fleets.built({**start, "autoscaler": {"kind": kind, **settings}}, LIMITS)
-        assert made == Fleet(1, 60, expected[kind], min_replicas=1, max_replicas=7)
+        assert made == ReplicaFleet(1, 60, expected[kind], min_replicas=1, max_replicas=7)
 
 
 def test_each_requests_times_of_every_candidate(asking: tuple[str | Path, ...], work: Workload, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_each_requests_times_of_every_candidate(asking: tuple[str | Path, ...], 
         rows = list(csv.DictReader(stream))
     names = ["1 replica", f"replicas=2,fleet={file}"]
     assert [row["candidate"] for row in rows] == [name for name in names for _ in range(len(work))]
-    expected = replay(work, MODEL, fleet=Fleet(2, 5, failures=((200.0, 20.0),))).per_request
+    expected = replay(work, MODEL, fleet=ReplicaFleet(2, 5, failures=((200.0, 20.0),))).per_request
     second = rows[len(work) :]
     assert [row["state"] == "failed" for row in second] == expected.failed.tolist()
     assert any(expected.failed)
@@ -210,7 +210,7 @@ def test_bad_fleet_files_name_file_and_field(tmp_path: Path, change: dict[str, A
         (("--autoscale", "hpa:in_flight=-8,max=3", "--cold-start", "9"), "the target of in_flight must be above 0"),
         (("--autoscale", "flyball,max=3", "--cold-start", "900"), "cooldown_s (300) must be longer than the cold start (900 s)"),
         (("--cold-start", "9"), "cold_start=9.0: says nothing of replicas that stay"),
-        (("--cold-start", "-1"), "--cold-start -1: give a number of 0 or more"),
+        (("--cold-start", "-1"), "is no duration"),
         (("--fleet", "none.json"), "none.json: cannot be read"),
         (("--candidate", "autoscale=hpa:in_flight=8,max=3,colour=red,cold_start=9"), "colour=red: the engine has no such setting"),
         (("--candidate", "autoscale=hpa:in_flight=8,max=3,tolerence=1,cold_start=9"), "did you mean tolerance?"),

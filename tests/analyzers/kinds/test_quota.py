@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from analyzers.kinds.quota.limits import Limit, Quota, replay
+from analyzers.kinds.quota.limits import ApiQuota, QuotaLimit, replay
 from analyzers.kinds.served import Retries, Speed
 from collectors.workload import Workload
 from tests.analyzers.kinds.loads import requests_per_s, seconds, steady, workload, workloads
@@ -23,7 +23,7 @@ ONCE = Retries(tries=1)
 class Counter:
     """One limit, as plainly as possible."""
 
-    def __init__(self, limit: Limit | None) -> None:
+    def __init__(self, limit: QuotaLimit | None) -> None:
         self.limit = limit
         self.window = 0
         self.left = math.inf if limit is None else limit.amount
@@ -45,7 +45,7 @@ class Counter:
 
 
 def plain(
-    load: Workload, quota: Quota, retries: Retries, max_tokens: int | None, seed: int
+    load: Workload, quota: ApiQuota, retries: Retries, max_tokens: int | None, seed: int
 ) -> tuple[list[float], list[int], int]:
     """When each was accepted (-1: never), its calls, and the refusals."""
     u = np.random.default_rng((seed, 1)).random(len(load))
@@ -80,7 +80,7 @@ def plain(
 
 limits = st.one_of(
     st.none(),
-    st.builds(Limit, st.sampled_from((60.0, 240.0, 1000.0)), st.sampled_from((1.0, 10.0, 60.0)), st.booleans()),
+    st.builds(QuotaLimit, st.sampled_from((60.0, 240.0, 1000.0)), st.sampled_from((1.0, 10.0, 60.0)), st.booleans()),
 )
 clients = st.builds(
     Retries,
@@ -93,13 +93,13 @@ clients = st.builds(
 
 @given(
     load=workloads(step=0.5),
-    quota=st.builds(Quota, limits, limits),
+    quota=st.builds(ApiQuota, limits, limits),
     retries=clients,
     max_tokens=st.none() | st.integers(1, 60),
     seed=st.integers(0, 3),
 )
 def test_every_call_is_where_the_plain_reading_has_it(
-    load: Workload, quota: Quota, retries: Retries, max_tokens: int | None, seed: int
+    load: Workload, quota: ApiQuota, retries: Retries, max_tokens: int | None, seed: int
 ) -> None:
     accepted, tries, refused = plain(load, quota, retries, max_tokens, seed)
     got = replay(load, quota, SPEED, max_tokens=max_tokens, retries=retries, seed=seed)
@@ -118,8 +118,8 @@ def test_every_call_is_where_the_plain_reading_has_it(
 
 
 def test_azure_counts_tokens_by_the_minute_and_requests_by_ten_seconds() -> None:
-    quota = Quota.azure(1000.0)  # and 6 requests a minute: one in 10 s
-    assert quota == Quota(Limit(1000.0, 60.0), Limit(6.0, 10.0))
+    quota = ApiQuota.azure(1000.0)  # and 6 requests a minute: one in 10 s
+    assert quota == ApiQuota(QuotaLimit(1000.0, 60.0), QuotaLimit(6.0, 10.0))
     load = workload((1.0, 5, 5), (2.0, 5, 5), (11.0, 5, 5), (12.0, 5, 5))
     got = replay(load, quota, SPEED, retries=ONCE)
     assert seconds(got.each.queue_s) == [0.0, -1.0, 0.0, -1.0]
@@ -128,14 +128,14 @@ def test_azure_counts_tokens_by_the_minute_and_requests_by_ten_seconds() -> None
 
 def test_the_call_that_reaches_the_token_limit_is_still_accepted() -> None:
     load = workload((0.0, 90, 9), (1.0, 90, 9), (2.0, 1, 0), (61.0, 1, 0))
-    got = replay(load, Quota(Limit(100.0)), SPEED, retries=ONCE)
+    got = replay(load, ApiQuota(QuotaLimit(100.0)), SPEED, retries=ONCE)
     assert seconds(got.each.queue_s) == [0.0, 0.0, -1.0, 0.0]
     assert got.gauges["tokens_per_minute_max"] == 198.0
 
 
 def test_max_tokens_is_what_the_limit_counts_and_the_bill_does_not() -> None:
     load = workload((0.0, 10, 5), (1.0, 10, 5))
-    quota = Quota(Limit(60.0, continuous=True))
+    quota = ApiQuota(QuotaLimit(60.0, continuous=True))
     assert replay(load, quota, SPEED, retries=ONCE).completed == 2
     tight = replay(load, quota, SPEED, max_tokens=40, retries=ONCE)
     assert tight.completed == 1
@@ -147,7 +147,7 @@ def test_max_tokens_is_what_the_limit_counts_and_the_bill_does_not() -> None:
 
 
 def test_a_bucket_takes_a_call_whole_and_never_one_that_is_larger() -> None:
-    quota = Quota(Limit(60.0, continuous=True))  # 1 token a second, 60 at most
+    quota = ApiQuota(QuotaLimit(60.0, continuous=True))  # 1 token a second, 60 at most
     load = workload((0.0, 40, 10), (0.0, 20, 10), (0.0, 60, 1))
     got = replay(load, quota, SPEED)
     assert seconds(got.each.queue_s) == [0.0, 20.0, -1.0]  # 10 left, 30 needed
@@ -157,18 +157,18 @@ def test_a_bucket_takes_a_call_whole_and_never_one_that_is_larger() -> None:
 def test_clients_that_do_not_heed_back_off_doubling_and_give_up() -> None:
     load = workload((0.0, 1, 0), (0.0, 1, 0))
     client = Retries(tries=4, first_s=1.0, most_s=3.0, jitter=0.0, heeds_retry_after=False)
-    got = replay(load, Quota(requests=Limit(1.0)), SPEED, retries=client)
+    got = replay(load, ApiQuota(requests=QuotaLimit(1.0)), SPEED, retries=client)
     assert got.each.tries.tolist() == [1, 4]
     assert got.throttled == 4
     assert got.simulated_s == 1.0 + 2.0 + 3.0
-    jittered = replay(load, Quota(requests=Limit(1.0)), SPEED, retries=Retries(4, 1.0, 3.0, 0.5, False))
+    jittered = replay(load, ApiQuota(requests=QuotaLimit(1.0)), SPEED, retries=Retries(4, 1.0, 3.0, 0.5, False))
     assert 3.0 <= jittered.simulated_s < 6.0
 
 
 def test_demand_beyond_the_limit_saturates_and_below_it_does_not() -> None:
     load = steady(5000, 10.0)  # 1,200 tokens a second
-    assert not replay(load, Quota(Limit(90_000.0)), SPEED).saturated
-    over = replay(load, Quota(Limit(60_000.0)), SPEED)
+    assert not replay(load, ApiQuota(QuotaLimit(90_000.0)), SPEED).saturated
+    over = replay(load, ApiQuota(QuotaLimit(60_000.0)), SPEED)
     assert over.saturated
     assert over.used["prompt_tokens"] + over.used["output_tokens"] <= 61_000.0 * (over.simulated_s / 60.0 + 1)
 
@@ -176,11 +176,11 @@ def test_demand_beyond_the_limit_saturates_and_below_it_does_not() -> None:
 def test_empty_and_impossible_are_refused() -> None:
     nothing = Workload(*(np.array([], t) for t in (float, np.int64, np.int64, np.int64)))
     with pytest.raises(ValueError, match="no requests"):
-        replay(nothing, Quota(), SPEED)
+        replay(nothing, ApiQuota(), SPEED)
     with pytest.raises(ValueError, match="above 0"):
-        Limit(0.0)
+        QuotaLimit(0.0)
 
 
 def test_a_hundred_thousand_requests_a_second() -> None:
     load = steady(200_000, 10.0)
-    assert requests_per_s(lambda: replay(load, Quota.azure(60_000.0), SPEED), len(load)) > 100_000
+    assert requests_per_s(lambda: replay(load, ApiQuota.azure(60_000.0), SPEED), len(load)) > 100_000

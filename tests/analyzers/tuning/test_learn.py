@@ -13,11 +13,11 @@ from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 from analyzers.tuning.learn import FittedTrial, learn, promised, traffic
 from analyzers.whatif.engine import Replay, replay
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.traffic import scaled
 from collectors.workload import Floats, Workload
 
-TRUTH = EngineModel(Iteration(0.012, 4e-5, 8e-8, 6e-5, 3e-9), Limits(16, 2048, 100_000))
+TRUTH = EngineModel(IterationCost(0.012, 4e-5, 8e-8, 6e-5, 3e-9), EngineLimits(16, 2048, 100_000))
 SHAPE = Shape(
     replicas=1, accelerator="H100", engine={"max_num_seqs": 16, "max_num_batched_tokens": 2048, "kv_tokens": 100_000}
 )

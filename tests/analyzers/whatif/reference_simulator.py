@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from analyzers.whatif.fleet import Fleet
+from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineModel
-from analyzers.whatif.scaling import Seen
+from analyzers.whatif.scaling import ScalingInput
 from collectors.workload import Workload
 
 Span = tuple[float, float]
@@ -262,14 +262,16 @@ class Result:
     servers: list[Server]
     """All that ever were."""
     timeline: list[tuple[float, int]]
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[ScalingInput] = field(default_factory=list)
     """What the policy was told."""
 
 
 class Cluster:
     """Replicas that come and go."""
 
-    def __init__(self, requests: list[Request], model: EngineModel, router: str, fleet: Fleet, horizon: float) -> None:
+    def __init__(
+        self, requests: list[Request], model: EngineModel, router: str, fleet: ReplicaFleet, horizon: float
+    ) -> None:
         self.model, self.fleet, self.horizon = model, fleet, horizon
         self.router = Router(router)
         self.requests = requests
@@ -407,7 +409,7 @@ class Cluster:
                 else:
                     self.draining.append(server)
 
-    def look(self, at: float, interval: float) -> Seen:
+    def look(self, at: float, interval: float) -> ScalingInput:
         span = (self.ticks * interval, at)
         running = sum(batch * overlap((start, end), span) for s in self.all for start, end, batch in s.iterations)
         waiting = sum(
@@ -420,7 +422,7 @@ class Cluster:
         if kv is not None and self.ready:
             usage = sum(s.held() for s in self.ready) / len(self.ready) / (kv // self.model.limits.block_size)
         arrivals = sum(1 for a in self.arrived if span[0] <= a < at)
-        return Seen(
+        return ScalingInput(
             at, len(self.ready), len(self.starting), arrivals / interval, running / interval, waiting / interval, usage
         )
 
@@ -435,7 +437,7 @@ def simulate(
     replicas: int = 1,
     router: str = "round_robin",
     timeout: float = math.inf,
-    fleet: Fleet | None = None,
+    fleet: ReplicaFleet | None = None,
     horizon: float = math.inf,
 ) -> Result:
     columns = (workload.arrival_s, workload.prompt_tokens, workload.output_tokens, workload.prefix_tokens)
@@ -446,4 +448,4 @@ def simulate(
     if workload.session is not None:
         for request, session in zip(requests, workload.session, strict=True):
             request.session = int(session)
-    return Cluster(requests, model, router, fleet or Fleet(replicas, 0.0), horizon).run()
+    return Cluster(requests, model, router, fleet or ReplicaFleet(replicas, 0.0), horizon).run()

@@ -12,12 +12,12 @@ from analyzers.hardware import ACCELERATORS
 from analyzers.prediction import CannotPredict
 from analyzers.whatif.calibrate import Calibrated, calibrate
 from analyzers.whatif.engine import replay
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.outlook import look
 from collectors.window import Window
 from tests.analyzers.whatif.served import poisson, windows
 
-TRUTH = EngineModel(Iteration(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), Limits(64, 2048, 400_000))
+TRUTH = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
 SHAPE = Shape(
     replicas=1,
     accelerator="H100",
@@ -97,7 +97,7 @@ def test_low_demand_teaches_no_low_capability() -> None:
 
 def test_outliers_do_not_move_it() -> None:
     seen = [w for i, rate in enumerate((2.0, 6.0)) for w in windows(TRUTH, poisson(rate, 600.0, i))]
-    slow = windows(EngineModel(Iteration(0.06, 4e-4, 3e-7, 2.8e-4), TRUTH.limits), poisson(0.5, 120.0, 9))
+    slow = windows(EngineModel(IterationCost(0.06, 4e-4, 3e-7, 2.8e-4), TRUTH.limits), poisson(0.5, 120.0, 9))
     found = calibrate([*seen, *slow], SHAPE, prior=None, hardware=ACCELERATORS["H100"])
     assert foreseen(found, 4.0)[0] == pytest.approx(means(TRUTH, 4.0)[0], rel=0.1)
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from analyzers.whatif.engine import ROUTERS, Replay, replay
-from analyzers.whatif.fleet import Fleet
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.fleet import ReplicaFleet
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.workload import Workload
 from tests.analyzers.whatif.reference_simulator import Request, Result, simulate
 
 pytestmark = pytest.mark.timeout(600)  # the first of them compiles, which on two busy cores takes a minute
 
-SPEED = Iteration(0.01, 1e-4, 1e-6, 2e-5, 1e-9)
+SPEED = IterationCost(0.01, 1e-4, 1e-6, 2e-5, 1e-9)
 
 
 def workload(
@@ -31,7 +31,7 @@ def workload(
 
 
 @st.composite
-def iterations(draw: st.DrawFn) -> Iteration:
+def iterations(draw: st.DrawFn) -> IterationCost:
     """Either dyadic numbers, whose sums are exact, so that ties in time are real; or any numbers, where ties do not happen."""
     if draw(st.booleans()):
         parts = [draw(st.integers(1, 64)) / 64, *(draw(st.integers(0, 64)) / 2**k for k in (10, 16, 12, 20))]
@@ -39,7 +39,7 @@ def iterations(draw: st.DrawFn) -> Iteration:
         scales = (0.05, 1e-3, 1e-5, 1e-3, 1e-6)
         parts = [draw(st.sampled_from((0.0, 0.137, 0.519, 0.973))) * s for s in scales]
         parts[0] += draw(st.floats(1e-4, 0.02))
-    return Iteration(*parts)
+    return IterationCost(*parts)
 
 
 @st.composite
@@ -50,7 +50,7 @@ def cases(draw: st.DrawFn) -> tuple[Workload, EngineModel]:
     longest = draw(st.sampled_from((4, 30, 90)))
     tokens = draw(st.sampled_from((None, 1, 2, 4)))
     kv = None if tokens is None else max(size, tokens * longest + draw(st.integers(0, 40)))
-    limits = Limits(
+    limits = EngineLimits(
         max_num_seqs=seqs,
         max_num_batched_tokens=seqs + draw(st.sampled_from((0, 1, 7, 40, 500))),
         kv_tokens=kv,
@@ -81,7 +81,7 @@ def check(
     replicas: int = 1,
     router: str = "round_robin",
     timeout: float | None = None,
-    fleet: Fleet | None = None,
+    fleet: ReplicaFleet | None = None,
     horizon: float | None = None,
 ) -> Replay:
     """Replays, and holds every number of it against the plain simulator."""
@@ -169,7 +169,7 @@ def test_large_batches_too(router: str, accept: float) -> None:
     n, rng = 400, np.random.default_rng(11)
     lengths = (rng.integers(1, 60, n), rng.integers(0, 90, n), np.zeros(n, np.int64))
     work = Workload(np.cumsum(rng.exponential(0.005 / accept, n)), *lengths, session=rng.integers(0, 40, n))
-    model = EngineModel(SPEED, Limits(64, 256, kv_tokens=1600), accept_length=accept)
+    model = EngineModel(SPEED, EngineLimits(64, 256, kv_tokens=1600), accept_length=accept)
     out = check(work, model, 2, router, timeout=1.1 / accept)
     assert out.timed_out > 100
     assert out.preemptions > 0
@@ -190,7 +190,7 @@ def seconds(work: Workload, model: EngineModel, **kwargs: object) -> list[tuple[
 
 
 # Worked out by hand. 1 s an iteration, 0.25 a decoding sequence, 0.125 a prefill token: all sums are exact.
-SIMPLE = Iteration(1.0, 0.25, 0.0, 0.125)
+SIMPLE = IterationCost(1.0, 0.25, 0.0, 0.125)
 
 
 def test_by_hand_chunks_share_the_budget_with_decodes() -> None:
@@ -198,41 +198,41 @@ def test_by_hand_chunks_share_the_budget_with_decodes() -> None:
     # 2: A decodes, B's other 4: 1 + 0.25 + 0.5 = 1.75. A has its second, B its only one.
     # 3.75: A decodes: 1.25. It ends at 5.
     work = workload((0.0, 4, 3), (0.0, 8, 1))
-    assert seconds(work, EngineModel(SIMPLE, Limits(2, 8))) == [(2.0, 5.0), (3.75, 3.75)]
+    assert seconds(work, EngineModel(SIMPLE, EngineLimits(2, 8))) == [(2.0, 5.0), (3.75, 3.75)]
 
 
 def test_by_hand_without_chunks_a_prompt_waits_for_the_whole_budget() -> None:
     # 0: A whole: 1.5; B's 8 do not fit into the 4 tokens left. 1.5, 2.75: A decodes, and B's 8 do not fit into 7. It ends at 4.
     # 4: B whole: 2.
     work = workload((0.0, 4, 3), (0.0, 8, 1))
-    assert seconds(work, EngineModel(SIMPLE, Limits(2, 8), chunked_prefill=False)) == [(1.5, 4.0), (6.0, 6.0)]
+    assert seconds(work, EngineModel(SIMPLE, EngineLimits(2, 8), chunked_prefill=False)) == [(1.5, 4.0), (6.0, 6.0)]
 
 
 def test_by_hand_context_and_its_product_with_prefill() -> None:
     # Context 1/128 a token, product 1/1024: chunk 6 at 0: 3 * 6 = 18; chunk 4 after 6: (6 + 2) * 4 = 32: 2 + 50/1024.
     # Decodes read 10 + 1 and 10 + 2 tokens: 2 + 23/128.
     first = 2 + 50 / 1024
-    model = EngineModel(Iteration(1.0, 0.0, 1 / 128, 0.0, 1 / 1024), Limits(1, 6))
+    model = EngineModel(IterationCost(1.0, 0.0, 1 / 128, 0.0, 1 / 1024), EngineLimits(1, 6))
     assert seconds(workload((0.0, 10, 3)), model) == [(first, first + 2 + 23 / 128)]
 
 
 def test_by_hand_an_iteration_sees_who_arrived_by_its_start() -> None:
     # A runs 0 .. 2 (prefill, one decode). B, there at 1, is in A's second iteration; C, at 1.5, waits for the next, at 2.
     work = workload((0.0, 1, 2), (1.0, 1, 1), (1.5, 1, 1), (9.0, 1, 1))
-    assert seconds(work, EngineModel(Iteration(1.0), Limits(8, 8))) == [(1, 2), (1, 1), (1.5, 1.5), (1, 1)]
+    assert seconds(work, EngineModel(IterationCost(1.0), EngineLimits(8, 8))) == [(1, 2), (1, 1), (1.5, 1.5), (1, 1)]
 
 
 def test_by_hand_a_slot_is_free_when_the_last_token_came() -> None:
     # One slot, 1 s an iteration: A 0 .. 3, B 3 .. 4, C 4 .. 6.
     work = workload((0.0, 1, 3), (0.0, 1, 1), (2.0, 1, 2))
-    assert seconds(work, EngineModel(Iteration(1.0), Limits(1, 8))) == [(1, 3), (4, 4), (3, 4)]
+    assert seconds(work, EngineModel(IterationCost(1.0), EngineLimits(1, 8))) == [(1, 3), (4, 4), (3, 4)]
 
 
 def test_by_hand_the_latest_is_preempted_and_prefilled_again_with_its_tokens() -> None:
     # Three blocks of 2. 0: both prefill, a block each. 1: A decodes on 3 tokens, 2 blocks; B's second block is not there: B goes.
     # Its 3 tokens need 2 blocks, and 1 is free. 2: A on 4 tokens. 3: A on 5 tokens, 3 blocks; it ends at 4.
     # 4: B's 3 tokens: the prefill gives its second token at 5.
-    model = EngineModel(Iteration(1.0), Limits(2, 8, kv_tokens=6, block_size=2))
+    model = EngineModel(IterationCost(1.0), EngineLimits(2, 8, kv_tokens=6, block_size=2))
     work = workload((0.0, 2, 4), (0.0, 2, 2))
     out = replay(work, model)
     assert seconds(work, model) == [(1, 4), (1, 5)]
@@ -242,7 +242,7 @@ def test_by_hand_the_latest_is_preempted_and_prefilled_again_with_its_tokens() -
 
 def test_by_hand_clients_give_up() -> None:
     # One slot. A has its tokens at 1, 2, 3 and B would start at 3.
-    work, model = workload((0.0, 1, 3), (0.0, 1, 1)), EngineModel(Iteration(1.0), Limits(1, 8))
+    work, model = workload((0.0, 1, 3), (0.0, 1, 1)), EngineModel(IterationCost(1.0), EngineLimits(1, 8))
     # Timeout 3: A is in time, B has given up when the iteration would start.
     assert seconds(work, model, timeout_s=3.0) == [(1, 3), (-1, -1)]
     # Timeout 3.5: B is admitted at 3, and its token at 4 comes too late.
@@ -258,7 +258,7 @@ def test_by_hand_clients_give_up() -> None:
 
 def test_by_hand_accepted_drafts() -> None:
     # 2.5 tokens an iteration: after the first token (at 1) 2, 5 and 7 more, the last where 8 are wanted: 3, 6, 8 tokens at 2, 3, 4.
-    model = EngineModel(Iteration(1.0, 0.0, 1 / 128), Limits(1, 8), accept_length=2.5)
+    model = EngineModel(IterationCost(1.0, 0.0, 1 / 128), EngineLimits(1, 8), accept_length=2.5)
     out = replay(workload((0.0, 5, 8)), model)
     # They read 5 + 1, 5 + 3 and 5 + 6 tokens.
     assert out.per_request.e2e_s[0] == 4 + 25 / 128
@@ -272,7 +272,7 @@ def test_by_hand_a_prefix_is_where_its_session_was_served() -> None:
     # 1 s a prefill token. Round robin gives session 7 replica 0, 1, 0: its first turn finds the prefix of 2 (nobody served it
     # before), the second has it only elsewhere, the third finds it.
     work = workload((0.0, 3, 1, 2), (10.0, 3, 1, 2), (20.0, 3, 1, 2), sessions=(7, 7, 7))
-    model = EngineModel(Iteration(0.0, per_prefill_token_s=1.0), Limits(8, 8))
+    model = EngineModel(IterationCost(0.0, per_prefill_token_s=1.0), EngineLimits(8, 8))
     assert seconds(work, model, replicas=2) == [(1, 1), (3, 3), (1, 1)]
     assert seconds(work, model, replicas=2, router="prefix_aware") == [(1, 1)] * 3
     assert seconds(work, model) == [(1, 1)] * 3
@@ -283,7 +283,7 @@ def test_by_hand_affinity_ends_where_the_load_is_out_of_balance() -> None:
     # goes to replica 1, which is the session's last from then on, until it has 66 and the other 33; then back, to the end.
     n = 120
     work = workload(*((0.0, 1, 1) for _ in range(n)), sessions=(0,) * n)
-    model = EngineModel(Iteration(1.0), Limits(1, 1))
+    model = EngineModel(IterationCost(1.0), EngineLimits(1, 1))
     each = replay(work, model, replicas=2, router="prefix_aware").per_request
     # One at a time: the k-th at a replica ends after k seconds.
     assert each.e2e_s[:33].tolist() == list(range(1, 34))
@@ -294,7 +294,7 @@ def test_by_hand_affinity_ends_where_the_load_is_out_of_balance() -> None:
 def test_goodput_counts_who_met_every_limit() -> None:
     # One slot: A ends at 3 (TTFT 1, gaps of 1), B at 4 (TTFT 4, no gap); the third is too large, and the fourth gives up at 5.
     work = workload((0.0, 1, 3), (0.0, 1, 1), (0.0, 1, 50), (1.0, 1, 9))
-    out = replay(work, EngineModel(Iteration(1.0), Limits(1, 8, max_model_len=20)), timeout_s=4.0)
+    out = replay(work, EngineModel(IterationCost(1.0), EngineLimits(1, 8, max_model_len=20)), timeout_s=4.0)
     assert (out.completed, out.rejected, out.timed_out, out.simulated_s) == (2, 1, 1, 5)
     for limits, good in (
         ({}, 2),
@@ -312,12 +312,12 @@ def test_goodput_counts_who_met_every_limit() -> None:
 
 
 def test_a_static_fleet_is_paid_for_while_it_is_simulated() -> None:
-    out = replay(workload((0.0, 1, 3), (0.0, 1, 1)), EngineModel(Iteration(1.0), Limits(1, 8)), replicas=3)
+    out = replay(workload((0.0, 1, 3), (0.0, 1, 1)), EngineModel(IterationCost(1.0), EngineLimits(1, 8)), replicas=3)
     assert (out.simulated_s, out.replica_s, out.replicas, out.replicas_max) == (3, 9, ((0.0, 3),), 3)
 
 
 def test_one_request_alone_is_the_formula() -> None:
-    model = EngineModel(SPEED, Limits(8, 2048))
+    model = EngineModel(SPEED, EngineLimits(8, 2048))
     out = replay(workload((5.0, 100, 3)), model)
     first = 0.01 + 2e-5 * 100 + 1e-9 * 50 * 100
     assert out.per_request.ttft_s[0] == pytest.approx(first)
@@ -327,19 +327,19 @@ def test_one_request_alone_is_the_formula() -> None:
 
 
 def test_a_request_without_output_ends_with_its_prefill() -> None:
-    none = replay(workload((0.0, 100, 0)), EngineModel(SPEED, Limits(8, 2048))).per_request
-    one = replay(workload((0.0, 100, 1)), EngineModel(SPEED, Limits(8, 2048))).per_request
+    none = replay(workload((0.0, 100, 0)), EngineModel(SPEED, EngineLimits(8, 2048))).per_request
+    one = replay(workload((0.0, 100, 1)), EngineModel(SPEED, EngineLimits(8, 2048))).per_request
     assert none.ttft_s[0] == none.e2e_s[0] == one.e2e_s[0] > 0
 
 
 def test_the_prefix_cache_saves_its_tokens() -> None:
-    out = replay(workload((0.0, 100, 1, 60)), EngineModel(SPEED, Limits(8, 2048)))
+    out = replay(workload((0.0, 100, 1, 60)), EngineModel(SPEED, EngineLimits(8, 2048)))
     assert out.ttft.mean == pytest.approx(0.01 + 2e-5 * 40 + 1e-9 * (60 + 20) * 40)
 
 
 def test_the_cache_preempts_the_latest_and_everybody_still_ends() -> None:
     work = workload(*((0.001 * i, 30, 60) for i in range(6)))
-    out = check(work, EngineModel(SPEED, Limits(6, 512, kv_tokens=192, block_size=16)))
+    out = check(work, EngineModel(SPEED, EngineLimits(6, 512, kv_tokens=192, block_size=16)))
     assert out.preemptions > 0
     assert out.completed == 6
     assert out.kv_usage_max == 1.0
@@ -347,13 +347,13 @@ def test_the_cache_preempts_the_latest_and_everybody_still_ends() -> None:
 
 def test_what_cannot_fit_is_rejected_and_counted() -> None:
     work = workload((0.0, 100, 10), (0.0, 10, 10), (0.0, 5, 200))
-    by_cache = replay(work, EngineModel(SPEED, Limits(6, 512, kv_tokens=64)))
-    by_length = replay(work, EngineModel(SPEED, Limits(6, 512, max_model_len=64)))
+    by_cache = replay(work, EngineModel(SPEED, EngineLimits(6, 512, kv_tokens=64)))
+    by_length = replay(work, EngineModel(SPEED, EngineLimits(6, 512, max_model_len=64)))
     assert (by_cache.rejected, by_cache.completed) == (by_length.rejected, by_length.completed) == (2, 1)
 
 
 def test_all_rejected_leaves_no_number_behind() -> None:
-    out = replay(workload((3.0, 100, 10)), EngineModel(SPEED, Limits(6, 512, max_model_len=64)))
+    out = replay(workload((3.0, 100, 10)), EngineModel(SPEED, EngineLimits(6, 512, max_model_len=64)))
     assert (out.completed, out.rejected, out.simulated_s) == (0, 1, 3.0)
     assert out.ttft.quantile(0.5) is None
     assert out.itl.quantile(0.5) is None
@@ -364,7 +364,7 @@ def test_all_rejected_leaves_no_number_behind() -> None:
 def test_the_horizon_ends_a_queue_that_grows() -> None:
     n = 4000
     work = workload(*((0.01 * i, 200, 100) for i in range(n)))
-    model = EngineModel(SPEED, Limits(4, 512, kv_tokens=1024))
+    model = EngineModel(SPEED, EngineLimits(4, 512, kv_tokens=1024))
     out = replay(work, model, horizon=20.0)
     each = out.per_request
     assert out.requests == 2000
@@ -373,7 +373,7 @@ def test_the_horizon_ends_a_queue_that_grows() -> None:
     assert out.simulated_s == pytest.approx(20.0, rel=0.01)
     assert out.saturated
     assert not replay(
-        workload(*((0.1 * i, 200, 100) for i in range(n))), EngineModel(SPEED, Limits(512, 4096))
+        workload(*((0.1 * i, 200, 100) for i in range(n))), EngineModel(SPEED, EngineLimits(512, 4096))
     ).saturated
 
 
@@ -381,7 +381,7 @@ def test_the_horizon_ends_a_queue_that_grows() -> None:
 def test_cost_goes_with_requests_and_not_with_tokens(accept: float) -> None:
     """A billion tokens: iteration by iteration this would outlast the time limit of a test by far."""
     n = 1000
-    model = EngineModel(SPEED, Limits(512, 4096), accept_length=accept)
+    model = EngineModel(SPEED, EngineLimits(512, 4096), accept_length=accept)
     out = replay(workload(*((float(i), 10, 1_000_000) for i in range(n))), model)
     assert out.completed == n
     assert out.itl.count == n * 999_999
@@ -389,7 +389,7 @@ def test_cost_goes_with_requests_and_not_with_tokens(accept: float) -> None:
 
 
 def test_more_drafts_than_tokens_end_it_in_one_iteration() -> None:
-    out = replay(workload((0.0, 1, 9)), EngineModel(Iteration(1.0), Limits(1, 8), accept_length=1e300))
+    out = replay(workload((0.0, 1, 9)), EngineModel(IterationCost(1.0), EngineLimits(1, 8), accept_length=1e300))
     assert (out.per_request.ttft_s[0], out.per_request.e2e_s[0], out.itl.mean) == (1, 2, 1 / 8)
 
 
@@ -401,15 +401,15 @@ def test_more_drafts_than_tokens_end_it_in_one_iteration() -> None:
         ({"horizon": 0.0}, "horizon"),
         ({"timeout_s": 0.0}, "timeout_s"),
         ({"timeout_s": math.nan}, "timeout_s"),
-        ({"replicas": 2, "fleet": Fleet(2, 0.0)}, "say it in the fleet"),
+        ({"replicas": 2, "fleet": ReplicaFleet(2, 0.0)}, "say it in the fleet"),
     ],
 )
 def test_bad_arguments_say_what_to_do(kwargs: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        replay(workload((0.0, 1, 1)), EngineModel(SPEED, Limits(1, 1)), **kwargs)  # type: ignore[arg-type]
+        replay(workload((0.0, 1, 1)), EngineModel(SPEED, EngineLimits(1, 1)), **kwargs)  # type: ignore[arg-type]
 
 
 def test_an_empty_workload_is_an_error() -> None:
     empty = np.array([], np.int64)
     with pytest.raises(ValueError, match="no requests"):
-        replay(Workload(np.array([], float), empty, empty, empty), EngineModel(SPEED, Limits(1, 1)))
+        replay(Workload(np.array([], float), empty, empty, empty), EngineModel(SPEED, EngineLimits(1, 1)))

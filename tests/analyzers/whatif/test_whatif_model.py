@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 
-MODEL = EngineModel(Iteration(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), Limits(64, 2048, 400_000), False, {"by": "a person"})
+MODEL = EngineModel(
+    IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000), False, {"by": "a person"}
+)
 
 
 def test_it_comes_back_as_it_went() -> None:
@@ -72,7 +74,7 @@ def test_what_is_wrong_is_named(path: str, value: Any, says: str) -> None:
 
 def test_an_engine_that_takes_no_time_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing would take any time"):
-        Iteration(0.0)
+        IterationCost(0.0)
 
 
 def test_the_compiler_is_not_imported_until_a_replay_needs_it() -> None:

@@ -16,12 +16,12 @@ from analyzers.whatif.calibrate import Calibrated
 from analyzers.whatif.discrepancy import Discrepancy, Residual
 from analyzers.whatif.engine import replay
 from analyzers.whatif.fit import Draw
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.predict import limit_rate, predict
 from collectors.workload import Workload
 from tests.analyzers.whatif.served import poisson
 
-MODEL = EngineModel(Iteration(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), Limits(64, 2048, 400_000))
+MODEL = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
 BASE = Shape(replicas=1, accelerator="H100", accelerator_count=1)
 OBJECTIVE = Objective.from_mapping({"ttft_p95_s": 0.5, "itl_p99_s": 0.1, "error_rate": 0.01})
 KNOWN = {f"{m}_p{q}_s": 0.0 for m in ("ttft", "itl", "e2e") for q in (50, 95)}
@@ -39,7 +39,7 @@ def calibrated(spread: float = 0.02, overhead_s: float = 0.0) -> Calibrated:
     rng = np.random.default_rng(1)
     draws = tuple(
         Draw(
-            Iteration(*(v * math.exp(spread * z) for v, z in zip(MODEL.iteration.as_tuple(), row, strict=True))),
+            IterationCost(*(v * math.exp(spread * z) for v, z in zip(MODEL.iteration.as_tuple(), row, strict=True))),
             overhead_s,
         )
         for row in rng.standard_normal((16, 5))

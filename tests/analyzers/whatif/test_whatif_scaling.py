@@ -12,23 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyzers.whatif.scaling import (
-    Governor,
+    GovernorPolicy,
     Hpa,
     Keda,
     Kpa,
     KpaState,
     PerReplica,
-    Policy,
     RateLimit,
-    Seen,
+    ScalingInput,
+    ScalingPolicy,
 )
 
 RUNNING = PerReplica("running", 10.0)
 
 
-def seen(at: float = 0.0, ready: int = 4, starting: int = 0, **values: Any) -> Seen:
+def seen(at: float = 0.0, ready: int = 4, starting: int = 0, **values: Any) -> ScalingInput:
     known = {"arrivals_per_s": 0.0, "running": 0.0, "waiting": 0.0, "kv_usage": None} | values
-    return Seen(at, ready, starting, **known)
+    return ScalingInput(at, ready, starting, **known)
 
 
 def hpa(**more: Any) -> Hpa:
@@ -43,7 +43,9 @@ def hpa(**more: Any) -> Hpa:
     return Hpa(**bare | more)
 
 
-def follow(policy: Policy, loads: Sequence[float], *, ready: int, cold: int = 0, metric: str = "running") -> list[int]:
+def follow(
+    policy: ScalingPolicy, loads: Sequence[float], *, ready: int, cold: int = 0, metric: str = "running"
+) -> list[int]:
     """Counts wanted while each load lasts one tick; what is asked for is ready ``cold`` ticks later, and what goes, goes at once."""
     state, wanted, pipeline = None, [], []
     for i, load in enumerate(loads):
@@ -220,10 +222,10 @@ def test_kpa_refuses_a_share_and_windows_the_wrong_way_round() -> None:
         Kpa(CONCURRENCY, most=4, panic_s=90.0)
 
 
-# ----------------------------------------------------------------------------------------------------------- Governor
+# ----------------------------------------------------------------------------------------------------------- GovernorPolicy
 
 
-def governor(**more: Any) -> Governor:
+def governor(**more: Any) -> GovernorPolicy:
     usual: dict[str, Any] = {
         "max_num_seqs": 10,
         "most": 20,
@@ -231,7 +233,7 @@ def governor(**more: Any) -> Governor:
         "running_target": 1.0,
         "kv_target": 0.8,
     }
-    return Governor(**{"step_up": 1.0, "step_down": 0.0, "cooldown_s": 600.0} | usual | more)
+    return GovernorPolicy(**{"step_up": 1.0, "step_down": 0.0, "cooldown_s": 600.0} | usual | more)
 
 
 @pytest.mark.parametrize(
@@ -310,13 +312,13 @@ def test_governor_never_shrinks_the_last_and_needs_a_cooldown_beyond_the_cold_st
 # --------------------------------------------------------------------------------------------------- over any history
 
 MOST = 12
-POLICIES: list[Policy] = [
+POLICIES: list[ScalingPolicy] = [
     Hpa((RUNNING,), most=MOST, least=2),
     Hpa((PerReplica("kv_usage", 0.6), PerReplica("arrivals_per_s", 3.0)), most=MOST),
     Keda(Hpa((PerReplica("in_flight", 8.0),), most=MOST)),
     Kpa(CONCURRENCY, most=MOST),
     Kpa(PerReplica("arrivals_per_s", 5.0), most=MOST, least=1),
-    Governor(max_num_seqs=16, most=MOST, cold_start_s=60.0, cooldown_s=90.0),
+    GovernorPolicy(max_num_seqs=16, most=MOST, cold_start_s=60.0, cooldown_s=90.0),
 ]
 load = st.one_of(st.just(0.0), st.floats(0.0, 300.0), st.sampled_from((7.0, 70.0, 1e9)))
 ticks = st.lists(
@@ -324,8 +326,8 @@ ticks = st.lists(
 )
 
 
-def history(rows: Sequence[tuple[int, int, float, float, float, float | None]], step: float) -> list[Seen]:
-    return [Seen(i * step, *row) for i, row in enumerate(rows)]
+def history(rows: Sequence[tuple[int, int, float, float, float, float | None]], step: float) -> list[ScalingInput]:
+    return [ScalingInput(i * step, *row) for i, row in enumerate(rows)]
 
 
 def bounds(policy: Any) -> tuple[int, int]:
@@ -334,7 +336,7 @@ def bounds(policy: Any) -> tuple[int, int]:
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
 @given(rows=ticks)
-def test_within_the_bounds_a_whole_number_and_the_same_again(policy: Policy, rows: list[Any]) -> None:
+def test_within_the_bounds_a_whole_number_and_the_same_again(policy: ScalingPolicy, rows: list[Any]) -> None:
     runs = []
     for _ in range(2):
         state, wanted = None, []
@@ -384,7 +386,7 @@ def test_kpa_never_goes_down_in_panic(rows: list[Any]) -> None:
 
 @given(rows=ticks)
 def test_governor_never_shrinks_by_more_than_its_step_nor_while_anything_starts(rows: list[Any]) -> None:
-    policy = Governor(max_num_seqs=16, most=100, cold_start_s=20.0, cooldown_s=30.0, step_down=0.3)
+    policy = GovernorPolicy(max_num_seqs=16, most=100, cold_start_s=20.0, cooldown_s=30.0, step_down=0.3)
     state = None
     for now in history(rows, policy.interval_s):
         n, state = policy(now, state)

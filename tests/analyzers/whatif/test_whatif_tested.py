@@ -14,14 +14,14 @@ from analyzers.whatif.calibrate import Calibrated, calibrate_on_tests
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.engine import replay
 from analyzers.whatif.fit import Draw, client_replay
-from analyzers.whatif.model import EngineModel, Iteration, Limits
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.outlook import look
 from analyzers.whatif.tested import observation
 from collectors.loadtests import LoadTest, Summary
 from collectors.workload import Workload
 from tests.analyzers.whatif.served import poisson
 
-TRUTH = EngineModel(Iteration(0.007, 3e-5, 4e-8, 3e-5, 2e-9), Limits(128, 2048, 400_000))
+TRUTH = EngineModel(IterationCost(0.007, 3e-5, 4e-8, 3e-5, 2e-9), EngineLimits(128, 2048, 400_000))
 SHAPE = Shape(
     replicas=1, accelerator="H100", engine={"max_num_seqs": 128, "max_num_batched_tokens": 2048, "kv_tokens": 400_000}
 )
