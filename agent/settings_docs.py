@@ -139,6 +139,14 @@ def _plugin(group: str, name: str) -> str:
 
 def _said(model: type[BaseModel]) -> dict[str, str]:
     """The text under each field of a class, whether or not pydantic was told to take it for the description."""
+    said: dict[str, str] = {}
+    for one in reversed(model.__mro__):
+        if issubclass(one, BaseModel) and one is not BaseModel:
+            said |= _said_by(one)
+    return said
+
+
+def _said_by(model: type[BaseModel]) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0]
     assert isinstance(body, ast.ClassDef)
     return {

@@ -109,7 +109,7 @@ class Watched:
             shape = self.catalogue.with_size(shape, shape.size)
         self.live = replace(live, shape=shape)
         self.replicas = dict(live.targets)
-        self.price_per_hour = self.catalogue.per_hour(shape)
+        self.price_per_hour = self.catalogue.per_hour(shape, live.serving)
 
     def targets(self) -> list[Target]:
         """Each replica where the system knows them, otherwise the one address."""

@@ -16,9 +16,12 @@ BY_CONTRACT = frozenset(("Options",))
 STILL_TWICE: frozenset[str] = frozenset(
     (
         "Account",
+        "Cluster",
+        "DiscoveryOptions",
         "Fleet",
         "Found",
         "Histogram",
+        "Inventory",
         "Job",
         "Receiver",
         "Record",
@@ -27,6 +30,7 @@ STILL_TWICE: frozenset[str] = frozenset(
         "Sessions",
         "Stream",
         "Target",
+        "Workload",
     )
 )
 

@@ -218,9 +218,13 @@ def test_a_plan_of_yesterday_changes_nothing_today(stage: Stage) -> None:
             with contextlib.suppress(ActuatorError):
                 await stage.make().do(operation, "yesterday/0", None)
         assert (await stage.make().live()).version == live.version
-        with pytest.raises(ActuatorError) as refused:
+
+        async def anew() -> None:
             await stage.make().clear(old.operations[0], None)
             await stage.make().do(old.operations[0], "yesterday/0", None)
+
+        with pytest.raises(ActuatorError) as refused:
+            await anew()
         assert refused.value.trouble is Trouble.DRIFT
 
     asyncio.run(story())

@@ -107,7 +107,7 @@ def test_check_tells_each_problem_and_exits_with_2(tmp_path: Path) -> None:
         "file": str(path),
         "line": 2,
         "field": "endpoints[0].sources.[/red]",
-        "what": "no collector is called '[/red]'; there are: host, probe, vllm",
+        "what": "no collector is called '[/red]'; there are: azure-monitor, host, probe, prometheus, vllm",
         "do": "",
     }
 

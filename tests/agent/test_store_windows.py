@@ -104,7 +104,7 @@ def test_a_fuller_window_replaces_its_row_and_a_poorer_one_does_not(store: Store
         assert windows.save(db, [poor], {"chat": 1.0}) == 0
     with store.read() as db:
         assert windows.load(db, "chat", "vllm", T0, T0 + 60, 60.0) == [window(T0)]
-        assert windows.spent(db, "chat", "vllm", T0, T0 + 60, 60.0) == pytest.approx(2.0 / 60)
+        assert windows.spent(db, "chat", "vllm", T0, T0 + 60, 60.0).usd == pytest.approx(2.0 / 60)
 
 
 @pytest.mark.parametrize("counts", [{"requests": math.inf}, {"throttled": math.nan}])

@@ -377,10 +377,17 @@ def test_whatever_lies_in_the_spool_new_windows_are_saved_and_nothing_is_silent(
     store.close()
 
 
+class Priceless(Catalogue):
+    """A price that no sum can hold."""
+
+    def per_hour(self, shape: Shape, serving: float | None = None) -> float | None:
+        return math.inf
+
+
 def test_one_window_that_the_database_never_takes_blocks_no_other(clock: VirtualClock, tmp_path: Path) -> None:
     """What one endpoint costs overflows: its windows are refused one by one, and counted with the reason."""
     watched = {name: watched_of(name, Counting(clock, None), Saying()) for name in ("good", "bad")}
-    watched["bad"].catalogue = Catalogue(own_price=math.inf)
+    watched["bad"].catalogue = Priceless()
     watcher, store = watcher_of(watched, clock, tmp_path)
     asyncio.run(run(watcher, clock, 240))
     assert len(loaded(store, "good", clock)) == 3
