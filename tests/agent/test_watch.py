@@ -22,7 +22,7 @@ from agent.metrics import Metrics
 from agent.settings import CollectSettings, EndpointSettings
 from agent.spool import Spool
 from agent.store import Store, fleet, schema, windows
-from agent.watch import MAX_GAPS, Watched, Watcher
+from agent.watch import MAX_GAPS, Watched, Watcher, lag_of
 from analyzers.policy import Catalogue
 from collectors.base import Collector, FleetMember, Scope, Target, Wanted
 from collectors.window import CollectError, Reading, Span, Window
@@ -377,17 +377,13 @@ def test_whatever_lies_in_the_spool_new_windows_are_saved_and_nothing_is_silent(
     store.close()
 
 
-class Priceless(Catalogue):
-    """A price that no sum can hold."""
-
-    def per_hour(self, shape: Shape, serving: float | None = None) -> float | None:
-        return math.inf
-
-
 def test_one_window_that_the_database_never_takes_blocks_no_other(clock: VirtualClock, tmp_path: Path) -> None:
     """What one endpoint costs overflows: its windows are refused one by one, and counted with the reason."""
-    watched = {name: watched_of(name, Counting(clock, None), Saying()) for name in ("good", "bad")}
-    watched["bad"].catalogue = Priceless()
+    hundred = Saying(Live(Shape(replicas=100), "1", True))
+    watched = {
+        name: watched_of(name, Counting(clock, None), system) for name, system in (("good", Saying()), ("bad", hundred))
+    }
+    watched["bad"].catalogue = Catalogue(own_price=1e307)
     watcher, store = watcher_of(watched, clock, tmp_path)
     asyncio.run(run(watcher, clock, 240))
     assert len(loaded(store, "good", clock)) == 3
@@ -508,7 +504,7 @@ def test_a_fleet_is_asked_once_for_all_and_late_windows_are_whole(clock: Virtual
         assert [w.coverage for w in rows] == [pytest.approx(1.0)] * len(rows)
         assert len(rows) >= 9
         assert all(w.count("requests") == pytest.approx(60.0) for w in rows)
-    assert watched["0"].lag_s == 240.0
+    assert lag_of(watched["0"].collectors["counting"]) == 240.0
     store.close()
 
 
