@@ -126,6 +126,11 @@ class Watched:
         name = self.settings.name
         return [replace(target, name=name, url=self.settings.url) for target in self.targets()[:1]]
 
+    @property
+    def lag_s(self) -> float:
+        """How far behind the newest windows are by nature: the slowest source's interval, and how late its data may come."""
+        return max((lag_of(collector) for collector in self.collectors.values()), default=0.0)
+
     def left(self, names: Iterable[str], at: float) -> None:
         """These targets are no longer there, by intention: nobody misses them in the windows from now on."""
         for name in names:
