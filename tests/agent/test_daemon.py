@@ -311,12 +311,17 @@ def _spans(receiver: Served) -> dict[str, Any]:
     return {span.name: span for span in _all_spans(receiver)}
 
 
+def _of(endpoint: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Endpoints are analyzed side by side, so that any of them may be the first."""
+    return [line for line in lines if line["endpoint"] == endpoint]
+
+
 def test_each_line_of_the_log_says_which_endpoint_and_cycle(tmp_path: Path, vllm: Served) -> None:
     with serve(answering("no", status="500 Internal Server Error")) as bad:
         config = write_settings(tmp_path, [endpoint("chat", vllm.url), endpoint("broken", bad.url)])
         with running(config) as daemon:
-            daemon.until(lambda: daemon.lines("analyzed") and daemon.lines("read_failed"), "both are said")
-            analyzed, failed = daemon.lines("analyzed")[0], daemon.lines("read_failed")[0]
+            daemon.until(lambda: _of("chat", daemon.lines("analyzed")) and daemon.lines("read_failed"), "both are said")
+            analyzed, failed = _of("chat", daemon.lines("analyzed"))[0], daemon.lines("read_failed")[0]
             assert (analyzed["loop"], analyzed["endpoint"], analyzed["level"]) == ("decide", "chat", "info")
             assert (failed["loop"], failed["endpoint"], failed["kind"]) == ("collect", "broken", "http_5xx")
             assert analyzed["cycle"] >= 1
