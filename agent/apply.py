@@ -20,8 +20,9 @@ from actuators.shape import Plan
 from agent.execution import Direction, Execution, Run, Standing, in_time, receipt_of
 from agent.metrics import Metrics
 from agent.settings import Settings
-from agent.store import Store, changes, control, fleet, outbox, recommendations, windows
+from agent.store import Store, changes, control, fleet, outbox, recommendations
 from agent.store.control import Lead, LeaseLost
+from agent.store.evidence import judged
 from agent.uptake import Uptake
 from agent.watch import Watched, Watcher
 from analyzers.prediction import Prediction
@@ -257,14 +258,13 @@ class Applier:
     def _judge(self, change: changes.Row, watched: Watched, since: float, last: float) -> Verdict:
         """What was observed since then, beside what was before the change; it is final at ``last``."""
         endpoint, width, now = watched.settings, self._settings.collect.window_s, self._clock.now()
-        source = next(iter(endpoint.sources))
         with self._store.read() as db:
             earlier = [c for c in changes.listed(db, endpoint=endpoint.name) if c["created_at"] < change["created_at"]]
             begin = max(
                 [change["created_at"] - endpoint.policy.evidence_s, *(c["finished_at"] or 0.0 for c in earlier)]
             )
-            before = windows.load(db, endpoint.name, source, begin, change["created_at"], width)
-            after = windows.load(db, endpoint.name, source, since, now, width)
+            before = judged(db, endpoint.name, endpoint.sources, begin, change["created_at"], width)
+            after = judged(db, endpoint.name, endpoint.sources, since, now, width)
         prediction = Prediction.from_dict(change["prediction"]) if change["prediction"] else None
         return judge(
             before,

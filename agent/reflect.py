@@ -23,7 +23,8 @@ from actuators.base import ActuatorError, Live
 from actuators.shape import Plan, Shape
 from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, fleet, recommendations, tunes, windows
+from agent.store import Store, changes, fleet, recommendations, tunes
+from agent.store.evidence import judged
 from agent.watch import Watched
 from agent.wiring import policy_of
 from analyzers.finding import Finding
@@ -217,9 +218,8 @@ class Reflector:
     def _evidence(self, watched: Watched, live: Live, now: float) -> _Evidence:
         """The evidence since the last change (and its warm-up), at most ``evidence_s`` of it."""
         endpoint = watched.settings
-        source = next(iter(endpoint.sources))
         width = self._settings.collect.window_s
-        end = now // width * width
+        end = (now - watched.settles_s) // width * width
         start, settling = end - endpoint.policy.evidence_s, False
         with self._store.read() as db:
             known = fleet.get(db, endpoint.name)
@@ -227,11 +227,11 @@ class Reflector:
                 settled = -(-(known["last_change_at"] + endpoint.verify.warmup_s) // width) * width
                 settling = settled > start and end - settled < SETTLING_WINDOWS * width
                 start = max(start, settled)
-            rows = windows.load(db, endpoint.name, source, start, end, width) if end > start else []
+            rows = judged(db, endpoint.name, endpoint.sources, start, end, width) if end > start else []
             error = changes.measured_error(db, endpoint.name)
         situation = Situation(
             endpoint.name,
-            source,
+            rows[-1].source if rows else "",
             rows,
             start,
             max(end, start + width),

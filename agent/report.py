@@ -16,6 +16,7 @@ from agent import charts, views
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, outbox, windows
 from agent.store import recommendations as advice
+from agent.store.evidence import judged, main_source
 from agent.store.windows import ROLLUPS
 from analyzers.money import Cost, Total, and_unknown, parts, per_month
 from analyzers.objective import attainment, total
@@ -106,7 +107,7 @@ def _tiled(db: sa.Connection, e: EndpointSettings, start: float, end: float, wid
     if not widths or end - start < widths[0]:
         return []
     *finer, width = widths
-    rows = windows.load(db, e.name, next(iter(e.sources)), start, end, width)
+    rows = judged(db, e.name, e.sources, start, end, width)
     if not rows:
         return _tiled(db, e, start, end, finer)
     return [*_tiled(db, e, start, rows[0].start, finer), *rows, *_tiled(db, e, rows[-1].end, end, finer)]
@@ -117,7 +118,7 @@ def _spent(db: sa.Connection, rows: Sequence[Window]) -> Cost:
     found: list[Cost] = []
     for width, group in groupby(rows, key=lambda w: w.duration_s):
         run = list(group)
-        found.append(windows.spent(db, run[0].endpoint, run[0].source, run[0].start, run[-1].end, width))
+        found.append(windows.spent(db, run[0].endpoint, main_source(run[0]), run[0].start, run[-1].end, width))
     return parts(found)
 
 

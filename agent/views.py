@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from actuators.shape import Plan, Shape
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes, windows
+from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes
 from agent.store import audit as audit_table
+from agent.store.evidence import judged
 from analyzers.money import Tariff, Unit, Used, per_1k_tokens, per_month, per_request
 from analyzers.objective import attainment, total
 from collectors.window import Window
@@ -85,9 +86,9 @@ def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
 
 def _recent(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float, since: float) -> list[Window]:
     """The span that the endpoint is judged by, but nothing from before ``since``: a change makes another endpoint of it."""
-    source, width = next(iter(e.sources)), settings.collect.window_s
+    width = settings.collect.window_s
     start = max(now - max(e.policy.evidence_s, 30 * width), -(-since // width) * width)
-    return windows.load(db, e.name, source, start, now, width)
+    return judged(db, e.name, e.sources, start, now, width)
 
 
 def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float) -> View:

@@ -131,6 +131,11 @@ class Watched:
         """How far behind the newest windows are by nature: the slowest source's interval, and how late its data may come."""
         return max((lag_of(collector) for collector in self.collectors.values()), default=0.0)
 
+    @property
+    def settles_s(self) -> float:
+        """How late the latest of its sources may be: what lies nearer is not all there yet, and is no evidence."""
+        return max((collector.settles_s for collector in self.collectors.values()), default=0.0)
+
     def left(self, names: Iterable[str], at: float) -> None:
         """These targets are no longer there, by intention: nobody misses them in the windows from now on."""
         for name in names:

@@ -194,7 +194,8 @@ def _observed(
 ) -> Workload:
     """What the store saw of an endpoint, drawn again request by request."""
     from agent.clock import WallClock
-    from agent.store import Store, windows
+    from agent.store import Store
+    from agent.store.evidence import judged
     from analyzers.prediction import CannotPredict
     from analyzers.whatif.traffic import workload_from_windows
 
@@ -205,7 +206,7 @@ def _observed(
         now, width = WallClock().now(), settings.collect.window_s
         end = now // width * width
         with store.read() as db:
-            found = windows.load(db, like.name, next(iter(like.sources)), end - span(given.since), end, width)
+            found = judged(db, like.name, like.sources, end - span(given.since), end, width)
     finally:
         store.close()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from collectors.window import Window
 
 
 def judged(
-    db: sa.Connection, endpoint: str, sources: Sequence[str], start: float, end: float, duration_s: float
+    db: sa.Connection, endpoint: str, sources: Iterable[str], start: float, end: float, duration_s: float
 ) -> list[Window]:
     """Windows of one resolution that lie whole within ``start``..``end``, oldest first, each put together from all sources.
 
@@ -21,6 +21,11 @@ def judged(
     """
     by_source = {s: windows.load(db, endpoint, s, start, end, duration_s) for s in sources}
     return combined({source: rows for source, rows in by_source.items() if rows})
+
+
+def main_source(window: Window) -> str:
+    """Of a window that was put together: the source that its coverage is of. Each source's row of that moment has the same cost."""
+    return window.source.partition("+")[0]
 
 
 def combined(by_source: Mapping[str, Sequence[Window]]) -> list[Window]:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from actuators.shape import Shape
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, windows
+from agent.store import evidence as store_evidence
 from agent.whatif.figures import SCHEMA_VERSION, CandidateOutcome, Curves, curve, meets
 from agent.whatif.parallel import each
 from agent.whatif.table import SATURATED
@@ -100,10 +101,14 @@ def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, no
 
 def _span(db: sa.Connection, endpoint: EndpointSettings, start: float, end: float, width: float) -> list[Window]:
     """Windows as collected; what is older than those, as rolled up."""
-    source = next(iter(endpoint.sources))
     rows: list[Window] = []
     for duration_s in (width, *(w for w in windows.ROLLUPS if w > width)):
-        rows = windows.load(db, endpoint.name, source, start, rows[0].start if rows else end, duration_s) + rows
+        rows = (
+            store_evidence.judged(
+                db, endpoint.name, endpoint.sources, start, rows[0].start if rows else end, duration_s
+            )
+            + rows
+        )
     return rows
 
 
