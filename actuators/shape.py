@@ -97,6 +97,33 @@ class Shape:
         return ", ".join(parts) or "unknown shape"
 
 
+def difference(before: Shape, after: Shape) -> str:
+    """What changes, for people: ``replicas 4 → 2, max_num_seqs 8 → 16``. Empty: nothing does."""
+    old, new = _flat(before), _flat(after)
+    if old.get("size") != new.get("size"):  # what a size is made of changes with it, and says nothing more
+        old, new = ({k: v for k, v in d.items() if k not in _OF_A_SIZE} for d in (old, new))
+    names = [n for n in (*old, *(n for n in new if n not in old)) if old.get(n) != new.get(n)]
+    return ", ".join(f"{n.replace('_', ' ') if n in _SPOKEN else n} {_said(old, n)} → {_said(new, n)}" for n in names)
+
+
+_OF_A_SIZE = ("accelerator", "accelerator_count", "cpus", "memory_gb")
+_SPOKEN = ("accelerator_count", "memory_gb")
+
+
+def _flat(shape: Shape) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in shape.as_dict().items():
+        inner = value if isinstance(value, dict) else {name: value}
+        flat |= inner.pop("targets", {}) if "targets" in inner else {}
+        flat |= inner
+    return flat
+
+
+def _said(flat: Mapping[str, Any], name: str) -> str:
+    value = flat.get(name)
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 _UNITS = {"tokens_per_minute": "tokens/min", "ptu": "PTU", "requests_per_minute": "requests/min"}
 
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
-from actuators.shape import Plan, Shape
+from actuators.shape import Plan, Shape, difference
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes
 from agent.store import audit as audit_table
@@ -206,6 +206,7 @@ def _brief(row: Mapping[str, Any]) -> View:
             "created_at", "refreshed_at", "expires_at", "snoozed_until", "decided_at")  # fmt: skip
     return {k: row[k] for k in keys} | {
         "direction": body["direction"],
+        "what": difference(Shape.from_dict(body["current"]["shape"]), Shape.from_dict(body["proposed"]["shape"])),
         "current": body["current"]["label"],
         "proposed": body["proposed"]["label"],
         "reasons": body["reasons"],
@@ -246,7 +247,11 @@ def _change(row: Mapping[str, Any]) -> View:
     plan = Plan.from_dict(row["plan"])
     keys = ("id", "recommendation_id", "endpoint", "state", "state_reason", "approved_by", "plan_hash", "created_at",
             "applied_at", "finished_at", "rollback_requested", "outcome")  # fmt: skip
-    return {k: row[k] for k in keys} | {"before": plan.before.label(), "after": plan.after.label()}
+    return {k: row[k] for k in keys} | {
+        "before": plan.before.label(),
+        "after": plan.after.label(),
+        "what": difference(plan.before, plan.after),
+    }
 
 
 def _ledger(db: sa.Connection, change_id: str) -> list[View]:

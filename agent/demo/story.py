@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actuators.emulated.fleet import Fleet, FleetError
+from actuators.shape import Shape, difference
 from agent import report, views
 from agent.cli.output import money, number, stdout
 from agent.clock import WallClock
@@ -29,6 +30,7 @@ from agent.demo.cast import ROLES, SECRET_ENV, SLACK_USER, WEBHOOK_ENV, settings
 from agent.demo.slack_stand_in import SlackStandIn
 from agent.settings import Settings
 from agent.store import Store
+from analyzers.money import per_month
 from collectors.base import Target
 from collectors.http import Http
 from collectors.traffic.inside import simulate
@@ -238,20 +240,19 @@ def _scene(seen: Mapping[str, Mapping[str, Any]], slack: SlackStandIn, elapsed_s
     table = Table(
         title=f"deploy → simulate → monitor → reflect → adjust → verify    {elapsed_s:3.0f} s", title_justify="left"
     )
-    for column in ("endpoint", "shape", "TTFT p95", "ITL p95", "load", "findings", "what happens"):
-        table.add_column(column)
+    for column in ("endpoint", "TTFT p95", "ITL p95", "load", "findings", "what happens"):
+        table.add_column(column, no_wrap=column == "endpoint")
     for e in seen.values():
         goals = {o["target"]: o for o in e["objective"]}
         table.add_row(
             e["name"],
-            e["label"],
             _goal(goals.get("ttft_p95_s")),
             _goal(goals.get("itl_p95_s")),
             number(e["load"]["requests_per_s"], "/s", 2),
             "\n".join(f["code"] for f in e["findings"] if f["kind"] != "insufficient_data") or "-",
             _happening(e),
         )
-    line = Text(f"Slack stand-in: {len(slack.messages)} messages, {len(slack.clicks)} signed clicks. ")
+    line = Text(f"\nSlack stand-in: {len(slack.messages)} messages, {len(slack.clicks)} signed clicks. ")
     line.append(f"Page: http://127.0.0.1:{port}")
     return Group(table, line)
 
@@ -266,11 +267,13 @@ def _happening(e: Mapping[str, Any]) -> Text:
     change, advice = e["change"], e["advice"]
     if change is not None:
         colour = {"succeeded": "green", "rolled_back": "yellow", "failed": "red"}.get(change["state"], "cyan")
-        return Text(f"{change['state'].replace('_', ' ')}: {change['before']} → {change['after']}", colour)
+        return Text(f"{change['state'].replace('_', ' ')}: {change['what']}", colour)
     if advice is not None:
-        return Text(f"{advice['state']}: → {advice['proposed']}", "cyan")
+        return Text(f"{advice['state']}: {advice['what']}", "cyan")
     lacking = any(f["kind"] == "insufficient_data" for f in e["findings"])
-    return Text("gathers evidence" if lacking or e["seen_at"] is None else "watched: the size is right", "dim")
+    if lacking or e["seen_at"] is None:
+        return Text("gathers evidence", "dim")
+    return Text("looks for a better size" if e["findings"] else "watched: the size is right", "dim")
 
 
 def _summary(store: Store, loaded: Settings, now: float, wall_s: float) -> dict[str, Any]:
@@ -302,27 +305,20 @@ def _summary(store: Store, loaded: Settings, now: float, wall_s: float) -> dict[
 def _print_tradeoffs(store: Store) -> None:
     """What each considered shape would cost and do."""
     table = Table(title="Trade-offs: every shape that was considered", title_justify="left")
-    for column in (
-        "endpoint",
-        "shape",
-        "$/month",
-        "$ per 1k tokens",
-        "TTFT p95 predicted",
-        "ITL p95 predicted",
-        "verdict",
-    ):
-        table.add_column(column)
+    for column in ("endpoint", "shape", "$/month", "TTFT p95, predicted", "ITL p95", "verdict"):
+        table.add_column(column, no_wrap=column == "endpoint")
     for brief in views.recommendation_list(store)["recommendations"]:
         view = views.recommendation(store, brief["id"])
         assert view is not None
+        now = Shape.from_dict(view["recommendation"]["body"]["current"]["shape"])
         for i, o in enumerate(view["recommendation"]["body"]["options"][:6]):
+            what = difference(now, Shape.from_dict(o["shape"])) or f"as it is: {now.label()}"
             hourly = o["money"]["per_hour"]
             style = {"chosen": "bold green", "current": "bold"}.get(o["verdict"], "dim")
             table.add_row(
                 brief["endpoint"] if i == 0 else "",
-                o["label"],
-                money(hourly * 730 if hourly is not None else None),
-                number(o["money"]["per_1k_tokens"]),
+                what,
+                money(per_month(hourly)),
                 _interval(o, "ttft_p95_s"),
                 _interval(o, "itl_p95_s"),
                 o["verdict"].lower().replace("_", " "),
@@ -333,24 +329,36 @@ def _print_tradeoffs(store: Store) -> None:
 
 def _interval(option: Mapping[str, Any], metric: str) -> str:
     interval = (option["prediction"] or {"metrics": {}})["metrics"].get(metric)
-    return f"{interval['mid']:.3g} ({interval['low']:.2g} to {interval['high']:.2g}) s" if interval else "-"
+    return f"{interval['low']:.2g} to {interval['high']:.2g} s" if interval else "-"
+
+
+_PLAIN = {"ttft_p95_s": "TTFT p95, s", "itl_p95_s": "ITL p95, s", "requests_per_s": "requests/s"}
+
+
+def _observed(row: Mapping[str, Any]) -> str:
+    """The range, where a histogram tells no more than a range: by it the promise is judged."""
+    low, high = row["observed_low"], row["observed_high"]
+    if low is None or low == high:
+        return number(row["observed"], digits=2)
+    return (
+        f"{number(low, digits=2)} to {number(high, digits=2)}" if high is not None else f"over {number(low, digits=2)}"
+    )
 
 
 def _print_ledger(summary: Mapping[str, Any]) -> None:
     table = Table(title="Ledger: promised and observed", title_justify="left")
-    for column in ("endpoint", "change", "ended", "metric", "before", "promised (80 %)", "observed", "held"):
-        table.add_column(column)
+    for column in ("endpoint", "change", "metric", "before", "promised (80 %)", "observed", "held"):
+        table.add_column(column, no_wrap=column in ("endpoint", "metric"))
     for c in summary["changes"]:
         rows = [r for r in c["ledger"] if r["metric"] in ("ttft_p95_s", "itl_p95_s", "requests_per_s")]
         for i, r in enumerate(rows):
             table.add_row(
                 c["endpoint"] if i == 0 else "",
-                f"{c['before']} → {c['after']}" if i == 0 else "",
-                c["state"].replace("_", " ") if i == 0 else "",
-                r["metric"],
-                number(r["before"]),
-                f"{number(r['predicted'])} ({number(r['low'])} to {number(r['high'])})",
-                number(r["observed"]),
+                f"{c['what']}: {c['state'].replace('_', ' ')}" if i == 0 else "",
+                _PLAIN[r["metric"]],
+                number(r["before"], digits=2),
+                f"{number(r['low'], digits=2)} to {number(r['high'], digits=2)}",
+                _observed(r),
                 {True: "[green]yes[/green]", False: "[red]no[/red]", None: "-"}[r["inside"]],
             )
     stdout.print(table)
