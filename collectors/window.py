@@ -37,7 +37,8 @@ class Reading:
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     gauges: Mapping[str, float] = field(default_factory=dict)
     started_at: float | None = None
-    """When the target says that it started, by its own clock. Only compared with itself, to see a restart."""
+    """When the target says that it started, by its own clock. Only compared with itself: later is a restart, earlier is another server.
+    None where it is not of the calendar, such as seconds since boot: then counters that fall show a restart."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Model, engine version, KV capacity: text, as the target gave it."""
     samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -178,13 +178,13 @@ _TGI = Preset(
     ),
 )  # fmt: skip
 
-#: llama.cpp counts neither requests nor latencies; its prompt tokens leave the cached ones out.
+#: llama.cpp counts neither requests nor latencies; its prompt tokens leave the cached ones out, which older versions do not count.
 _LLAMACPP = Preset(
     "llamacpp:requests_processing",
     "llamacpp:tokens_predicted_total",
     (
         _count("prompt_tokens", "llamacpp:prompt_tokens_total"),
-        Query("prompt_tokens", "count", (_increase("llamacpp:prompt_tokens_cached_total"),), adds="may"),
+        Query("prompt_tokens", "count", (_increase("llamacpp:prompt_tokens_cached_total"),), adds="must"),
         _count("cached_prompt_tokens", "llamacpp:prompt_tokens_cached_total"),
         _count("output_tokens", "llamacpp:tokens_predicted_total"),
         _gauge("running", "sum", "llamacpp:requests_processing"),

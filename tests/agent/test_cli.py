@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from typer.testing import CliRunner, Result
 
+from agent import plugins
 from agent.cli import app, main, output
 from agent.clock import WallClock
 from agent.store import Store, changes, control, fleet, recommendations, schema
@@ -107,7 +108,7 @@ def test_check_tells_each_problem_and_exits_with_2(tmp_path: Path) -> None:
         "file": str(path),
         "line": 2,
         "field": "endpoints[0].sources.[/red]",
-        "what": "no collector is called '[/red]'; there are: azure-monitor, host, probe, prometheus, vllm",
+        "what": "no collector is called '[/red]'; there are: " + ", ".join(plugins.names(plugins.COLLECTORS)),
         "do": "",
     }
 

@@ -99,6 +99,16 @@ def test_requests_and_errors_are_what_vllm_and_its_http_layer_count() -> None:
     assert only(said, "silent").counts == {"requests": 10.0}  # nobody knows how many failed before the engine
 
 
+def test_where_llamacpp_does_not_count_cached_tokens_the_prompts_are_not_known() -> None:
+    with fake_store() as store:
+        alive(store, "new", "old")
+        store.tell("llamacpp:prompt_tokens_total", ({"job": "new"}, 10.0), ({"job": "old"}, 10.0))
+        store.tell("llamacpp:prompt_tokens_cached_total", ({"job": "new"}, 4.0))
+        said = read(store, {name: {"preset": ("llamacpp",)} for name in ("new", "old")})
+    assert only(said, "new").counts == {"prompt_tokens": 14.0, "cached_prompt_tokens": 4.0}
+    assert only(said, "old").counts == {}
+
+
 def test_what_the_http_layer_counts_for_two_models_is_neither_ones() -> None:
     labels = {"a": {"job": "vllm", "model_name": "a"}, "b": {"job": "vllm", "model_name": "b"}}
     with fake_store() as store:
