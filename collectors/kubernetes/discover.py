@@ -160,9 +160,9 @@ def found(workload: Workload, services: Sequence[Mapping[str, Any]], cluster: Cl
     notes = [f"{workload.id}, {workload.spec.get('replicas', 1)} replicas"]
     scaler, gitops = workload.autoscaler, workload.gitops
     if scaler is not None:
-        notes.append(
-            f"{scaler.get('kind') or 'autoscaler'} {(scaler.get('metadata') or {}).get('name')} sets the count: its bounds are tuned"
-        )
+        # items of a typed list come without their kind
+        kind = "ScaledObject" if "triggers" in (scaler.get("spec") or {}) else "HorizontalPodAutoscaler"
+        notes.append(f"{kind} {(scaler.get('metadata') or {}).get('name')} sets the count: its bounds are tuned")
     if gitops is not None:
         notes.append(f"{gitops[0]} owns the manifest ({gitops[1]}): changes are given as a patch")
     if not seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -213,17 +214,16 @@ def asked(spec: Body, resource: str) -> float:
 
 
 _SUFFIXES = {
-    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
-    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50,
+    "n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
 }  # fmt: skip
+_QUANTITY = re.compile(
+    r"([+-]?[0-9]{1,30}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,2})?)([numkMGTPE]?|[KMGTPE]i)", re.ASCII
+)
 
 
 def quantity(value: object) -> float | None:
     """A resource quantity such as ``250m``, ``1Gi``, ``2``, as a plain number. None where it is none."""
     text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
-    digits = text.rstrip("".join({c for suffix in _SUFFIXES for c in suffix}))
-    factor = _SUFFIXES.get(text[len(digits) :])
-    try:
-        return None if factor is None or not digits else float(digits) * factor
-    except ValueError:
-        return None
+    found = _QUANTITY.fullmatch(text)
+    return None if found is None else float(found[1]) * _SUFFIXES[found[2]]
