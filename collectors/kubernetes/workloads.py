@@ -63,9 +63,9 @@ class Workload:
 
     @property
     def template(self) -> Body:
-        """The pod template; of a LeaderWorkerSet its worker's."""
-        spec = self.spec
-        found: Body = spec.get("template") or (spec.get("leaderWorkerTemplate") or {}).get("workerTemplate") or {}
+        """The template of the pods that serve; of a LeaderWorkerSet the leader's, which is the workers' where it has none of its own."""
+        group = self.spec.get("leaderWorkerTemplate") or {}
+        found: Body = self.spec.get("template") or group.get("leaderTemplate") or group.get("workerTemplate") or {}
         return found
 
     @property
@@ -201,6 +201,16 @@ def _belongs(pod: Body, namespace: str, labels: Mapping[str, str]) -> bool:
 def containers(spec: Body) -> Iterator[Body]:
     """Of a pod's spec."""
     yield from (c for c in spec.get("containers") or () if isinstance(c, dict))
+
+
+#: What marks a container that serves a model: its image, or the words of its command line.
+ENGINES = ("vllm", "sglang", "text-generation-inference", "llama.cpp", "llama-server")
+
+
+def names_engine(container: Body) -> bool:
+    """Whether its image or its command line names an engine."""
+    words = (container.get("image"), *(container.get("command") or ()), *(container.get("args") or ()))
+    return any(engine in str(word) for word in words for engine in ENGINES)
 
 
 def asked(spec: Body, resource: str) -> float:
