@@ -29,6 +29,8 @@ _TROUBLE = {
     "throttled": Trouble.THROTTLED,
     "unreachable": Trouble.UNREACHABLE,
 }
+#: A LeaderWorkerSet does not say which generation its status is of: it has so many seconds to follow.
+_UNSEEN_S = 30.0
 
 
 class Options(Cluster):
@@ -41,7 +43,7 @@ class Options(Cluster):
     name: str = ""
     """Its name. Default: the endpoint's."""
     container: str | None = None
-    """The container that serves. Default: the first."""
+    """The container that serves. Default: the first whose image or command names an engine, else the first."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """Where each pod serves and tells its metrics. Default: `--port`, then the container's first port, then 8000."""
     pods: bool = True
@@ -122,7 +124,8 @@ class KubernetesWorkload:
             workload = await self._workload(fresh=True)
         generation = (workload.body.get("metadata") or {}).get("generation")
         return Receipt(
-            {"step": operation.name, "token": token, "generation": generation}, leaves=spec.version_of(workload)
+            {"step": operation.name, "token": token, "generation": generation, "at": self.context.clock.now()},
+            leaves=spec.version_of(workload),
         )
 
     async def done(self, operation: Operation, receipt: Receipt) -> Step:
@@ -135,6 +138,9 @@ class KubernetesWorkload:
             return self._resized(operation, workload)
         if not self._is_so(operation, workload):
             return self._lost(workload)
+        seen = "observedGeneration" in (workload.body.get("status") or {})
+        if not seen and self.context.clock.now() - receipt.handle["at"] < _UNSEEN_S:
+            return Step(Progress.PENDING, f"the status of {workload.id} may still be of before")
         stuck = spec.stuck_of(workload)
         if stuck is not None:
             return Step(Progress.FAILED, stuck)
@@ -202,13 +208,7 @@ class KubernetesWorkload:
             case "scale":
                 return bool(workload.spec.get("replicas", 1) == operation.args["replicas"])
             case "set_bounds":
-                now = spec.autoscaling_of(workload)
-                wanted = operation.args
-                return (
-                    now is not None
-                    and (now.least, now.most) == (wanted["least"], wanted["most"])
-                    and all(abs(now.targets.get(k, float("nan")) - v) <= 1e-3 for k, v in wanted["targets"].items())
-                )
+                return planning.is_set(operation, workload)
             case "patch_template":
                 change = operation.args["container"]
                 holds = spec.serving_container(workload, change["name"])
@@ -227,8 +227,6 @@ class KubernetesWorkload:
         version = (read.get("metadata") or {}).get("resourceVersion")
         body["metadata"] = {"resourceVersion": version} if version else {}
         strategic = operation.name == "patch_template" and workload.id.kind != "LeaderWorkerSet"
-        if operation.name == "patch_template" and not strategic:
-            body = _whole_list(body, workload)
         try:
             await client.patch(path, body, strategic=strategic, dry_run=dry_run)
         except KubernetesError as error:
@@ -298,15 +296,6 @@ def _holds(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 def _pod_holds(pod: Mapping[str, Any], container: str, wanted: Mapping[str, Any]) -> bool:
     found = [c for c in (pod.get("spec") or {}).get("containers") or () if c.get("name") == container]
     return all(_holds(c.get("resources") or {}, wanted) for c in found)
-
-
-def _whole_list(body: dict[str, Any], workload: Workload) -> dict[str, Any]:
-    """A custom resource's lists are replaced whole: so the others come along."""
-    change = body["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"][0]
-    there = (workload.template.get("spec") or {}).get("containers") or ()
-    merged = [{**c, **change} if c.get("name") == change["name"] else c for c in there]
-    body["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"] = merged
-    return body
 
 
 def make(context: SystemContext) -> Actuator:

@@ -49,7 +49,7 @@ def plan(terms: Terms, workload: Workload, live: Live, wanted: Shape, free_gpus:
         version=live.version,
         operations=tuple(steps),
         restarts=restarts,
-        downtime_s=0.0,
+        downtime_s=_downtime_s(terms, workload) if restarts else 0.0,
         way_back="the same fields set back; pods are replaced again where the template was changed",
         finish=tuple(finish),
         needs=_needs(live.shape, wanted, free_gpus),
@@ -57,12 +57,35 @@ def plan(terms: Terms, workload: Workload, live: Live, wanted: Shape, free_gpus:
     )
 
 
+def _downtime_s(terms: Terms, workload: Workload) -> float:
+    """Seconds at most in which fewer serve while a new template is rolled out. Raises ``CannotPlan`` where it never would be."""
+    s = workload.spec
+    strategy = s.get("strategy") or s.get("updateStrategy") or s.get("rolloutStrategy") or {}
+    rolling = strategy.get("rollingUpdate") or strategy.get("rollingUpdateConfiguration") or {}
+    held = [
+        text
+        for text, there in (
+            ("its rollouts are paused", s.get("paused")),
+            ("its updateStrategy is OnDelete", strategy.get("type") == "OnDelete"),
+            ("its updateStrategy has a partition", rolling.get("partition")),
+        )
+        if there
+    ]
+    if held:
+        raise CannotPlan("HELD", f"{workload.id}: {held[0]}, so a new template would not come to all its pods")
+    surges = workload.id.kind == "Deployment" or bool(rolling.get("maxSurge"))
+    return terms.rollout_s if strategy.get("type") == "Recreate" or not surges else 0.0
+
+
 def _check(workload: Workload, live: Live, wanted: Shape) -> None:
     other = [k for k in Shape.__slots__ if k not in _CHANGES and getattr(wanted, k) != getattr(live.shape, k)]
     if other:
         text = f"kubernetes cannot change {', '.join(other)} of a running workload: deploy another one on those nodes"
         raise CannotPlan("UNSUPPORTED_CHANGE", text)
-    if workload.autoscaler is not None and wanted.replicas is not None:
+    if spec.is_paused(workload):
+        if wanted.autoscaling is not None or wanted.replicas != live.shape.replicas:
+            raise CannotPlan("OWNED", f"somebody paused the ScaledObject of {workload.id}: resume it first")
+    elif workload.autoscaler is not None and wanted.replicas is not None:
         owner = spec.owner_of(workload)
         who = f"{owner.kind} {owner.name}" if owner is not None else "its autoscaler"
         raise CannotPlan("OWNED", f"{who} sets the replicas: change its bounds or targets (autoscaling), not the count")
@@ -204,13 +227,37 @@ def patch_of(step: Operation, workload: Workload) -> dict[str, Any]:
         case "scale":
             return {"spec": {"replicas": step.args["replicas"]}}
         case "patch_template":
-            inner = {"spec": {"containers": [step.args["container"]]}}
-            if workload.id.kind == "LeaderWorkerSet":
-                return {"spec": {"leaderWorkerTemplate": {"workerTemplate": inner}}}
+            inner: dict[str, Any] = {"spec": {"containers": [step.args["container"]]}}
+            if (
+                workload.id.kind == "LeaderWorkerSet"
+            ):  # a custom resource's lists are replaced whole: so the others come along
+                change, there = step.args["container"], (workload.template.get("spec") or {}).get("containers") or ()
+                merged = [_over(c, change) if c.get("name") == change["name"] else dict(c) for c in there]
+                leads = "leaderTemplate" in (workload.spec.get("leaderWorkerTemplate") or {})
+                part = "leaderTemplate" if leads else "workerTemplate"
+                return {"spec": {"leaderWorkerTemplate": {part: {"spec": {"containers": merged}}}}}
             return {"spec": {"template": inner}}
         case "set_bounds":
             return {"spec": _bounds_body(step, workload)}
     raise ValueError(f"{step.name} is no patch of the workload")
+
+
+def _over(container: Patch, change: Patch) -> dict[str, Any]:
+    """A container with the change; resources that it does not name, such as GPUs, stay."""
+    resources = {k: dict(v) if isinstance(v, dict) else v for k, v in (container.get("resources") or {}).items()}
+    for part, values in (change.get("resources") or {}).items():
+        resources[part] = {**(resources.get(part) or {}), **values}
+    return {**container, **change, **({"resources": resources} if resources else {})}
+
+
+def is_set(step: Operation, workload: Workload) -> bool:
+    """Whether the autoscaler says already what the step writes, as it writes it: a share is a whole number of percent."""
+    scaler = workload.autoscaler
+    if scaler is None:
+        return False
+    written = {**scaler, "spec": {**(scaler.get("spec") or {}), **_bounds_body(step, workload)}}
+    now, then = spec.autoscaling_of(workload), spec.autoscaling_of(replace(workload, autoscaler=written))
+    return now is not None and now == then
 
 
 def _bounds_body(step: Operation, workload: Workload) -> dict[str, Any]:
@@ -219,31 +266,35 @@ def _bounds_body(step: Operation, workload: Workload) -> dict[str, Any]:
     if step.args["kind"] == "scaledobjects":
         body: dict[str, Any] = {"minReplicaCount": step.args["least"], "maxReplicaCount": step.args["most"]}
         if targets:
-            body["triggers"] = [_with_threshold(t, targets) for t in now.get("triggers") or ()]
+            there = now.get("triggers") or ()
+            named = zip(there, spec.trigger_names(there), strict=True)
+            body["triggers"] = [_with_threshold(t, targets.get(name)) for t, name in named]
         return body
     body = {"minReplicas": step.args["least"], "maxReplicas": step.args["most"]}
     if targets:
-        body["metrics"] = [_with_target(m, targets) for m in now.get("metrics") or ()]
+        there = now.get("metrics") or ()
+        named = zip(there, spec.metric_names(there), strict=True)
+        body["metrics"] = [_with_target(m, targets.get(name)) for m, name in named]
     return body
 
 
-def _with_threshold(trigger: Patch, targets: Mapping[str, float]) -> dict[str, Any]:
-    meta, value = dict(trigger.get("metadata") or {}), targets.get(spec.trigger_name(trigger))
-    if value is not None:
-        meta["threshold" if "threshold" in meta else "value"] = f"{value:g}"
+def _with_threshold(trigger: Patch, value: float | None) -> dict[str, Any]:
+    """One that stays is written as it was."""
+    if value is None or value == spec.threshold(trigger):
+        return dict(trigger)
+    meta = dict(trigger.get("metadata") or {})
+    meta["threshold" if "threshold" in meta else "value"] = f"{value:.12g}"
     return {**trigger, "metadata": meta}
 
 
-def _with_target(metric: Patch, targets: Mapping[str, float]) -> dict[str, Any]:
-    kind = str(metric.get("type", ""))
-    key = kind[:1].lower() + kind[1:]
-    own = dict(metric.get(key) or {})
-    named = spec.metric_targets(metric)
-    if not named or named[0][0] not in targets:
+def _with_target(metric: Patch, value: float | None) -> dict[str, Any]:
+    """One that stays is written as it was."""
+    if value is None or value == spec.metric_target(metric):
         return dict(metric)
-    value, target = targets[named[0][0]], dict(own.get("target") or {})
+    own = spec.metric_of(metric)
+    target, kind = dict(own.get("target") or {}), str(metric.get("type", ""))
     if "averageUtilization" in target:
-        target["averageUtilization"] = round(value * 100)
+        target["averageUtilization"] = max(1, round(value * 100))
     else:
         target["averageValue" if "averageValue" in target else "value"] = f"{round(value * 1000)}m"
-    return {**metric, key: {**own, "target": target}}
+    return {**metric, kind[:1].lower() + kind[1:]: {**own, "target": target}}

@@ -10,10 +10,12 @@ from typing import Any
 
 from actuators.base import Owner
 from actuators.shape import Autoscaling, EngineValue, Shape
-from collectors.kubernetes.workloads import Workload, containers, quantity
+from collectors.kubernetes.workloads import Workload, asked, containers, names_engine, quantity
 
 Body = Mapping[str, Any]
 GPU = "nvidia.com/gpu"
+_KEDA = "autoscaling.keda.sh"
+_WORKER = "leaderworkerset.sigs.k8s.io/worker-index"
 _PRODUCT, _INSTANCE = "nvidia.com/gpu.product", "node.kubernetes.io/instance-type"
 #: Labels of a node's product to the short names that prices and hardware tables have.
 _PRODUCTS = (
@@ -28,9 +30,10 @@ ENGINE_LIMITS = (
 
 
 def serving_container(workload: Workload, name: str | None) -> Body:
-    """The container that serves: the named one, or the first. Raises ValueError where there is none."""
+    """The container that serves: the named one, or the first that names an engine, or the first. Raises ValueError where there is none."""
     found = list(containers(workload.template.get("spec") or {}))
-    chosen = next((c for c in found if name is None or c.get("name") == name), None)
+    likely = sorted(found, key=lambda c: not names_engine(c))  # a proxy beside it may come before it
+    chosen = next((c for c in likely if name is None or c.get("name") == name), None)
     if chosen is None:
         there = ", ".join(str(c.get("name")) for c in found) or "none"
         raise ValueError(f"{workload.id} has no container {name!r}; there are: {there}")
@@ -47,12 +50,15 @@ def shape_of(workload: Workload, container: str | None) -> Shape:
     memory = quantity(most.get("memory", least.get("memory")))
     scaling = autoscaling_of(workload)
     replicas = workload.spec.get("replicas", 1)
-    group = (workload.spec.get("leaderWorkerTemplate") or {}).get("size")
+    inner = workload.spec.get("leaderWorkerTemplate") or {}
+    group = inner.get("size")
+    others = ((group or 1) - 1) * asked((inner.get("workerTemplate") or {}).get("spec") or {}, GPU)
+    each = (gpus or 0.0) + others
     return Shape(
         replicas=None if scaling is not None else int(replicas),
         size=selector.get(_INSTANCE),
         accelerator=_accelerator(str(selector.get(_PRODUCT, ""))),
-        accelerator_count=int(gpus * (group or 1)) if gpus else None,
+        accelerator_count=int(each) if each else None,
         cpus=quantity(most.get("cpu", least.get("cpu"))),
         memory_gb=None if memory is None else memory / 1e9,
         engine=engine_of(holds),
@@ -132,35 +138,66 @@ def _replaced(args: list[str], name: str, value: EngineValue | None) -> list[str
 
 def autoscaling_of(workload: Workload) -> Autoscaling | None:
     """Bounds and targets of the HPA or ScaledObject. One that is paused sets nothing."""
-    scaler = workload.autoscaler
-    if scaler is None:
+    if workload.autoscaler is None or is_paused(workload):
         return None
-    spec = scaler.get("spec") or {}
-    if scaler.get("kind") == "ScaledObject" or "maxReplicaCount" in spec or "triggers" in spec:
-        targets = {trigger_name(t): v for t in spec.get("triggers") or () if (v := _threshold(t)) is not None}
-        return Autoscaling(int(spec.get("minReplicaCount", 0)), int(spec.get("maxReplicaCount", 100)), targets)
-    targets = {name: v for m in spec.get("metrics") or () for name, v in metric_targets(m)}
-    return Autoscaling(int(spec.get("minReplicas", 1)), int(spec.get("maxReplicas", 1)), targets)
+    spec = workload.autoscaler.get("spec") or {}
+    if is_keda(workload.autoscaler):
+        triggers = spec.get("triggers") or ()
+        found = dict(zip(trigger_names(triggers), map(threshold, triggers), strict=True))
+        least, most = spec.get("minReplicaCount", 0), spec.get("maxReplicaCount", 100)
+    else:
+        metrics = spec.get("metrics") or ()
+        found = dict(zip(metric_names(metrics), map(metric_target, metrics), strict=True))
+        least, most = spec.get("minReplicas", 1), spec.get("maxReplicas", 1)
+    return Autoscaling(int(least), int(most), {name: value for name, value in found.items() if value is not None})
 
 
-def trigger_name(trigger: Body) -> str:
-    meta = trigger.get("metadata") or {}
-    return str(trigger.get("name") or meta.get("metricName") or trigger.get("type") or "trigger")
+def is_paused(workload: Workload) -> bool:
+    """Whether somebody told KEDA to leave the count alone, or to hold it."""
+    marks = ((workload.autoscaler or {}).get("metadata") or {}).get("annotations") or {}
+    return str(marks.get(f"{_KEDA}/paused")).lower() == "true" or f"{_KEDA}/paused-replicas" in marks
 
 
-def _threshold(trigger: Body) -> float | None:
+def trigger_names(triggers: Sequence[Body]) -> list[str]:
+    """One for each, though most have none of their own and are of one type."""
+    metas = [t.get("metadata") or {} for t in triggers]
+    return _told_apart(
+        [
+            str(t.get("name") or m.get("metricName") or t.get("type") or "trigger")
+            for t, m in zip(triggers, metas, strict=True)
+        ]
+    )
+
+
+def threshold(trigger: Body) -> float | None:
     return quantity((trigger.get("metadata") or {}).get("threshold") or (trigger.get("metadata") or {}).get("value"))
 
 
-def metric_targets(metric: Body) -> list[tuple[str, float]]:
+def metric_names(metrics: Sequence[Body]) -> list[str]:
+    """One for each, though two may be of one metric with other selectors."""
+    names = []
+    for metric in metrics:
+        own = metric_of(metric)
+        names.append(str((own.get("metric") or {}).get("name") or own.get("name") or metric.get("type", "")))
+    return _told_apart(names)
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    return [f"{n}#{names[:i].count(n) + 1}" if n in names[:i] else n for i, n in enumerate(names)]
+
+
+def metric_of(metric: Body) -> Body:
+    """What a metric of an HPA says, under the name of its type."""
     kind = str(metric.get("type", ""))
-    own = metric.get(kind[:1].lower() + kind[1:]) or {}
-    target = own.get("target") or {}
-    name = str((own.get("metric") or {}).get("name") or own.get("name") or kind)
+    own: Body = metric.get(kind[:1].lower() + kind[1:]) or {}
+    return own
+
+
+def metric_target(metric: Body) -> float | None:
+    target = metric_of(metric).get("target") or {}
     if "averageUtilization" in target:
-        return [(name, float(target["averageUtilization"]) / 100)]
-    value = quantity(target.get("averageValue", target.get("value")))
-    return [] if value is None else [(name, value)]
+        return float(target["averageUtilization"]) / 100
+    return quantity(target.get("averageValue", target.get("value")))
 
 
 def owner_of(workload: Workload) -> Owner | None:
@@ -187,7 +224,7 @@ def version_of(workload: Workload) -> str:
     if workload.autoscaler is not None:  # which counts up the generation too, each time that it moves the count
         spec.pop("replicas", None)
         generation = (workload.autoscaler.get("metadata") or {}).get("generation")
-    rests_on = [generation, spec, (workload.autoscaler or {}).get("spec"), workload.gitops]
+    rests_on = [generation, spec, (workload.autoscaler or {}).get("spec"), workload.gitops, is_paused(workload)]
     text = json.dumps(rests_on, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -196,10 +233,11 @@ def ready_of(workload: Workload) -> tuple[bool, int, str]:
     """Whether as many serve as are configured, on the newest template; how many serve; and what is wrong, for people."""
     status, meta = workload.body.get("status") or {}, workload.body.get("metadata") or {}
     wanted = int(workload.spec.get("replicas", 1))
-    serving = int(status.get("availableReplicas", status.get("readyReplicas", 0)) or 0)
-    updated = int(status.get("updatedReplicas", serving) or 0)
+    # the API server leaves zeros out: what is not there is 0. A LeaderWorkerSet does not tell what is available
+    serving = int(status.get("readyReplicas" if workload.id.kind == "LeaderWorkerSet" else "availableReplicas") or 0)
+    updated = int(status.get("updatedReplicas") or 0)
     seen = int(status.get("observedGeneration", meta.get("generation", 0)) or 0) >= int(meta.get("generation", 0) or 0)
-    total = int(status.get("replicas", serving) or 0)
+    total = int(status.get("replicas") or 0)
     ready = seen and serving == wanted and updated == wanted and total == wanted
     problems = [
         f"{c.get('type')}: {c.get('message')}"
@@ -221,9 +259,11 @@ def stuck_of(workload: Workload) -> str | None:
 
 
 def targets_of(workload: Workload, port: int) -> dict[str, str]:
-    """Each pod that serves, by name, at its own address: a Service in between would mix them."""
+    """Each pod that serves, by name, at its own address: a Service in between would mix them. Of a group only its leader serves."""
     found = {}
     for pod in workload.pods:
+        if ((pod.get("metadata") or {}).get("labels") or {}).get(_WORKER, "0") != "0":
+            continue
         status = pod.get("status") or {}
         ready = any((c.get("type"), c.get("status")) == ("Ready", "True") for c in status.get("conditions") or ())
         address = status.get("podIP")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
 import os
 import ssl
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ _POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _EXEC_S = 30.0
 #: An exec plugin's token without an expiry is asked for anew after so long.
 _TOKEN_S = 600.0
+#: So long before its end a token is not used any more.
+_EARLY_S = 60.0
 
 
 class Cluster(BaseModel):
@@ -75,36 +77,53 @@ class Access:
 class ExecCredential:
     """A token from the command that a kubeconfig names, as clouds have it; asked for anew when it runs out."""
 
-    def __init__(self, command: list[str], env: Mapping[str, str], clock: Clock) -> None:
+    def __init__(self, command: list[str], env: Mapping[str, str], api_version: str, clock: Clock) -> None:
         self._command = command
         self._env = env
+        self._api_version = api_version
         self._clock = clock
         self._token: str | None = None
         self._until = 0.0
 
     async def headers(self, method: str, url: str, body: bytes) -> Mapping[str, str]:
         if self._token is None or self._clock.monotonic() >= self._until:
-            self._token = await self._ask()
-            self._until = self._clock.monotonic() + _TOKEN_S
+            self._token, lasts_s = await self._ask()
+            self._until = self._clock.monotonic() + lasts_s
         return {"authorization": f"Bearer {self._token}"}
 
-    async def _ask(self) -> str:
-        info = json.dumps({"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "spec": {}})
+    async def _ask(self) -> tuple[str, float]:
+        """A token, and for how many seconds it may be used."""
+        info = json.dumps({"apiVersion": self._api_version, "kind": "ExecCredential", "spec": {"interactive": False}})
         env = {**os.environ, **self._env, "KUBERNETES_EXEC_INFO": info}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-            )
-            said, _ = await asyncio.wait_for(process.communicate(), _EXEC_S)
-            token = json.loads(said)["status"]["token"]
-        except (OSError, TimeoutError, ValueError, KeyError, TypeError) as error:
+            status = json.loads(await _output(self._command, env))["status"]
+            token, expiry = status["token"], status.get("expirationTimestamp")
+            left_s = _TOKEN_S if expiry is None else _seconds(expiry) - self._clock.now() - _EARLY_S
+        except (OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
             text = (
                 f"the kubeconfig's command {self._command[0]!r} gave no token ({type(error).__name__}); run it by hand"
             )
             raise CollectError("credentials", text) from error
         if not isinstance(token, str) or not token:
             raise CollectError("credentials", f"the kubeconfig's command {self._command[0]!r} gave an empty token")
-        return token
+        return token, min(_TOKEN_S, max(0.0, left_s))
+
+
+async def _output(command: list[str], env: Mapping[str, str]) -> bytes:
+    """What a command prints; one that hangs is ended. Raises OSError, TimeoutError."""
+    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, env=env, stdin=null, stdout=pipe, stderr=null)
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), _EXEC_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return said
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
 
 
 def access(cluster: Cluster, clock: Clock) -> Access:
@@ -143,7 +162,7 @@ def _from_kubeconfig(cluster: Cluster, clock: Clock) -> Access:
         _own_certificate(tls, user, path.parent)
         namespace = str(context.get("namespace") or "default")
         return Access(str(server["server"]).rstrip("/"), _user(user, path.parent, clock), tls, namespace)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ssl.SSLError, binascii.Error) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         do = "set `server` and `token_file`, name a kubeconfig, or run Flyball in a pod of the cluster"
         raise CollectError("credentials", f"{path}: {type(error).__name__}: {error}; {do}") from error
 
@@ -166,7 +185,10 @@ def _tls(ca_file: Path | None) -> ssl.SSLContext:
 def _trusting(server: Mapping[str, Any], folder: Path) -> ssl.SSLContext:
     written = server.get("certificate-authority-data")
     if written:
-        return ssl.create_default_context(cadata=base64.b64decode(written).decode("ascii"))
+        trusted = base64.b64decode(written, validate=True).decode("ascii")
+        if "CERTIFICATE" not in trusted:  # an empty text would trust whom the system trusts
+            raise ValueError("certificate-authority-data holds no certificate")
+        return ssl.create_default_context(cadata=trusted)
     file = server.get("certificate-authority")
     return _tls(folder / file if file else None)
 
@@ -190,7 +212,11 @@ def _user(user: Mapping[str, Any], folder: Path, clock: Clock) -> Credential:
     if user.get("exec"):
         said = user["exec"]
         env = {item["name"]: item["value"] for item in said.get("env") or ()}
-        return ExecCredential([said["command"], *(said.get("args") or ())], env, clock)
+        command = str(said["command"])
+        if os.sep in command:  # as kubectl has it: beside the kubeconfig
+            command = str(folder / command)
+        version = str(said.get("apiVersion") or "client.authentication.k8s.io/v1")
+        return ExecCredential([command, *(said.get("args") or ())], env, version, clock)
     if user.get("tokenFile"):
         return TokenFile(folder / user["tokenFile"])
     return BearerToken(SecretStr(user["token"])) if user.get("token") else Anonymous()

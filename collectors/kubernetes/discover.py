@@ -11,11 +11,9 @@ from pydantic import BaseModel, Field, ValidationError
 from collectors.discovery import DiscoveryContext, Found, Permission, Support
 from collectors.kubernetes.access import Cluster
 from collectors.kubernetes.client import KubernetesClient, shared
-from collectors.kubernetes.workloads import Workload, containers, inventory
+from collectors.kubernetes.workloads import ENGINES, Workload, containers, inventory, names_engine
 from collectors.window import CollectError
 
-#: What marks a container that serves a model: its image, or the words of its command line.
-_ENGINES = ("vllm", "sglang", "text-generation-inference", "llama.cpp", "llama-server")
 _VLLM_PORT = 8000
 
 #: Verb, API group, resource, subresource, and what it is for.
@@ -120,13 +118,10 @@ def _serves(workload: Workload) -> bool:
     """Whether it looks like a server of models: by its label, its image, its command, or vLLM's port."""
     meta, spec = workload.body.get("metadata") or {}, workload.template.get("spec") or {}
     labels = {**(meta.get("labels") or {}), **((workload.template.get("metadata") or {}).get("labels") or {})}
-    if "flyball.dev/endpoint" in labels or labels.get("app.kubernetes.io/name") in _ENGINES:
+    if "flyball.dev/endpoint" in labels or labels.get("app.kubernetes.io/name") in ENGINES:
         return True
     for container in containers(spec):
-        words = " ".join(
-            str(w) for w in (container.get("image"), *(container.get("command") or ()), *(container.get("args") or ()))
-        )
-        if any(engine in words for engine in _ENGINES):
+        if names_engine(container):
             return True
         gpu = "nvidia.com/gpu" in ((container.get("resources") or {}).get("limits") or {})
         if gpu and any(p.get("containerPort") == _VLLM_PORT for p in container.get("ports") or ()):
@@ -160,9 +155,9 @@ def found(workload: Workload, services: Sequence[Mapping[str, Any]], cluster: Cl
     notes = [f"{workload.id}, {workload.spec.get('replicas', 1)} replicas"]
     scaler, gitops = workload.autoscaler, workload.gitops
     if scaler is not None:
-        notes.append(
-            f"{scaler.get('kind') or 'autoscaler'} {(scaler.get('metadata') or {}).get('name')} sets the count: its bounds are tuned"
-        )
+        # items of a typed list come without their kind
+        kind = "ScaledObject" if "triggers" in (scaler.get("spec") or {}) else "HorizontalPodAutoscaler"
+        notes.append(f"{kind} {(scaler.get('metadata') or {}).get('name')} sets the count: its bounds are tuned")
     if gitops is not None:
         notes.append(f"{gitops[0]} owns the manifest ({gitops[1]}): changes are given as a patch")
     if not seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,9 +63,9 @@ class Workload:
 
     @property
     def template(self) -> Body:
-        """The pod template; of a LeaderWorkerSet its worker's."""
-        spec = self.spec
-        found: Body = spec.get("template") or (spec.get("leaderWorkerTemplate") or {}).get("workerTemplate") or {}
+        """The template of the pods that serve; of a LeaderWorkerSet the leader's, which is the workers' where it has none of its own."""
+        group = self.spec.get("leaderWorkerTemplate") or {}
+        found: Body = self.spec.get("template") or group.get("leaderTemplate") or group.get("workerTemplate") or {}
         return found
 
     @property
@@ -202,6 +203,16 @@ def containers(spec: Body) -> Iterator[Body]:
     yield from (c for c in spec.get("containers") or () if isinstance(c, dict))
 
 
+#: What marks a container that serves a model: its image, or the words of its command line.
+ENGINES = ("vllm", "sglang", "text-generation-inference", "llama.cpp", "llama-server")
+
+
+def names_engine(container: Body) -> bool:
+    """Whether its image or its command line names an engine."""
+    words = (container.get("image"), *(container.get("command") or ()), *(container.get("args") or ()))
+    return any(engine in str(word) for word in words for engine in ENGINES)
+
+
 def asked(spec: Body, resource: str) -> float:
     """What a pod asks for of one resource, over its containers."""
     total = 0.0
@@ -213,17 +224,16 @@ def asked(spec: Body, resource: str) -> float:
 
 
 _SUFFIXES = {
-    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
-    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50,
+    "n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+    "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
 }  # fmt: skip
+_QUANTITY = re.compile(
+    r"([+-]?[0-9]{1,30}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,2})?)([numkMGTPE]?|[KMGTPE]i)", re.ASCII
+)
 
 
 def quantity(value: object) -> float | None:
     """A resource quantity such as ``250m``, ``1Gi``, ``2``, as a plain number. None where it is none."""
     text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
-    digits = text.rstrip("".join({c for suffix in _SUFFIXES for c in suffix}))
-    factor = _SUFFIXES.get(text[len(digits) :])
-    try:
-        return None if factor is None or not digits else float(digits) * factor
-    except ValueError:
-        return None
+    found = _QUANTITY.fullmatch(text)
+    return None if found is None else float(found[1]) * _SUFFIXES[found[2]]

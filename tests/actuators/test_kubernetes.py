@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from actuators.base import ActuatorError, CannotPlan, Live, Owner, Progress, Receipt, SystemContext, Trouble
+from actuators.kubernetes import spec
 from actuators.kubernetes.actuator import KubernetesWorkload
 from actuators.shape import Autoscaling, Need, Plan, Shape
 from agent.clock import VirtualClock
+from collectors.kubernetes.workloads import KINDS, Workload, WorkloadId
 from collectors.sessions import Sessions
 from tests.actuators.support import Caller
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
@@ -312,6 +314,95 @@ def test_other_kinds_scale_and_roll_alike(kind: str, place: Place) -> None:
         assert [c["name"] for c in holds] == ["vllm", "proxy"], "the other container stays"
 
 
+def _group() -> dict[str, Any]:
+    """Four pods a replica; the leader serves, beside a proxy."""
+    body = _vllm("--port", "8080")
+    leader = body["spec"].pop("template")
+    leader["spec"]["containers"].insert(0, {"name": "proxy", "image": "envoy", "args": ["-c", "x"]})
+    worker = manifest("chat", 1, gpus=2)["spec"]["template"]
+    worker["spec"]["containers"][0]["args"] = ["ray", "start"]
+    body["spec"]["leaderWorkerTemplate"] = {"size": 4, "leaderTemplate": leader, "workerTemplate": worker}
+    return body
+
+
+def test_of_a_group_the_leader_serves_and_is_changed(place: Place) -> None:
+    place.deploy(_group(), "leaderworkersets")
+    place.options["kind"] = "LeaderWorkerSet"
+    worker = next(k for k in place.cluster.objects if k[0] == "pods")
+    place.object("pods", worker[2])["metadata"]["labels"]["leaderworkerset.sigs.k8s.io/worker-index"] = "1"
+    before = place.live()
+    assert (before.shape.engine, before.shape.accelerator_count) == ({"max_num_seqs": 64}, 1 + 3 * 2)
+    assert [u.rsplit(":", 1)[1] for u in before.targets.values()] == ["8080"], "a worker tells nothing"
+    workers = dict(place.object("leaderworkersets")["spec"]["leaderWorkerTemplate"]["workerTemplate"])
+    plan = place.plan(before.shape.with_(engine={"max_num_seqs": 128}, cpus=6.0), before)
+    assert plan.downtime_s == 1800.0, "no group surges, so that fewer serve meanwhile"
+    place.carry_out(plan.operations)
+    inner = place.object("leaderworkersets")["spec"]["leaderWorkerTemplate"]
+    assert inner["workerTemplate"] == workers
+    proxy, vllm = inner["leaderTemplate"]["spec"]["containers"]
+    assert proxy["args"] == ["-c", "x"]
+    assert vllm["args"][-2:] == ["--max-num-seqs", "128"]
+    limits = vllm["resources"]["limits"]
+    assert (limits["cpu"], limits["nvidia.com/gpu"]) == ("6000m", "1"), "what it does not name stays"
+
+
+def test_a_status_that_may_be_of_before_ends_no_rollout(place: Place) -> None:
+    place.cluster.start_s = 0.0
+    place.deploy(_group(), "leaderworkersets")
+    place.options["kind"] = "LeaderWorkerSet"
+    (operation,) = place.plan(place.live().shape.with_(engine={"max_num_seqs": 128})).operations
+
+    async def story() -> None:
+        receipt = await place.with_(lambda a: a.do(operation, "t", None))
+        assert (await place.with_(lambda a: a.done(operation, receipt))).progress is Progress.PENDING
+        place.later(31)
+        assert (await place.with_(lambda a: a.done(operation, receipt))).progress is Progress.DONE
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_status_leaves_out_is_zero(kind: str) -> None:
+    """Right after a new template no pod is of it, and the API server leaves zeros out."""
+    serve = {"replicas": 2, "readyReplicas": 2, "availableReplicas": 2, "observedGeneration": 2}
+    body = {"metadata": {"generation": 2}, "spec": {"replicas": 2}, "status": serve}
+    workload = Workload(WorkloadId("default", kind, "chat"), body, None, ())
+    assert spec.ready_of(workload)[0] is False
+    rolled = replace(workload, body={**body, "status": {**serve, "updatedReplicas": 2}})
+    assert spec.ready_of(rolled) == (True, 2, "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "said"),
+    [
+        ("Deployment", {"paused": True}, "its rollouts are paused"),
+        ("StatefulSet", {"updateStrategy": {"type": "OnDelete"}}, "OnDelete"),
+        ("StatefulSet", {"updateStrategy": {"rollingUpdate": {"partition": 1}}}, "partition"),
+    ],
+)
+def test_a_template_that_would_not_come_to_all_pods_is_refused(
+    kind: str, held: dict[str, Any], said: str, place: Place
+) -> None:
+    body = _vllm()
+    body["spec"] |= held
+    place.deploy(body, f"{kind.lower()}s")
+    place.options["kind"] = kind
+    live = place.live()
+    with pytest.raises(CannotPlan, match=said):
+        place.plan(live.shape.with_(engine={"max_num_seqs": 128}), live)
+    assert place.plan(live.shape.with_(replicas=3), live).operations, "the count may change"
+
+
+@pytest.mark.parametrize(("strategy", "seconds"), [("RollingUpdate", 0.0), ("Recreate", 1800.0)])
+def test_in_a_rollout_that_ends_all_pods_first_nothing_serves(strategy: str, seconds: float, place: Place) -> None:
+    body = _vllm()
+    body["spec"]["strategy"] = {"type": strategy}
+    place.deploy(body)
+    live = place.live()
+    assert place.plan(live.shape.with_(engine={"max_num_seqs": 128}), live).downtime_s == seconds
+    assert place.plan(live.shape.with_(replicas=3), live).downtime_s == 0.0
+
+
 # -- autoscalers -------------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +464,56 @@ def test_bounds_that_no_autoscaler_takes_are_refused(bounds: Autoscaling, place:
         place.plan(live.shape.with_(autoscaling=bounds), live)
 
 
+def test_two_triggers_of_one_type_keep_their_own_thresholds(place: Place) -> None:
+    waiting, busy = (
+        {"type": "prometheus", "metadata": {"query": q, "threshold": t}} for q, t in (("a", "5"), ("b", "0.80"))
+    )
+    place.deploy(_vllm())
+    body = {**SCALED_OBJECT, "spec": {**SCALED_OBJECT["spec"], "triggers": [waiting, busy]}}  # type: ignore[dict-item]
+    place.cluster.create("scaledobjects", "default", body)
+    live = place.live()
+    assert live.shape.autoscaling == Autoscaling(1, 4, {"prometheus": 5.0, "prometheus#2": 0.8})
+    wanted = Autoscaling(1, 4, {"prometheus": 2.5, "prometheus#2": 0.8})
+    place.carry_out(place.plan(live.shape.with_(autoscaling=wanted), live).operations)
+    assert place.live().shape.autoscaling == wanted
+    first, second = place.object("scaledobjects")["spec"]["triggers"]
+    assert first["metadata"] == {"query": "a", "threshold": "2.5"}
+    assert second == busy, "written as it was"
+
+
+def test_a_share_is_written_in_whole_percent_and_the_other_metrics_stay(place: Place) -> None:
+    cpu = {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 60}}}
+    place.deploy(_vllm())
+    metrics = [*HPA["spec"]["metrics"], cpu]  # type: ignore[index]
+    place.cluster.create("horizontalpodautoscalers", "default", {**HPA, "spec": {**HPA["spec"], "metrics": metrics}})  # type: ignore[dict-item]
+    live = place.live()
+    assert live.shape.autoscaling == Autoscaling(1, 4, {"queue_depth": 5.0, "cpu": 0.6})
+    wanted = Autoscaling(1, 4, {"queue_depth": 5.0, "cpu": 0.755})
+    place.carry_out(place.plan(live.shape.with_(autoscaling=wanted), live).operations)
+    first, second = place.object("horizontalpodautoscalers")["spec"]["metrics"]
+    assert first == metrics[0]
+    assert second["resource"]["target"] == {"type": "Utilization", "averageUtilization": 76}
+
+
+@pytest.mark.parametrize("mark", [{"paused": "true"}, {"paused-replicas": "2"}])
+def test_an_autoscaler_that_somebody_paused_is_left_alone(mark: dict[str, str], place: Place) -> None:
+    place.deploy(_vllm())
+    annotations = {f"autoscaling.keda.sh/{k}": v for k, v in mark.items()}
+    place.cluster.create(
+        "scaledobjects", "default", {**SCALED_OBJECT, "metadata": {"name": "chat", "annotations": annotations}}
+    )
+    live = place.live()
+    assert (live.shape.replicas, live.shape.autoscaling) == (2, None)
+    assert live.owner == Owner("keda", "chat", frozenset({"replicas"}))
+    for wanted in (live.shape.with_(replicas=3), live.shape.with_(replicas=None, autoscaling=Autoscaling(1, 5))):
+        with pytest.raises(CannotPlan, match="somebody paused the ScaledObject"):
+            place.plan(wanted, live)
+    place.carry_out(place.plan(live.shape.with_(engine={"max_num_seqs": 128}), live).operations)
+    resumed = place.object("scaledobjects")
+    resumed["metadata"]["annotations"] = {}
+    assert place.live().shape.autoscaling == Autoscaling(1, 4, {"waiting": 5.0})
+
+
 # -- who owns the manifest -----------------------------------------------------------------------------------------------
 
 
@@ -419,6 +560,7 @@ def test_one_who_writes_back_unseen_is_found_out(place: Place) -> None:
         (["--max-num-seqs=64", "--port", "8000"], ["--model", "tiny", "--port", "8000", "--max-num-seqs", "96"]),
         (["--max_num_seqs", "64"], ["--model", "tiny", "--max-num-seqs", "96"]),
         ([], ["--model", "tiny", "--max-num-seqs", "96"]),
+        (["--max-num-seqs", "8", "--max-num-seqs=64"], ["--model", "tiny", "--max-num-seqs", "96"]),
     ],
 )
 def test_engine_limits_however_they_were_written(args: list[str], then: list[str], place: Place) -> None:

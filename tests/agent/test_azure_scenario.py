@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.azure import Law
-from tests.world.azure import F2S, F4S, AzureWorld, Snapshot, run
+from tests.world.azure import F2S, F4S, AzureWorld
+from tests.world.wire import Snapshot
+from tests.world.world import run
 
 #: While a change is under way nothing is decided anyway, and deciding is what takes time.
 CHANGING = ("lead", "collect", "act")

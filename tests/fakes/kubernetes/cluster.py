@@ -211,7 +211,8 @@ class Cluster:
         """Pods of the newest template first, then those of an older one go: at no time do fewer serve."""
         body, namespace = self.objects[key], key[1]
         spec, wanted = body["spec"], body["spec"]["replicas"]
-        template = spec.get("template") or spec["leaderWorkerTemplate"]["workerTemplate"]
+        group = spec.get("leaderWorkerTemplate") or {}
+        template = spec.get("template") or group.get("leaderTemplate") or group["workerTemplate"]
         digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
         pods = self._pods(key)
         new = [p for p in pods if p["metadata"]["labels"]["pod-template-hash"] == digest]
@@ -230,14 +231,11 @@ class Cluster:
             del self.objects["pods", namespace, gone["metadata"]["name"]]
         there = self._pods(key)
         available = sum(_ready(p) for p in there)
-        body["status"] = {
-            "observedGeneration": body["metadata"]["generation"],
-            "replicas": len(there),
-            "updatedReplicas": len(new),
-            "readyReplicas": available,
-            "availableReplicas": available,
-            "conditions": self._conditions(key, new, wanted),
-        }
+        counts = {"replicas": len(there), "updatedReplicas": len(new), "readyReplicas": available}
+        seen = {"observedGeneration": body["metadata"]["generation"], "availableReplicas": available}
+        counts |= seen if key[0] != "leaderworkersets" else {}
+        told = {name: count for name, count in counts.items() if count}  # a real server leaves zeros out
+        body["status"] = {**told, "conditions": self._conditions(key, new, wanted)}
 
     def _conditions(self, key: Key, new: list[Body], wanted: int) -> list[Body]:
         waiting = [p for p in new if not _ready(p)]
