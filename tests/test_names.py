@@ -16,12 +16,9 @@ BY_CONTRACT = frozenset(("Options",))
 STILL_TWICE: frozenset[str] = frozenset(
     (
         "Account",
-        "Cluster",
-        "DiscoveryOptions",
         "Fleet",
         "Found",
         "Histogram",
-        "Inventory",
         "Job",
         "Receiver",
         "Record",
@@ -30,7 +27,6 @@ STILL_TWICE: frozenset[str] = frozenset(
         "Sessions",
         "Stream",
         "Target",
-        "Workload",
     )
 )
 

@@ -15,9 +15,9 @@ from actuators.base import Actuator, ActuatorError, Live, Progress, Receipt, Ste
 from actuators.kubernetes import planning, spec
 from actuators.kubernetes.planning import Terms, patch_of
 from actuators.shape import Operation, Plan, Shape
-from collectors.kubernetes.access import Cluster
+from collectors.kubernetes.access import ClusterSettings
 from collectors.kubernetes.client import KubernetesClient, KubernetesError, shared
-from collectors.kubernetes.workloads import Workload, WorkloadId, inventory, quantity
+from collectors.kubernetes.workloads import ClusterWorkload, WorkloadId, inventory, quantity
 from collectors.window import CollectError
 
 _TROUBLE = {
@@ -33,7 +33,7 @@ _TROUBLE = {
 _UNSEEN_S = 30.0
 
 
-class Options(Cluster):
+class Options(ClusterSettings):
     """Settings of the system ``kubernetes``."""
 
     namespace: str | None = None
@@ -159,14 +159,14 @@ class KubernetesWorkload:
         namespace = self.options.namespace or client.namespace
         return WorkloadId(namespace, self.options.kind, self.options.name or self.context.endpoint)
 
-    async def _workload(self, *, fresh: bool) -> Workload:
+    async def _workload(self, *, fresh: bool) -> ClusterWorkload:
         client = self._client()
         try:
             return await inventory(self.context.sessions, client).workload(self._id(client), fresh=fresh)
         except KubernetesError as error:
             self._raise(error)
 
-    def _live(self, workload: Workload) -> Live:
+    def _live(self, workload: ClusterWorkload) -> Live:
         try:
             shape = spec.shape_of(workload, self.options.container)
             holds = spec.serving_container(workload, self.options.container)
@@ -189,7 +189,7 @@ class KubernetesWorkload:
             self.context.endpoint, self.options.container, self.options.rollout_s, self.options.resize == "in_place"
         )
 
-    def _unmoved(self, operation: Operation, workload: Workload, last: Receipt | None) -> None:
+    def _unmoved(self, operation: Operation, workload: ClusterWorkload, last: Receipt | None) -> None:
         """Nobody else wrote since the plan, or since the step before. Raises ``ActuatorError``."""
         if operation.name == "scale" and workload.spec.get("replicas", 1) not in (
             operation.args["was"],
@@ -202,7 +202,7 @@ class KubernetesWorkload:
             text = f"{workload.id}: somebody changed it meanwhile; plan again"
             raise ActuatorError("STALE_PLAN", text, trouble=Trouble.DRIFT)
 
-    def _is_so(self, operation: Operation, workload: Workload) -> bool:
+    def _is_so(self, operation: Operation, workload: ClusterWorkload) -> bool:
         """Whether what the step writes is there already."""
         match operation.name:
             case "scale":
@@ -216,7 +216,7 @@ class KubernetesWorkload:
                 return same_args and _holds(holds.get("resources") or {}, change.get("resources") or {})
         raise AssertionError(operation.name)
 
-    async def _write(self, operation: Operation, workload: Workload, *, dry_run: bool) -> None:
+    async def _write(self, operation: Operation, workload: ClusterWorkload, *, dry_run: bool) -> None:
         """One patch, for just the version that was read."""
         client, body = self._client(), patch_of(operation, workload)
         path, read = workload.id.path + ("/scale" if operation.name == "scale" else ""), workload.body
@@ -234,7 +234,7 @@ class KubernetesWorkload:
         if not dry_run:
             inventory(self.context.sessions, client).forget()
 
-    async def _resize(self, operation: Operation, workload: Workload, token: str) -> Receipt:
+    async def _resize(self, operation: Operation, workload: ClusterWorkload, token: str) -> Receipt:
         client, name = self._client(), operation.args["container"]
         for pod in workload.pods:
             if _pod_holds(pod, name, operation.args["resources"]):
@@ -250,7 +250,7 @@ class KubernetesWorkload:
         inventory(self.context.sessions, client).forget()
         return Receipt({"step": "resize_pods", "token": token}, leaves=spec.version_of(workload))
 
-    def _resized(self, operation: Operation, workload: Workload) -> Step:
+    def _resized(self, operation: Operation, workload: ClusterWorkload) -> Step:
         waiting = []
         for pod in workload.pods:
             conditions = {c.get("type"): c for c in (pod.get("status") or {}).get("conditions") or ()}
@@ -267,7 +267,7 @@ class KubernetesWorkload:
             return Step(Progress.PENDING, f"waiting for {', '.join(waiting)}")
         return Step(Progress.DONE, f"{len(workload.pods)} pods are resized")
 
-    def _lost(self, workload: Workload) -> Step:
+    def _lost(self, workload: ClusterWorkload) -> Step:
         """What was written is not there any more."""
         owner = spec.owner_of(workload)
         who = f"{owner.kind} {owner.name} has" if owner is not None else "somebody has"

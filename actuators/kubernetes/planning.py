@@ -11,7 +11,7 @@ import yaml
 from actuators.base import CannotPlan, Live
 from actuators.kubernetes import spec
 from actuators.shape import Autoscaling, EngineValue, Need, Operation, Plan, Shape
-from collectors.kubernetes.workloads import Workload, quantity
+from collectors.kubernetes.workloads import ClusterWorkload, quantity
 
 SYSTEM = "kubernetes"
 _CHANGES = ("replicas", "cpus", "memory_gb", "engine", "autoscaling")
@@ -30,7 +30,7 @@ class Terms:
     """CPU and memory of running pods are resized as they run; the template follows after the verdict."""
 
 
-def plan(terms: Terms, workload: Workload, live: Live, wanted: Shape, free_gpus: float | None) -> Plan:
+def plan(terms: Terms, workload: ClusterWorkload, live: Live, wanted: Shape, free_gpus: float | None) -> Plan:
     """Raises ``CannotPlan``."""
     _check(workload, live, wanted)
     steps, finish = _steps(terms, workload, live.shape, wanted)
@@ -57,7 +57,7 @@ def plan(terms: Terms, workload: Workload, live: Live, wanted: Shape, free_gpus:
     )
 
 
-def _downtime_s(terms: Terms, workload: Workload) -> float:
+def _downtime_s(terms: Terms, workload: ClusterWorkload) -> float:
     """Seconds at most in which fewer serve while a new template is rolled out. Raises ``CannotPlan`` where it never would be."""
     s = workload.spec
     strategy = s.get("strategy") or s.get("updateStrategy") or s.get("rolloutStrategy") or {}
@@ -77,7 +77,7 @@ def _downtime_s(terms: Terms, workload: Workload) -> float:
     return terms.rollout_s if strategy.get("type") == "Recreate" or not surges else 0.0
 
 
-def _check(workload: Workload, live: Live, wanted: Shape) -> None:
+def _check(workload: ClusterWorkload, live: Live, wanted: Shape) -> None:
     other = [k for k in Shape.__slots__ if k not in _CHANGES and getattr(wanted, k) != getattr(live.shape, k)]
     if other:
         text = f"kubernetes cannot change {', '.join(other)} of a running workload: deploy another one on those nodes"
@@ -111,7 +111,9 @@ def _check_scaling(before: Autoscaling | None, wanted: Autoscaling | None) -> No
         raise CannotPlan("UNKNOWN_TARGET", f"the autoscaler has no target {', '.join(sorted(strange))}")
 
 
-def _steps(terms: Terms, workload: Workload, now: Shape, wanted: Shape) -> tuple[list[Operation], list[Operation]]:
+def _steps(
+    terms: Terms, workload: ClusterWorkload, now: Shape, wanted: Shape
+) -> tuple[list[Operation], list[Operation]]:
     steps: list[Operation] = []
     finish: list[Operation] = []
     resized = (wanted.cpus, wanted.memory_gb) != (now.cpus, now.memory_gb)
@@ -132,7 +134,7 @@ def _steps(terms: Terms, workload: Workload, now: Shape, wanted: Shape) -> tuple
     return steps, finish
 
 
-def _resources(workload: Workload, container: str | None, wanted: Shape) -> dict[str, dict[str, str]]:
+def _resources(workload: ClusterWorkload, container: str | None, wanted: Shape) -> dict[str, dict[str, str]]:
     """Requests and limits, where the container states them. What was not stated stays so, and a request stays the same part of its
     limit: Kubernetes refuses to change a pod's class of service.
     """
@@ -151,7 +153,7 @@ def _resources(workload: Workload, container: str | None, wanted: Shape) -> dict
 
 
 def _template(
-    terms: Terms, workload: Workload, wanted: Shape | None, limits: Mapping[str, EngineValue | None]
+    terms: Terms, workload: ClusterWorkload, wanted: Shape | None, limits: Mapping[str, EngineValue | None]
 ) -> Operation:
     holds = spec.serving_container(workload, terms.container)
     change: dict[str, Any] = {"name": holds["name"]}
@@ -170,13 +172,13 @@ def _template(
     return Operation("patch_template", {"container": change}, terms.rollout_s, summary)
 
 
-def resize(terms: Terms, workload: Workload, wanted: Shape) -> Operation:
+def resize(terms: Terms, workload: ClusterWorkload, wanted: Shape) -> Operation:
     container = spec.serving_container(workload, terms.container)["name"]
     args = {"container": container, "resources": _resources(workload, terms.container, wanted)}
     return Operation("resize_pods", args, terms.rollout_s, f"resize the running pods of {workload.id} in place")
 
 
-def _bounds(workload: Workload, wanted: Autoscaling) -> Operation:
+def _bounds(workload: ClusterWorkload, wanted: Autoscaling) -> Operation:
     assert workload.autoscaler is not None
     name = str((workload.autoscaler.get("metadata") or {}).get("name"))
     kind = "scaledobjects" if spec.is_keda(workload.autoscaler) else "horizontalpodautoscalers"
@@ -197,7 +199,7 @@ def _needs(now: Shape, wanted: Shape, free_gpus: float | None) -> tuple[Need, ..
     return (Need(spec.GPU, float(more), free_gpus),) if more > 0 else ()
 
 
-def _by_hand(kind: str, name: str, workload: Workload, steps: list[Operation]) -> str:
+def _by_hand(kind: str, name: str, workload: ClusterWorkload, steps: list[Operation]) -> str:
     """The patch for whoever owns the manifest."""
     head = f"# {workload.id} is owned by {kind} ({name}): what is written beside it comes back. Merge this into its manifest.\n"
     api = workload.body.get("apiVersion") or "apps/v1"
@@ -221,7 +223,7 @@ def _by_hand(kind: str, name: str, workload: Workload, steps: list[Operation]) -
     return head + "---\n".join(parts)
 
 
-def patch_of(step: Operation, workload: Workload) -> dict[str, Any]:
+def patch_of(step: Operation, workload: ClusterWorkload) -> dict[str, Any]:
     """The body of the patch that carries out a step."""
     match step.name:
         case "scale":
@@ -250,7 +252,7 @@ def _over(container: Patch, change: Patch) -> dict[str, Any]:
     return {**container, **change, **({"resources": resources} if resources else {})}
 
 
-def is_set(step: Operation, workload: Workload) -> bool:
+def is_set(step: Operation, workload: ClusterWorkload) -> bool:
     """Whether the autoscaler says already what the step writes, as it writes it: a share is a whole number of percent."""
     scaler = workload.autoscaler
     if scaler is None:
@@ -260,7 +262,7 @@ def is_set(step: Operation, workload: Workload) -> bool:
     return now is not None and now == then
 
 
-def _bounds_body(step: Operation, workload: Workload) -> dict[str, Any]:
+def _bounds_body(step: Operation, workload: ClusterWorkload) -> dict[str, Any]:
     now = ((workload.autoscaler or {}).get("spec")) or {}
     targets = step.args["targets"]
     if step.args["kind"] == "scaledobjects":

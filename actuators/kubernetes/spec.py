@@ -10,7 +10,7 @@ from typing import Any
 
 from actuators.base import Owner
 from actuators.shape import Autoscaling, EngineValue, Shape
-from collectors.kubernetes.workloads import Workload, asked, containers, names_engine, quantity
+from collectors.kubernetes.workloads import ClusterWorkload, asked, containers, names_engine, quantity
 
 Body = Mapping[str, Any]
 GPU = "nvidia.com/gpu"
@@ -29,7 +29,7 @@ ENGINE_LIMITS = (
 )  # fmt: skip
 
 
-def serving_container(workload: Workload, name: str | None) -> Body:
+def serving_container(workload: ClusterWorkload, name: str | None) -> Body:
     """The container that serves: the named one, or the first that names an engine, or the first. Raises ValueError where there is none."""
     found = list(containers(workload.template.get("spec") or {}))
     likely = sorted(found, key=lambda c: not names_engine(c))  # a proxy beside it may come before it
@@ -40,7 +40,7 @@ def serving_container(workload: Workload, name: str | None) -> Body:
     return chosen
 
 
-def shape_of(workload: Workload, container: str | None) -> Shape:
+def shape_of(workload: ClusterWorkload, container: str | None) -> Shape:
     """What is configured. Replicas that an autoscaler sets are unknown here: they are ``serving``."""
     holds = serving_container(workload, container)
     selector = (workload.template.get("spec") or {}).get("nodeSelector") or {}
@@ -136,7 +136,7 @@ def _replaced(args: list[str], name: str, value: EngineValue | None) -> list[str
     return kept if value is None else [*kept, flag, str(value)]
 
 
-def autoscaling_of(workload: Workload) -> Autoscaling | None:
+def autoscaling_of(workload: ClusterWorkload) -> Autoscaling | None:
     """Bounds and targets of the HPA or ScaledObject. One that is paused sets nothing."""
     if workload.autoscaler is None or is_paused(workload):
         return None
@@ -152,7 +152,7 @@ def autoscaling_of(workload: Workload) -> Autoscaling | None:
     return Autoscaling(int(least), int(most), {name: value for name, value in found.items() if value is not None})
 
 
-def is_paused(workload: Workload) -> bool:
+def is_paused(workload: ClusterWorkload) -> bool:
     """Whether somebody told KEDA to leave the count alone, or to hold it."""
     marks = ((workload.autoscaler or {}).get("metadata") or {}).get("annotations") or {}
     return str(marks.get(f"{_KEDA}/paused")).lower() == "true" or f"{_KEDA}/paused-replicas" in marks
@@ -200,7 +200,7 @@ def metric_target(metric: Body) -> float | None:
     return quantity(target.get("averageValue", target.get("value")))
 
 
-def owner_of(workload: Workload) -> Owner | None:
+def owner_of(workload: ClusterWorkload) -> Owner | None:
     """Who else writes it. He who owns the manifest comes before him who owns the count."""
     gitops = workload.gitops
     if gitops is not None:
@@ -218,7 +218,7 @@ def is_keda(scaler: Body) -> bool:
     return scaler.get("kind") == "ScaledObject" or "triggers" in spec or "maxReplicaCount" in spec
 
 
-def version_of(workload: Workload) -> str:
+def version_of(workload: ClusterWorkload) -> str:
     """A hash of the specification that plans rest on. What an autoscaler moves, and every status, is none of it."""
     spec, generation = dict(workload.spec), (workload.body.get("metadata") or {}).get("generation")
     if workload.autoscaler is not None:  # which counts up the generation too, each time that it moves the count
@@ -229,7 +229,7 @@ def version_of(workload: Workload) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def ready_of(workload: Workload) -> tuple[bool, int, str]:
+def ready_of(workload: ClusterWorkload) -> tuple[bool, int, str]:
     """Whether as many serve as are configured, on the newest template; how many serve; and what is wrong, for people."""
     status, meta = workload.body.get("status") or {}, workload.body.get("metadata") or {}
     wanted = int(workload.spec.get("replicas", 1))
@@ -248,7 +248,7 @@ def ready_of(workload: Workload) -> tuple[bool, int, str]:
     return ready, serving, detail
 
 
-def stuck_of(workload: Workload) -> str | None:
+def stuck_of(workload: ClusterWorkload) -> str | None:
     """Why the rollout will not come to its end by itself, as the controller or the scheduler says; None while it may."""
     for condition in (workload.body.get("status") or {}).get("conditions") or ():
         if condition.get("type") == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
@@ -258,7 +258,7 @@ def stuck_of(workload: Workload) -> str | None:
     return None
 
 
-def targets_of(workload: Workload, port: int) -> dict[str, str]:
+def targets_of(workload: ClusterWorkload, port: int) -> dict[str, str]:
     """Each pod that serves, by name, at its own address: a Service in between would mix them. Of a group only its leader serves."""
     found = {}
     for pod in workload.pods:

@@ -29,7 +29,7 @@ _TOKEN_S = 600.0
 _EARLY_S = 60.0
 
 
-class Cluster(BaseModel):
+class ClusterSettings(BaseModel):
     """Which cluster, and as whom. Without any of it: the pod's own cluster, or the current context of the kubeconfig."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,7 +48,7 @@ class Cluster(BaseModel):
     """A context of the kubeconfig. Default: its current one."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> Cluster:
+    def _one_way(self) -> ClusterSettings:
         beside = (self.token, self.token_file, self.ca_file)
         if self.server is None and any(value is not None for value in beside):
             raise ValueError("token, token_file and ca_file go with `server`")
@@ -126,7 +126,7 @@ def _seconds(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
-def access(cluster: Cluster, clock: Clock) -> Access:
+def access(cluster: ClusterSettings, clock: Clock) -> Access:
     """The way to the cluster. Raises CollectError ``credentials``, which says what is missing where."""
     if cluster.server is not None:
         credential: Credential = Anonymous()
@@ -145,7 +145,7 @@ def access(cluster: Cluster, clock: Clock) -> Access:
     return _from_kubeconfig(cluster, clock)
 
 
-def _from_kubeconfig(cluster: Cluster, clock: Clock) -> Access:
+def _from_kubeconfig(cluster: ClusterSettings, clock: Clock) -> Access:
     path = cluster.kubeconfig or Path(os.environ.get("KUBECONFIG", "").split(os.pathsep)[0] or "~/.kube/config")
     path = path.expanduser()
     try:

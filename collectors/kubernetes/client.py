@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from collectors.clock import Clock
 from collectors.http import Http, HttpAnswer, HttpCall
-from collectors.kubernetes.access import Access, Cluster, access
+from collectors.kubernetes.access import Access, ClusterSettings, access
 from collectors.sessions import Sessions
 from collectors.window import CollectError
 
@@ -138,6 +138,6 @@ def refusal(what: str, status: int, body: Body, headers: Mapping[str, str]) -> K
     return KubernetesError("invalid", text)
 
 
-def shared(sessions: Sessions, cluster: Cluster, http: HttpCall, clock: Clock) -> KubernetesClient:
+def shared(sessions: Sessions, cluster: ClusterSettings, http: HttpCall, clock: Clock) -> KubernetesClient:
     """The one client of a cluster. Raises CollectError ``credentials``."""
     return sessions.get(("kubernetes", *cluster.key()), lambda: KubernetesClient(access(cluster, clock), http, clock))

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field, ValidationError
 
 from collectors.discovery import DiscoveryContext, Found, Permission, Support
-from collectors.kubernetes.access import Cluster
+from collectors.kubernetes.access import ClusterSettings
 from collectors.kubernetes.client import KubernetesClient, shared
-from collectors.kubernetes.workloads import ENGINES, Workload, containers, inventory, names_engine
+from collectors.kubernetes.workloads import ENGINES, ClusterWorkload, containers, inventory, names_engine
 from collectors.window import CollectError
 
 _VLLM_PORT = 8000
@@ -38,7 +38,7 @@ _NEEDS = (
 )
 
 
-class DiscoveryOptions(Cluster):
+class ClusterDiscoveryOptions(ClusterSettings):
     """What ``flyball discover kubernetes`` takes: the cluster, and which namespace."""
 
     namespace: str | None = Field(default=None, min_length=1)
@@ -49,7 +49,7 @@ class KubernetesSystem:
     """See ``collectors.discovery.System``."""
 
     name: ClassVar[str] = "kubernetes"
-    options: ClassVar[type[BaseModel]] = DiscoveryOptions
+    options: ClassVar[type[BaseModel]] = ClusterDiscoveryOptions
     support: ClassVar[Support] = Support(
         title="Kubernetes: Deployment, StatefulSet, LeaderWorkerSet; HPA, KEDA; Argo CD, Flux",
         sees=("replicas that serve, and why others do not", "each pod's own metrics", "who owns the count or the manifest", "free GPUs"),
@@ -79,7 +79,9 @@ class KubernetesSystem:
     async def permitted(self, context: DiscoveryContext, entry: Mapping[str, Any] | None) -> Sequence[Permission]:
         """``entry``: an endpoint's settings, whose actuator names cluster and workload."""
         stated = dict((entry or {}).get("actuator", {}).get("options") or {})
-        cluster = Cluster(**{k: v for k, v in stated.items() if k in Cluster.model_fields}) if entry else None
+        cluster = (
+            ClusterSettings(**{k: v for k, v in stated.items() if k in ClusterSettings.model_fields}) if entry else None
+        )
         options = _options(context)
         client = shared(context.sessions, cluster or _cluster(options), context.http, context.clock)
         namespace = stated.get("namespace") or (client.namespace if entry else options.namespace)
@@ -114,7 +116,7 @@ def _concerns(need: tuple[str, str, str, str, str], stated: Mapping[str, Any], e
     return group != "apps" or resource == kind
 
 
-def _serves(workload: Workload) -> bool:
+def _serves(workload: ClusterWorkload) -> bool:
     """Whether it looks like a server of models: by its label, its image, its command, or vLLM's port."""
     meta, spec = workload.body.get("metadata") or {}, workload.template.get("spec") or {}
     labels = {**(meta.get("labels") or {}), **((workload.template.get("metadata") or {}).get("labels") or {})}
@@ -129,11 +131,13 @@ def _serves(workload: Workload) -> bool:
     return False
 
 
-def found(workload: Workload, services: Sequence[Mapping[str, Any]], cluster: Cluster, taken: set[str]) -> Found:
+def found(
+    workload: ClusterWorkload, services: Sequence[Mapping[str, Any]], cluster: ClusterSettings, taken: set[str]
+) -> Found:
     """A workload as an entry of the settings. Secrets stand in it by reference only."""
     own = re.sub(r"[^a-z0-9._-]+", "-", workload.id.name.lower())[:63]
     name = own if own not in taken else f"{own}-{workload.id.namespace}"[:63]
-    stated = cluster.model_dump(mode="json", exclude_defaults=True, include=set(Cluster.model_fields))
+    stated = cluster.model_dump(mode="json", exclude_defaults=True, include=set(ClusterSettings.model_fields))
     secrets = {"token": "${KUBERNETES_TOKEN}"} if stated.get("token") else {}
     options = {
         "namespace": workload.id.namespace,
@@ -165,7 +169,7 @@ def found(workload: Workload, services: Sequence[Mapping[str, Any]], cluster: Cl
     return Found(name, settings, "; ".join(notes))
 
 
-def _address(workload: Workload, services: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+def _address(workload: ClusterWorkload, services: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     """The Service in front, or where it would be."""
     labels = (workload.template.get("metadata") or {}).get("labels") or {}
     for service in services:
@@ -177,7 +181,7 @@ def _address(workload: Workload, services: Sequence[Mapping[str, Any]]) -> tuple
     return f"http://{workload.id.name}.{workload.id.namespace}.svc:{_VLLM_PORT}", False
 
 
-def _model(workload: Workload) -> str | None:
+def _model(workload: ClusterWorkload) -> str | None:
     for container in containers(workload.template.get("spec") or {}):
         words = [str(w) for w in (*(container.get("command") or ()), *(container.get("args") or ()))]
         for flag in ("--served-model-name", "--model"):
@@ -190,17 +194,17 @@ def _model(workload: Workload) -> str | None:
     return None
 
 
-def _options(context: DiscoveryContext) -> DiscoveryOptions:
+def _options(context: DiscoveryContext) -> ClusterDiscoveryOptions:
     try:
-        return DiscoveryOptions(**context.options)
+        return ClusterDiscoveryOptions(**context.options)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        known = ", ".join(DiscoveryOptions.model_fields)
+        known = ", ".join(ClusterDiscoveryOptions.model_fields)
         raise CollectError("settings", f"kubernetes: {problems} (known: {known})") from error
 
 
-def _cluster(options: DiscoveryOptions) -> Cluster:
-    return Cluster(**{name: getattr(options, name) for name in Cluster.model_fields})
+def _cluster(options: ClusterDiscoveryOptions) -> ClusterSettings:
+    return ClusterSettings(**{name: getattr(options, name) for name in ClusterSettings.model_fields})
 
 
 def role() -> str:

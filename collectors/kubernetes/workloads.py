@@ -47,7 +47,7 @@ class WorkloadId:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class ClusterWorkload:
     """One workload as the API server has it, with all that bears on its size."""
 
     id: WorkloadId
@@ -81,7 +81,7 @@ class Workload:
         return None
 
 
-class Inventory:
+class ClusterInventory:
     """Lists of one cluster, shared: a thousand endpoints cost five list calls, and not five thousand reads."""
 
     def __init__(self, client: KubernetesClient) -> None:
@@ -89,7 +89,7 @@ class Inventory:
         self._lists: dict[str, tuple[float, list[dict[str, Any]]]] = {}
         self._asking: dict[str, asyncio.Lock] = {}
 
-    async def workload(self, id_: WorkloadId, *, fresh: bool = False) -> Workload:
+    async def workload(self, id_: WorkloadId, *, fresh: bool = False) -> ClusterWorkload:
         """fresh: as it is at this moment, for those who are about to change it. Raises ``KubernetesError``."""
         if fresh:
             body: Body = await self._client.get(id_.path)
@@ -100,9 +100,9 @@ class Inventory:
                 raise KubernetesError("missing", f"{id_} is not there")
             body = found
         scaler = await self._autoscaler(id_, fresh)
-        return Workload(id_, body, scaler, await self._pods(id_, body, fresh))
+        return ClusterWorkload(id_, body, scaler, await self._pods(id_, body, fresh))
 
-    async def every(self) -> list[Workload]:
+    async def every(self) -> list[ClusterWorkload]:
         """All workloads of all kinds."""
         found = []
         for kind in KINDS:
@@ -116,7 +116,7 @@ class Inventory:
                 meta = body.get("metadata") or {}
                 id_ = WorkloadId(str(meta.get("namespace")), kind, str(meta.get("name")))
                 found.append(
-                    Workload(id_, body, await self._autoscaler(id_, False), await self._pods(id_, body, False))
+                    ClusterWorkload(id_, body, await self._autoscaler(id_, False), await self._pods(id_, body, False))
                 )
         return found
 
@@ -177,9 +177,9 @@ class Inventory:
             return found
 
 
-def inventory(sessions: Sessions, client: KubernetesClient) -> Inventory:
+def inventory(sessions: Sessions, client: KubernetesClient) -> ClusterInventory:
     """The one inventory of a cluster."""
-    return sessions.get(("kubernetes inventory", id(client)), lambda: Inventory(client))
+    return sessions.get(("kubernetes inventory", id(client)), lambda: ClusterInventory(client))
 
 
 def _all(kind: str) -> str:

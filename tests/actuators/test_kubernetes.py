@@ -17,7 +17,7 @@ from actuators.kubernetes import spec
 from actuators.kubernetes.actuator import KubernetesWorkload
 from actuators.shape import Autoscaling, Need, Plan, Shape
 from agent.clock import VirtualClock
-from collectors.kubernetes.workloads import KINDS, Workload, WorkloadId
+from collectors.kubernetes.workloads import KINDS, ClusterWorkload, WorkloadId
 from collectors.sessions import Sessions
 from tests.actuators.support import Caller
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
@@ -366,7 +366,7 @@ def test_what_a_status_leaves_out_is_zero(kind: str) -> None:
     """Right after a new template no pod is of it, and the API server leaves zeros out."""
     serve = {"replicas": 2, "readyReplicas": 2, "availableReplicas": 2, "observedGeneration": 2}
     body = {"metadata": {"generation": 2}, "spec": {"replicas": 2}, "status": serve}
-    workload = Workload(WorkloadId("default", kind, "chat"), body, None, ())
+    workload = ClusterWorkload(WorkloadId("default", kind, "chat"), body, None, ())
     assert spec.ready_of(workload)[0] is False
     rolled = replace(workload, body={**body, "status": {**serve, "updatedReplicas": 2}})
     assert spec.ready_of(rolled) == (True, 2, "")

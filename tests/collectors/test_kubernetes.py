@@ -26,7 +26,7 @@ from collectors.discovery import DiscoveryContext, Found, Permission
 from collectors.http import Http
 from collectors.kubernetes import access as ways
 from collectors.kubernetes import client as clients
-from collectors.kubernetes.access import Access, Cluster, access
+from collectors.kubernetes.access import Access, ClusterSettings, access
 from collectors.kubernetes.client import KubernetesClient, KubernetesError, refusal
 from collectors.kubernetes.discover import _NEEDS, KubernetesSystem, role
 from collectors.kubernetes.workloads import WorkloadId, inventory, quantity
@@ -70,7 +70,7 @@ def asked(fake: FakeKubernetes, story: Callable[[KubernetesClient], Coroutine[An
 
     async def whole() -> Any:
         async with context(fake) as where:
-            cluster = Cluster(server=fake.url, token=SecretStr(TOKEN))
+            cluster = ClusterSettings(server=fake.url, token=SecretStr(TOKEN))
             return await story(clients.shared(where.sessions, cluster, where.http, where.clock))
 
     return asyncio.run(whole())
@@ -101,22 +101,22 @@ def _headers(way: Access) -> dict[str, str]:
 
 def test_a_kubeconfigs_current_context_with_a_token(tmp_path: Path) -> None:
     path = _kubeconfig(tmp_path, {"token": "abc"})
-    way = access(Cluster(kubeconfig=path), VirtualClock())
+    way = access(ClusterSettings(kubeconfig=path), VirtualClock())
     assert (way.server, way.namespace) == ("https://api.invalid:6443", "models")
     assert _headers(way) == {"authorization": "Bearer abc"}
-    other = access(Cluster(kubeconfig=path, context="second"), VirtualClock())
+    other = access(ClusterSettings(kubeconfig=path, context="second"), VirtualClock())
     assert (other.server, other.namespace) == ("https://other.invalid", "default")
 
 
 def test_the_kubeconfig_that_the_environment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(_kubeconfig(tmp_path, {"token": "abc"})))
-    assert access(Cluster(), VirtualClock()).server == "https://api.invalid:6443"
+    assert access(ClusterSettings(), VirtualClock()).server == "https://api.invalid:6443"
 
 
 def test_a_token_file_beside_the_kubeconfig_is_read_anew_each_time(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("first\n")
-    way = access(Cluster(kubeconfig=_kubeconfig(tmp_path, {"tokenFile": "token"})), VirtualClock())
+    way = access(ClusterSettings(kubeconfig=_kubeconfig(tmp_path, {"tokenFile": "token"})), VirtualClock())
     assert _headers(way) == {"authorization": "Bearer first"}
     (tmp_path / "token").write_text("second\n")
     assert _headers(way) == {"authorization": "Bearer second"}
@@ -137,13 +137,13 @@ def test_the_command_of_a_kubeconfig_is_asked_once_and_again_when_its_token_is_o
     user = {"exec": {"command": sys.executable, "args": [str(script)], "env": env,
                      "apiVersion": "client.authentication.k8s.io/v1beta1"}}  # fmt: skip
     clock = VirtualClock()
-    way = access(Cluster(kubeconfig=_kubeconfig(tmp_path, user)), clock)
+    way = access(ClusterSettings(kubeconfig=_kubeconfig(tmp_path, user)), clock)
     assert _headers(way) == _headers(way) == {"authorization": "Bearer token-1"}
     clock.set(clock.now() + 700.0)
     assert _headers(way) == {"authorization": "Bearer token-2"}
     end = datetime.fromtimestamp(clock.now() + 200.0, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     env.append({"name": "END", "value": end})
-    way = access(Cluster(kubeconfig=_kubeconfig(tmp_path, user)), clock)
+    way = access(ClusterSettings(kubeconfig=_kubeconfig(tmp_path, user)), clock)
     assert _headers(way) == _headers(way) == {"authorization": "Bearer token-3"}
     clock.set(clock.now() + 150.0)
     assert _headers(way) == {"authorization": "Bearer token-4"}, "a minute before its end it is asked for anew"
@@ -152,7 +152,7 @@ def test_the_command_of_a_kubeconfig_is_asked_once_and_again_when_its_token_is_o
 @pytest.mark.parametrize("said", ["exit(1)", "print('no JSON')", "print('{}')", 'print(\'{"status": {"token": ""}}\')'])
 def test_a_command_that_gives_no_token_is_named(said: str, tmp_path: Path) -> None:
     user = {"exec": {"command": sys.executable, "args": ["-c", said]}}
-    way = access(Cluster(kubeconfig=_kubeconfig(tmp_path, user)), VirtualClock())
+    way = access(ClusterSettings(kubeconfig=_kubeconfig(tmp_path, user)), VirtualClock())
     with pytest.raises(CollectError, match=r"gave (no|an empty) token") as refused:
         _headers(way)
     assert refused.value.kind == "credentials"
@@ -174,7 +174,7 @@ def test_a_kubeconfig_that_leads_nowhere_says_why(
     server: dict[str, Any], more: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CollectError, match=said) as refused:
-        access(Cluster(kubeconfig=_kubeconfig(tmp_path, {"token": "t"}, server, **more)), VirtualClock())
+        access(ClusterSettings(kubeconfig=_kubeconfig(tmp_path, {"token": "t"}, server, **more)), VirtualClock())
     assert refused.value.kind == "credentials"
 
 
@@ -184,14 +184,14 @@ def test_a_file_that_is_none_says_what_to_do(content: str | None, tmp_path: Path
     if content is not None:
         path.write_text(content)
     with pytest.raises(CollectError, match="set `server` and `token_file`, name a kubeconfig, or run Flyball in a pod"):
-        access(Cluster(kubeconfig=path), VirtualClock())
+        access(ClusterSettings(kubeconfig=path), VirtualClock())
 
 
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="go with `server`"):
-        Cluster(token=SecretStr("t"))
+        ClusterSettings(token=SecretStr("t"))
     with pytest.raises(ValidationError, match="not both"):
-        Cluster(server="https://a", kubeconfig=tmp_path / "config")
+        ClusterSettings(server="https://a", kubeconfig=tmp_path / "config")
 
 
 def test_from_within_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_from_within_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ways, "_POD", tmp_path)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "6443")
-    way = access(Cluster(), VirtualClock())
+    way = access(ClusterSettings(), VirtualClock())
     assert (way.server, way.namespace) == ("https://[fd00::1]:6443", "models")
     assert _headers(way) == {"authorization": "Bearer pods-own"}
     assert way.tls is not None
@@ -223,7 +223,9 @@ def test_over_tls_by_the_clusters_own_authority_and_with_a_certificate_of_ones_o
         async def reach(user: dict[str, Any], server: dict[str, Any]) -> Any:
             path = _kubeconfig(tmp_path, user, server)
             http = Http()
-            client = KubernetesClient(access(Cluster(kubeconfig=path), VirtualClock()), http.call, VirtualClock())
+            client = KubernetesClient(
+                access(ClusterSettings(kubeconfig=path), VirtualClock()), http.call, VirtualClock()
+            )
             try:
                 return await client.get("/api/v1/namespaces/default")
             finally:
@@ -329,7 +331,7 @@ def test_an_answer_that_is_no_json_and_a_server_that_is_not_there(tmp_path: Path
 
     async def ask(url: str) -> None:
         http = Http()
-        way = access(Cluster(server=url), VirtualClock())
+        way = access(ClusterSettings(server=url), VirtualClock())
         with pytest.raises(KubernetesError):
             await KubernetesClient(way, http.call, VirtualClock()).get("/api")
         await http.aclose()
