@@ -149,6 +149,10 @@ def _resources(workload: ClusterWorkload, container: str | None, wanted: Shape) 
             if now is not None:
                 value = most * (now / limit if limit else 1.0)
                 found.setdefault(part, {})[name] = f"{round(value * 1000)}m" if name == "cpu" else str(round(value))
+        if not any(name in values for values in found.values()):
+            raise CannotPlan(
+                "NOT_STATED", f"{workload.id} states no {name}, neither requested nor limited: state it first"
+            )
     return found
 
 

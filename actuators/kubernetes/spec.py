@@ -114,6 +114,8 @@ def with_engine(container: Body, engine: Mapping[str, EngineValue | None]) -> li
     if arguments(container) != [*(str(w) for w in container.get("command") or ()), *old]:
         raise ValueError("its arguments stand in a shell's command line: change them by hand")
     command = [str(w) for w in container.get("command") or ()]
+    if not old and not command:
+        raise ValueError("its arguments are the image's own, and `args` would replace them: state them there first")
     if any(argument(command, name) is not None for name in engine):
         raise ValueError("its limits stand in `command`; move them to `args`")
     args = list(old)

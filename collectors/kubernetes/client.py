@@ -133,7 +133,9 @@ def refusal(what: str, status: int, body: Body, headers: Mapping[str, str]) -> K
         return KubernetesError("missing", text)
     if status == 429:
         return KubernetesError("throttled", text, retry_after_s)
-    if status >= 500 or status < 200:
+    if (
+        status >= 500 or status < 200 or status == 410
+    ):  # 410: a list changed too much between its pages; it is read anew
         return KubernetesError("unreachable", text, retry_after_s)
     return KubernetesError("invalid", text)
 

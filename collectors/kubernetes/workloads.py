@@ -137,8 +137,15 @@ class ClusterInventory:
             if error.kind in ("denied", "missing"):
                 return None
             raise
-        there = sum(quantity(((n.get("status") or {}).get("allocatable") or {}).get(resource)) or 0.0 for n in nodes)
-        running = [p for p in pods if (p.get("status") or {}).get("phase") not in ("Succeeded", "Failed")]
+        open_ = [n for n in nodes if not (n.get("spec") or {}).get("unschedulable")]  # one that is drained takes nobody
+        closed = {(n.get("metadata") or {}).get("name") for n in nodes if n not in open_}
+        there = sum(quantity(((n.get("status") or {}).get("allocatable") or {}).get(resource)) or 0.0 for n in open_)
+        gone = ("Succeeded", "Failed")
+        running = [
+            p
+            for p in pods
+            if (p.get("status") or {}).get("phase") not in gone and (p.get("spec") or {}).get("nodeName") not in closed
+        ]
         return there - sum(asked(p.get("spec") or {}, resource) for p in running)
 
     async def _autoscaler(self, id_: WorkloadId, fresh: bool) -> Body | None:

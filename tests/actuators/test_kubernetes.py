@@ -584,6 +584,30 @@ def test_limits_in_a_shells_command_line_are_seen_and_not_rewritten(place: Place
         place.plan(live.shape.with_(engine={"max_num_seqs": 96}), live)
 
 
+def test_arguments_that_are_the_images_own_are_not_replaced(place: Place) -> None:
+    body = _vllm()
+    del body["spec"]["template"]["spec"]["containers"][0]["args"]
+    place.deploy(body)
+    live = place.live()
+    with pytest.raises(CannotPlan, match="the image's own"):
+        place.plan(live.shape.with_(engine={"max_num_seqs": 96}), live)
+
+
+@pytest.mark.parametrize(("wanted", "name"), [({"cpus": 2.0}, "cpu"), ({"memory_gb": 8.0}, "memory")])
+@pytest.mark.parametrize("resize", ["rolling", "in_place"])
+def test_a_size_that_is_not_stated_is_not_changed(
+    resize: str, wanted: dict[str, float], name: str, place: Place
+) -> None:
+    body = _vllm()
+    for part in body["spec"]["template"]["spec"]["containers"][0]["resources"].values():
+        del part[name]
+    place.options["resize"] = resize
+    place.deploy(body)
+    live = place.live()
+    with pytest.raises(CannotPlan, match=f"states no {name}"):
+        place.plan(live.shape.with_(**wanted), live)
+
+
 def test_cpu_and_memory_by_a_rollout(place: Place) -> None:
     place.deploy(_vllm())
     before = place.live()
@@ -640,6 +664,14 @@ def test_gpus_that_more_replicas_need_are_told(place: Place) -> None:
     live = place.live()
     assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, 2.0),)
     assert place.plan(live.shape.with_(replicas=1), live).needs == ()
+    place.cluster.create("nodes", "", {**node, "metadata": {"name": "n2"}, "spec": {"unschedulable": True}})
+    assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, 2.0),), "n2 is drained"
+    pod = next(k for k in place.cluster.objects if k[0] == "pods")
+    place.object("pods", pod[2])["spec"]["nodeName"] = "n2"
+    place.later(60)
+    assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, 3.0),), (
+        "and so is who is there"
+    )
     place.cluster.denied.add(("list", "nodes"))
     assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, None),)
 

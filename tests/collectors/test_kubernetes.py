@@ -315,6 +315,7 @@ def test_after_429_nobody_is_asked_before_the_time(fake: FakeKubernetes) -> None
         (422, "is invalid", "invalid"),
         (415, "unknown media type", "invalid"),
         (429, "too many requests", "throttled"),
+        (410, "the provided continue parameter is too old", "unreachable"),
         (500, "etcd is away", "unreachable"),
         (503, "", "unreachable"),
     ],
