@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -152,7 +153,7 @@ def found(
         "name": name,
         "url": url,
         **({"model": model} if model else {}),
-        "sources": {"vllm": {}},
+        "sources": {_source(workload): {}},
         "actuator": {"system": "kubernetes", "options": options},
         "mode": "observe",
     }
@@ -167,6 +168,12 @@ def found(
     if not seen:
         notes.append("no Service selects its pods: correct the url")
     return Found(name, settings, "; ".join(notes))
+
+
+def _source(workload: ClusterWorkload) -> str:
+    """Who reads its pods: llama.cpp has metrics of its own."""
+    said = json.dumps(workload.template)
+    return "llamacpp" if "llama-server" in said or "llama.cpp" in said else "vllm"
 
 
 def _address(workload: ClusterWorkload, services: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:

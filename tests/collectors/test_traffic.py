@@ -177,6 +177,7 @@ def test_poisson_and_constant_arrivals() -> None:
 def test_lengths() -> None:
     rng = np.random.default_rng(1)
     assert set(Lengths.parse("fixed:7").draw(rng, 5).tolist()) == {7}
+    assert Lengths.parse("7") == Lengths.parse("fixed:7"), "as every peer takes it"
     uniform = Lengths.parse("uniform:5:9").draw(rng, 5000)
     assert (uniform.min(), uniform.max()) == (5, 9)
     log = Lengths.parse("lognormal:200:0.5").draw(rng, 50_000)
@@ -187,10 +188,10 @@ def test_lengths() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "7", "fixed", "fixed:0", "fixed:x", "fixed:nan", "uniform:9:5", "uniform:0:5", "lognormal:0.5:1", "zipf:1"],
+    ["", "0", "fixed", "fixed:0", "fixed:x", "fixed:nan", "uniform:9:5", "uniform:0:5", "lognormal:0.5:1", "zipf:1"],
 )
 def test_lengths_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match="expected fixed:100"):
+    with pytest.raises(ValueError, match="expected 100, uniform:50:200"):
         Lengths.parse(text)
 
 
