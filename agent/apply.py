@@ -23,6 +23,7 @@ from agent.settings import Settings
 from agent.store import Store, changes, control, fleet, outbox, recommendations
 from agent.store.control import Lead, LeaseLost
 from agent.store.evidence import judged
+from agent.store.rows import JournalRow
 from agent.uptake import Uptake
 from agent.watch import Watched, Watcher
 from analyzers.prediction import Prediction
@@ -70,8 +71,9 @@ class Applier:
         under_way, approved = await asyncio.to_thread(self._agenda, lead)
         for name in dict.fromkeys(row["endpoint"] for row in (*under_way, *approved)):
             if name not in self._tasks:
-                mine = [[row for row in rows if row["endpoint"] == name] for rows in (under_way, approved)]
-                self._tasks[name] = asyncio.create_task(self._serve(name, mine[0], mine[1], lead))
+                mine = [change for change in under_way if change["endpoint"] == name]
+                waiting = [row for row in approved if row["endpoint"] == name]
+                self._tasks[name] = asyncio.create_task(self._serve(name, mine, waiting, lead))
         if not self._tasks:
             return
         await asyncio.wait(self._tasks.values(), timeout=CYCLE_S)
@@ -149,13 +151,11 @@ class Applier:
             with self._store.read() as db:
                 return control.leader(db, lease_of(change["endpoint"])) is None
 
-        if self._clock.now() - change["since"] > ABANDONED_S and await asyncio.to_thread(abandoned):
+        if self._clock.now() - _since(change) > ABANDONED_S and await asyncio.to_thread(abandoned):
             await self._finish(change, "failed", "its process is gone; see what is live", lead)
 
     def _overdue(self, change: changes.Row, watched: Watched) -> bool:
-        verify = watched.settings.verify
-        applied_at: float = change["applied_at"]
-        return self._clock.now() > applied_at + verify.warmup_s + verify.deadline_s + UNJUDGED_S
+        return self._clock.now() > _warm_at(change, watched) + watched.settings.verify.deadline_s + UNJUDGED_S
 
     async def _apply(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
         standing = await self._operate(change, Plan.from_dict(change["plan"]), "apply", watched, lead)
@@ -178,7 +178,7 @@ class Applier:
 
     async def _warm(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
         now = self._clock.now()
-        ready = change["applied_at"] + watched.settings.verify.warmup_s
+        ready = _warm_at(change, watched)
         if now < ready:
             return
         width = self._settings.collect.window_s
@@ -198,8 +198,9 @@ class Applier:
         await asyncio.to_thread(write)
 
     async def _verify(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
-        last = change["applied_at"] + watched.settings.verify.warmup_s + watched.settings.verify.deadline_s
-        verdict = await asyncio.to_thread(self._judge, change, watched, change["judged_from"], last)
+        begin = _warm_at(change, watched)
+        last = begin + watched.settings.verify.deadline_s
+        verdict = await asyncio.to_thread(self._judge, change, watched, change["judged_from"] or begin, last)
         if verdict.state == "pending":
             return
         plan = Plan.from_dict(change["plan"])
@@ -332,7 +333,7 @@ class Applier:
                 found = await self._way_back(change, watched, lead)
             except ActuatorError as error:
                 reason = f"{change['state_reason']}; no way back: {error}"
-                if not error.passes or self._clock.now() - change["since"] > UNKNOWN_WAY_S:
+                if not error.passes or self._clock.now() - _since(change) > UNKNOWN_WAY_S:
                     await self._finish(change, "failed", reason, lead)
                 return
             if found is None:
@@ -350,7 +351,7 @@ class Applier:
         """The plan from wherever it was left; None while it waits for another one's lock. Raises ActuatorError."""
         forward = Plan.from_dict(change["plan"])
 
-        def begun() -> list[changes.Row]:
+        def begun() -> list[JournalRow]:
             with self._store.read() as db:
                 return changes.journal(db, change["id"])
 
@@ -411,6 +412,17 @@ class Applier:
             if self._settings.slack is not None:
                 outbox.put(db, channel="slack", kind="change", subject=change["id"], revision=_REVISION[state], now=now)
         return True
+
+
+def _since(change: changes.Row) -> float:
+    """When it came into its state."""
+    return change["created_at"] if change["since"] is None else change["since"]
+
+
+def _warm_at(change: changes.Row, watched: Watched) -> float:
+    """From when on what is observed is of the new shape."""
+    assert change["applied_at"] is not None, "it is applied before it warms"
+    return change["applied_at"] + watched.settings.verify.warmup_s
 
 
 def lease_of(endpoint: str) -> str:

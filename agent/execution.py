@@ -19,6 +19,7 @@ from actuators.base import Actuator, ActuatorError, Progress, Receipt, Step, Tro
 from actuators.shape import Operation
 from agent.store import Store, changes, control
 from agent.store.control import Lead
+from agent.store.rows import JournalRow
 from collectors.clock import Clock
 
 log = structlog.get_logger()
@@ -68,19 +69,19 @@ class Execution:
         last: Receipt | None = None
         for step, operation in enumerate(run.operations):
             row = rows.get(step)
-            if row is None or row["state"] != "done":
-                standing, last = await self._step(run, step, operation, row, last, lead)
-                row = None if standing.state != "done" else {"done_at": self._clock.now()}
+            if row is not None and row["state"] == "done":
+                standing, last, done_at = _DONE, receipt_of(row), row["done_at"] or 0.0
             else:
-                standing, last = _DONE, receipt_of(row)
-            if standing.state == "done" and row is not None and step + 1 not in rows:
-                standing = await self._pass(run, operation, row["done_at"])
+                standing, last = await self._step(run, step, operation, row, last, lead)
+                done_at = self._clock.now()
+            if standing.state == "done" and step + 1 not in rows:
+                standing = await self._pass(run, operation, done_at)
             if standing.state != "done":
                 return standing
         return _DONE
 
     async def _step(
-        self, run: Run, step: int, operation: Operation, row: changes.Row | None, last: Receipt | None, lead: Lead
+        self, run: Run, step: int, operation: Operation, row: JournalRow | None, last: Receipt | None, lead: Lead
     ) -> tuple[Standing, Receipt | None]:
         if row is not None and row["state"] == "failed":
             return Standing("failed", f"{operation.summary}: {row['detail']}"), None
@@ -92,11 +93,11 @@ class Execution:
                 return begun, None
             receipt, started_at = begun, self._clock.now()
         else:
-            receipt, started_at = receipt_of(row), row["started_at"]
+            receipt, started_at = receipt_of(row), row["started_at"] or row["intent_at"]
         return await self._follow(run, step, operation, receipt, started_at, lead)
 
     async def _begin(
-        self, run: Run, step: int, operation: Operation, row: changes.Row | None, last: Receipt | None, lead: Lead
+        self, run: Run, step: int, operation: Operation, row: JournalRow | None, last: Receipt | None, lead: Lead
     ) -> Receipt | Standing:
         """Write the step down, ask whether it may be done, and do it."""
         noted = await asyncio.to_thread(self._note, run, step, operation, row, lead)
@@ -118,7 +119,7 @@ class Execution:
         return receipt
 
     def _note(
-        self, run: Run, step: int, operation: Operation, row: changes.Row | None, lead: Lead
+        self, run: Run, step: int, operation: Operation, row: JournalRow | None, lead: Lead
     ) -> tuple[float, str] | Standing:
         """When it was first written down, and its state; or that it must wait."""
         now = self._clock.now()
@@ -209,14 +210,14 @@ class Execution:
 
         await asyncio.to_thread(write)
 
-    def _journal(self, run: Run) -> list[changes.Row]:
+    def _journal(self, run: Run) -> list[JournalRow]:
         with self._store.read() as db:
             return changes.journal(db, run.change, run.direction)
 
 
-def receipt_of(row: changes.Row) -> Receipt:
+def receipt_of(row: JournalRow) -> Receipt:
     """What the step left in its journal row."""
-    return Receipt(**row["receipt"])
+    return Receipt(**(row["receipt"] or {}))
 
 
 async def in_time(call: Awaitable[_T]) -> _T:

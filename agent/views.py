@@ -255,22 +255,10 @@ def _change(row: Mapping[str, Any]) -> View:
 
 
 def _ledger(db: sa.Connection, change_id: str) -> list[View]:
-    keys = (
-        "metric",
-        "method",
-        "low",
-        "predicted",
-        "high",
-        "before",
-        "observed",
-        "observed_low",
-        "observed_high",
-        "inside",
-        "error",
-        "comparable",
-        "at",
-    )
-    return [{k: row[k] for k in keys} for row in reversed(changes.ledger(db, change_id=change_id))]
+    whose = ("id", "change_id", "endpoint")
+    return [
+        {k: v for k, v in row.items() if k not in whose} for row in reversed(changes.ledger(db, change_id=change_id))
+    ]
 
 
 def tune_list(store: Store) -> View:
@@ -302,7 +290,7 @@ def accuracy(store: Store, since: float | None = None) -> View:
     table = []
     for metric in metrics:
         mine = [r for r in rows if r["metric"] == metric]
-        errors = [abs(r["error"]) for r in mine]
+        errors = [abs(r["error"]) for r in mine if r["error"] is not None]
         held = [r["inside"] for r in mine if r["inside"] is not None]
         table.append(
             {

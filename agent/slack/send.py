@@ -112,9 +112,9 @@ class Sender:
         now = self._clock.now()
         with self._store.write() as db:
             if item["kind"] == "change":
-                row = changes.get(db, item["subject"])
-                if row is not None:
-                    return message.change(row, changes.ledger(db, change_id=row["id"]), self._page())
+                change = changes.get(db, item["subject"])
+                if change is not None:
+                    return message.change(change, changes.ledger(db, change_id=change["id"]), self._page())
                 outbox.sent(db, item["id"], now)
                 return None
             if item["kind"] == "report":

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from agent.store import schema
+from agent.store.rows import AuditRow, every
 
 _T = schema.audit
 _START = "0" * 64
@@ -54,12 +55,12 @@ def verify(db: sa.Connection, known: Verified | None = None) -> int | None:
     return None
 
 
-def entries(db: sa.Connection, subject: str | None = None, limit: int = 200) -> list[dict[str, Any]]:
+def entries(db: sa.Connection, subject: str | None = None, limit: int = 200) -> list[AuditRow]:
     """The newest rows first."""
     query = sa.select(_T).order_by(_T.c.id.desc()).limit(limit)
     if subject is not None:
         query = query.where(_T.c.subject == subject)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(AuditRow, db.execute(query).mappings())
 
 
 def _digest(row: Mapping[str, Any]) -> str:

@@ -10,13 +10,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from agent.store import audit, schema
+from agent.store.rows import ChangeRow, JournalRow, LedgerRow, every, one
 from agent.store.sql import upsert
 
 _T = schema.changes
 _J = schema.journal
 _L = schema.ledger
 _K = schema.locks
-Row = dict[str, Any]
+Row = ChangeRow
 
 
 def start(db: sa.Connection, row: Mapping[str, Any]) -> bool:
@@ -52,7 +53,7 @@ def update(db: sa.Connection, identity: str, **values: Any) -> None:
 def get(db: sa.Connection, identity: str) -> Row | None:
     """By id, or by the only one that starts so."""
     rows = db.execute(sa.select(_T).where(_T.c.id.startswith(identity, autoescape=True)).limit(2)).mappings().all()
-    return dict(rows[0]) if len(rows) == 1 else None
+    return one(ChangeRow, rows[0]) if len(rows) == 1 else None
 
 
 def listed(
@@ -71,7 +72,7 @@ def listed(
         query = query.where(_T.c.state.in_(list(states)))
     if since is not None:
         query = query.where(_T.c.created_at >= since)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(ChangeRow, db.execute(query).mappings())
 
 
 def active(db: sa.Connection) -> list[Row]:
@@ -126,11 +127,11 @@ def unlock(db: sa.Connection, change_id: str) -> None:
     db.execute(sa.delete(_K).where(_K.c.change_id == change_id))
 
 
-def journal(db: sa.Connection, change_id: str, direction: str | None = None) -> list[Row]:
+def journal(db: sa.Connection, change_id: str, direction: str | None = None) -> list[JournalRow]:
     query = sa.select(_J).where(_J.c.change_id == change_id).order_by(_J.c.id)
     if direction is not None:
         query = query.where(_J.c.direction == direction)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(JournalRow, db.execute(query).mappings())
 
 
 def add_ledger(db: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -140,7 +141,7 @@ def add_ledger(db: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def ledger(
     db: sa.Connection, *, endpoint: str | None = None, change_id: str | None = None, since: float | None = None
-) -> list[Row]:
+) -> list[LedgerRow]:
     """Newest first."""
     query = sa.select(_L).order_by(_L.c.at.desc(), _L.c.id)
     if endpoint is not None:
@@ -149,7 +150,7 @@ def ledger(
         query = query.where(_L.c.change_id == change_id)
     if since is not None:
         query = query.where(_L.c.at >= since)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(LedgerRow, db.execute(query).mappings())
 
 
 def measured_error(db: sa.Connection, endpoint: str) -> dict[str, float]:

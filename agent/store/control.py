@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from agent.store import audit, schema
 from agent.store.database import Store
+from agent.store.rows import ControlRow, LeaseRow, one
 from agent.store.sql import DatabaseNow, upsert
 
 _L = schema.leases
@@ -78,20 +79,20 @@ def fence(db: sa.Connection, lead: Lead) -> None:
         raise LeaseLost(f"{lead.holder} no longer holds {lead.lease} under epoch {lead.epoch}")
 
 
-def leader(db: sa.Connection, name: str) -> dict[str, Any] | None:
+def leader(db: sa.Connection, name: str) -> LeaseRow | None:
     """``{"holder", "epoch", "expires_at"}`` of who holds the lease at this moment; None: nobody does."""
     row = db.execute(sa.select(_L).where(_L.c.name == name, _L.c.expires_at > DatabaseNow())).mappings().one_or_none()
-    return dict(row) if row is not None else None
+    return one(LeaseRow, row)
 
 
 def put(db: sa.Connection, key: str, value: Any, now: float, by: str) -> None:
     upsert(db, _C, [{"key": key, "value": value, "at": now, "by": by}], key=["key"], update=["value", "at", "by"])
 
 
-def get(db: sa.Connection, key: str) -> dict[str, Any] | None:
+def get(db: sa.Connection, key: str) -> ControlRow | None:
     """``{"key", "value", "at", "by"}``, or None."""
     row = db.execute(sa.select(_C).where(_C.c.key == key)).mappings().one_or_none()
-    return dict(row) if row is not None else None
+    return one(ControlRow, row)
 
 
 def pause(db: sa.Connection, *, now: float, by: str, reason: str) -> None:
@@ -108,6 +109,6 @@ def resume(db: sa.Connection, *, now: float, by: str) -> bool:
     return gone
 
 
-def paused(db: sa.Connection) -> dict[str, Any] | None:
+def paused(db: sa.Connection) -> ControlRow | None:
     """Who paused, when and why; None when nothing is paused."""
     return get(db, "paused")

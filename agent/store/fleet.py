@@ -8,13 +8,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from agent.store import audit, schema
+from agent.store.rows import CalibrationRow, EndpointRow, FindingRow, SourceRow, every, one
 from agent.store.sql import upsert
 from analyzers.finding import Finding
 
 _E = schema.endpoints
 _F = schema.findings
 _S = schema.sources
-Row = dict[str, Any]
+Row = EndpointRow
 
 
 def saw_shape(db: sa.Connection, endpoint: str, row: Mapping[str, Any]) -> None:
@@ -24,7 +25,7 @@ def saw_shape(db: sa.Connection, endpoint: str, row: Mapping[str, Any]) -> None:
 
 def get(db: sa.Connection, endpoint: str) -> Row | None:
     row = db.execute(sa.select(_E).where(_E.c.endpoint == endpoint)).mappings().one_or_none()
-    return dict(row) if row is not None else None
+    return one(EndpointRow, row)
 
 
 def changed(db: sa.Connection, endpoint: str, now: float) -> None:
@@ -54,11 +55,11 @@ def source_health(db: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     upsert(db, _S, rows, key=["endpoint", "source"], update=columns)
 
 
-def sources(db: sa.Connection, endpoint: str | None = None) -> list[Row]:
+def sources(db: sa.Connection, endpoint: str | None = None) -> list[SourceRow]:
     query = sa.select(_S).order_by(_S.c.endpoint, _S.c.source)
     if endpoint is not None:
         query = query.where(_S.c.endpoint == endpoint)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(SourceRow, db.execute(query).mappings())
 
 
 def found(db: sa.Connection, endpoint: str, findings: Sequence[Finding], now: float) -> list[Finding]:
@@ -91,7 +92,7 @@ def found(db: sa.Connection, endpoint: str, findings: Sequence[Finding], now: fl
     return [f for f in findings if not known.get(f.key)]
 
 
-def findings(db: sa.Connection, endpoint: str | None = None, *, active: bool = True) -> list[Row]:
+def findings(db: sa.Connection, endpoint: str | None = None, *, active: bool = True) -> list[FindingRow]:
     """Most severe first."""
     rank = sa.case({"critical": 0, "warning": 1}, value=_F.c.severity, else_=2)
     query = sa.select(_F).order_by(rank, _F.c.endpoint, _F.c.code)
@@ -99,18 +100,18 @@ def findings(db: sa.Connection, endpoint: str | None = None, *, active: bool = T
         query = query.where(_F.c.endpoint == endpoint)
     if active:
         query = query.where(_F.c.active)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(FindingRow, db.execute(query).mappings())
 
 
 def keep_calibration(db: sa.Connection, endpoint: str, *, key: str, now: float, body: Mapping[str, Any]) -> None:
     db.execute(sa.insert(schema.calibrations).values(endpoint=endpoint, key=key, fitted_at=now, body=dict(body)))
 
 
-def calibration(db: sa.Connection, endpoint: str, key: str | None = None) -> Row | None:
+def calibration(db: sa.Connection, endpoint: str, key: str | None = None) -> CalibrationRow | None:
     """The newest one, of this key where given."""
     table = schema.calibrations
     query = sa.select(table).where(table.c.endpoint == endpoint).order_by(table.c.id.desc()).limit(1)
     if key is not None:
         query = query.where(table.c.key == key)
     row = db.execute(query).mappings().one_or_none()
-    return dict(row) if row is not None else None
+    return one(CalibrationRow, row)

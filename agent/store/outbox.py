@@ -8,11 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from agent.store import schema
+from agent.store.rows import MessageRow, ReportRow, every, one
 from agent.store.sql import upsert
 
 _O = schema.outbox
 _R = schema.reports
-Row = dict[str, Any]
+Row = MessageRow
 
 
 def put(db: sa.Connection, *, channel: str, kind: str, subject: str, revision: int, now: float) -> bool:
@@ -26,7 +27,7 @@ def put(db: sa.Connection, *, channel: str, kind: str, subject: str, revision: i
 
 def due(db: sa.Connection, now: float, limit: int = 20) -> list[Row]:
     query = sa.select(_O).where(_O.c.state == "waiting", _O.c.next_try_at <= now).order_by(_O.c.id).limit(limit)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(MessageRow, db.execute(query).mappings())
 
 
 def sent(db: sa.Connection, identity: int, now: float) -> None:
@@ -43,7 +44,7 @@ def failed(db: sa.Connection, identity: int, *, error: str, retry_at: float | No
 def undelivered(db: sa.Connection) -> list[Row]:
     """Given up, or tried in vain at least once."""
     query = sa.select(_O).where(sa.or_(_O.c.state == "failed", sa.and_(_O.c.state == "waiting", _O.c.attempts > 0)))
-    return [dict(row) for row in db.execute(query.order_by(_O.c.id)).mappings()]
+    return every(MessageRow, db.execute(query.order_by(_O.c.id)).mappings())
 
 
 def add_report(
@@ -53,12 +54,12 @@ def add_report(
     upsert(db, _R, [row], key=["period_start", "period_end"], update=["made_at", "path", "summary"])
 
 
-def report(db: sa.Connection, identity: int) -> Row | None:
+def report(db: sa.Connection, identity: int) -> ReportRow | None:
     row = db.execute(sa.select(_R).where(_R.c.id == identity)).mappings().one_or_none()
-    return dict(row) if row is not None else None
+    return one(ReportRow, row)
 
 
-def reports(db: sa.Connection, limit: int = 50) -> list[Row]:
+def reports(db: sa.Connection, limit: int = 50) -> list[ReportRow]:
     """Newest first."""
     query = sa.select(_R).order_by(_R.c.period_end.desc(), _R.c.id.desc()).limit(limit)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(ReportRow, db.execute(query).mappings())

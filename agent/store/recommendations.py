@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from agent.store import audit, schema
+from agent.store.rows import ApprovalRow, RecommendationRow, TokenRow, every, one
 from agent.store.sql import upsert
 
 _T = schema.recommendations
@@ -16,7 +17,7 @@ _TOKENS = schema.tokens
 
 #: States in which a recommendation can still be decided.
 OPEN = ("proposed", "notified", "snoozed")
-Row = dict[str, Any]
+Row = RecommendationRow
 
 
 def new_id() -> str:
@@ -69,7 +70,7 @@ def move(
 def get(db: sa.Connection, identity: str) -> Row | None:
     """By id, or by the only one that starts so."""
     rows = db.execute(sa.select(_T).where(_T.c.id.startswith(identity, autoescape=True)).limit(2)).mappings().all()
-    return dict(rows[0]) if len(rows) == 1 else None
+    return one(RecommendationRow, rows[0]) if len(rows) == 1 else None
 
 
 def listed(
@@ -81,7 +82,7 @@ def listed(
         query = query.where(_T.c.endpoint == endpoint)
     if states is not None:
         query = query.where(_T.c.state.in_(list(states)))
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(RecommendationRow, db.execute(query).mappings())
 
 
 def expire(db: sa.Connection, now: float) -> list[str]:
@@ -112,9 +113,9 @@ def add_tokens(db: sa.Connection, rows: Iterable[Mapping[str, Any]]) -> None:
     db.execute(sa.insert(_TOKENS), [dict(row) for row in rows])
 
 
-def find_token(db: sa.Connection, digest: str) -> Row | None:
+def find_token(db: sa.Connection, digest: str) -> TokenRow | None:
     row = db.execute(sa.select(_TOKENS).where(_TOKENS.c.digest == digest)).mappings().one_or_none()
-    return dict(row) if row is not None else None
+    return one(TokenRow, row)
 
 
 def use_token(db: sa.Connection, digest: str, now: float) -> bool:
@@ -141,10 +142,10 @@ def note_decision(db: sa.Connection, **row: Any) -> None:
     )
 
 
-def decisions(db: sa.Connection, identity: str) -> list[Row]:
+def decisions(db: sa.Connection, identity: str) -> list[ApprovalRow]:
     table = schema.approvals
     query = sa.select(table).where(table.c.recommendation_id == identity).order_by(table.c.id)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(ApprovalRow, db.execute(query).mappings())
 
 
 def _record(db: sa.Connection, at: float, by: str, action: str, identity: str, body: Mapping[str, Any]) -> None:

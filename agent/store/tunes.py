@@ -9,17 +9,18 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from agent.store import audit, schema
+from agent.store.rows import TrialRow, TuneRow, every, one
 
 _T = schema.tunes
 _R = schema.trials
-Row = dict[str, Any]
+Row = TuneRow
 
 
 def start(db: sa.Connection, row: Mapping[str, Any], trials: Iterable[Mapping[str, Any]]) -> bool:
     """Begin a tune with its planned trials. False when one is under way on this endpoint: the database's own index says so."""
     try:
         with db.begin_nested():
-            db.execute(sa.insert(_T).values(state="running", **row))
+            db.execute(sa.insert(_T).values(**{"state": "running", **row}))
     except IntegrityError:
         return False
     planned = [{"tune_id": row["id"], "state": "planned", "why": "", "body": {}, **trial} for trial in trials]
@@ -37,14 +38,14 @@ def start(db: sa.Connection, row: Mapping[str, Any], trials: Iterable[Mapping[st
 
 def get(db: sa.Connection, identity: str) -> Row | None:
     row = db.execute(sa.select(_T).where(_T.c.id == identity)).mappings().one_or_none()
-    return dict(row) if row is not None else None
+    return one(TuneRow, row)
 
 
 def running(db: sa.Connection, endpoint: str) -> Row | None:
     """The one that is not at its end, whether or not its process lives."""
     query = sa.select(_T).where(_T.c.endpoint == endpoint, _T.c.state == "running")
     row = db.execute(query).mappings().one_or_none()
-    return dict(row) if row is not None else None
+    return one(TuneRow, row)
 
 
 def end(
@@ -56,10 +57,10 @@ def end(
     audit.append(db, at=now, actor=by, action=f"tune_{state}", subject=row.endpoint, body={"tune": identity})
 
 
-def trials(db: sa.Connection, identity: str) -> list[Row]:
+def trials(db: sa.Connection, identity: str) -> list[TrialRow]:
     """In the order in which they were asked for."""
     query = sa.select(_R).where(_R.c.tune_id == identity).order_by(_R.c.number)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(TrialRow, db.execute(query).mappings())
 
 
 def keep(db: sa.Connection, identity: str, number: int, **values: Any) -> None:
@@ -72,4 +73,4 @@ def latest(db: sa.Connection, endpoint: str | None = None, limit: int = 20) -> l
     query = sa.select(_T).order_by(_T.c.started_at.desc(), _T.c.id).limit(limit)
     if endpoint is not None:
         query = query.where(_T.c.endpoint == endpoint)
-    return [dict(row) for row in db.execute(query).mappings()]
+    return every(TuneRow, db.execute(query).mappings())

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from actuators.shape import Shape
 from agent.store import tunes
+from agent.store.rows import TrialRow
 from agent.tune.answer import answer
 from agent.tune.asked import TuneRequest
 from analyzers.limit_search import Limit
@@ -17,7 +18,7 @@ from analyzers.tuning.choose import Trial, doubt
 UNDER_WAY = "under way"
 
 
-def trial_of(row: tunes.Row, usd_per_hour: float | None) -> Trial:
+def trial_of(row: TrialRow, usd_per_hour: float | None) -> Trial:
     """``usd_per_hour``: US dollars of the whole shape; None: unknown."""
     body: Mapping[str, Any] = row["body"]
     return Trial(
@@ -29,10 +30,14 @@ def trial_of(row: tunes.Row, usd_per_hour: float | None) -> Trial:
         why=row["why"],
         promised=body.get("promised"),
         steps=list(body.get("steps", [])),
-        limit=None if body.get("sure") is None else Limit(row["limit_low"], row["limit_high"], body["sure"]),
+        limit=_limit(row, body.get("sure")),
         output_tokens=body.get("output_tokens"),
         busy_s=row["busy_s"] or 0.0,
     )
+
+
+def _limit(row: TrialRow, sure: bool | None) -> Limit | None:
+    return None if sure is None else Limit(row["limit_low"], row["limit_high"], sure)
 
 
 def told(db: sa.Connection, identity: str) -> dict[str, Any] | None:

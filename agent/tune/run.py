@@ -19,6 +19,7 @@ from actuators.shape import Shape
 from agent.deploy import CannotDeploy
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, recommendations, tunes
+from agent.store.rows import TrialRow
 from agent.tune.answer import answer
 from agent.tune.asked import TuneRequest
 from agent.tune.hold import Hold, Lost, held
@@ -153,9 +154,12 @@ class Tune:
             raise CannotTune(f"{name} is frozen ({state['frozen_because']}); `flyball unfreeze {name}` first")
         live = await _live(watched)
         original = live.shape.as_dict() if live.shape.replicas else None
-        row = {
+        row: tunes.Row = {
             "id": recommendations.new_id(),
             "endpoint": name,
+            "state": "running",
+            "ended_at": None,
+            "result": None,
             "question": self.asked.as_dict(),
             "digest": self.asked.digest,
             "original": original,
@@ -338,7 +342,7 @@ class _Running:
             )
 
 
-def _again(row: tunes.Row, settings: Settings, asked: TuneRequest) -> Trial:
+def _again(row: TrialRow, settings: Settings, asked: TuneRequest) -> Trial:
     """As the store has it; what was skipped for want of budget may be tried now."""
     trial = trial_of(row, price_of(settings, asked.endpoint, Shape.from_dict(row["shape"])))
     trial.state = "planned" if trial.state == "skipped" else trial.state
