@@ -170,10 +170,13 @@ class Governor:
         await self.applier.stop()
         await self.watcher.stop()
         await self.watcher.close_windows()
-        with self.store.write() as db:
-            control.release(db, LEASE, self.holder)
+        await asyncio.to_thread(self._give_up)
         await self.environment.sessions.aclose()
         self.tracing.close()
+
+    def _give_up(self) -> None:
+        with self.store.write() as db:
+            control.release(db, LEASE, self.holder)
 
 
 async def propose(store: Store, settings: Settings, endpoint: str, changes: str, by: str, notes: list[str]) -> str:

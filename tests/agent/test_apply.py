@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from actuators.base import ActuatorError, Trouble
 from actuators.shape import Operation
 from agent.settings import ChangeWindow
-from agent.store import changes, control, fleet, outbox, windows
+from agent.store import audit, changes, control, fleet, outbox, windows
 from agent.uptake import within
+from tests.agent.records import change_row
 from tests.world.endpoint import SimulatedEndpoint, Traffic
 from tests.world.laws import assert_lawful
 from tests.world.world import NAME, START, World, run, shape
@@ -386,5 +387,26 @@ def test_two_endpoints_of_one_account_are_changed_one_after_the_other(tmp_path: 
             assert first["finished_at"] <= second["created_at"]
             assert await world.until_true(world.ended, 900)
             assert [c["state"] for c in world.changes()] == ["succeeded", "succeeded"]
+
+    run(scenario)
+
+
+def test_a_deployment_whose_process_is_gone_ends_and_freezes_nothing(tmp_path: Path) -> None:
+    """While somebody holds its lease it is his; a quarter of an hour after that it keeps the endpoint no longer."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            await world.run(60)
+            row = change_row("dddd0001", now=world.clock.now()) | {"purpose": "deploy", "recommendation_id": ""}
+            with world.store.write() as db:
+                assert changes.start(db, row)
+                assert control.acquire(db, "deploy:chat", "ada", 1200.0) is not None
+            await world.run(1100)
+            assert world.changes()[0]["state"] == "applying"
+            await world.run(200)
+            assert (world.changes()[0]["state"], world.changes()[0]["finished_at"] is not None) == ("failed", True)
+            with world.store.read() as db:
+                assert "freeze" not in [entry["action"] for entry in audit.entries(db)]
+            assert world.system.executed == [], "the daemon sent nothing for it"
 
     run(scenario)

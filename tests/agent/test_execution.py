@@ -13,9 +13,11 @@ import pytest
 from actuators.base import ActuatorError, Live, Progress, Receipt, Step, Trouble
 from actuators.shape import Operation, Plan, Shape
 from agent.clock import VirtualClock
+from agent.deploy import CannotDeploy, Deployment, carry_out
 from agent.execution import Execution, Run, Standing
 from agent.store import Store, changes, control
 from agent.store.control import Lead, LeaseLost
+from tests.agent.records import change_row
 
 A, B = (
     Operation("a", {"n": 1}, deadline_s=100.0, summary="do a"),
@@ -276,3 +278,59 @@ def test_who_was_deposed_in_the_middle_of_a_call_writes_nothing(place: Place) ->
         place.advance()
     assert place.actuator.did("do") == []
     assert place.advance(lead=place.leads("two")) == Standing("done")
+
+
+# -- deployments, which a person's own process carries out ---------------------------------------------------------------
+
+
+def _deployment(place: Place, purpose: Any = "deploy") -> Deployment:
+    plan = Plan("chat", "scripted", Shape(replicas=0), Shape(replicas=1), "v", (A,), False, 0.0, "back", finish=(B,))
+    return Deployment("chat", plan, place.actuator, purpose)
+
+
+def _carry_out(place: Place, deployment: Deployment) -> None:
+    async def live() -> Live:
+        return Live(Shape(replicas=1), "v2", True)
+
+    place.actuator.live = live  # type: ignore[method-assign]
+    asyncio.run(carry_out(deployment, place.store, place.clock, "ada"))
+
+
+def _changes(place: Place) -> list[tuple[str, str]]:
+    with place.store.read() as db:
+        return [(c["purpose"], c["state"]) for c in changes.listed(db)]
+
+
+def test_a_deployment_that_was_cut_off_goes_on_under_its_tokens(place: Place) -> None:
+    async def clear(operation: Operation, _last: Receipt | None) -> None:
+        if operation.name == "b":
+            with place.store.write() as db:
+                control.pause(db, now=1.0, by="ada", reason="wait")
+
+    really, place.actuator.clear = place.actuator.clear, clear  # type: ignore[method-assign]
+    with pytest.raises(CannotDeploy, match="resume"):
+        _carry_out(place, _deployment(place))
+    assert _changes(place) == [("deploy", "applying")]
+    with place.store.write() as db:
+        control.resume(db, now=2.0, by="ada")
+    place.actuator.clear = really  # type: ignore[method-assign]
+    _carry_out(place, _deployment(place))
+    assert _changes(place) == [("deploy", "succeeded")]
+    assert [c[1] for c in place.actuator.did("do")] == ["a", "b"], "what was done is not done again"
+
+
+def test_a_step_that_fails_ends_the_deployment_and_leaves_the_endpoint_free(place: Place) -> None:
+    place.actuator.answers = {"do a": [ActuatorError("NO", "never")]}
+    with pytest.raises(CannotDeploy, match="do a: NO: never"):
+        _carry_out(place, _deployment(place))
+    assert _changes(place) == [("deploy", "failed")]
+    _carry_out(place, _deployment(place))
+    assert sorted(_changes(place)) == [("deploy", "failed"), ("deploy", "succeeded")]
+
+
+def test_while_a_change_is_under_way_nobody_deploys(place: Place) -> None:
+    with place.store.write() as db:
+        changes.start(db, change_row("cccc0002"))
+    with pytest.raises(CannotDeploy, match="a change is under way"):
+        _carry_out(place, _deployment(place))
+    assert place.actuator.calls == []
