@@ -97,9 +97,10 @@ class Watched:
     def saw(self, live: Live) -> None:
         """Take in what is live. What the system does not know is filled in from the settings; what it does know always wins."""
         stated = self.settings.shape.shape()
+        scaled = live.shape.autoscaling is not None  # then nobody states the count: it is what serves
         unknown = {
             name: getattr(stated, name)
-            for name in ("replicas", "size", "accelerator", "accelerator_count")
+            for name in ("size", "accelerator", "accelerator_count", *(() if scaled else ("replicas",)))
             if getattr(live.shape, name) is None and getattr(stated, name) is not None
         }
         shape = live.shape.with_(

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from actuators.base import Actuator, ActuatorError, Live, Trouble
-from actuators.shape import Shape
+from actuators.shape import Autoscaling, Shape
 from agent.clock import VirtualClock
 from agent.metrics import Metrics
 from agent.settings import CollectSettings, EndpointSettings
@@ -546,3 +546,17 @@ def test_a_store_that_does_not_answer_is_counted_on_each_and_delays_no_other_sou
         assert (watched[name].health["counting", name].last_error or "").startswith(kind)
     assert [w.coverage for w in loaded(store, "own", clock)] == [pytest.approx(1.0)] * 3
     store.close()
+
+
+def test_a_count_that_is_stated_beside_an_autoscaler_is_none(clock: VirtualClock) -> None:
+    """It would make a fixed shape of it, at the price of that count."""
+    watched = watched_of("chat", Counting(clock, None), Saying())
+    stated = watched.settings.shape.model_copy(update={"replicas": 2})
+    watched.settings = watched.settings.model_copy(update={"shape": stated})
+    watched.catalogue = Catalogue(own_price=1.5)
+    watched.saw(Live(Shape(autoscaling=Autoscaling(1, 6)), "1", True, serving=4))
+    assert watched.live is not None
+    assert watched.live.shape == Shape(autoscaling=Autoscaling(1, 6))
+    assert watched.price_per_hour == 6.0
+    watched.saw(Live(Shape(), "1", True))
+    assert watched.live.shape.replicas == 2
