@@ -346,9 +346,7 @@ class Reflector:
         """Why advice is not given now; None when it is."""
         with self._store.read() as db:
             state = fleet.get(db, endpoint.name)
-            if changes.listed(
-                db, endpoint=endpoint.name, states=("applying", "warming", "verifying", "rolling_back"), limit=1
-            ):
+            if changes.active_of(db, endpoint.name) is not None:
                 return "a change is under way"
             if tunes.running(db, endpoint.name) is not None:
                 return "a tune is under way"

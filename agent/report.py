@@ -31,7 +31,7 @@ def summary(store: Store, settings: Settings, *, start: float, end: float) -> di
     """The report's figures as JSON. ``start``/``end`` in Unix seconds."""
     with store.read() as db:
         endpoints = [_endpoint(db, settings, e, start, end) for e in settings.endpoints]
-        done = [c for c in changes.listed(db, since=start, limit=1000) if c["created_at"] < end]
+        done = [c for c in changes.listed(db, since=start, purpose="change", limit=1000) if c["created_at"] < end]
         promised = [r for r in changes.ledger(db, since=start) if r["at"] < end]
         waiting = advice.listed(db, states=advice.OPEN)
     spent = Total.of({e["name"]: Cost(e["spent_usd"], tuple(e["spent_lacking"])) for e in endpoints if e["coverage"]})

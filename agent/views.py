@@ -79,7 +79,7 @@ def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
         rows = _recent(db, settings, chosen, now, 0.0)
         view["series"] = [point(w) for w in rows]
         view["recommendations"] = [_brief(r) for r in recommendations.listed(db, endpoint=name, limit=20)]
-        view["changes"] = [_change(r) for r in changes.listed(db, endpoint=name, limit=20)]
+        view["changes"] = [_change(r) for r in changes.listed(db, endpoint=name, purpose="change", limit=20)]
         view["tunes"] = _tunes(db, name, 5)
     return {"schema_version": SCHEMA_VERSION, "endpoint": view}
 
@@ -222,7 +222,7 @@ def change_list(store: Store, *, endpoint_name: str | None = None, since: float 
     with store.read() as db:
         rows = [
             _change(r) | {"ledger": _ledger(db, r["id"])}
-            for r in changes.listed(db, endpoint=endpoint_name, since=since)
+            for r in changes.listed(db, endpoint=endpoint_name, since=since, purpose="change")
         ]
     return {"schema_version": SCHEMA_VERSION, "changes": rows}
 

@@ -62,9 +62,10 @@ def listed(
     endpoint: str | None = None,
     states: Iterable[str] | None = None,
     since: float | None = None,
+    purpose: str | None = None,
     limit: int = 100,
 ) -> list[Row]:
-    """Newest first."""
+    """Newest first. purpose: ``change`` leaves out what a person deployed and what a tune tried."""
     query = sa.select(_T).order_by(_T.c.created_at.desc(), _T.c.id).limit(limit)
     if endpoint is not None:
         query = query.where(_T.c.endpoint == endpoint)
@@ -72,6 +73,8 @@ def listed(
         query = query.where(_T.c.state.in_(list(states)))
     if since is not None:
         query = query.where(_T.c.created_at >= since)
+    if purpose is not None:
+        query = query.where(_T.c.purpose == purpose)
     return every(ChangeRow, db.execute(query).mappings())
 
 

@@ -229,3 +229,12 @@ def test_the_ledger_says_how_good_the_promises_were(store: Store) -> None:
         assert len(changes.ledger(db, change_id="c1")) == 1
     with pytest.raises(sa.exc.IntegrityError), store.write() as db:
         changes.add_ledger(db, [ledger_row("c1")])  # a verification is written once
+
+
+def test_what_was_deployed_or_tried_is_no_change_of_the_reports(store: Store) -> None:
+    with store.write() as db:
+        for number, purpose in enumerate(("change", "deploy", "trial")):
+            assert changes.start(db, change_row(f"cccc000{number}") | {"purpose": purpose})
+            changes.move(db, f"cccc000{number}", from_states=["applying"], to="succeeded", now=T0, reason="")
+        assert len(changes.listed(db)) == 3
+        assert [c["id"] for c in changes.listed(db, purpose="change")] == ["cccc0000"]

@@ -42,6 +42,7 @@ def configure(folder: Path) -> Path:
                 "url": f"http://127.0.0.1:{free_port()}",
                 "model": MODEL_NAME,
                 "role": "reference",
+                "mode": "approve",
                 "usd_per_replica_hour": 0.5,
                 "shape": {"replicas": 1, "engine": {"max_num_seqs": 8}},
                 "sources": {"vllm": {}},

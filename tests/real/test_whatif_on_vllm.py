@@ -284,6 +284,7 @@ def _between(before: Reading, after: Reading, metric: str) -> tuple[float, float
 def _configure(folder: Path, url: str, options: dict[str, Any]) -> Path:
     endpoint = {
         "name": NAME,
+        "mode": "approve",
         "url": url,
         "model": MODEL_NAME,
         "objective": {"ttft_p95_s": 5.0},
