@@ -31,7 +31,7 @@ contracts: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/pytest -n 4 --dist worksteal -m "not real" tests
+	$(BIN)/pytest -n 3 --dist worksteal -m "not real" tests
 
 # With the real parts that .ci/run installs: a vLLM server, PostgreSQL, Chromium.
 test-real: setup
