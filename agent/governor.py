@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -211,8 +210,3 @@ def last_due(schedule: str, timezone: str, now: float) -> float:
     if due > local:
         due -= timedelta(days=7)
     return due.timestamp()
-
-
-def report_path(directory: Path, end: float) -> Path:
-    """Where the report of the week that ends at ``end`` is written."""
-    return directory / f"flyball-{datetime.fromtimestamp(end, ZoneInfo('UTC')):%Y-%m-%d}.html"

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from collectors.window import Window
-
 #: Of a month, as the vendors' calculators have it.
 HOURS_PER_MONTH = 730.0
 
@@ -48,19 +46,6 @@ class Used:
     """Of the prompt tokens. None is taken for none: where a cache is not told of, nothing is billed as cached."""
     output_tokens: float | None = None
     requests: float | None = None
-
-    @classmethod
-    def of_window(cls, window: Window, replicas: float | None) -> Used:
-        """Of one window. replicas: that were there, whether observed or not."""
-        hours = window.duration_s / 3600
-        return cls(
-            hours=hours,
-            replica_hours=None if replicas is None else replicas * hours,
-            prompt_tokens=window.count("prompt_tokens"),
-            cached_prompt_tokens=window.count("cached_prompt_tokens"),
-            output_tokens=window.count("output_tokens"),
-            requests=window.count("requests"),
-        )
 
 
 @dataclass(frozen=True, slots=True)

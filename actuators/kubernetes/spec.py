@@ -99,15 +99,6 @@ def engine_of(container: Body) -> dict[str, EngineValue]:
     return {name: int(value) for name, value in stated.items() if value is not None and value.isdigit()}
 
 
-def model_of(container: Body) -> str | None:
-    """What is served: the name that clients use, or the model's own."""
-    words = arguments(container)
-    served = argument(words, "served_model_name") or argument(words, "model")
-    if served is None and "serve" in words[:-1]:
-        served = words[words.index("serve") + 1]
-    return None if served is None or served.startswith("-") else served
-
-
 def with_engine(container: Body, engine: Mapping[str, EngineValue | None]) -> list[str]:
     """The container's ``args`` with these limits; None: without that one. Raises ValueError where they stand in a shell's text."""
     old = [str(w) for w in container.get("args") or ()]

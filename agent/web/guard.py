@@ -44,10 +44,6 @@ class Guard:
             self._hosts.add(host)
         self._any_host = settings.host in ("0.0.0.0", "::")  # noqa: S104  compared, not bound; the settings ask for a token there
 
-    @property
-    def needs_login(self) -> bool:
-        return self._token is not None
-
     def session(self) -> str:
         """What the login cookie holds: derived from the token, so that changing it ends all sessions."""
         key = (self._token or "").encode()
