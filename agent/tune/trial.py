@@ -189,12 +189,24 @@ async def _measure(bench: Bench, trial: Trial, note: Callable[[], None]) -> None
         bench.check()
         if rate * alone < _IDLE:
             break
-        await _rate(bench, trial, note, rate, alone)
+        step = await _rate(bench, trial, note, rate, alone)
+        if step["invalid"]:  # what held this client up may be over
+            bench.check()
+            await _rate(bench, trial, note, rate, alone)
         measured = _measured(trial)
     trial.limit = limit_of(measured) if measured else None
-    ours = min((s["rate"] for s in trial.steps if s["kind"] == "rate" and s["invalid"]), default=math.inf)
-    high = trial.limit.high if trial.limit is not None else None
-    _done(trial, f"this client sends no {ours:.3g}/s: it may carry more" if high is not None and high >= ours else "")
+    _done(trial, _open_end(trial))
+
+
+def _open_end(trial: Trial) -> str:
+    """Why the limit is bounded by this client, or not from below; empty: it was found."""
+    low, high = (trial.limit.low, trial.limit.high) if trial.limit is not None else (None, None)
+    ours = min((s["rate"] for s in _rates(trial) if s["invalid"]), default=math.inf)
+    if high is not None and high >= ours:
+        return f"this client sends no {ours:.3g}/s: it may carry more"
+    if low is None and high is not None:
+        return f"missed at every rate that was sent, {high:.3g}/s the lowest"
+    return ""
 
 
 def _done(trial: Trial, why: str) -> None:
@@ -206,13 +218,21 @@ def _done(trial: Trial, why: str) -> None:
     trial.output_tokens = sum(n * mean for n, mean in known) / sum(n for n, _ in known) if known else None
 
 
+def _rates(trial: Trial) -> list[dict[str, Any]]:
+    """The loads in open loop, each rate once: a valid load stands for an invalid one of the same rate."""
+    found: dict[float, dict[str, Any]] = {}
+    for step in trial.steps:
+        if step["kind"] == "rate" and (step["rate"] not in found or not step["invalid"]):
+            found[step["rate"]] = step
+    return list(found.values())
+
+
 def _measured(trial: Trial) -> list[Measured]:
     """What was sent in open loop; and what a closed one says of rates that cannot be kept up with. A rate that this client cannot
-    send bounds the search, but not for sure: it may have been a moment of something else."""
+    send, tried twice, bounds the search, but not for sure: it may have been a moment of something else."""
     found = [
         Measured(s["rate"], "unsure", False) if s["invalid"] else Measured(s["rate"], s["verdict"], s["likely"])
-        for s in trial.steps
-        if s["kind"] == "rate"
+        for s in _rates(trial)
     ]
     beyond = [s["figures"]["requests_per_s"] for s in trial.steps if s["kind"] == "most" and not s["invalid"]]
     return [Measured(b * _BEYOND, "missed", False) for b in beyond if b and found] + found

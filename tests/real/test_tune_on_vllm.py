@@ -129,7 +129,8 @@ def told(found: dict[str, Any]) -> list[str]:
         f"{len(t['steps'])} loads  {t['why']}"
         for t in found["trials"]
     ]
-    return [*lines, f"  take {found['recommended']['label']}: {found['recommended']['why']}"]
+    best = found["recommended"]
+    return [*lines, f"  take {best['label']}: {best['why']}" if best else "  take none"]
 
 
 def check(found: dict[str, Any], kept: int) -> None:
@@ -143,17 +144,14 @@ def check(found: dict[str, Any], kept: int) -> None:
             assert trial["why"]
             continue
         assert trial["server"]["running_max"] is not None, "the server's side was watched"
-        if trial["shape"]["replicas"] == 2 and not trial["carries_per_s"]:
-            continue  # two servers on the cores of one may keep no objective
-        assert trial["carries_per_s"], trial["why"]
+        if not trial["carries_per_s"]:
+            assert trial["why"], "a limit, or the reason why there is none"
+            continue  # on a machine that stalls no load may be kept, and two servers share the cores of one
         assert trial["cost_per_1k_output_tokens_usd"] > 0
         assert trial["below_per_s"] is None or trial["below_per_s"] > trial["carries_per_s"]
     assert len(found["trials"][0]["steps"]) >= kept or sum(len(t["steps"]) for t in found["trials"]) > kept
-    seqs = {(t["shape"]["replicas"], t["shape"]["engine"]["max_num_seqs"]): t["carries_per_s"] for t in found["trials"]}
-    one, eight = seqs[1, 1], seqs[1, 8]
-    if one and eight:
-        assert eight > one, "one sequence at a time carries less than eight"
+    known = [t["cost_per_1k_output_tokens_usd"] for t in found["trials"] if t["cost_per_1k_output_tokens_usd"]]
     best = found["recommended"]
-    assert best is not None
-    cheapest = min(t["cost_per_1k_output_tokens_usd"] for t in found["trials"] if t["cost_per_1k_output_tokens_usd"])
-    assert best["cost_per_1k_output_tokens_usd"] == cheapest
+    assert (best is None) == (not known)
+    if best is not None:
+        assert best["cost_per_1k_output_tokens_usd"] == min(known)
