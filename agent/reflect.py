@@ -28,13 +28,14 @@ from agent.store.evidence import judged
 from agent.watch import Watched
 from agent.wiring import policy_of
 from analyzers.finding import Finding
-from analyzers.findings import Situation, analyze
+from analyzers.findings import analyze
 from analyzers.kinds.base import Basis, Calibration, Kind, Replayer
 from analyzers.kinds.registry import KINDS
 from analyzers.objective import attainment
 from analyzers.prediction import CannotPredict, Predictor, Refusal
 from analyzers.recommend import Decision, recommend, request
 from analyzers.recommendation import Recommendation
+from analyzers.situation import Situation
 from collectors.clock import Clock
 
 log = structlog.get_logger()

@@ -11,18 +11,25 @@ from dataclasses import dataclass, replace
 
 from actuators.shape import Autoscaling, Shape
 from analyzers.finding import Finding, Reason
-from analyzers.findings import Situation
 from analyzers.money import HOURS_PER_MONTH, per_1k_tokens, per_request
 from analyzers.objective import Target, attainment, total
-from analyzers.policy import Catalogue
+from analyzers.policy import Catalogue, most_replicas, with_most
 from analyzers.prediction import Bar, CannotPredict, Miss, Prediction, Predictor
 from analyzers.recommendation import Money, Option
 from analyzers.search import by_kind, key, least_replicas
+from analyzers.situation import Situation
 
 #: A shape that saturates in more than this share of the draws is not proposed.
 MAX_SATURATION = 0.1
 #: Where nothing meets the objective, the best that still improves its worst metric by this share is proposed.
 WORTHWHILE_RELIEF = 0.2
+#: A change that is predicted to better its worst metric by less than this share changes nothing.
+LEAST_EFFECT = 0.1
+#: What is observed refutes the model where not even so many times the load would explain it: near what a shape can carry, a few
+#: per cent of speed or of load make an endless queue of a short one.
+EXPLAINED_BY_LOAD = 1.25
+#: A queue in so many windows is one that replicas would help.
+QUEUED_WINDOWS = 3
 #: Where nothing meets it, so many that come nearest by their first replays are replayed whole.
 NEAREST = 3
 
@@ -54,18 +61,42 @@ class Choice:
     def relief(self) -> tuple[Judgement | None, list[Reason]]:
         """What meets the objective and costs least; else what comes clearly nearer to it than the present shape."""
         priced = [shape for shape in self._others if self._costs[key(shape)] is not None]
-        found = self._cheapest(priced, self._meets)
+        found = self._cheapest(priced, self._relieves)
         if found:
             return min(found, key=lambda j: _preference(j, self.current)), []
         predicted = self.current.option.prediction
         at_present, _ = worst_of(self._s, predicted, "mid") if predicted else (self.current.worst or 1.0, "")
         better = [j for j in self._nearest() if j.worst is not None and j.worst < at_present * (1 - WORTHWHILE_RELIEF)]
         if not better:
-            text = "no allowed shape would meet the objective, or come clearly nearer; widen the policy, or ease the objective"
+            text = (
+                "no allowed shape is predicted to meet the objective and to be clearly better than the present one; "
+                "widen the policy, or ease the objective"
+            )
             return None, [Reason("NO_SHAPE_MEETS", text, {"considered": float(len(self._others))})]
         best = min(better, key=lambda j: (j.worst or 0.0, _preference(j, self.current)))
         text = "no allowed shape would meet the objective; this one comes nearest"
         return best, [Reason("BEST_EFFORT", text, {"worst_share_of_limit": best.worst or 0.0})]
+
+    def by_observation(self, doubts: Sequence[Reason]) -> tuple[Judgement | None, list[Reason]]:
+        """So many more replicas as would run what waits: all that can be said where the model is refuted, or the settings are wrong."""
+        present = most_replicas(self._s.shape) or 0
+        more = [shape for shape in self._others if _is_but_replicas(shape, self._s.shape, least=present + 1)]
+        queued = [w for w in self._s.windows if (w.mean("waiting") or 0.0) >= 1]
+        run, wait = (sum(w.mean(n) or 0.0 for w in queued) for n in ("running", "waiting"))
+        if len(queued) < QUEUED_WINDOWS or run <= 0:
+            text = "no request waits for a free place, so that more replicas would not help; nothing is proposed on the model's word"
+            return None, [*doubts, Reason("NOTHING_BY_OBSERVATION", text)]
+        if not more:
+            text = "more replicas would help what waits, and the policy allows none; nothing is proposed on the model's word"
+            return None, [*doubts, Reason("NOTHING_BY_OBSERVATION", text)]
+        needed = present * (run + wait) / run
+        more.sort(key=lambda shape: most_replicas(shape) or 0)
+        shape = next((shape for shape in more if (most_replicas(shape) or 0) >= needed), more[-1])
+        why = (
+            f"{wait / len(queued):.1f} requests wait while {run / len(queued):.1f} run: {needed:.1f} replicas would run them all; "
+            "by what was observed, not replayed"
+        )
+        return _as(_unjudged(self._s, shape, self._catalogue), "BY_OBSERVATION", why), list(doubts)
 
     def _nearest(self) -> list[Judgement]:
         """Whole replays of those that come nearest, each the one with the most replicas of its kind."""
@@ -140,6 +171,17 @@ class Choice:
     def _meets(self, shape: Shape) -> bool | None:
         judged = self._known(shape, roomy=False)
         return None if judged.option.verdict == "CANNOT_PREDICT" else judged.feasible
+
+    def _relieves(self, shape: Shape) -> bool | None:
+        meets = self._meets(shape)
+        return meets and self._helps(self._judged[key(shape)])
+
+    def _helps(self, judged: Judgement) -> bool:
+        """Whether it is predicted to be clearly better than the present shape is, by the same model."""
+        now, then = self.current.option.prediction, judged.option.prediction
+        if now is None or then is None or judged.worst is None or now.saturates > then.saturates + MAX_SATURATION:
+            return True
+        return judged.worst <= worst_of(self._s, now, "mid")[0] * (1 - LEAST_EFFECT)
 
     def _roomy(self, shape: Shape) -> bool | None:
         judged = self._known(shape, roomy=True)
@@ -272,19 +314,46 @@ def current_of(s: Situation, catalogue: Catalogue, prediction: Prediction | None
 
 def against_shrinking(s: Situation, findings: Sequence[Finding], current: Judgement) -> list[Reason]:
     """Every signal that forbids a smaller shape; empty when all agree."""
-    against = [f.reason for f in findings if f.kind == "saturation" or f.reason.code in ("LOAD_RISING", "TTFT_RISING")]
-    prediction = current.option.prediction
+    signals = ("saturation", "contradiction")
+    against = [f.reason for f in findings if f.kind in signals or f.reason.code in ("LOAD_RISING", "TTFT_RISING")]
+    return against + refuted(s, current.option.prediction)
+
+
+def refuted(s: Situation, at_present: Prediction | None, predictor: Predictor | None = None) -> list[Reason]:
+    """The targets of which the least that was observed lies above the most that was predicted for the present shape.
+
+    predictor: where given, not those that ``EXPLAINED_BY_LOAD`` times the load would explain.
+    """
+    found = []
     for target in s.objective.targets:
-        interval = prediction.metrics.get(target.name) if prediction else None
+        interval = at_present.metrics.get(target.name) if at_present else None
         seen = attainment(s.windows, target).at_least
-        if interval is not None and seen is not None and seen > interval.high:
-            numbers = {"observed": seen, "predicted_high": interval.high}
-            text = (
-                f"the model is too hopeful here: {target.name} is at least {seen:.3g} s, at most {interval.high:.3g} s were "
-                "predicted for the shape that it has; a smaller one is not proposed on its word"
-            )
-            against.append(Reason("MODEL_TOO_HOPEFUL", text, numbers))
-    return against
+        if interval is None or seen is None or seen <= interval.high:
+            continue
+        if predictor is not None and _explained(s, target, seen, predictor):
+            continue
+        numbers = {"observed": seen, "predicted_high": interval.high}
+        text = (
+            f"the model is too hopeful here: {target.name} is at least {seen:.3g} s, at most {interval.high:.3g} s were "
+            "predicted for the shape that it has; nothing is proposed on its word"
+        )
+        found.append(Reason("MODEL_TOO_HOPEFUL", text, numbers))
+    return found
+
+
+def _explained(s: Situation, target: Target, seen: float, predictor: Predictor) -> bool:
+    try:
+        more = predictor.predict(s.shape, EXPLAINED_BY_LOAD)
+    except CannotPredict:
+        return False
+    interval = more.metrics.get(target.name)
+    return more.saturates > MAX_SATURATION or interval is None or interval.high >= seen
+
+
+def _is_but_replicas(shape: Shape, of: Shape, least: int) -> bool:
+    """Whether it is ``of`` with another number of replicas, ``least`` or more."""
+    count = most_replicas(shape)
+    return count is not None and count >= least and with_most(of, count) == shape
 
 
 def touched(shape: Shape, current: Shape) -> int:

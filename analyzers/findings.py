@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from statistics import median
 
-from actuators.shape import Shape
-from analyzers.finding import Evidence, Finding, Kind, Reason, Severity
+from analyzers.contradictions import contradictions
+from analyzers.finding import Finding, Kind, Reason, Severity
 from analyzers.money import per_month
-from analyzers.objective import Attainment, Objective, attainment, sustained_breach, total
-from analyzers.policy import Policy
+from analyzers.objective import Attainment, Target, attainment, sustained_breach, told_s, total
+from analyzers.situation import Situation
 from analyzers.trend import trend
+from analyzers.words import lasting, spread
 from collectors.window import Window
 
 #: Significance that a trend needs, and the relative change over the span that is worth a word.
 TREND_P, TREND_CHANGE = 0.01, 0.2
-#: The share of windows in which a signal of saturation must show.
+#: The share of windows in which a signal of saturation must show, where it does not show in each of the last.
 SUSTAINED = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """One endpoint, as it is judged: the windows of its judged source over ``start``..``end``, gaps left out."""
-
-    endpoint: str
-    source: str
-    windows: Sequence[Window]
-    start: float
-    end: float
-    objective: Objective
-    policy: Policy
-    shape: Shape
-    per_hour: float | None
-    """US dollars per hour of the whole endpoint; None: unknown."""
-    lag_s: float = 0.0
-    """How far behind the source's newest windows are by nature, in seconds: data that comes late is not stale."""
-    settling: bool = False
-    """Whether the span is cut short by a change that has only just been made."""
-
-    @property
-    def evidence(self) -> Evidence:
-        span = self.end - self.start
-        observed = sum(w.coverage * w.duration_s for w in self.windows)
-        return Evidence(
-            start=self.start,
-            end=self.end,
-            windows=len(self.windows),
-            coverage=min(1.0, observed / span) if span > 0 else 0.0,
-            requests=total(self.windows, "requests"),
-            source=self.source,
-        )
+#: An endpoint without requests is at rest when so long was seen of it: a working day has a morning.
+QUIET_S = 86_400.0
+#: So many windows in a row are no accident.
+LEAST_WINDOWS = 3
 
 
 def missing_evidence(s: Situation) -> list[Reason]:
@@ -85,9 +58,9 @@ def missing_evidence(s: Situation) -> list[Reason]:
 
 def _low_coverage(s: Situation) -> Iterator[Reason]:
     """What the objective needs must have been observed, each metric for itself: a source may lose some and keep the others."""
-    span, needed = s.end - s.start, s.policy.min_coverage
+    needed = s.policy.min_coverage
     metrics = ["requests", *("errors" if t.metric == "error_rate" else t.metric for t in s.objective.targets)]
-    shares = {m: min(1.0, sum(w.coverage_of(m) * w.duration_s for w in s.windows) / span) for m in metrics}
+    shares = {m: s.coverage_of(m) for m in metrics}
     name, least = min(shares.items(), key=lambda item: item[1])
     if least < needed:
         whole = s.evidence.coverage
@@ -97,92 +70,149 @@ def _low_coverage(s: Situation) -> Iterator[Reason]:
 
 
 def analyze(s: Situation) -> list[Finding]:
-    """All findings of one endpoint. With evidence missing, that is what is said; saturation and breach need some of it."""
+    """All findings of one endpoint. What is missing is said first; what is known is said whatever is missing beside it."""
     lacking = missing_evidence(s)
     found = [_finding(s, "insufficient_data", "info" if s.settling else "warning", reason) for reason in lacking]
     if any(r.code in ("NO_DATA", "STALE", "SETTLING") for r in lacking):
         return found
-    found += _idle(s)
+    found += [_finding(s, "contradiction", severity, reason) for severity, reason in contradictions(s)]
+    if any(f.kind == "contradiction" and f.severity == "critical" for f in found):
+        return [*found, *_breaches(s)]
+    found += [*_breaches(s), *_saturation(s), *_idle(s), *_at_rest(s)]
     if not any(r.code in ("LOW_COVERAGE", "FEW_REQUESTS", "UNKNOWN_REQUESTS") for r in lacking):
-        found += [*_breaches(s), *_saturation(s), *_trends(s)]
+        found += _trends(s)
     return found
 
 
 def _breaches(s: Situation) -> Iterator[Finding]:
-    recent = s.windows[-max(3, len(s.windows) // 12) :]
+    seen = [w for w in s.windows if w.coverage > 0]
+    if len(seen) < LEAST_WINDOWS:
+        return
+    recent = seen[-max(LEAST_WINDOWS, len(seen) // 12) :]
     for target in s.objective.targets:
-        long, short = attainment(s.windows, target), attainment(recent, target)
-        if long.observed is None:
-            continue
-        if long.met is False or sustained_breach(s.windows, target.name, s.objective):
-            yield _finding(s, "breach", _severity(long, short), _breach_reason(long, short, s))
+        long, short = attainment(seen, target), attainment(recent, target)
+        over = long.met is False and (long.overdue or long.samples >= _enough(target))
+        if over or sustained_breach(seen, target.name, s.objective, LEAST_WINDOWS):
+            yield _finding(
+                s, "breach", _severity(long, short), _breach_reason(long, short, sum(w.duration_s for w in recent), s)
+            )
+
+
+def _enough(target: Target) -> float:
+    """Requests below which a percentile, or a share of errors, is one or two of them."""
+    return 20.0 if target.quantile is None else min(100.0, 1.0 / (1.0 - target.quantile))
 
 
 def _severity(long: Attainment, short: Attainment) -> Severity:
+    if long.overdue:
+        return "critical"
     burning = [a.burn_rate for a in (long, short) if a.burn_rate is not None]
     return "critical" if burning and min(burning) > 2 else "warning"
 
 
-def _breach_reason(long: Attainment, short: Attainment, s: Situation) -> Reason:
+def _breach_reason(long: Attainment, short: Attainment, short_s: float, s: Situation) -> Reason:
     target = long.target
     numbers = {"limit": target.limit, "observed": long.observed or 0.0, "samples": long.samples}
     rates = {"burn_rate": long.burn_rate, "recent_burn_rate": short.burn_rate}
     numbers |= {name: rate for name, rate in rates.items() if rate is not None}
     unit = "" if target.metric == "error_rate" else " s"
-    text = (
-        f"{target.name} is {long.observed:.3g}{unit} over the last {_span(s)}; the objective is {target.limit:g}{unit}"
-    )
+    limit = f"the objective is {target.limit:g}{unit}"
+    if long.overdue:
+        numbers["stalled_s"] = long.stalled_s
+        text = f"{target.name}: requests have been under way for {lasting(long.stalled_s)} without a token; {limit}"
+    else:
+        # The whole span may be met while its last windows are not: then these are what breaks it.
+        judged, over = (short, lasting(short_s)) if long.met is not False else (long, _span(s))
+        numbers["observed"] = judged.observed or 0.0
+        numbers |= {
+            n: v
+            for n, v in (("at_least", judged.at_least), ("at_most", judged.at_most))
+            if v is not None and math.isfinite(v)
+        }
+        text = f"{target.name} is {spread(judged.observed, judged.at_least, judged.at_most)}{unit} over the last {over}; {limit}"
     return Reason("OBJECTIVE_BREACH_" + target.name.upper(), text, numbers)
 
 
 def _saturation(s: Situation) -> Iterator[Finding]:
-    def share(test: Callable[[Window], bool | None]) -> float | None:
-        known = [verdict for w in s.windows if (verdict := test(w)) is not None]
-        return sum(known) / len(known) if known else None
+    def showing(test: Callable[[Window], bool | None]) -> tuple[list[Window], float]:
+        """The windows in which it shows, where these are enough of the span or all of its last; and their share."""
+        known = [(w, verdict) for w in s.windows if (verdict := test(w)) is not None]
+        shown = [w for w, verdict in known if verdict]
+        last = [verdict for _, verdict in known[-LEAST_WINDOWS:]]
+        if len(known) < LEAST_WINDOWS or not (len(shown) >= SUSTAINED * len(known) or all(last)):
+            return [], 0.0
+        return shown, len(shown) / len(known)
 
     def queued(w: Window) -> bool | None:
         waiting, running = w.mean("waiting"), w.mean("running")
         return None if waiting is None else waiting >= max(1.0, 0.1 * (running or 0.0))
 
-    queue = share(queued)
-    if queue is not None and queue >= SUSTAINED:
-        numbers = {"waiting_mean": _mean(s, "waiting"), "running_mean": _mean(s, "running"), "share_of_windows": queue}
+    queue, share = showing(queued)
+    if queue:
+        numbers = {"waiting_mean": _mean(queue, "waiting"), "running_mean": _mean(queue, "running")}
+        numbers |= {"share_of_windows": share}
         text = f"{numbers['waiting_mean']:.1f} requests wait on average while {numbers['running_mean']:.1f} run"
         yield _finding(s, "saturation", "warning", Reason("QUEUE_WAITING", text, numbers))
-    full = share(lambda w: None if (g := w.gauges.get("kv_usage")) is None else g.maximum >= 0.95)
+    full, share = showing(lambda w: None if (g := w.gauges.get("kv_usage")) is None else g.maximum >= 0.95)
     preemptions = total(s.windows, "preemptions")
-    if (full is not None and full >= SUSTAINED) or preemptions:
-        numbers = {"share_of_windows": full or 0.0, "preemptions": preemptions or 0.0}
-        text = f"the KV cache was full in {full or 0:.0%} of the windows, with {preemptions or 0:.0f} preemptions"
+    if full or preemptions:
+        numbers = {"share_of_windows": share, "preemptions": preemptions or 0.0}
+        text = f"the KV cache was full in {share:.0%} of the windows, with {preemptions or 0:.0f} preemptions"
         yield _finding(s, "saturation", "warning", Reason("KV_CACHE_FULL", text, numbers))
     slots = s.shape.engine.get("max_num_seqs")
     if isinstance(slots, int) and s.shape.replicas:
         room = slots * s.shape.replicas
-        filled = share(lambda w: None if (g := w.gauges.get("running")) is None else g.mean >= 0.95 * room)
-        if filled is not None and filled >= SUSTAINED:
-            numbers = {"running_mean": _mean(s, "running"), "slots": float(room), "share_of_windows": filled}
+        filled, share = showing(lambda w: None if (g := w.gauges.get("running")) is None else g.mean >= 0.95 * room)
+        if filled:
+            numbers = {"running_mean": _mean(filled, "running"), "slots": float(room), "share_of_windows": share}
             text = f"the batch is full: {numbers['running_mean']:.1f} of {room} sequences run"
             yield _finding(s, "saturation", "warning", Reason("BATCH_FULL", text, numbers))
 
 
 def _idle(s: Situation) -> Iterator[Finding]:
     requests = total(s.windows, "requests")
-    if requests is None or s.evidence.coverage < s.policy.min_coverage:
+    if requests is None or min(s.evidence.coverage, s.coverage_of("requests")) < s.policy.min_coverage:
         return
     monthly = per_month(s.per_hour)
     money = f", at ${monthly:,.0f} a month" if monthly is not None else ""
     numbers = {"requests": requests} | ({"usd_per_month": monthly} if monthly is not None else {})
+    under_way = [g for w in s.windows for n in ("running", "waiting") if (g := w.gauges.get(n)) is not None]
     if requests == 0:
-        yield _finding(s, "idle", "warning", Reason("NO_TRAFFIC", f"no request in the last {_span(s)}{money}", numbers))
+        if not any(g.maximum >= 1 for g in under_way):
+            text = f"no request in the last {_span(s)}{money}"
+            yield _finding(s, "idle", "warning", Reason("NO_TRAFFIC", text, numbers))
         return
     slots = s.shape.engine.get("max_num_seqs")
-    running = [g.mean for w in s.windows if (g := w.gauges.get("running")) is not None]
+    running = [g for w in s.windows if (g := w.gauges.get("running")) is not None]
     if isinstance(slots, int) and s.shape.replicas and running:
-        peak, room = max(running), slots * s.shape.replicas
-        if peak < 0.2 * room and _mean(s, "waiting") < 0.1:
-            numbers |= {"running_peak": peak, "slots": float(room)}
-            text = f"never more than {peak:.1f} of {room} sequences ran{money}"
+        peak, room = max(g.mean for g in running), slots * s.shape.replicas
+        if peak < 0.2 * room and _mean(s.windows, "waiting") < 0.1:
+            most = max(g.maximum for g in running)
+            numbers |= {"running_peak": peak, "running_most": most, "slots": float(room)}
+            text = f"{peak:.1f} of {room} sequences ran in the busiest window, at most {most:.0f} at any reading{money}"
             yield _finding(s, "idle", "info", Reason("LOW_OCCUPANCY", text, numbers))
+
+
+def _at_rest(s: Situation) -> Iterator[Finding]:
+    """Next to no requests for a day or more: no hour of it would ever have enough of them to be judged."""
+    seen = [w for w in s.longer if w.coverage > 0]
+    if not seen:
+        return
+    seconds, requests = told_s(seen, "requests"), total(seen, "requests")
+    since, until = seen[0].start, max(w.end for w in seen)
+    if requests is None or seconds < QUIET_S or seconds < s.policy.min_coverage * (until - since):
+        return
+    per_span = requests / seconds * (s.wanted_s or s.end - s.start)
+    most = sum(max((w.gauges[g].maximum for w in seen if g in w.gauges), default=0.0) for g in ("running", "waiting"))
+    told = any("running" in w.gauges for w in seen)
+    if per_span >= s.policy.min_requests or not (told or requests == 0):
+        return
+    monthly = per_month(s.per_hour)
+    numbers = {"requests": requests, "seconds": seconds, "running_most": most}
+    numbers |= {"usd_per_month": monthly} if monthly is not None else {}
+    money = f", at ${monthly:,.0f} a month" if monthly is not None else ""
+    text = f"{requests:.0f} requests in {lasting(until - since)}{money}"
+    yield _finding(s, "idle", "warning", Reason("LITTLE_TRAFFIC", text, numbers))
 
 
 def _trends(s: Situation) -> Iterator[Finding]:
@@ -197,22 +227,24 @@ def _trends(s: Situation) -> Iterator[Finding]:
         if line is None or line.p_value > TREND_P or abs(line.change) < TREND_CHANGE:
             continue
         rising = line.change > 0
-        numbers = {"change": line.change, "p_value": line.p_value, "slope_per_hour": line.slope * 3600}
-        text = (
-            f"{what} {'rose' if rising else 'fell'} by {abs(line.change):.0%} over {_span(s)} (p = {line.p_value:.2g})"
-        )
+        now = median(v for _, v in points[-LEAST_WINDOWS:])
+        if (now - line.first) * (line.last - line.first) < 0.5 * (line.last - line.first) ** 2:
+            continue  # it has come back since
+        numbers = {"first": line.first, "last": line.last, "p_value": line.p_value, "slope_per_hour": line.slope * 3600}
+        by = "from nothing" if math.isinf(line.change) else f"by {abs(line.change):.0%}"
+        numbers |= {} if math.isinf(line.change) else {"change": line.change}
+        text = f"{what} {'rose' if rising else 'fell'} {by} over {_span(s)} (p = {line.p_value:.2g})"
         severity: Severity = "info" if code == "LOAD" or not rising else "warning"
         yield _finding(s, "trend", severity, Reason(f"{code}_{'RISING' if rising else 'FALLING'}", text, numbers))
 
 
-def _mean(s: Situation, gauge: str) -> float:
-    known = [g.mean for w in s.windows if (g := w.gauges.get(gauge)) is not None]
+def _mean(windows: Sequence[Window], gauge: str) -> float:
+    known = [g.mean for w in windows if (g := w.gauges.get(gauge)) is not None]
     return sum(known) / len(known) if known else 0.0
 
 
 def _span(s: Situation) -> str:
-    seconds = s.end - s.start
-    return f"{seconds / 3600:.3g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
+    return lasting(s.end - s.start)
 
 
 def _finding(s: Situation, kind: Kind, severity: Severity, reason: Reason) -> Finding:

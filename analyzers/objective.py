@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from collectors.sketch import Sketch
 from collectors.window import Range, Window
@@ -92,10 +92,19 @@ class Attainment:
     bad_least: float | None = None
     """The least that ``bad_share`` can be: exact where the limit is a bucket's edge."""
     bad_most: float | None = None
+    stalled_s: float = 0.0
+    """How long, at the end of the span, requests have been under way without a token and without an answer. At least so old are they."""
+    overdue: bool = False
+    """Whether it is among those that this target counts that some have been waiting for longer than its limit."""
 
     @property
     def met(self) -> bool | None:
-        """Whether it held for certain; None: not known, because the limit lies between what the metric can be."""
+        """Whether it held for certain; None: not known, because the limit lies between what the metric can be.
+
+        Requests that do not end break it by their age, though no answer of theirs has been measured.
+        """
+        if self.overdue:
+            return False
         if self.observed is None:
             return None
         limit = self.target.limit * (1 + _CRUMBS)
@@ -103,7 +112,7 @@ class Attainment:
         least = self.observed if self.at_least is None else self.at_least
         most = self.observed if self.at_most is None else self.at_most
         if most <= limit or (allowed is not None and self.bad_most is not None and self.bad_most <= allowed):
-            return True
+            return None if self.target.quantile is not None and self.stalled_s > limit else True
         if least > limit or (allowed is not None and self.bad_least is not None and self.bad_least > allowed):
             return False
         return None
@@ -121,8 +130,46 @@ def total(windows: Sequence[Window], counter: str) -> float | None:
     return sum(known) if known else None
 
 
+def mean_rate(windows: Sequence[Window], counter: str) -> float | None:
+    """Per second in which the counter was told: a window that tells it in a part counts for that part. None: unknown."""
+    increase, seconds = total(windows, counter), told_s(windows, counter)
+    return increase / seconds if increase is not None and seconds > 0 else None
+
+
+def told_s(windows: Sequence[Window], counter: str) -> float:
+    """Seconds in which the counter was told."""
+    return sum(w.coverage_of(counter) * w.duration_s for w in windows if w.count(counter) is not None)
+
+
+def stalled_s(windows: Sequence[Window]) -> float:
+    """Seconds at the end of the span in which requests were under way and nothing came of them: no token, no answer. 0: none.
+
+    A window counts where its source tells the tokens, and a request or more was under way throughout. What is unknown ends the count.
+    """
+    age = 0.0
+    for window in reversed(windows):
+        under_way = [window.gauges[name] for name in ("running", "waiting") if name in window.gauges]
+        still = window.count("output_tokens") == 0 and not window.count("requests")
+        if not still or sum(g.mean for g in under_way) < 1 or sum(g.last for g in under_way) < 1:
+            break
+        age += window.duration_s * window.coverage_of("output_tokens")
+    return age
+
+
 def attainment(windows: Sequence[Window], target: Target) -> Attainment:
     """Judge one target over ``windows`` of one endpoint."""
+    judged = _of_what_ended(windows, target)
+    stalled = stalled_s(windows) if target.quantile is not None else 0.0
+    if not stalled:
+        return judged
+    last = windows[-1].gauges
+    waits, runs = (name in last and last[name].last >= 1 for name in ("waiting", "running"))
+    counted = {"e2e_s": True, "ttft_s": waits, "queue_s": waits, "itl_s": runs and not waits and judged.samples > 0}
+    overdue = counted.get(target.metric, False) and stalled > target.limit
+    return replace(judged, stalled_s=stalled, overdue=overdue)
+
+
+def _of_what_ended(windows: Sequence[Window], target: Target) -> Attainment:
     if target.metric == "error_rate":
         known = [w for w in windows if w.count("errors") is not None and w.count("requests") is not None]
         errors, requests = total(known, "errors"), total(known, "requests")
@@ -185,5 +232,5 @@ def _bad_shares(window: Window, target: Target) -> tuple[float, float]:
 def sustained_breach(windows: Sequence[Window], name: str, objective: Objective, run: int = 3) -> bool:
     """Whether each of the last ``run`` windows that saw traffic missed the target of that name."""
     target = next(t for t in objective.targets if t.name == name)
-    judged = [a for w in windows if (a := attainment([w], target)).observed is not None]
+    judged = [a for w in windows if (a := attainment([w], target)).observed is not None or a.overdue]
     return len(judged) >= run and all(a.met is False for a in judged[-run:])

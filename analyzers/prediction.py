@@ -21,6 +21,12 @@ class Interval:
     def scaled(self, factor: float) -> Interval:
         return Interval(self.low * factor, self.mid * factor, self.high * factor)
 
+    def wider(self, by: float) -> Interval:
+        """With each end ``by`` times as far from the middle, as a ratio."""
+        if self.low <= 0 or self.mid <= 0:
+            return self
+        return Interval(self.mid * (self.low / self.mid) ** by, self.mid, self.mid * (self.high / self.mid) ** by)
+
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 

@@ -7,18 +7,25 @@ middle of its prediction; to shrink, at that load times ``policy.growth``, by th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from actuators.shape import Shape
-from analyzers.choice import Choice, cost_of, current_of, replayed_whole, worst_of
+from analyzers.choice import Choice, Judgement, cost_of, current_of, money_of, refuted, replayed_whole, worst_of
 from analyzers.finding import Finding, Reason
-from analyzers.findings import Situation, missing_evidence
+from analyzers.findings import missing_evidence
 from analyzers.money import per_month
-from analyzers.objective import total
-from analyzers.policy import Catalogue, most_replicas, violations
+from analyzers.objective import attainment, mean_rate, total
+from analyzers.policy import Catalogue, candidates, most_replicas, violations, with_most
 from analyzers.prediction import CannotPredict, Prediction, Predictor
-from analyzers.recommendation import Direction, Option, Recommendation, Risk
+from analyzers.recommendation import Direction, Observed, Option, Recommendation, Risk
+from analyzers.situation import Situation
+from analyzers.words import lasting
+
+#: The interval of a provisional prediction is at most so many times as wide, as a power.
+MOST_WIDENING = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,7 @@ def recommend(s: Situation, findings: Sequence[Finding], catalogue: Catalogue, p
     if most_replicas(s.shape) is None:
         text = "the replica count is not known; set shape.replicas or shape.autoscaling, or an actuator"
         lacking.append(Reason("UNKNOWN_SHAPE", text))
+    lacking += [f.reason for f in findings if f.kind == "contradiction" and f.severity == "critical"]
     if lacking:
         return Decision(None, tuple(lacking))
     try:
@@ -44,12 +52,76 @@ def recommend(s: Situation, findings: Sequence[Finding], catalogue: Catalogue, p
         return Decision(None, (Reason(error.code, error.detail),))
     choice = Choice(s, catalogue, predictor, current_of(s, catalogue, at_present))
     grow = _grow_signals(findings)
-    chosen, hold = choice.relief() if grow else choice.saving(findings)
+    chosen, hold = _relief(s, findings, choice, predictor, at_present) if grow else choice.saving(findings)
     options = choice.ranked(chosen)
+    if not grow and s.provisional:
+        return Decision(None, (_gathering(s, chosen), *hold), options)
     if chosen is None:
         return Decision(None, tuple(hold), options)
-    reasons = tuple(f.reason for f in (grow or findings) if f.kind in ("breach", "saturation", "idle")) + tuple(hold)
+    reasons = [f.reason for f in (grow or findings) if f.kind in ("breach", "saturation", "idle")] + hold
+    if not reasons:
+        reasons = [_enough_capacity(s, chosen)]
     return Decision(_recommendation(s, choice.current.option, options[0], options, reasons, catalogue), (), options)
+
+
+def _relief(
+    s: Situation, findings: Sequence[Finding], choice: Choice, predictor: Predictor, at_present: Prediction
+) -> tuple[Judgement | None, list[Reason]]:
+    """By the model's word, where neither the settings nor the model are refuted by what the server shows."""
+    doubts = [f.reason for f in findings if f.kind == "contradiction"] or refuted(s, at_present, predictor)
+    return choice.by_observation(doubts) if doubts else choice.relief()
+
+
+def _gathering(s: Situation, chosen: Judgement | None) -> Reason:
+    """Not enough was seen to go smaller: how it looks so far, and when it will be enough."""
+    at = s.whole_at or s.end
+    when = datetime.fromtimestamp(at, UTC).strftime("%H:%M UTC")
+    so_far = f"; so far {chosen.option.shape.label()} would do" if chosen is not None else ""
+    text = (
+        f"{lasting(s.end - s.start)} of {lasting(s.wanted_s or 0.0)} were seen, so all of this is provisional{so_far}; "
+        f"a smaller shape may be proposed from about {when}"
+    )
+    return Reason("GATHERING", text, {"seen_s": s.end - s.start, "wanted_s": s.wanted_s or 0.0, "whole_at": at})
+
+
+def _enough_capacity(s: Situation, chosen: Judgement) -> Reason:
+    """Why a smaller shape, where no single signal calls for it."""
+    numbers = {"growth": s.policy.growth}
+    text = (
+        f"{chosen.option.shape.label()} would meet the objective at {s.policy.growth:g} times the load, and costs less"
+    )
+    return Reason("LESS_WOULD_DO", text, numbers)
+
+
+def at_rest(s: Situation, findings: Sequence[Finding], catalogue: Catalogue) -> Decision | None:
+    """The decision for an endpoint that has had next to no requests for days: the fewest replicas that the policy allows and that
+    would have held what was under way at the busiest moment. None: this is no such endpoint.
+
+    Nothing is replayed: there is no load to replay.
+    """
+    quiet = next((f.reason for f in findings if f.reason.code == "LITTLE_TRAFFIC"), None)
+    present = most_replicas(s.shape)
+    if quiet is None or present is None or any(f.kind == "contradiction" for f in findings):
+        return None
+    slots = s.shape.engine.get("max_num_seqs")
+    each = 0.5 * slots if isinstance(slots, int) else 1.0
+    fewer = sorted(
+        (c for c in candidates(s.shape, s.policy, catalogue) if c == with_most(s.shape, most_replicas(c) or 0)),
+        key=lambda c: most_replicas(c) or 0,
+    )
+    peak = quiet.numbers["running_most"]
+    found = next((c for c in fewer if (most_replicas(c) or 0) * each >= peak), s.shape)
+    if (most_replicas(found) or 0) >= present:
+        text = f"it is as small as the policy allows; pay by token, or scale to zero, for {quiet.numbers['requests']:.0f} requests in so long"
+        return Decision(None, (quiet, Reason("SMALLEST_ALREADY", text)))
+    current = current_of(s, catalogue, None)
+    why = f"at most {peak:.0f} requests were under way at once; by what was observed, not replayed"
+    option = Option(found, money_of(s, catalogue, found), None, "chosen", why)
+    advice = _recommendation(s, current.option, option, (option, current.option), (quiet,), catalogue)
+    advice = replace(
+        advice, risk="medium", risk_reasons=("it is sized by what was observed; there is no load to replay",)
+    )
+    return Decision(advice, (), (option, current.option))
 
 
 def request(s: Situation, wanted: Shape, catalogue: Catalogue, predictor: Predictor, by: str) -> Recommendation:
@@ -94,6 +166,9 @@ def _recommendation(
         direction = "grow" if after > before else "shrink"
     hourly = (current.money.per_hour, proposed.money.per_hour)
     saving = per_month(hourly[0] - hourly[1]) if hourly[0] is not None and hourly[1] is not None else None
+    if s.provisional:
+        current, proposed = (_wider(option, s) for option in (current, proposed))
+        options = [proposed if o.verdict == "chosen" else current if o.verdict == "current" else o for o in options]
     risk, risk_reasons = _risk(s, direction, proposed)
     return Recommendation(
         endpoint=s.endpoint,
@@ -107,7 +182,17 @@ def _recommendation(
         risk_reasons=tuple(risk_reasons),
         workload=_workload(s),
         evidence=s.evidence,
+        observed=tuple(Observed.of(attainment(s.windows, target)) for target in s.objective.targets),
     )
+
+
+def _wider(option: Option, s: Situation) -> Option:
+    """An option of which less was seen than is wanted: the sampling error goes by the square root of what was seen."""
+    if option.prediction is None or not s.wanted_s:
+        return option
+    by = min(MOST_WIDENING, math.sqrt(s.wanted_s / (s.end - s.start)))
+    metrics = {name: interval.wider(by) for name, interval in option.prediction.metrics.items()}
+    return replace(option, prediction=replace(option.prediction, metrics=metrics))
 
 
 def _risk(s: Situation, direction: Direction, proposed: Option) -> tuple[Risk, list[str]]:
@@ -115,7 +200,10 @@ def _risk(s: Situation, direction: Direction, proposed: Option) -> tuple[Risk, l
     if prediction is None:
         return "high", ["nothing supports a prediction for this shape"]
     reasons: list[str] = []
-    risk: Risk = "medium" if direction == "shrink" else "low"
+    risk: Risk = "medium" if direction == "shrink" or s.provisional else "low"
+    if s.provisional:
+        seen = f"{lasting(s.end - s.start)} of {lasting(s.wanted_s or 0.0)}"
+        reasons.append(f"provisional: {seen} were seen, and the intervals are wider for it")
     worst, name = worst_of(s, prediction, "high")
     if worst > 1:
         reasons.append(f"at the high end of its prediction, {name} is at {worst:.0%} of its limit")
@@ -140,8 +228,9 @@ def _risk(s: Situation, direction: Direction, proposed: Option) -> tuple[Risk, l
 def _workload(s: Situation) -> dict[str, float]:
     rates = [r for w in s.windows if (r := w.rate("requests")) is not None]
     load: dict[str, float] = {}
-    if rates:
-        load["requests_per_s"] = sum(rates) / len(rates)
+    mean = mean_rate(s.windows, "requests")
+    if mean is not None:
+        load["requests_per_s"] = mean
         if load["requests_per_s"] > 0:
             load["peak_factor"] = max(rates) / load["requests_per_s"]
     requests = total(s.windows, "requests")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from actuators.shape import Shape
 from analyzers.finding import Evidence, Reason
+from analyzers.objective import Attainment
 from analyzers.prediction import Prediction
 
 Direction = Literal["grow", "shrink", "reshape"]
@@ -25,6 +27,28 @@ class Money:
 
     def as_dict(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in Money.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One target of the objective as it is now: measured, never predicted."""
+
+    target: str
+    limit: float
+    value: float | None
+    """Seconds, or a share. None: unknown."""
+    at_least: float | None
+    at_most: float | None
+    """What it lies between: a histogram only tells a bucket. None: without bound, or unknown."""
+    met: bool | None
+
+    @classmethod
+    def of(cls, a: Attainment) -> Observed:
+        most = a.at_most if a.at_most is not None and math.isfinite(a.at_most) else None
+        return cls(a.target.name, a.target.limit, a.observed, a.at_least, most, a.met)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in Observed.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +93,8 @@ class Recommendation:
     workload: Mapping[str, float]
     """The load that was replayed: request rate, mean lengths, cache hit share, peak factor."""
     evidence: Evidence
+    observed: tuple[Observed, ...] = ()
+    """The objective's targets as they are now."""
 
     @property
     def fingerprint(self) -> str:
@@ -89,4 +115,5 @@ class Recommendation:
             "risk_reasons": list(self.risk_reasons),
             "workload": dict(self.workload),
             "evidence": {k: getattr(self.evidence, k) for k in Evidence.__slots__},
+            "observed": [o.as_dict() for o in self.observed],
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +16,18 @@ class Trend:
 
     slope: float
     """Change per second."""
-    change: float
-    """Relative change over the span, against the median of the series."""
+    first: float
+    last: float
+    """Where the line begins and ends, within the values of the series."""
     p_value: float
     """Probability of so much order without any trend."""
+
+    @property
+    def change(self) -> float:
+        """Relative to where the line begins: -1 is a fall to nothing; infinite for a rise from nothing."""
+        if self.first == 0:
+            return math.inf if self.last > 0 else 0.0
+        return (self.last - self.first) / abs(self.first)
 
 
 def trend(times: Sequence[float], values: Sequence[float]) -> Trend | None:
@@ -30,9 +39,9 @@ def trend(times: Sequence[float], values: Sequence[float]) -> Trend | None:
     if len(times) < 8:
         return None
     x, y = np.asarray(times, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    middle = float(np.median(np.abs(y)))
-    if middle == 0 or np.ptp(y) == 0:
+    if np.median(np.abs(y)) == 0 or np.ptp(y) == 0:
         return None
-    slope = float(stats.theilslopes(y, x).slope)
+    slope, intercept = stats.theilslopes(y, x)[:2]
+    first, last = np.clip([intercept + slope * x[0], intercept + slope * x[-1]], y.min(), y.max())
     p_value = float(stats.kendalltau(x, y).pvalue)
-    return Trend(slope=slope, change=slope * float(x[-1] - x[0]) / middle, p_value=p_value)
+    return Trend(float(slope), float(first), float(last), p_value)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from analyzers.objective import Objective, attainment, merged, sustained_breach, total
+from analyzers.objective import Objective, attainment, mean_rate, merged, sustained_breach, told_s, total
 from analyzers.prediction import Prediction
 from collectors.sketch import Sketch
 from collectors.window import Range, Window
@@ -111,9 +111,7 @@ def judge(
     if not judged:
         return verdict("regressed", "BLIND", "nothing could be read since the change, so it cannot be vouched for")
     if objective.targets and all(attainment(judged, t).observed is None for t in objective.targets):
-        if not final:
-            return verdict("pending", "WAITING", "no request was served since the change: waiting for one")
-        return verdict("regressed", "BLIND", "no request was served since the change, so it cannot be vouched for")
+        return verdict(*_nothing_served(before, judged, final=final))
     missed = [a for t in objective.targets if (a := attainment(judged, t)).met is False]
     if not missed:
         if comparable or (ratio is not None and ratio > 1):
@@ -160,6 +158,28 @@ def _regression(
     return None
 
 
+def _nothing_served(before: Sequence[Window], after: Sequence[Window], *, final: bool) -> tuple[State, str, str]:
+    if _at_rest(before, after):
+        return (
+            "succeeded",
+            "STILL_QUIET",
+            "no request came, and hardly any was due by the rate before: as quiet as it was",
+        )
+    if not final:
+        return "pending", "WAITING", "no request was served since the change: waiting for one"
+    return "regressed", "BLIND", "no request was served since the change, so it cannot be vouched for"
+
+
+def _at_rest(before: Sequence[Window], after: Sequence[Window]) -> bool:
+    """Whether no request came and nothing is under way, where at the rate before fewer than three were due: one time in twenty at
+    least, none of them comes."""
+    rate = mean_rate(before, "requests")
+    under_way = any(w.gauges[g].last >= 1 for w in after for g in ("running", "waiting") if g in w.gauges)
+    if rate is None or total(after, "requests") != 0 or under_way:
+        return False
+    return rate * told_s(after, "requests") < 3.0
+
+
 def _error_rate(windows: Sequence[Window]) -> float | None:
     """Share of requests that failed; None where it is unknown, or nothing was served."""
     errors, requests = total(windows, "errors"), total(windows, "requests")
@@ -174,7 +194,7 @@ def _load_ratio(before: Sequence[Window], after: Sequence[Window]) -> float | No
 def _rate(windows: Sequence[Window]) -> float | None:
     """Arrivals per second: the requests that ended, and those by which the backlog grew. A shape that chokes ends fewer."""
     requests = total(windows, "requests")
-    observed = sum(w.coverage * w.duration_s for w in windows if w.count("requests") is not None)
+    observed = told_s(windows, "requests")
     if requests is None or observed <= 0:
         return None
     backlog = [
@@ -265,9 +285,7 @@ def observed_metric(windows: Sequence[Window], metric: str) -> float | None:
         return sketch.bounds(q)[0] if value is None else value  # beyond the source's last bound: at least that
     counters: Mapping[str, str] = {"requests_per_s": "requests", "output_tokens_per_s": "output_tokens"}
     if metric in counters:
-        count = total(windows, counters[metric])
-        observed = sum(w.coverage * w.duration_s for w in windows if w.count(counters[metric]) is not None)
-        return count / observed if count is not None and observed > 0 else None
+        return mean_rate(windows, counters[metric])
     for suffix, pick in (("_mean", "mean"), ("_max", "maximum")):
         gauges = [w.gauges[metric.removesuffix(suffix)] for w in windows if metric.removesuffix(suffix) in w.gauges]
         if metric.endswith(suffix) and gauges:

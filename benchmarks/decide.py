@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from actuators.shape import Shape  # noqa: E402
 from agent.reflect import REFIT_S  # noqa: E402
-from analyzers.findings import Situation, analyze  # noqa: E402
+from analyzers.findings import analyze  # noqa: E402
 from analyzers.hardware import ACCELERATORS  # noqa: E402
 from analyzers.kinds.base import Basis, Replayer  # noqa: E402
 from analyzers.kinds.engine.kind import EngineKind  # noqa: E402
@@ -38,6 +38,7 @@ from analyzers.objective import Objective  # noqa: E402
 from analyzers.policy import Catalogue, Policy, candidates  # noqa: E402
 from analyzers.prediction import Bar, Miss, Prediction  # noqa: E402
 from analyzers.recommend import Decision, recommend  # noqa: E402
+from analyzers.situation import Situation  # noqa: E402
 from analyzers.whatif.calibrate import Calibrated, calibrate  # noqa: E402
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost  # noqa: E402
 from tests.analyzers.exhaustive import chosen_of_all  # noqa: E402

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from actuators.shape import Shape
 from analyzers.choice import MAX_SATURATION, WORTHWHILE_RELIEF, against_shrinking, current_of, latency_targets
 from analyzers.finding import Finding
-from analyzers.findings import Situation
 from analyzers.money import HOURS_PER_MONTH
 from analyzers.policy import Catalogue, candidates
 from analyzers.prediction import CannotPredict, Prediction, Predictor
+from analyzers.situation import Situation
 
 
 def chosen_of_all(s: Situation, findings: Sequence[Finding], catalogue: Catalogue, predictor: Predictor) -> Shape | str:

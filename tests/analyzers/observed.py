@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actuators.shape import Shape
-from analyzers.findings import Situation
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue, Policy, candidates
 from analyzers.prediction import Bar, Interval, Miss, Prediction
+from analyzers.situation import Situation
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Window
 

@@ -9,9 +9,10 @@ import pytest
 
 from actuators.shape import Shape
 from analyzers.finding import Finding
-from analyzers.findings import Situation, analyze, missing_evidence
+from analyzers.findings import analyze, missing_evidence
 from analyzers.policy import Policy
-from tests.analyzers.observed import hour, minute, objective, situation
+from analyzers.situation import Situation
+from tests.analyzers.observed import HOUR, MINUTE, hour, minute, objective, situation
 
 
 def found(s: Situation) -> dict[str, Finding]:
@@ -75,10 +76,23 @@ def test_evidence_counts_gaps_as_nothing() -> None:
     assert (evidence.coverage, evidence.windows, evidence.requests) == (0.5, 30, 1800.0)
 
 
-def test_nothing_is_judged_on_too_little() -> None:
-    """A terrible latency, but half of the hour is missing: no breach is claimed."""
-    codes = found(situation(hour(coverage=0.5, ttft=[9.0] * 10, waiting=50.0)))
-    assert set(codes) == {"LOW_COVERAGE"}
+def test_what_is_known_is_said_whatever_is_missing_beside_it() -> None:
+    """Half of the hour is missing; a latency and a queue that are bad in every window that was seen are no accident."""
+    codes = found(situation(hour(coverage=0.5, ttft=[9.0] * 10, waiting=50.0, running=20.0)))
+    assert set(codes) == {"LOW_COVERAGE", "OBJECTIVE_BREACH_TTFT_P95_S", "QUEUE_WAITING", "BATCH_FULL"}
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_breach_and_a_queue_are_findings_after_three_windows(n: int) -> None:
+    rows = [minute(i, ttft=[9.0] * 10, waiting=50.0, running=20.0) for i in range(n)]
+    codes = set(found(situation(rows, end=n * MINUTE, wanted_s=HOUR)))
+    assert codes == ({"OBJECTIVE_BREACH_TTFT_P95_S", "QUEUE_WAITING", "BATCH_FULL"} if n == 3 else set())
+
+
+def test_the_figures_of_a_queue_are_those_of_the_windows_in_which_it_stood() -> None:
+    rows = [minute(i, waiting=9.0 if i >= 57 else 0.0, running=20.0 if i >= 57 else 2.0) for i in range(60)]
+    f = found(situation(rows))["QUEUE_WAITING"]
+    assert (f.reason.numbers["waiting_mean"], f.reason.numbers["running_mean"]) == (9.0, 20.0)
 
 
 # -- breaches -----------------------------------------------------------------------------------------------------------
@@ -144,17 +158,18 @@ def test_a_full_batch() -> None:
 
 
 def test_idle_money() -> None:
-    f = found(situation(hour(requests=0.0, ttft=())))["NO_TRAFFIC"]
+    f = found(situation(hour(requests=0.0, ttft=(), running=0.0)))["NO_TRAFFIC"]
     assert f.kind == "idle"
     assert f.reason.numbers == {"requests": 0.0, "usd_per_month": 1460.0}
     assert "$1,460 a month" in f.reason.text
-    unpriced = found(situation(hour(requests=0.0, ttft=()), per_hour=None))["NO_TRAFFIC"]
+    unpriced = found(situation(hour(requests=0.0, ttft=(), running=0.0), per_hour=None))["NO_TRAFFIC"]
     assert "usd_per_month" not in unpriced.reason.numbers
 
 
 def test_low_occupancy_goes_by_the_peak() -> None:
     f = found(situation(hour(running=2.0)))["LOW_OCCUPANCY"]
     assert (f.severity, f.reason.numbers["running_peak"], f.reason.numbers["slots"]) == ("info", 2.0, 20.0)
+    assert f.reason.text.startswith("2.0 of 20 sequences ran in the busiest window, at most 2 at any reading")
     once = [minute(i, running=12.0 if i == 7 else 1.0) for i in range(60)]
     assert "LOW_OCCUPANCY" not in found(situation(once))
     assert "LOW_OCCUPANCY" not in found(situation(hour(running=2.0, waiting=1.0)))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analyzers.trend import trend
 
@@ -14,7 +18,8 @@ def test_a_straight_line() -> None:
     line = trend(TIMES, [100.0 + 0.5 * t for t in TIMES])
     assert line is not None
     assert line.slope == pytest.approx(0.5)
-    assert line.change == pytest.approx(0.5 * TIMES[-1] / (100.0 + 0.5 * TIMES[-1] / 2))
+    assert (line.first, line.last) == (pytest.approx(100.0), pytest.approx(100.0 + 0.5 * TIMES[-1]))
+    assert line.change == pytest.approx(0.5 * TIMES[-1] / 100.0)
     assert line.p_value < 1e-9
 
 
@@ -47,3 +52,18 @@ def test_where_nothing_moves_there_is_none(values: list[float]) -> None:
 def test_few_points_say_nothing() -> None:
     assert trend(TIMES[:7], [float(i) for i in range(7)]) is None
     assert trend(TIMES[:8], [float(i) for i in range(8)]) is not None
+
+
+def test_what_falls_to_nothing_fell_by_all_of_it_and_no_more() -> None:
+    line = trend([10.0 * i for i in range(12)], [5.0] * 5 + [1.0] + [0.0] * 6)
+    assert line is not None
+    assert line.change == -1.0
+    back = trend([10.0 * i for i in range(12)], [0.0] * 6 + [1.0] + [5.0] * 5)
+    assert back is not None
+    assert (back.first, back.change) == (0.0, math.inf)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=8, max_size=40))
+def test_no_series_without_negative_values_falls_by_more_than_all_of_it(values: list[float]) -> None:
+    line = trend([60.0 * i for i in range(len(values))], values)
+    assert line is None or line.change >= -1.0

@@ -68,6 +68,15 @@ def test_silence_is_not_success() -> None:
     assert told(verdict(silent, final=True)) == ("regressed", "BLIND")
 
 
+def test_silence_after_silence_is_as_quiet_as_it_was() -> None:
+    silent = some(5, requests=0.0, ttft=(), running=0.0)
+    assert told(verdict(silent, hour(requests=0.0, ttft=()))) == ("succeeded", "STILL_QUIET")
+    assert told(verdict(silent, hour(requests=0.01, ttft=()))) == ("succeeded", "STILL_QUIET")
+    assert told(verdict(silent, hour(requests=5.0))) == ("pending", "WAITING")  # 25 were due
+    waits = some(5, requests=0.0, ttft=(), running=2.0)
+    assert told(verdict(waits, hour(requests=0.0, ttft=()), final=True)) == ("regressed", "BLIND")
+
+
 def test_less_load_is_waited_for_and_said() -> None:
     quiet = some(5, requests=30.0)
     assert told(verdict(quiet)) == ("pending", "LOAD_DIFFERS")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actuators.shape import Shape
-from analyzers.findings import Situation, analyze
+from analyzers.findings import analyze
 from analyzers.kinds.base import Basis, Replayer
 from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.kind import CalibratedMachine, VmKind
@@ -18,6 +18,7 @@ from analyzers.objective import Objective
 from analyzers.policy import Catalogue, Policy
 from analyzers.prediction import CannotPredict
 from analyzers.recommend import recommend
+from analyzers.situation import Situation
 from collectors.sketch import Sketch
 from collectors.window import Window
 from collectors.workload import Workload

@@ -1,0 +1,67 @@
+"""What one endpoint is judged by: its windows, its objective, its policy, and the shape that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actuators.shape import Shape
+from analyzers.finding import Evidence
+from analyzers.objective import Objective, total
+from analyzers.policy import Policy
+from collectors.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One endpoint, as it is judged: the windows of its judged source over ``start``..``end``, gaps left out."""
+
+    endpoint: str
+    source: str
+    windows: Sequence[Window]
+    start: float
+    end: float
+    objective: Objective
+    policy: Policy
+    shape: Shape
+    per_hour: float | None
+    """US dollars per hour of the whole endpoint; None: unknown."""
+    lag_s: float = 0.0
+    """How far behind the source's newest windows are by nature, in seconds: data that comes late is not stale."""
+    settling: bool = False
+    """Whether the span is cut short by a change that has only just been made."""
+    wanted_s: float | None = None
+    """How long the span is to be; it is shorter while the endpoint has not been watched for so long. None: as long as it is."""
+    longer: Sequence[Window] = ()
+    """Coarse windows of the days before ``end``, where the span itself saw too few requests."""
+    model: str | None = None
+    """The model that the settings name."""
+
+    def coverage_of(self, metric: str) -> float:
+        """The share of the span in which a metric was told."""
+        span = self.end - self.start
+        told = sum(w.coverage_of(metric) * w.duration_s for w in self.windows)
+        return min(1.0, told / span) if span > 0 else 0.0
+
+    @property
+    def provisional(self) -> bool:
+        """Whether less was seen than a decision to go smaller needs."""
+        return self.wanted_s is not None and self.end - self.start < self.policy.min_coverage * self.wanted_s
+
+    @property
+    def whole_at(self) -> float | None:
+        """When enough will have been seen: Unix seconds. None: it has."""
+        return self.start + self.policy.min_coverage * (self.wanted_s or 0.0) if self.provisional else None
+
+    @property
+    def evidence(self) -> Evidence:
+        span = self.end - self.start
+        observed = sum(w.coverage * w.duration_s for w in self.windows)
+        return Evidence(
+            start=self.start,
+            end=self.end,
+            windows=len(self.windows),
+            coverage=min(1.0, observed / span) if span > 0 else 0.0,
+            requests=total(self.windows, "requests"),
+            source=self.source,
+        )
