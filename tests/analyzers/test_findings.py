@@ -11,7 +11,7 @@ from actuators.shape import Shape
 from analyzers.finding import Finding
 from analyzers.findings import Situation, analyze, missing_evidence
 from analyzers.policy import Policy
-from tests.analyzers.observed import hour, minute, objective, situation
+from tests.analyzers.situations import hour, minute, objective, situation
 
 
 def found(s: Situation) -> dict[str, Finding]:

@@ -13,7 +13,7 @@ from analyzers.findings import Situation, analyze
 from analyzers.policy import Catalogue, Policy
 from analyzers.prediction import CannotPredict, Prediction, Predictor
 from analyzers.recommend import Decision, recommend, request
-from tests.analyzers.observed import SHAPE, Whole, hour, objective, promise, situation
+from tests.analyzers.situations import SHAPE, Whole, hour, objective, promise, situation
 
 CATALOGUE = Catalogue(prices={"small": 1.0, "big": 3.0})
 WIDE = Policy(max_replicas=4, sizes=["big"])
