@@ -13,7 +13,7 @@ from actuators.shape import Autoscaling, Shape
 from analyzers.finding import Finding, Reason
 from analyzers.findings import Situation
 from analyzers.money import HOURS_PER_MONTH, per_1k_tokens, per_request
-from analyzers.objective import Target, attainment, total
+from analyzers.objective import ObjectiveTarget, attainment, total
 from analyzers.policy import Catalogue
 from analyzers.prediction import Bar, CannotPredict, Miss, Prediction, Predictor
 from analyzers.recommendation import Money, Option
@@ -343,6 +343,6 @@ def money_of(s: Situation, catalogue: Catalogue, shape: Shape) -> Money:
     return Money(per_hour, per_1k_tokens(spent, tokens), per_request(spent, s.evidence.requests))
 
 
-def latency_targets(s: Situation) -> list[Target]:
+def latency_targets(s: Situation) -> list[ObjectiveTarget]:
     """The objective's targets that a replay can predict."""
     return [t for t in s.objective.targets if t.quantile is not None]
