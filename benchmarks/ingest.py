@@ -30,14 +30,14 @@ sys.path.insert(0, str(ROOT))
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from actuators.base import Live, Step  # noqa: E402
+from actuators.base import LiveState, Step  # noqa: E402
 from actuators.shape import Operation, Plan, Shape  # noqa: E402
 from agent import logs  # noqa: E402
 from agent.clock import VirtualClock  # noqa: E402
 from agent.governor import Governor  # noqa: E402
 from agent.settings import EndpointSettings, Settings  # noqa: E402
 from agent.store import Store, windows  # noqa: E402
-from agent.watch import Watched  # noqa: E402
+from agent.watch import WatchedEndpoint  # noqa: E402
 from agent.wiring import Environment  # noqa: E402
 from collectors.base import SourceContext  # noqa: E402
 from collectors.exposition import Exposition  # noqa: E402
@@ -109,12 +109,12 @@ class Fixed:
     changes: ClassVar[Sequence[str]] = ()
 
     def __init__(self, targets: Mapping[str, str]) -> None:
-        self._live = Live(Shape(replicas=len(targets)), "1", True, targets=targets)
+        self._live = LiveState(Shape(replicas=len(targets)), "1", True, targets=targets)
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         return self._live
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         raise NotImplementedError("a benchmark changes nothing")
 
     async def do(self, operation: Operation, token: str) -> None:
@@ -203,15 +203,15 @@ async def whole_path(base: str, arguments: argparse.Namespace) -> tuple[Cost, di
     return result, stored
 
 
-def _watched(base: str, replicas: int) -> Callable[[Settings, EndpointSettings, Environment], Watched]:
-    def make(_settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Watched:
+def _watched(base: str, replicas: int) -> Callable[[Settings, EndpointSettings, Environment], WatchedEndpoint]:
+    def make(_settings: Settings, endpoint: EndpointSettings, environment: Environment) -> WatchedEndpoint:
         collector = VllmCollector(
             SourceContext(
                 endpoint.name, None, environment.http, environment.clock, environment.sessions, {"timeout_s": 60.0}
             )
         )
         targets = {f"r{i:04d}": f"{base}/{endpoint.name}-{i}" for i in range(replicas)}
-        return Watched(endpoint, {"vllm": collector}, Fixed(targets))
+        return WatchedEndpoint(endpoint, {"vllm": collector}, Fixed(targets))
 
     return make
 

@@ -12,13 +12,13 @@ import sqlalchemy as sa
 from agent.store import audit, schema
 from agent.store.database import Store
 from agent.store.rows import ControlRow, LeaseRow, one
-from agent.store.sql import DatabaseNow, upsert
+from agent.store.sql import DatabaseTime, upsert
 
 _L = schema.leases
 _C = schema.control
 
 
-class LeaseLost(Exception):
+class LostLease(Exception):
     """Somebody else leads: whoever sees this stops, and writes nothing."""
 
 
@@ -33,7 +33,7 @@ class Lead:
 
 def acquire(db: sa.Connection, name: str, holder: str, ttl_s: float) -> Lead | None:
     """Take or renew the lease, by the database's clock. Its epoch grows with each new holder. None while another holds it."""
-    now = DatabaseNow()
+    now = DatabaseTime()
     renewed = db.execute(
         sa.update(_L)
         .where(_L.c.name == name, _L.c.holder == holder, _L.c.expires_at > now)
@@ -60,7 +60,7 @@ def release(db: sa.Connection, name: str, holder: str) -> None:
 def leading(store: Store, lead: Lead) -> Iterator[sa.Connection]:
     """A write transaction of a leader: it holds the lease's row until it ends, so that nobody takes over in between.
 
-    Raises ``LeaseLost``, and nothing is written, unless this holder has the lease under this epoch.
+    Raises ``LostLease``, and nothing is written, unless this holder has the lease under this epoch.
     """
     with store.write() as db:
         fence(db, lead)
@@ -73,15 +73,15 @@ def fence(db: sa.Connection, lead: Lead) -> None:
         _L.c.name == lead.lease,
         _L.c.holder == lead.holder,
         _L.c.epoch == lead.epoch,
-        _L.c.expires_at > DatabaseNow(),
+        _L.c.expires_at > DatabaseTime(),
     )
     if db.execute(mine.with_for_update(read=True)).one_or_none() is None:
-        raise LeaseLost(f"{lead.holder} no longer holds {lead.lease} under epoch {lead.epoch}")
+        raise LostLease(f"{lead.holder} no longer holds {lead.lease} under epoch {lead.epoch}")
 
 
 def leader(db: sa.Connection, name: str) -> LeaseRow | None:
     """``{"holder", "epoch", "expires_at"}`` of who holds the lease at this moment; None: nobody does."""
-    row = db.execute(sa.select(_L).where(_L.c.name == name, _L.c.expires_at > DatabaseNow())).mappings().one_or_none()
+    row = db.execute(sa.select(_L).where(_L.c.name == name, _L.c.expires_at > DatabaseTime())).mappings().one_or_none()
     return one(LeaseRow, row)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from opentelemetry.trace import NoOpTracer
 
-from actuators.base import Live
-from actuators.none import ReadOnly
+from actuators.base import LiveState
+from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
 from agent import reflect
 from agent.clock import VirtualClock
@@ -21,7 +21,7 @@ from agent.metrics import Metrics
 from agent.reflect import Reflector
 from agent.settings import Settings
 from agent.store import Store, fleet, recommendations, windows
-from agent.watch import Watched
+from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, watched_of
 from analyzers.hardware import ACCELERATORS
 from analyzers.policy import Catalogue
@@ -31,10 +31,10 @@ from collectors.http import Http
 from collectors.sessions import Sessions
 from collectors.window import Window
 from tests.agent.records import T0
-from tests.analyzers.whatif import served
+from tests.analyzers.whatif import reference_server
 
 SHAPE = Shape(replicas=2, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 64})
-LIVE = Live(SHAPE, "v1", ready=True)
+LIVE = LiveState(SHAPE, "v1", ready=True)
 MODEL = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
 
 
@@ -57,13 +57,13 @@ class Prices(Mapping[str, float | None]):
         return 1
 
 
-class Planner(ReadOnly):
+class Planner(ReadOnlyActuator):
     """Plans what is asked, or hangs."""
 
     def __init__(self) -> None:
         self.hangs = False
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         if self.hangs:
             await asyncio.Event().wait()
         return Plan("e", "none", live.shape, wanted, live.version, (), False, 0.0, "none needed")
@@ -92,7 +92,7 @@ class House:
         self.store.upgrade()
         self.clock = VirtualClock(T0 + 600)
         self.metrics = Metrics()
-        seen = served.windows(MODEL, served.poisson(0.5, 700.0, 1, prompt=100.0, output=50.0))[:10]
+        seen = reference_server.windows(MODEL, reference_server.poisson(0.5, 700.0, 1, prompt=100.0, output=50.0))[:10]
         with self.store.write() as db:
             for name in names:
                 windows.save(db, [_of(name, w, T0 + i * 60) for i, w in enumerate(seen)])
@@ -103,7 +103,7 @@ class House:
         """As after a restart."""
         return Reflector(self.settings, self.store, self.clock, self.metrics, NoOpTracer())
 
-    def _watched(self, name: str) -> Watched:
+    def _watched(self, name: str) -> WatchedEndpoint:
         catalogue = Catalogue(prices={"small": 1.0}, hardware=dict(ACCELERATORS))
         environment = Environment(Http(monotonic=self.clock.monotonic), self.clock, Sessions())
         watched = watched_of(self.settings, self.settings.endpoint(name), environment)

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actuators.base import ActuatorError, Live
+from actuators.base import ActuatorError, LiveState
 from actuators.shape import Shape
 from agent.clock import VirtualClock
 from agent.metrics import Metrics
 from agent.settings import CollectSettings, EndpointSettings
 from agent.spool import Spool
 from agent.store import Store, windows
-from agent.watch import Watched, Watcher
+from agent.watch import WatchedEndpoint, Watcher
 from collectors.base import Scope, Target
 from collectors.window import CollectError, Reading, Window
 
@@ -28,10 +28,10 @@ class System:
     replicas: Mapping[str, str]
     silent: bool = False
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         if self.silent:
             raise ActuatorError("UNREACHABLE", "no answer")
-        return Live(Shape(replicas=len(self.replicas)), "1", True, targets=self.replicas)
+        return LiveState(Shape(replicas=len(self.replicas)), "1", True, targets=self.replicas)
 
 
 @dataclass
@@ -62,7 +62,7 @@ class World:
         self.store.upgrade()
         self.system, self.source = System(replicas), Source(self.clock)
         settings = EndpointSettings(name="chat", url="http://127.0.0.1:1")
-        self.watched = Watched(settings, {"vllm": self.source}, self.system)  # type: ignore[arg-type, dict-item]
+        self.watched = WatchedEndpoint(settings, {"vllm": self.source}, self.system)  # type: ignore[arg-type, dict-item]
         collect = CollectSettings(interval_s=INTERVAL_S, window_s=WINDOW_S)
         spool = Spool(folder / "spool")
         self.watcher = Watcher({"chat": self.watched}, collect, self.store, spool, self.clock, Metrics())

@@ -32,20 +32,20 @@ import pytest
 from actuators.shape import Shape
 from actuators.vllm_local.actuator import VllmLocal, teardown
 from agent.clock import WallClock
-from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.model import EngineModel
 from analyzers.whatif.outlook import Member, look
 from collectors.base import SourceContext, Target
 from collectors.http import Http
 from collectors.plan import Arrivals, Lengths, TrafficPlan
 from collectors.sessions import Sessions
-from collectors.traffic.account import Counting
-from collectors.traffic.asking import Asking
+from collectors.traffic.account import CountRules
 from collectors.traffic.connection import resolve
 from collectors.traffic.engine import Assignment, Engine
 from collectors.traffic.preflight import tokens_per_word
-from collectors.traffic.record import Record
-from collectors.traffic.schedule import Open
+from collectors.traffic.record import RequestRecord
+from collectors.traffic.requests import RequestTemplate
+from collectors.traffic.schedule import OpenSchedule
 from collectors.vllm import VllmCollector
 from collectors.window import Histogram, Reading
 from collectors.workload import Floats, Workload
@@ -147,7 +147,7 @@ def test_it_foretells_a_load_and_a_limit_that_it_has_not_seen(
             assert abs(math.log1p(told.error(metric))) < bound, f"{told.what}: {metric} {told.error(metric):+.0%}"
 
 
-def _foretold(what: str, known: Calibrated, seen: Seen, slots: int) -> Told:
+def _foretold(what: str, known: CalibratedEngine, seen: Seen, slots: int) -> Told:
     model = known.model.with_limits(max_num_seqs=slots)
     return Told(what, seen, list(look(seen.workload, model, [known.best, *known.draws], known.discrepancy)))
 
@@ -158,7 +158,7 @@ def _mean(member: Member, metric: str) -> float:
     return found
 
 
-def _keep(told: Sequence[Told], loads: Mapping[str, Seen], drift: Mapping[str, float], known: Calibrated) -> None:
+def _keep(told: Sequence[Told], loads: Mapping[str, Seen], drift: Mapping[str, float], known: CalibratedEngine) -> None:
     """The errors, for people: printed, and git-ignored."""
     rows: list[dict[str, Any]] = []
     say = sys.stdout.write
@@ -210,9 +210,9 @@ def _plan(rate: float, seconds: float, arrivals: Arrivals = "poisson") -> Traffi
 
 
 def _send(url: str, plan: TrafficPlan) -> Seen:
-    asking = _asking(url, plan)  # it sends, too: before the page is read
+    template = _template(url, plan)  # it sends, too: before the page is read
     before, start = asyncio.run(_page(url)), time.monotonic()
-    records = _requests(url, plan, asking)
+    records = _requests(url, plan, template)
     spent, after = time.monotonic() - start, asyncio.run(_page(url))
     means, totals = {}, {}
     for metric in (*METRICS, "queue_s"):
@@ -231,17 +231,17 @@ def _send(url: str, plan: TrafficPlan) -> Seen:
     )
 
 
-def _asking(url: str, plan: TrafficPlan) -> Asking:
+def _template(url: str, plan: TrafficPlan) -> RequestTemplate:
     """Two small requests tell how many tokens a word has."""
-    asking = Asking(plan.model, plan.api, exact_output=plan.exact_output, seed=plan.seed)
-    return replace(asking, words=tokens_per_word(resolve(url), asking, plan.timeout_s))
+    template = RequestTemplate(plan.model, plan.api, exact_output=plan.exact_output, seed=plan.seed)
+    return replace(template, words=tokens_per_word(resolve(url), template, plan.timeout_s))
 
 
-def _requests(url: str, plan: TrafficPlan, asking: Asking | None = None) -> list[Record]:
+def _requests(url: str, plan: TrafficPlan, template: RequestTemplate | None = None) -> list[RequestRecord]:
     """Sent by the engine of ``flyball simulate``, whose stamps are the kernel's."""
-    records: list[Record] = []
-    asking, load = asking or _asking(url, plan), Open(plan.workload(), plan.duration_s)
-    assignment = Assignment(resolve(url), asking, load, Counting(), plan.timeout_s, records=True)
+    records: list[RequestRecord] = []
+    template, load = template or _template(url, plan), OpenSchedule(plan.workload(), plan.duration_s)
+    assignment = Assignment(resolve(url), template, load, CountRules(), plan.timeout_s, records=True)
     Engine(assignment, records.append).run(time.perf_counter())
     failed = [f"{r.error}: {r.detail}" for r in records if r.error is not None]
     assert not failed, failed[:3]
@@ -296,13 +296,13 @@ def _configure(folder: Path, url: str, options: dict[str, Any]) -> Path:
     return write_settings(folder, [endpoint], collect=collect)
 
 
-def _calibrated(folder: Path, config: Path) -> Calibrated:
+def _calibrated(folder: Path, config: Path) -> CalibratedEngine:
     """What the command line learns from the windows until now."""
     time.sleep(WINDOW_S + 2.0)  # until the last one is closed
     engine = folder / "engine.json"
     learned = flyball("calibrate", "--endpoint", NAME, "--since", "10m", "--out", str(engine), "-c", str(config))
     assert learned.returncode == 0, learned.stderr
-    known = Calibrated.of_engine(EngineModel.from_json(engine.read_text()))
+    known = CalibratedEngine.of_engine(EngineModel.from_json(engine.read_text()))
     assert known is not None
     return known
 
