@@ -10,7 +10,7 @@ from typing import Any
 from actuators.shape import Shape
 from agent.settings import Settings
 from agent.store import Store, fleet
-from agent.whatif.stored import evidence
+from agent.whatif.predictions import evidence
 from analyzers.grammar import place
 from analyzers.hardware import ACCELERATORS, find
 from analyzers.policy import Catalogue

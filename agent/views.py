@@ -269,7 +269,7 @@ def tune_list(store: Store) -> View:
 
 def tune(store: Store, identity: str) -> View | None:
     """One experiment with every load, also while it is under way."""
-    from agent.tune.kept import told
+    from agent.tune.history import told
 
     with store.read() as db:
         found = told(db, identity)
@@ -277,7 +277,7 @@ def tune(store: Store, identity: str) -> View | None:
 
 
 def _tunes(db: sa.Connection, endpoint_name: str | None, limit: int) -> list[View]:
-    from agent.tune.kept import brief
+    from agent.tune.history import brief
 
     return [brief(db, row) for row in tunes.latest(db, endpoint_name, limit)]
 

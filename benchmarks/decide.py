@@ -42,7 +42,7 @@ from analyzers.situation import Situation  # noqa: E402
 from analyzers.whatif.calibrate import Calibrated, calibrate  # noqa: E402
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost  # noqa: E402
 from tests.analyzers.exhaustive import chosen_of_all  # noqa: E402
-from tests.analyzers.whatif.served import poisson, windows  # noqa: E402
+from tests.analyzers.whatif.reference_server import poisson, windows  # noqa: E402
 
 CATALOGUE = Catalogue(
     prices={"a10": 1.0, "l40s": 1.9, "a100": 3.7},

@@ -27,10 +27,10 @@ from agent.cli.output import (
 
 if TYPE_CHECKING:
     from agent.settings import Settings
-    from agent.simulate.asked import LoadOptions, TrafficRequest
     from agent.simulate.options import TrafficOptions
+    from agent.simulate.records import Records
+    from agent.simulate.request import LoadOptions, TrafficRequest
     from agent.simulate.run import TrafficEstimate, TrafficOutcome
-    from agent.simulate.saved import Records
 
 #: What a run ended as, beside 0 for a valid one, 1 for an error and 2 for a wrong question.
 INVALID, STORM, INTERRUPTED = 3, 4, 130
@@ -130,8 +130,8 @@ def simulate(
     renamed("--price-per-hour", price_per_hour, "--usd-per-hour")
     renamed("--price-input", price_input, "--usd-per-1k-input-tokens (US dollars per 1,000, no longer per million)")
     renamed("--price-output", price_output, "--usd-per-1k-output-tokens (US dollars per 1,000, no longer per million)")
-    from agent.simulate.asked import Caps, LoadOptions, Prices
     from agent.simulate.options import TrafficOptions
+    from agent.simulate.request import Caps, LoadOptions, Prices
 
     given = TrafficOptions(
         url=url, model=model, api=api, endpoint=endpoint, config=config, headers=header or [], api_key_env=api_key_env,
@@ -194,13 +194,13 @@ def _run(given: TrafficOptions, options: LoadOptions, save: Path | None) -> dict
 
 
 def _records(stack: ExitStack, path: Path) -> Records:
-    from agent.simulate.saved import Records
+    from agent.simulate.records import Records
 
     return stack.enter_context(Records(path))
 
 
 def _keep(settings: Settings, outcome: TrafficOutcome) -> None:
-    from agent.simulate.saved import to_store
+    from agent.simulate.records import to_store
     from agent.store import Store
 
     store = Store(settings.database)

@@ -32,7 +32,7 @@ from agent.cli.output import (
 if TYPE_CHECKING:
     from agent.settings import Settings
     from agent.store import Store
-    from agent.tune.asked import Budget, Effort, Load, TuneRequest
+    from agent.tune.request import Budget, Effort, Load, TuneRequest
 
 INTERRUPTED, NOTHING_FOUND = 130, 3
 _WIDE = 160
@@ -112,7 +112,7 @@ def tune(
 
     from agent.configfile import load
     from agent.store import Store
-    from agent.tune.asked import Budget, Effort, Load
+    from agent.tune.request import Budget, Effort, Load
     from agent.tune.run import CannotTune
     from analyzers.grammar import BadQuestion
     from collectors.window import CollectError
@@ -217,7 +217,7 @@ async def _tune(
 
 async def _asked(store: Store, settings: Settings, name: str, given: _Options, http: Any, abandon: bool) -> TuneRequest:
     from agent.clock import WallClock
-    from agent.tune import asked as questions
+    from agent.tune import request
     from agent.tune.run import present
     from agent.wiring import vocabulary_of
     from analyzers import grammar as words
@@ -226,7 +226,7 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
 
     endpoint = settings.endpoint(name)
     if abandon:
-        return questions.TuneRequest(
+        return request.TuneRequest(
             name, endpoint.shape.shape(), (), Objective(), None, given.load, given.effort, given.budget
         )
     for option, value in {
@@ -235,7 +235,7 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
     }.items():  # fmt: skip
         words.positive(value, option)
     words.positive(given.load.think_s, "--think", zero=True)
-    questions.check_load(given.load)
+    request.check_load(given.load)
     shape = await present(store, settings, endpoint, http, WallClock())
     known = vocabulary_of(settings, endpoint)
     notes: list[str] = []
@@ -246,16 +246,16 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
     for note in notes:
         console.print(f"note: {text(note)}", highlight=False, soft_wrap=True)
     if given.space is not None:
-        shapes += questions.space(given.space, shape, known)
+        shapes += request.space(given.space, shape, known)
     wanted = words.objective(given.objective) if given.objective else endpoint.wanted()
     if not wanted.targets:
         raise words.BadQuestion(
             f"{name} has no objective: without one no rate is too high; give --objective ttft_p95=0.5"
         )
-    return questions.TuneRequest(
+    return request.TuneRequest(
         name,
         shape,
-        questions.distinct(shapes),
+        request.distinct(shapes),
         wanted,
         given.rate,
         given.load,

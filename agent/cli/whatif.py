@@ -180,7 +180,7 @@ def _check(given: WhatIfOptions) -> None:
 
 
 def _from_trace(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], Floats]:
-    from agent.whatif import traced
+    from agent.whatif import replays
     from agent.whatif.candidates import candidates
     from analyzers import grammar
     from analyzers.kinds.results import ReplayTraffic
@@ -203,16 +203,16 @@ def _from_trace(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], F
         timeout_s=timeout_s,
     )
     with progress("replaying", len(tried)) as advance:
-        workload = traced.read(given.trace, given.trace_format, given.speed, notes)
+        workload = replays.read(given.trace, given.trace_format, given.speed, notes)
         traffic = ReplayTraffic(workload, objective, timeout_s)
-        outcomes = traced.all_replayed(traffic, tried, requests_out=given.requests_out, advance=advance)
-    told = traced.answer(traffic, tried, outcomes, trace=given.trace, engine=given.engine, notes=notes)
+        outcomes = replays.all_replayed(traffic, tried, requests_out=given.requests_out, advance=advance)
+    told = replays.answer(traffic, tried, outcomes, trace=given.trace, engine=given.engine, notes=notes)
     return told, outcomes, workload.arrival_s
 
 
 def _from_store(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], None]:
     from agent.clock import WallClock
-    from agent.whatif import stored
+    from agent.whatif import predictions
     from analyzers import grammar
     from analyzers.kinds.engine.engines import router_named
 
@@ -220,17 +220,17 @@ def _from_store(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], N
     speed = grammar.positive(given.speed, "--speed") or 1.0
     since_s, chosen = grammar.span(given.since or "7d"), router_named(given.router or "round_robin")
     with opened(given.config) as (store, settings), progress("predicting", 1 + len(given.candidate)) as advance:
-        found = stored.evidence(store, settings, given.endpoint, since_s, WallClock().now())
+        found = predictions.evidence(store, settings, given.endpoint, since_s, WallClock().now())
         notes: list[str] = []
-        tried = stored.shapes(found, given.candidate, notes)
+        tried = predictions.shapes(found, given.candidate, notes)
         objective = (
             grammar.objective(given.objective) if given.objective else settings.endpoint(given.endpoint).wanted()
         )
-        on = stored.question(
+        on = predictions.question(
             found, objective, seed=settings.decide.seed, speed=speed, router=chosen, curves=given.html is not None
         )
-        outcomes = stored.all_predicted(tried, on, advance)
-    return stored.answer(found, on, outcomes, notes), outcomes, None
+        outcomes = predictions.all_predicted(tried, on, advance)
+    return predictions.answer(found, on, outcomes, notes), outcomes, None
 
 
 @contextmanager

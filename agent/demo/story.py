@@ -33,7 +33,7 @@ from agent.store import Store
 from analyzers.money import per_month
 from collectors.base import Target
 from collectors.http import Http
-from collectors.traffic.inside import simulate
+from collectors.traffic.thread import simulate
 from collectors.window import CollectError
 
 #: The story ends by itself after so long, told or not.

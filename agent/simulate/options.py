@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.simulate.asked import (
+from agent.simulate.request import (
     MOST_REPLAYED,
     Caps,
     LoadOptions,

@@ -7,16 +7,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from agent.simulate.asked import TrafficRequest
+from agent.simulate.request import TrafficRequest
 from analyzers.grammar import BadQuestion
 from analyzers.money import Used
 from analyzers.tuning.judge import SentLoad
 from collectors.traffic.account import Counting
-from collectors.traffic.asking import Asking
 from collectors.traffic.connection import resolve
 from collectors.traffic.engine import Assignment
 from collectors.traffic.fleet import Fleet, Place, Run, chunks_per_s, divided, workers_for
 from collectors.traffic.preflight import only_model, tokens_per_word
+from collectors.traffic.requests import Asking
 from collectors.traffic.schedule import Open, Sessions, Users
 from collectors.traffic.worker import Row
 

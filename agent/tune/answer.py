@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.tune.asked import TuneRequest
+from agent.tune.request import TuneRequest
 from analyzers.tuning import choose
 from analyzers.tuning.choose import Trial, at_limit
 

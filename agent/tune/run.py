@@ -21,9 +21,9 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, recommendations, tunes
 from agent.store.rows import TrialRow
 from agent.tune.answer import answer
-from agent.tune.asked import TuneRequest
-from agent.tune.hold import Hold, Lost, held
-from agent.tune.kept import trial_of
+from agent.tune.history import trial_of
+from agent.tune.lease import Hold, Lost, held
+from agent.tune.request import TuneRequest
 from agent.tune.trial import Bench, Ended, TrialFailed, run
 from agent.watch import Watched
 from agent.wiring import Environment, catalogue_of, watched_of

@@ -14,13 +14,13 @@ from actuators.base import ActuatorError
 from actuators.shape import Shape
 from agent.deploy import Deployment, carry_out, forbidden
 from agent.settings import Settings
-from agent.simulate.asked import LoadOptions, Prices, TrafficRequest
 from agent.simulate.options import TrafficOptions, traffic_of
+from agent.simulate.request import LoadOptions, Prices, TrafficRequest
 from agent.simulate.run import TrafficOutcome, estimate, sent
 from agent.store import Store
-from agent.tune.asked import TuneRequest
-from agent.tune.hold import Hold
+from agent.tune.lease import Hold
 from agent.tune.observe import observing
+from agent.tune.request import TuneRequest
 from agent.watch import Watched
 from analyzers.limit_search import Limit, Measured, limit_of, next_rate
 from analyzers.tuning.choose import Trial

@@ -10,9 +10,9 @@ from typing import Any
 from agent.whatif.files import engine_file, fleet_file
 from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
-from analyzers.kinds.described import ReplaySystem
 from analyzers.kinds.engine import fleets
 from analyzers.kinds.engine.engines import Engines
+from analyzers.kinds.system import ReplaySystem
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from analyzers.grammar import BadQuestion
-from analyzers.kinds.described import ReplaySystem
 from analyzers.kinds.engine import fleets
 from analyzers.kinds.registry import system_of
+from analyzers.kinds.system import ReplaySystem
 from analyzers.prediction import CannotPredict
 
 

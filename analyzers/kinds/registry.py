@@ -7,12 +7,12 @@ from typing import Any
 
 from analyzers.grammar import nearest
 from analyzers.kinds.base import Kind
-from analyzers.kinds.described import Described, ReplaySystem, check_version
 from analyzers.kinds.engine.engines import Engines
 from analyzers.kinds.engine.kind import EngineKind
 from analyzers.kinds.ptu.deployment import PtuDeployment
 from analyzers.kinds.quota.deployment import QuotaDeployment
 from analyzers.kinds.serverless.function import ServerlessFunction
+from analyzers.kinds.system import Described, ReplaySystem, check_version
 from analyzers.kinds.vm.kind import VmKind
 from analyzers.kinds.vm.machines import Machines
 

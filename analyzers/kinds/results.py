@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzers.kinds.served import ServiceReplay
+from analyzers.kinds.service import ServiceReplay
 from analyzers.objective import Objective
 from analyzers.prediction import Prediction
 from analyzers.whatif.distribution import Distribution

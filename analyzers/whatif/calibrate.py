@@ -21,9 +21,9 @@ from analyzers.whatif import priors
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.evidence import WindowEvidence, observations, sight
 from analyzers.whatif.fit import OVERHEAD, Draw, EngineFit, Observation, Prior, fit, with_draw
+from analyzers.whatif.loadtests import observation
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.roofline import RooflineMachine
-from analyzers.whatif.tested import observation
 from collectors.loadtests import LoadTest
 from collectors.window import Window
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collectors.traffic.account import Account, Counting
-from collectors.traffic.asking import Asker, Asking
 from collectors.traffic.connection import READ, Connection, Server, judged
 from collectors.traffic.framing import BadAnswer
 from collectors.traffic.record import Exchange, Record, record_of
+from collectors.traffic.requests import Asker, Asking
 from collectors.traffic.schedule import Load, source_of
 
 _IN = select.EPOLLIN | select.EPOLLRDHUP

@@ -13,11 +13,11 @@ import numpy as np
 
 from collectors.prompt import TokensPerWord, prompt_of
 from collectors.traffic.account import Counting
-from collectors.traffic.asking import Asking
 from collectors.traffic.connection import READ, Connection, Server, judged
 from collectors.traffic.engine import Assignment, Engine
 from collectors.traffic.framing import Answer, BadAnswer
 from collectors.traffic.record import Record, kind_of
+from collectors.traffic.requests import Asking
 from collectors.traffic.schedule import Open
 from collectors.window import CollectError
 from collectors.workload import Workload

@@ -8,7 +8,7 @@ from typing import Any
 from actuators.shape import Operation, Plan, Shape
 from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes, windows
 from agent.store import audit as audit_table
-from agent.tune.asked import Budget, Effort, Load, TuneRequest
+from agent.tune.request import Budget, Effort, Load, TuneRequest
 from analyzers.finding import Evidence, Finding, Reason
 from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction

@@ -9,8 +9,8 @@ from actuators.shape import Shape
 from agent.clock import WallClock
 from agent.store import Store, fleet, windows
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
-from tests.analyzers.whatif.served import poisson
-from tests.analyzers.whatif.served import windows as served
+from tests.analyzers.whatif.reference_server import poisson
+from tests.analyzers.whatif.reference_server import windows as served
 
 MODEL = EngineModel(IterationCost(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), EngineLimits(128, 4096, 200_000))
 SETTINGS = """

@@ -31,7 +31,7 @@ from collectors.http import Http
 from collectors.sessions import Sessions
 from collectors.window import Window
 from tests.agent.records import T0
-from tests.analyzers.whatif import served
+from tests.analyzers.whatif import reference_server
 
 SHAPE = Shape(replicas=2, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 64})
 LIVE = Live(SHAPE, "v1", ready=True)
@@ -92,7 +92,7 @@ class House:
         self.store.upgrade()
         self.clock = VirtualClock(T0 + 600)
         self.metrics = Metrics()
-        seen = served.windows(MODEL, served.poisson(0.5, 700.0, 1, prompt=100.0, output=50.0))[:10]
+        seen = reference_server.windows(MODEL, reference_server.poisson(0.5, 700.0, 1, prompt=100.0, output=50.0))[:10]
         with self.store.write() as db:
             for name in names:
                 windows.save(db, [_of(name, w, T0 + i * 60) for i, w in enumerate(seen)])

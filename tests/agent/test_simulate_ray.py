@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from agent.cli import app
-from agent.simulate.asked import LoadOptions, TrafficRequest
 from agent.simulate.options import TrafficOptions, traffic_of
+from agent.simulate.request import LoadOptions, TrafficRequest
 from agent.simulate.run import estimate
 from analyzers.grammar import BadQuestion
 

@@ -8,7 +8,7 @@ import pytest
 
 from actuators.shape import Shape
 from agent.tune.answer import answer
-from agent.tune.asked import Budget, Effort, Load, TuneRequest
+from agent.tune.request import Budget, Effort, Load, TuneRequest
 from agent.tune.table import columns, rows
 from analyzers.limit_search import Limit
 from analyzers.objective import Objective

@@ -19,7 +19,7 @@ from agent.governor import Governor
 from agent.report import weekly
 from agent.settings import Settings
 from agent.store import Store, control, fleet, recommendations, tunes
-from agent.tune.kept import told
+from agent.tune.history import told
 from agent.web.app import create_app
 from agent.web.guard import CSRF, SESSION
 from collectors.http import Http

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from agent.cli import app, output
 from agent.clock import WallClock
 from agent.store import Store, fleet, windows
-from agent.whatif import stored, traced
+from agent.whatif import predictions, replays
 from agent.whatif.candidates import candidates
 from analyzers import grammar
 from analyzers.grammar import BadQuestion
@@ -27,7 +27,7 @@ from analyzers.whatif.engine import replay
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.traces import write_trace
 from tests.agent.telemetry import MODEL, SETTINGS, SHAPE
-from tests.analyzers.whatif.served import poisson
+from tests.analyzers.whatif.reference_server import poisson
 
 #: 10 ms an iteration and 1 ms a prefilled token: figures that a person can check by head.
 PLAIN = EngineModel(
@@ -338,10 +338,10 @@ def test_candidates_side_by_side_are_what_each_is_alone(tmp_path: Path) -> None:
     others = ["replicas=2", "max_num_seqs=4", "replicas=3", "accept_length=2.5"]
     tried = candidates(tmp_path / "e.json", others=others, notes=[])
     done: list[int] = []
-    together = traced.all_replayed(traffic, tried, advance=lambda: done.append(1))
+    together = replays.all_replayed(traffic, tried, advance=lambda: done.append(1))
     assert len(done) == len(tried)
     for candidate, outcome in zip(tried, together, strict=True):
-        alone = traced.replayed(traffic, candidate)
+        alone = replays.replayed(traffic, candidate)
         assert alone.curves == outcome.curves
         assert {k: v for k, v in alone.figures.items() if k not in ("wall_s", "compile_s")} == {
             k: v for k, v in outcome.figures.items() if k not in ("wall_s", "compile_s")
@@ -487,7 +487,7 @@ def test_older_telemetry_is_read_as_rolled_up(own: Path) -> None:
         assert windows.load(db, "chat", "vllm", now - 3600, now, 300.0)
     from agent.configfile import load
 
-    found = stored.evidence(store, load(own).settings, "chat", 3600.0, now)
+    found = predictions.evidence(store, load(own).settings, "chat", 3600.0, now)
     store.close()
     widths = [w.duration_s for w in found.windows]
     assert set(widths) == {300.0, 60.0}

@@ -14,9 +14,9 @@ from analyzers.kinds.ptu import throughput as ptu
 from analyzers.kinds.ptu.throughput import Ptu
 from analyzers.kinds.quota import limits as quota
 from analyzers.kinds.quota.limits import ApiQuota, QuotaLimit
-from analyzers.kinds.served import Retries, ServiceReplay, Speed
 from analyzers.kinds.serverless import platform as serverless
 from analyzers.kinds.serverless.platform import Serverless
+from analyzers.kinds.service import Retries, ServiceReplay, Speed
 from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.usl import Point, Usl
 from analyzers.objective import Objective
@@ -25,7 +25,7 @@ from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.traces import write_trace
 from collectors.workload import Workload
 from tests.agent.test_whatif_cli import FIELDS, answer, run, trace
-from tests.analyzers.whatif.served import poisson
+from tests.analyzers.whatif.reference_server import poisson
 
 MODEL = EngineModel(IterationCost(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), EngineLimits(128, 4096, 200_000))
 QUOTA: dict[str, Any] = {

@@ -15,7 +15,7 @@ from analyzers.objective import Target, attainment, stalled_s
 from analyzers.situation import Situation
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Window
-from tests.analyzers.observed import MINUTE, hour, minute, objective, situation
+from tests.analyzers.situations import MINUTE, hour, minute, objective, situation
 
 
 def found(s: Situation) -> dict[str, Finding]:

@@ -12,7 +12,7 @@ from analyzers.finding import Finding
 from analyzers.findings import analyze, missing_evidence
 from analyzers.policy import Policy
 from analyzers.situation import Situation
-from tests.analyzers.observed import HOUR, MINUTE, hour, minute, objective, situation
+from tests.analyzers.situations import HOUR, MINUTE, hour, minute, objective, situation
 
 
 def found(s: Situation) -> dict[str, Finding]:

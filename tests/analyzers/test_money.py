@@ -10,7 +10,7 @@ from actuators.shape import EngineValue, Shape
 from analyzers.choice import money_of
 from analyzers.hardware import find
 from analyzers.policy import Catalogue, Policy, candidates, violations
-from tests.analyzers.observed import SHAPE, hour, situation
+from tests.analyzers.situations import SHAPE, hour, situation
 
 CATALOGUE = Catalogue(
     prices={"small": 1.0, "big": 3.0, "secret": None},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from analyzers.objective import Objective, Target, attainment, merged, sustained_breach, total
 from collectors.sketch import Sketch
 from collectors.window import Range, Window
-from tests.analyzers.observed import minute, objective
+from tests.analyzers.situations import minute, objective
 
 TTFT = Target.parse("ttft_p95_s", 1.0)
 ERRORS = Target.parse("error_rate", 0.01)

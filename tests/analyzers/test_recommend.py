@@ -18,7 +18,7 @@ from analyzers.prediction import CannotPredict, Prediction, Predictor
 from analyzers.recommend import Decision, at_rest, recommend, request
 from analyzers.situation import Situation
 from collectors.window import Gauge, Window
-from tests.analyzers.observed import HOUR, MINUTE, SHAPE, Whole, hour, minute, objective, promise, situation
+from tests.analyzers.situations import HOUR, MINUTE, SHAPE, Whole, hour, minute, objective, promise, situation
 
 CATALOGUE = Catalogue(prices={"small": 1.0, "big": 3.0})
 WIDE = Policy(max_replicas=4, sizes=["big"])

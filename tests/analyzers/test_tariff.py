@@ -11,7 +11,7 @@ from analyzers.money import Cost, Price, Tariff, Total, Unit, Used, and_unknown,
 from analyzers.policy import Catalogue, Policy, candidates
 from analyzers.prediction import Prediction
 from analyzers.recommend import recommend
-from tests.analyzers.observed import Whole, hour, promise, situation
+from tests.analyzers.situations import Whole, hour, promise, situation
 from tests.analyzers.test_recommend import chosen
 
 TOKENS = Tariff.of({Unit.INPUT_1K: 0.003, Unit.OUTPUT_1K: 0.015})

@@ -11,7 +11,7 @@ from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction
 from analyzers.verify import Scored, Verdict, judge, observed_metric
 from collectors.window import Range, Window
-from tests.analyzers.observed import hour, minute, objective, promise
+from tests.analyzers.situations import hour, minute, objective, promise
 
 FAST, SLOW, SLOWER = [0.2] * 10, [2.0] * 10, [4.0] * 10
 

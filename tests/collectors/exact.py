@@ -18,11 +18,11 @@ import numpy as np
 
 from collectors.plan import Lengths
 from collectors.traffic.account import Counting
-from collectors.traffic.asking import Asking
 from collectors.traffic.connection import resolve
 from collectors.traffic.engine import Assignment, Engine
 from collectors.traffic.preflight import ask
 from collectors.traffic.record import Record
+from collectors.traffic.requests import Asking
 from collectors.traffic.schedule import Load, Open, Users
 from collectors.traffic.tally import Tally
 from collectors.workload import Workload

@@ -13,8 +13,8 @@ import pytest
 from collectors.base import Target
 from collectors.plan import Lengths, TrafficPlan
 from collectors.prompt import TokensPerWord
-from collectors.traffic.inside import TrafficResult, simulate
 from collectors.traffic.record import Record
+from collectors.traffic.thread import TrafficResult, simulate
 from collectors.window import CollectError
 from tests.collectors.clocks import MachineClock
 from tests.collectors.servers import Handler, Request, answering, serve, streaming

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectors.traffic.account import Counting
-from collectors.traffic.asking import Asking
 from collectors.traffic.connection import Server, resolve
 from collectors.traffic.engine import Assignment, Clocks, Engine
 from collectors.traffic.preflight import only_model, tokens_per_word
+from collectors.traffic.requests import Asking
 from collectors.traffic.schedule import Users
 from collectors.window import CollectError
 from tests.collectors.exact import exact, open_loop, raw, sent, users

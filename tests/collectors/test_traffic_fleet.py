@@ -10,10 +10,10 @@ import pytest
 
 from collectors.plan import Lengths
 from collectors.traffic.account import Counting
-from collectors.traffic.asking import Asking
 from collectors.traffic.connection import resolve
 from collectors.traffic.engine import Assignment
 from collectors.traffic.fleet import Fleet, divided, workers_for
+from collectors.traffic.requests import Asking
 from collectors.traffic.schedule import Open, Sessions, Think, Users
 from collectors.traffic.worker import COLUMNS, Row
 from collectors.window import CollectError

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from collectors.plan import Lengths, Rates, arrivals_of
 from collectors.prompt import TokensPerWord
-from collectors.traffic.asking import Asker, Asking
 from collectors.traffic.connection import Server
+from collectors.traffic.requests import Asker, Asking
 from collectors.traffic.schedule import Job, Open, Sessions, Think, Users, shares, source_of
 from collectors.workload import Workload
 

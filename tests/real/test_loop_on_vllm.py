@@ -30,7 +30,7 @@ from collectors.base import Target
 from collectors.completion import PATHS, Completion, complete, request_of
 from collectors.http import Http
 from collectors.plan import Lengths, TrafficPlan
-from collectors.traffic.inside import TrafficResult, simulate
+from collectors.traffic.thread import TrafficResult, simulate
 from tests.actuators.support import free_port
 from tests.agent.daemons import ROOT, Daemon, flyball, running, write_settings
 from tests.real.vllm_parts import MODEL_NAME, off_one_core, vllm_options

@@ -40,11 +40,11 @@ from collectors.http import Http
 from collectors.plan import Arrivals, Lengths, TrafficPlan
 from collectors.sessions import Sessions
 from collectors.traffic.account import Counting
-from collectors.traffic.asking import Asking
 from collectors.traffic.connection import resolve
 from collectors.traffic.engine import Assignment, Engine
 from collectors.traffic.preflight import tokens_per_word
 from collectors.traffic.record import Record
+from collectors.traffic.requests import Asking
 from collectors.traffic.schedule import Open
 from collectors.vllm import VllmCollector
 from collectors.window import Histogram, Reading

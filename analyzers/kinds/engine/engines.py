@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
-from analyzers.kinds.engine import calibrated, fleets
+from analyzers.kinds.engine import ensembles, fleets
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_replay
 from analyzers.money import Tariff, Unit, Used
 from analyzers.prediction import CannotPredict
@@ -63,7 +63,7 @@ class Engines:
         """Of a calibrated engine. Raises CannotPredict; None without a calibration."""
         if self.calibration is None:
             return None
-        return calibrated.ensemble(self.calibration, self.accelerator, self.accelerator_count, self.settings)
+        return ensembles.ensemble(self.calibration, self.accelerator, self.accelerator_count, self.settings)
 
     @cached_property
     def model(self) -> EngineModel:
@@ -84,8 +84,8 @@ class Engines:
     @property
     def label(self) -> str | None:
         what = []
-        if self.calibration is not None and (gpu := calibrated.base_shape(self.calibration).accelerator) is not None:
-            count = self.accelerator_count or calibrated.base_shape(self.calibration).accelerator_count
+        if self.calibration is not None and (gpu := ensembles.base_shape(self.calibration).accelerator) is not None:
+            count = self.accelerator_count or ensembles.base_shape(self.calibration).accelerator_count
             what.append(f"{count} x {self.accelerator or gpu}")
         if self.fleet is not None:
             what.append(_course(self.fleet))
@@ -141,7 +141,7 @@ class Engines:
                 "or ask an endpoint's own telemetry: flyball whatif --endpoint NAME"
             )
         gpu = (
-            calibrated.accelerator(str(given["accelerator"]), self.calibration)
+            ensembles.accelerator(str(given["accelerator"]), self.calibration)
             if "accelerator" in given
             else self.accelerator
         )
@@ -195,7 +195,7 @@ class Engines:
 
     def run(self, traffic: ReplayTraffic) -> ReplayResult:
         if self.ensemble is not None:
-            return calibrated.run(self.ensemble, traffic, self.replicas, self.router, self.built, self.cost_usd)
+            return ensembles.run(self.ensemble, traffic, self.replicas, self.router, self.built, self.cost_usd)
         got = replay(
             traffic.workload,
             self.model,

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from analyzers.grammar import Value, nearest, scalar
 from analyzers.kinds import strict
-from analyzers.kinds.described import check_version
+from analyzers.kinds.system import check_version
 from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineLimits
 from analyzers.whatif.scaling import GovernorPolicy, Hpa, Keda, Kpa, Metric, ScalingPolicy

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyzers.kinds import compiled
+from analyzers.kinds import kernels
 from analyzers.kinds.quota.limits import accepted_calls, last_end, limited_output, tokens
-from analyzers.kinds.served import Retries, ServiceReplay, Speed, check_not_empty, decoded, served
+from analyzers.kinds.service import Retries, ServiceReplay, Speed, check_not_empty, decoded, served
 from collectors.workload import Ints, Workload
 
 
@@ -74,7 +74,7 @@ def replay(
     uncached = (workload.prompt_tokens - workload.prefix_tokens).astype(np.float64)
     first, tpot = speed.draw(workload, seed)
     bucket = ptu.per_second * ptu.bucket_s
-    accepted, tries, spilled, refused, state = compiled.ptu(
+    accepted, tries, spilled, refused, state = kernels.ptu(
         np.ascontiguousarray(workload.arrival_s),
         uncached + ptu.output_weight * limited_output(workload, max_tokens),
         uncached + ptu.output_weight * workload.output_tokens,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from analyzers.kinds.described import PerToken
 from analyzers.kinds.quota import limits as quota
 from analyzers.kinds.quota.limits import ApiQuota
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, calls, of_served
-from analyzers.kinds.served import Retries, Speed
+from analyzers.kinds.service import Retries, Speed
 from analyzers.kinds.strict import INLINE
+from analyzers.kinds.system import PerToken
 
 
 @dataclass(frozen=True, kw_only=True)

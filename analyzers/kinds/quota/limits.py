@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyzers.kinds import compiled
-from analyzers.kinds.served import CallTimes, Retries, ServiceReplay, Speed, check_not_empty, decoded, served
+from analyzers.kinds import kernels
+from analyzers.kinds.service import CallTimes, Retries, ServiceReplay, Speed, check_not_empty, decoded, served
 from collectors.workload import Floats, Ints, Workload
 
 
@@ -91,7 +91,7 @@ def replay(
     estimate = (workload.prompt_tokens + limited_output(workload, max_tokens)).astype(np.float64)
     if quota.tokens is not None and quota.tokens.continuous:
         estimate[estimate > quota.tokens.amount] = -1.0
-    accepted, tries, refused, end = compiled.quota(
+    accepted, tries, refused, end = kernels.quota(
         np.ascontiguousarray(workload.arrival_s),
         estimate,
         np.random.default_rng((seed, 1)).random(len(workload)),

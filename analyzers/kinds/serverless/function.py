@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from analyzers.kinds.described import Described, check_prices
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_served
-from analyzers.kinds.served import Speed
 from analyzers.kinds.serverless import platform as serverless
 from analyzers.kinds.serverless.platform import Serverless
+from analyzers.kinds.service import Speed
 from analyzers.kinds.strict import INLINE
+from analyzers.kinds.system import Described, check_prices
 from analyzers.money import Tariff, Unit, Used
 
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyzers.kinds import compiled
-from analyzers.kinds.served import CallTimes, ServiceReplay, Speed, check_not_empty, decoded, served
+from analyzers.kinds import kernels
+from analyzers.kinds.service import CallTimes, ServiceReplay, Speed, check_not_empty, decoded, served
 from collectors.workload import Floats, Workload
 
 
@@ -75,7 +75,7 @@ def run(workload: Workload, platform: Serverless, first: Floats, work: Floats, *
     """
     n = len(workload)
     requests = tuple(np.ascontiguousarray(x, np.float64) for x in (workload.arrival_s, first, work))
-    begun, answered, ended, sums = compiled.instances(
+    begun, answered, ended, sums = kernels.instances(
         requests,
         np.array(
             [
@@ -95,7 +95,7 @@ def run(workload: Workload, platform: Serverless, first: Floats, work: Floats, *
     done = each.e2e_s >= 0.0
     request_s = float((each.e2e_s - each.queue_s)[done].sum())
     lost = (workload.arrival_s[~done] + platform.longest_wait_s).max() if not done.all() else 0.0
-    end = max(float(sums[compiled.END]), float(lost))
+    end = max(float(sums[kernels.END]), float(lost))
     waits = platform.concurrency < n
     return served(
         workload,
@@ -104,15 +104,15 @@ def run(workload: Workload, platform: Serverless, first: Floats, work: Floats, *
         end_s=end,
         throttled=0,
         used={
-            "instance_s": float(sums[compiled.ALIVE_S]),
-            "busy_s": float(sums[compiled.BUSY_S]),
+            "instance_s": float(sums[kernels.ALIVE_S]),
+            "busy_s": float(sums[kernels.BUSY_S]),
             "request_s": request_s,
             "prompt_tokens": float(workload.prompt_tokens[done].sum()),
             "output_tokens": float(workload.output_tokens[done].sum()),
         },
         gauges={
-            "cold_starts": float(sums[compiled.STARTS]),
-            "instances_max": float(sums[compiled.PEAK]),
+            "cold_starts": float(sums[kernels.STARTS]),
+            "instances_max": float(sums[kernels.PEAK]),
             "running_mean": request_s / end if end > 0 else 0.0,
         },
     )

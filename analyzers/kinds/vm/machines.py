@@ -8,8 +8,8 @@ from functools import cache, cached_property
 from typing import Any, ClassVar, Self
 
 from analyzers.kinds import strict
-from analyzers.kinds.described import Described, check_prices
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_served
+from analyzers.kinds.system import Described, check_prices
 from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.usl import Point, Usl, UslFit
 from analyzers.money import Tariff, Unit, Used

@@ -18,8 +18,8 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.special import ndtr, ndtri
 
-from analyzers.kinds.served import ServiceReplay, check_not_empty
 from analyzers.kinds.serverless.platform import Serverless, run
+from analyzers.kinds.service import ServiceReplay, check_not_empty
 from analyzers.objective import Objective
 from analyzers.prediction import CannotPredict, Interval, Prediction
 from collectors.workload import Floats, Workload

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from analyzers.kinds.served import CallTimes, ReplayAnswer, Retries, ServiceReplay, Speed, served
+from analyzers.kinds.service import CallTimes, ReplayAnswer, Retries, ServiceReplay, Speed, served
 from analyzers.whatif.engine import replay
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from tests.analyzers.kinds.loads import steady, workload

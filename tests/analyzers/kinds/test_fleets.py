@@ -17,7 +17,7 @@ from analyzers.whatif.scaling import GovernorPolicy, Hpa, Keda, Kpa, PerReplica,
 from collectors.traces import write_trace
 from collectors.workload import Workload
 from tests.agent.test_whatif_cli import answer, run, trace
-from tests.analyzers.whatif.served import poisson
+from tests.analyzers.whatif.reference_server import poisson
 
 MODEL = EngineModel(IterationCost(0.02, 3e-5, 3e-8, 1e-4), EngineLimits(16, 2048, 200_000))
 LIMITS = MODEL.limits

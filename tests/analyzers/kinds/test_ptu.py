@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from analyzers.kinds.ptu.throughput import Ptu, replay
-from analyzers.kinds.served import Retries, Speed
+from analyzers.kinds.service import Retries, Speed
 from collectors.workload import Workload
 from tests.analyzers.kinds.loads import requests_per_s, seconds, steady, workload, workloads
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from analyzers.kinds.served import Speed
 from analyzers.kinds.serverless.platform import Serverless, replay, run
+from analyzers.kinds.service import Speed
 from collectors.workload import Workload
 from tests.analyzers.kinds.loads import requests_per_s, seconds, steady, workload, workloads
 

@@ -15,7 +15,7 @@ from analyzers.whatif.engine import replay
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.outlook import look
 from collectors.window import Window
-from tests.analyzers.whatif.served import poisson, windows
+from tests.analyzers.whatif.reference_server import poisson, windows
 
 TRUTH = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
 SHAPE = Shape(

@@ -19,7 +19,7 @@ from analyzers.whatif.fit import Draw
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.predict import limit_rate, predict
 from collectors.workload import Workload
-from tests.analyzers.whatif.served import poisson
+from tests.analyzers.whatif.reference_server import poisson
 
 MODEL = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
 BASE = Shape(replicas=1, accelerator="H100", accelerator_count=1)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actuators.shape import Shape
-from agent.tune.asked import MOST_CANDIDATES, Budget, Effort, Load, TuneRequest, check_load, distinct, space
+from agent.tune.request import MOST_CANDIDATES, Budget, Effort, Load, TuneRequest, check_load, distinct, space
 from analyzers.grammar import BadQuestion
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue

@@ -18,11 +18,11 @@ from collectors.clock import Clock
 from collectors.plan import TrafficPlan
 from collectors.sketch import Sketch
 from collectors.traffic.account import Counting
-from collectors.traffic.asking import Asking
 from collectors.traffic.connection import Server, resolve
 from collectors.traffic.engine import Assignment, Engine
 from collectors.traffic.preflight import tokens_per_word
 from collectors.traffic.record import Record
+from collectors.traffic.requests import Asking
 from collectors.traffic.schedule import Open
 from collectors.traffic.tally import Tally
 from collectors.traffic.windows import windows_of

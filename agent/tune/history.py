@@ -11,7 +11,7 @@ from actuators.shape import Shape
 from agent.store import tunes
 from agent.store.rows import TrialRow
 from agent.tune.answer import answer
-from agent.tune.asked import TuneRequest
+from agent.tune.request import TuneRequest
 from analyzers.limit_search import Limit
 from analyzers.tuning.choose import Trial, doubt
 

@@ -14,12 +14,12 @@ from analyzers.whatif.calibrate import Calibrated, calibrate_on_tests
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.engine import replay
 from analyzers.whatif.fit import Draw, client_replay
+from analyzers.whatif.loadtests import observation
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.outlook import look
-from analyzers.whatif.tested import observation
 from collectors.loadtests import LoadTest, Summary
 from collectors.workload import Workload
-from tests.analyzers.whatif.served import poisson
+from tests.analyzers.whatif.reference_server import poisson
 
 TRUTH = EngineModel(IterationCost(0.007, 3e-5, 4e-8, 3e-5, 2e-9), EngineLimits(128, 2048, 400_000))
 SHAPE = Shape(

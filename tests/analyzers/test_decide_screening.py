@@ -23,7 +23,7 @@ from analyzers.whatif.fit import Draw
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.window import Window
 from tests.analyzers.exhaustive import chosen_of_all
-from tests.analyzers.whatif.served import poisson, windows
+from tests.analyzers.whatif.reference_server import poisson, windows
 
 MODEL = EngineModel(IterationCost(0.02, 4e-4, 3e-7, 1e-4, 2e-9), EngineLimits(16, 2048, 60_000))
 CATALOGUE = Catalogue(

@@ -27,7 +27,7 @@ from analyzers.whatif.scaling import Hpa, PerReplica
 from collectors.traces import write_trace
 from collectors.workload import Workload
 from tests.agent.test_whatif_cli import FIELDS, answer, run, trace
-from tests.analyzers.whatif.served import poisson
+from tests.analyzers.whatif.reference_server import poisson
 
 MODEL = EngineModel(IterationCost(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), EngineLimits(32, 4096, 200_000))
 BASE = Shape(replicas=1, accelerator="A100-80GB", accelerator_count=1)
