@@ -17,17 +17,17 @@ from sqlalchemy.exc import IntegrityError
 
 from actuators.base import ActuatorError
 from actuators.shape import Plan
-from agent.execution import Direction, Execution, Run, Standing, in_time, receipt_of
+from agent.execution import ChangeRun, Direction, Execution, RunProgress, in_time, receipt_of
 from agent.metrics import Metrics
 from agent.settings import Settings
 from agent.store import Store, changes, control, fleet, outbox, recommendations
-from agent.store.control import Lead, LeaseLost
+from agent.store.control import Lead, LostLease
 from agent.store.evidence import judged
 from agent.store.rows import JournalRow
 from agent.uptake import Uptake
-from agent.watch import Watched, Watcher
+from agent.watch import WatchedEndpoint, Watcher
 from analyzers.prediction import Prediction
-from analyzers.verify import Scored, Verdict, judge
+from analyzers.verify import LedgerScore, Verdict, judge
 from collectors.clock import Clock
 
 log = structlog.get_logger()
@@ -48,7 +48,7 @@ class Applier:
 
     def __init__(
         self,
-        watched: Mapping[str, Watched],
+        watched: Mapping[str, WatchedEndpoint],
         watcher: Watcher,
         settings: Settings,
         store: Store,
@@ -109,7 +109,7 @@ class Applier:
                 await self._advance(change, lead)
             for row in approved:
                 await self._uptake.take_up(row, lead)
-        except LeaseLost as error:
+        except LostLease as error:
             log.warning("deposed", endpoint=name, why=str(error))
         except Exception as error:
             self._metrics.change_errors.labels(name, type(error).__name__).inc()
@@ -154,14 +154,14 @@ class Applier:
         if self._clock.now() - _since(change) > ABANDONED_S and await asyncio.to_thread(abandoned):
             await self._finish(change, "failed", "its process is gone; see what is live", lead)
 
-    def _overdue(self, change: changes.Row, watched: Watched) -> bool:
+    def _overdue(self, change: changes.Row, watched: WatchedEndpoint) -> bool:
         return self._clock.now() > _warm_at(change, watched) + watched.settings.verify.deadline_s + UNJUDGED_S
 
-    async def _apply(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
-        standing = await self._operate(change, Plan.from_dict(change["plan"]), "apply", watched, lead)
-        if standing.state == "failed":
-            await self._turn_back(change, standing.why, lead)
-        elif standing.state == "done":
+    async def _apply(self, change: changes.Row, watched: WatchedEndpoint, lead: Lead) -> None:
+        progress = await self._operate(change, Plan.from_dict(change["plan"]), "apply", watched, lead)
+        if progress.state == "failed":
+            await self._turn_back(change, progress.why, lead)
+        elif progress.state == "done":
             await self._watcher.look(watched)
             now = self._clock.now()
 
@@ -176,7 +176,7 @@ class Applier:
             await asyncio.to_thread(write)
             log.info("change_applied", endpoint=change["endpoint"], change=change["id"])
 
-    async def _warm(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
+    async def _warm(self, change: changes.Row, watched: WatchedEndpoint, lead: Lead) -> None:
         now = self._clock.now()
         ready = _warm_at(change, watched)
         if now < ready:
@@ -197,7 +197,7 @@ class Applier:
 
         await asyncio.to_thread(write)
 
-    async def _verify(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
+    async def _verify(self, change: changes.Row, watched: WatchedEndpoint, lead: Lead) -> None:
         begin = _warm_at(change, watched)
         last = begin + watched.settings.verify.deadline_s
         verdict = await asyncio.to_thread(self._judge, change, watched, change["judged_from"] or begin, last)
@@ -226,19 +226,19 @@ class Applier:
         elif not plan.finish:
             await self._finish(change, "succeeded", verdict.text, lead)
 
-    async def _clean_up(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
+    async def _clean_up(self, change: changes.Row, watched: WatchedEndpoint, lead: Lead) -> None:
         """After a verdict of success: what the way back needed goes. What cannot be removed makes the success no failure."""
         plan = Plan.from_dict(change["plan"])
-        standing = await self._operate(change, plan, "finish", watched, lead)
-        if standing.state == "waiting":
+        progress = await self._operate(change, plan, "finish", watched, lead)
+        if progress.state == "waiting":
             return
-        left = f"; not cleaned up: {standing.why}" if standing.state == "failed" else ""
+        left = f"; not cleaned up: {progress.why}" if progress.state == "failed" else ""
         await self._watcher.look(watched)
         await self._finish(change, "succeeded", change["state_reason"] + left, lead)
 
     async def _operate(
-        self, change: changes.Row, plan: Plan, direction: Direction, watched: Watched, lead: Lead
-    ) -> Standing:
+        self, change: changes.Row, plan: Plan, direction: Direction, watched: WatchedEndpoint, lead: Lead
+    ) -> RunProgress:
         async def gate(since: float) -> bool | None:
             width = self._settings.collect.window_s
             begin, last = -(-since // width) * width, since + watched.settings.verify.deadline_s
@@ -246,7 +246,7 @@ class Applier:
             return None if verdict.state == "pending" else verdict.state != "regressed"
 
         operations = plan.finish if direction == "finish" else plan.operations
-        run = Run(
+        run = ChangeRun(
             change["id"],
             change["endpoint"],
             direction,
@@ -256,7 +256,7 @@ class Applier:
         )
         return await self._execution.advance(run, lead)
 
-    def _judge(self, change: changes.Row, watched: Watched, since: float, last: float) -> Verdict:
+    def _judge(self, change: changes.Row, watched: WatchedEndpoint, since: float, last: float) -> Verdict:
         """What was observed since then, beside what was before the change; it is final at ``last``."""
         endpoint, width, now = watched.settings, self._settings.collect.window_s, self._clock.now()
         with self._store.read() as db:
@@ -325,7 +325,7 @@ class Applier:
         watched = self._watched.get(endpoint)
         return watched is None or watched.settings.mode == "observe"
 
-    async def _roll_back(self, change: changes.Row, watched: Watched, lead: Lead) -> None:
+    async def _roll_back(self, change: changes.Row, watched: WatchedEndpoint, lead: Lead) -> None:
         if change["rollback_plan"] is not None:
             plan = Plan.from_dict(change["rollback_plan"])
         else:
@@ -339,15 +339,15 @@ class Applier:
             if found is None:
                 return
             plan = found
-        standing = await self._operate(change, plan, "rollback", watched, lead)
-        if standing.state == "failed":
-            reason = f"{change['state_reason']}; the way back failed: {standing.why}"
+        progress = await self._operate(change, plan, "rollback", watched, lead)
+        if progress.state == "failed":
+            reason = f"{change['state_reason']}; the way back failed: {progress.why}"
             await self._finish(change, "failed", reason, lead)
-        elif standing.state == "done":
+        elif progress.state == "done":
             await self._watcher.look(watched)
             await self._finish(change, "rolled_back", change["state_reason"], lead)
 
-    async def _way_back(self, change: changes.Row, watched: Watched, lead: Lead) -> Plan | None:
+    async def _way_back(self, change: changes.Row, watched: WatchedEndpoint, lead: Lead) -> Plan | None:
         """The plan from wherever it was left; None while it waits for another one's lock. Raises ActuatorError."""
         forward = Plan.from_dict(change["plan"])
 
@@ -419,7 +419,7 @@ def _since(change: changes.Row) -> float:
     return change["created_at"] if change["since"] is None else change["since"]
 
 
-def _warm_at(change: changes.Row, watched: Watched) -> float:
+def _warm_at(change: changes.Row, watched: WatchedEndpoint) -> float:
     """From when on what is observed is of the new shape."""
     assert change["applied_at"] is not None, "it is applied before it warms"
     return change["applied_at"] + watched.settings.verify.warmup_s
@@ -433,7 +433,7 @@ def lease_of(endpoint: str) -> str:
 _REVISION = {"succeeded": 1, "rolled_back": 2, "failed": 3}
 
 
-def _ledger_rows(change: changes.Row, scores: tuple[Scored, ...], now: float) -> list[dict[str, Any]]:
+def _ledger_rows(change: changes.Row, scores: tuple[LedgerScore, ...], now: float) -> list[dict[str, Any]]:
     return [
         {
             "change_id": change["id"],
@@ -460,7 +460,7 @@ def _unobserved(change: changes.Row, now: float) -> list[dict[str, Any]]:
     """The promise of a change that never came so far as to be observed."""
     prediction = change["prediction"] or {"metrics": {}, "method": "none"}
     scores = tuple(
-        Scored(metric, prediction["method"], i["low"], i["mid"], i["high"], None, None, comparable=False)
+        LedgerScore(metric, prediction["method"], i["low"], i["mid"], i["high"], None, None, comparable=False)
         for metric, i in prediction["metrics"].items()
     )
     return _ledger_rows(change, scores, now)

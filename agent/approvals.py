@@ -23,7 +23,7 @@ SNOOZE_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
+class ApprovalOutcome:
     """What came of an attempt to decide."""
 
     accepted: bool
@@ -36,7 +36,9 @@ class Ruling:
 class ApprovalService:
     """Decides, within one transaction each."""
 
-    def __init__(self, store: Store, clock: Clock, on_ruling: Callable[[Ruling, str, str], None] | None = None) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, on_ruling: Callable[[ApprovalOutcome, str, str], None] | None = None
+    ) -> None:
         self._store = store
         self._clock = clock
         self._on_ruling = on_ruling or (lambda _ruling, _action, _channel: None)
@@ -60,17 +62,19 @@ class ApprovalService:
         )
         return issued
 
-    def redeem(self, token: str, *, action: str, actor: str, channel: str, allowed: bool) -> Ruling:
+    def redeem(self, token: str, *, action: str, actor: str, channel: str, allowed: bool) -> ApprovalOutcome:
         """Decide by a button's token. ``allowed``: whether this person is among the approvers; a refusal is kept as well."""
         now = self._clock.now()
         with self._store.write() as db:
             found = table.find_token(db, _digest(token))
             if found is None or found["action"] != action:
-                ruling = Ruling(False, "bad_token", "this button is not one of ours")
+                ruling = ApprovalOutcome(False, "bad_token", "this button is not one of ours")
             elif not allowed:
-                ruling = Ruling(False, "not_allowed", "you are not among the approvers", found["recommendation_id"])
+                ruling = ApprovalOutcome(
+                    False, "not_allowed", "you are not among the approvers", found["recommendation_id"]
+                )
             elif found["used_at"] is not None:
-                ruling = Ruling(False, "used", "this button was pressed before", found["recommendation_id"])
+                ruling = ApprovalOutcome(False, "used", "this button was pressed before", found["recommendation_id"])
             else:
                 ruling = self._decide(
                     db, found["recommendation_id"], action, actor, channel, found["plan_hash"], now, found["revision"]
@@ -83,7 +87,7 @@ class ApprovalService:
 
     def decide(
         self, identity: str, *, action: Action, actor: str, channel: str, plan_hash: str, snooze_s: float = SNOOZE_S
-    ) -> Ruling:
+    ) -> ApprovalOutcome:
         """Decide by name, for the page and the command line: the caller says which plan it saw."""
         now = self._clock.now()
         with self._store.write() as db:
@@ -103,27 +107,29 @@ class ApprovalService:
         now: float,
         revision: int | None,
         snooze_s: float = SNOOZE_S,
-    ) -> Ruling:
+    ) -> ApprovalOutcome:
         row = table.get(db, identity)
         if row is None:
-            return Ruling(False, "unknown", f"no recommendation is called {identity}")
+            return ApprovalOutcome(False, "unknown", f"no recommendation is called {identity}")
         full = str(row["id"])
         if row["state"] not in table.OPEN:
-            return Ruling(
+            return ApprovalOutcome(
                 False, "decided", f"it is {row['state']} already ({row['state_by']}: {row['state_reason']})", full
             )
         if now >= row["expires_at"]:
-            return Ruling(False, "expired", "it has expired; a new one comes when it is still called for", full)
+            return ApprovalOutcome(
+                False, "expired", "it has expired; a new one comes when it is still called for", full
+            )
         if action == "approve" and not row["plan_hash"]:
-            return Ruling(
+            return ApprovalOutcome(
                 False, "no_plan", "there is no plan: Flyball can only read this system; make the change yourself", full
             )
         if action == "approve" and row["plan"].get("by_hand"):
-            return Ruling(
+            return ApprovalOutcome(
                 False, "by_hand", "somebody else owns what it would change: apply the patch of its plan by hand", full
             )
         if row["plan_hash"] != plan_hash or (revision is not None and row["revision"] != revision):
-            return Ruling(False, "superseded", "the plan has changed since; look at the new one", full)
+            return ApprovalOutcome(False, "superseded", "the plan has changed since; look at the new one", full)
         to = {"approve": "approved", "reject": "rejected", "snooze": "snoozed"}[action]
         moved = table.move(
             db,
@@ -142,11 +148,18 @@ class ApprovalService:
             ),
         )
         if not moved:
-            return Ruling(False, "decided", "somebody else decided a moment ago", full)
-        return Ruling(True, "accepted", f"{to} by {actor}", full)
+            return ApprovalOutcome(False, "decided", "somebody else decided a moment ago", full)
+        return ApprovalOutcome(True, "accepted", f"{to} by {actor}", full)
 
     def _note(
-        self, db: sa.Connection, ruling: Ruling, action: str, actor: str, channel: str, plan_hash: str, now: float
+        self,
+        db: sa.Connection,
+        ruling: ApprovalOutcome,
+        action: str,
+        actor: str,
+        channel: str,
+        plan_hash: str,
+        now: float,
     ) -> None:
         table.note_decision(
             db,

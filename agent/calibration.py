@@ -16,7 +16,7 @@ from analyzers.hardware import ACCELERATORS, find
 from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict
 from analyzers.shapes import Vocabulary, shape_of
-from analyzers.whatif.calibrate import Calibrated, calibrate, calibrate_on_tests
+from analyzers.whatif.calibrate import CalibratedEngine, calibrate, calibrate_on_tests
 from collectors.loadtests import LoadTest, read
 
 SCHEMA_VERSION = 1
@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 _OF_TESTS = ("tensor_parallel_size", "quantization", "dtype", "model")
 
 
-def from_store(store: Store, settings: Settings, endpoint: str, since_s: float, now: float) -> Calibrated:
+def from_store(store: Store, settings: Settings, endpoint: str, since_s: float, now: float) -> CalibratedEngine:
     """Fitted on what came since the endpoint's last change, and kept in the store as the daemon keeps its own.
 
     Raises BadQuestion on an unknown endpoint, CannotPredict ``NO_EVIDENCE``.
@@ -47,7 +47,7 @@ def tested_shape(texts: Sequence[str]) -> Shape:
     return shape
 
 
-def from_files(files: Sequence[Path], *, model: str | None, shape: Shape) -> Calibrated:
+def from_files(files: Sequence[Path], *, model: str | None, shape: Shape) -> CalibratedEngine:
     """Fitted on the load tests of all ``files``, as one engine. Raises BadLoadTest, BadQuestion, CannotPredict ``NO_EVIDENCE``."""
     tests: list[LoadTest] = []
     for file in files:
@@ -56,7 +56,7 @@ def from_files(files: Sequence[Path], *, model: str | None, shape: Shape) -> Cal
     return calibrate_on_tests(tests, shape, model=model, hardware=hardware)
 
 
-def answer(known: Calibrated) -> dict[str, Any]:
+def answer(known: CalibratedEngine) -> dict[str, Any]:
     """For people and programs: each coefficient with its 80 % interval, and what it rests on."""
     rows = []
     for i, (name, value) in enumerate(zip(_NAMES, known.model.iteration.as_tuple(), strict=True)):

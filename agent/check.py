@@ -5,16 +5,16 @@ from __future__ import annotations
 from actuators.base import ActuatorError
 from agent import plugins
 from agent.clock import WallClock
-from agent.configfile import Loaded, Loc, Problem, field_name, nearest
+from agent.configfile import Loc, Problem, SettingsFile, field_name, nearest
 from agent.discover import lacking_of
 from agent.plugins import PluginError
-from agent.watch import Watched
+from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, watched_of
 from collectors.http import Http
 from collectors.window import CollectError
 
 
-def check_plugins(loaded: Loaded) -> list[Problem]:
+def check_plugins(loaded: SettingsFile) -> list[Problem]:
     """Sources and systems that are not there, and options that they do not know. Offline."""
     problems: list[Problem] = []
     for i, endpoint in enumerate(loaded.settings.endpoints):
@@ -33,7 +33,9 @@ def check_plugins(loaded: Loaded) -> list[Problem]:
     return problems
 
 
-def _options(loaded: Loaded, named: Loc, loc: Loc, group: str, name: str, options: dict[str, object]) -> list[Problem]:
+def _options(
+    loaded: SettingsFile, named: Loc, loc: Loc, group: str, name: str, options: dict[str, object]
+) -> list[Problem]:
     """Of the plugin that is named at ``named`` and has its options at ``loc``."""
     try:
         wrong = plugins.check_options(group, name, options)
@@ -47,11 +49,11 @@ def _options(loaded: Loaded, named: Loc, loc: Loc, group: str, name: str, option
     ]
 
 
-def _problem(loaded: Loaded, loc: Loc, what: str, do: str) -> Problem:
+def _problem(loaded: SettingsFile, loc: Loc, what: str, do: str) -> Problem:
     return Problem(str(loaded.path), loaded.line(loc), field_name(loc), what, do)
 
 
-async def check_live(loaded: Loaded) -> list[Problem]:
+async def check_live(loaded: SettingsFile) -> list[Problem]:
     """Reach every source and system once; sends nothing but reads."""
     clock = WallClock()
     http = Http(ca_file=loaded.settings.tls_ca_file, monotonic=clock.monotonic)
@@ -68,7 +70,7 @@ async def check_live(loaded: Loaded) -> list[Problem]:
     return problems
 
 
-async def _allowed(loaded: Loaded, at: Loc, watched: Watched, environment: Environment) -> list[Problem]:
+async def _allowed(loaded: SettingsFile, at: Loc, watched: WatchedEndpoint, environment: Environment) -> list[Problem]:
     """Each permission that its systems do not grant, by the vendor's own name of it."""
     entry = watched.settings.model_dump(mode="python")
     try:
@@ -84,7 +86,7 @@ async def _allowed(loaded: Loaded, at: Loc, watched: Watched, environment: Envir
     ]
 
 
-async def _reach(loaded: Loaded, at: Loc, watched: Watched) -> list[Problem]:
+async def _reach(loaded: SettingsFile, at: Loc, watched: WatchedEndpoint) -> list[Problem]:
     problems: list[Problem] = []
     try:
         watched.live = await watched.actuator.live()

@@ -51,7 +51,7 @@ class BadSettings(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class SettingsFile:
     """Settings and where each of their fields stands in the file."""
 
     settings: Settings
@@ -62,7 +62,7 @@ class Loaded:
         return _line(self.lines, loc)
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path) -> SettingsFile:
     """Read and validate. Relative paths are taken from the file's folder. Raises ``BadSettings``."""
     name = str(path)
     try:
@@ -75,7 +75,7 @@ def load(path: Path) -> Loaded:
     problems: list[Problem] = []
     referring: set[Loc] = set()
     secrets = frozenset(_plugin_secrets(data))
-    data = _resolve(_Reading(name, lines, base, problems, referring, secrets), data)
+    data = _resolve(_ConfigFile(name, lines, base, problems, referring, secrets), data)
     if problems:
         raise BadSettings(problems)
     try:
@@ -86,7 +86,7 @@ def load(path: Path) -> Loaded:
     except SettingsError as error:
         do = "Write it as JSON, or unset the variable"
         raise BadSettings([Problem(_ENVIRONMENT, None, _variable(error), "cannot be understood", do)]) from error
-    return Loaded(_anchored(name, lines, settings, base), path, lines)
+    return SettingsFile(_anchored(name, lines, settings, base), path, lines)
 
 
 def _parse(name: str, text: str) -> tuple[dict[str, Any], dict[Loc, int]]:
@@ -181,7 +181,7 @@ def _is_secret(loc: Loc) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class _ConfigFile:
     """One file while its references are resolved."""
 
     name: str
@@ -194,7 +194,7 @@ class _Reading:
     """Those that plugins declare, beside the settings' own."""
 
 
-def _resolve(reading: _Reading, value: Any, loc: Loc = ()) -> Any:
+def _resolve(reading: _ConfigFile, value: Any, loc: Loc = ()) -> Any:
     """Put values in place of ``${NAME}`` and ``file:PATH``; refuse secrets that are written out."""
     if isinstance(value, dict):
         return {k: _resolve(reading, v, (*loc, k)) for k, v in value.items()}

@@ -24,7 +24,7 @@ from actuators.base import ActuatorError
 from agent import systemd
 from agent.check import check_plugins
 from agent.clock import WallClock
-from agent.configfile import BadSettings, Loaded, load
+from agent.configfile import BadSettings, SettingsFile, load
 from agent.governor import Governor, last_due
 from agent.plugins import PluginError
 from agent.report import weekly
@@ -55,7 +55,7 @@ class _Server(uvicorn.Server):
 class Daemon:
     """Owns the process: opens the store, runs the governor, reloads it, ends it."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: SettingsFile) -> None:
         self._path = loaded.path
         self._clock = WallClock()
         self._store = Store(loaded.settings.database)

@@ -15,10 +15,10 @@ from typing import Literal
 from actuators.base import Actuator, ActuatorError, Live
 from actuators.shape import Plan, Shape
 from agent.apply import lease_of
-from agent.execution import Execution, Run, in_time
+from agent.execution import ChangeRun, Execution, in_time
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, audit, changes, control, recommendations, tunes
-from agent.store.control import Lead, LeaseLost
+from agent.store.control import Lead, LostLease
 from agent.wiring import Environment, actuator_of, catalogue_of, policy_of
 from analyzers.policy import Catalogue, violations
 from collectors.clock import Clock
@@ -114,7 +114,7 @@ async def carry_out(
         change = await asyncio.to_thread(_begin, deployment, store, clock, by, held)
         await _every_step(deployment, change, store, clock, held, say, renew=lead is None)
         live = await in_time(deployment.actuator.live())
-    except (ActuatorError, CannotDeploy, LeaseLost) as error:
+    except (ActuatorError, CannotDeploy, LostLease) as error:
         await asyncio.to_thread(_note, store, clock, by, "deploy_failed", name, noted | {"why": str(error)})
         raise CannotDeploy(f"{name}: {error}") from error
     finally:
@@ -136,28 +136,28 @@ async def _every_step(
 ) -> None:
     """Until the change has ended, well or not. Raises ``CannotDeploy``."""
     execution, plan, shown = Execution(store, clock), deployment.plan, ""
-    run = Run(change, deployment.endpoint, "apply", (*plan.operations, *plan.finish), deployment.actuator)
+    run = ChangeRun(change, deployment.endpoint, "apply", (*plan.operations, *plan.finish), deployment.actuator)
     for operation in run.operations:
         say(operation.summary)
     while True:
         if renew:
             await asyncio.to_thread(_hold, store, deployment.endpoint, lead.holder)
-        standing = await execution.advance(run, lead)
-        if standing.state != "waiting":
+        progress = await execution.advance(run, lead)
+        if progress.state != "waiting":
             break
-        if standing.why == "paused":
+        if progress.why == "paused":
             raise CannotDeploy("Flyball is paused; `flyball resume` first, then deploy again: it goes on from here")
-        if standing.why != shown:
-            shown = standing.why
+        if progress.why != shown:
+            shown = progress.why
             say(f"  {shown}")
         await clock.sleep(POLL_S)
-    await asyncio.to_thread(_end, store, clock, change, lead, standing.state == "done", standing.why)
-    if standing.state == "failed":
-        raise CannotDeploy(standing.why)
+    await asyncio.to_thread(_end, store, clock, change, lead, progress.state == "done", progress.why)
+    if progress.state == "failed":
+        raise CannotDeploy(progress.why)
 
 
 def _begin(deployment: Deployment, store: Store, clock: Clock, by: str, lead: Lead) -> str:
-    """The change to go on with, or a new one; its id. Raises ``CannotDeploy``, ``LeaseLost``."""
+    """The change to go on with, or a new one; its id. Raises ``CannotDeploy``, ``LostLease``."""
     name, plan, now = deployment.endpoint, deployment.plan, clock.now()
     with control.leading(store, lead) as db:
         known = changes.active_of(db, name)

@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ChangeRun:
     """The operations of one change in one direction."""
 
     change: str
@@ -46,14 +46,14 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RunProgress:
     """How far a run is."""
 
     state: Literal["waiting", "done", "failed"]
     why: str = ""
 
 
-_DONE = Standing("done")
+_DONE = RunProgress("done")
 
 
 class Execution:
@@ -63,33 +63,33 @@ class Execution:
         self._store = store
         self._clock = clock
 
-    async def advance(self, run: Run, lead: Lead) -> Standing:
-        """Do the next steps, as far as they go now. Raises ``LeaseLost`` where ``lead`` is no longer the truth."""
+    async def advance(self, run: ChangeRun, lead: Lead) -> RunProgress:
+        """Do the next steps, as far as they go now. Raises ``LostLease`` where ``lead`` is no longer the truth."""
         rows = {row["step"]: row for row in await asyncio.to_thread(self._journal, run)}
         last: Receipt | None = None
         for step, operation in enumerate(run.operations):
             row = rows.get(step)
             if row is not None and row["state"] == "done":
-                standing, last, done_at = _DONE, receipt_of(row), row["done_at"] or 0.0
+                progress, last, done_at = _DONE, receipt_of(row), row["done_at"] or 0.0
             else:
-                standing, last = await self._step(run, step, operation, row, last, lead)
+                progress, last = await self._step(run, step, operation, row, last, lead)
                 done_at = self._clock.now()
-            if standing.state == "done" and step + 1 not in rows:
-                standing = await self._pass(run, operation, done_at)
-            if standing.state != "done":
-                return standing
+            if progress.state == "done" and step + 1 not in rows:
+                progress = await self._pass(run, operation, done_at)
+            if progress.state != "done":
+                return progress
         return _DONE
 
     async def _step(
-        self, run: Run, step: int, operation: Operation, row: JournalRow | None, last: Receipt | None, lead: Lead
-    ) -> tuple[Standing, Receipt | None]:
+        self, run: ChangeRun, step: int, operation: Operation, row: JournalRow | None, last: Receipt | None, lead: Lead
+    ) -> tuple[RunProgress, Receipt | None]:
         if row is not None and row["state"] == "failed":
-            return Standing("failed", f"{operation.summary}: {row['detail']}"), None
+            return RunProgress("failed", f"{operation.summary}: {row['detail']}"), None
         if row is not None and row["ask_at"] is not None and self._clock.now() < row["ask_at"]:
-            return Standing("waiting", row["detail"]), None
+            return RunProgress("waiting", row["detail"]), None
         if row is None or row["state"] in ("waiting", "intended"):
             begun = await self._begin(run, step, operation, row, last, lead)
-            if isinstance(begun, Standing):
+            if isinstance(begun, RunProgress):
                 return begun, None
             receipt, started_at = begun, self._clock.now()
         else:
@@ -97,18 +97,18 @@ class Execution:
         return await self._follow(run, step, operation, receipt, started_at, lead)
 
     async def _begin(
-        self, run: Run, step: int, operation: Operation, row: JournalRow | None, last: Receipt | None, lead: Lead
-    ) -> Receipt | Standing:
+        self, run: ChangeRun, step: int, operation: Operation, row: JournalRow | None, last: Receipt | None, lead: Lead
+    ) -> Receipt | RunProgress:
         """Write the step down, ask whether it may be done, and do it."""
         noted = await asyncio.to_thread(self._note, run, step, operation, row, lead)
-        if isinstance(noted, Standing):
+        if isinstance(noted, RunProgress):
             return noted
         intent_at, state = noted
         try:
             if state == "waiting":  # an intent that was written down may have been carried out: then its token answers
                 await in_time(run.actuator.clear(operation, last))
                 if not await asyncio.to_thread(self._intend, run, step, lead):
-                    return Standing("waiting", "paused")
+                    return RunProgress("waiting", "paused")
             log.info("operation", endpoint=run.endpoint, change=run.change, step=step, what=operation.summary)
             receipt = await in_time(run.actuator.do(operation, _token(run, step), last))
         except ActuatorError as error:
@@ -119,13 +119,13 @@ class Execution:
         return receipt
 
     def _note(
-        self, run: Run, step: int, operation: Operation, row: JournalRow | None, lead: Lead
-    ) -> tuple[float, str] | Standing:
+        self, run: ChangeRun, step: int, operation: Operation, row: JournalRow | None, lead: Lead
+    ) -> tuple[float, str] | RunProgress:
         """When it was first written down, and its state; or that it must wait."""
         now = self._clock.now()
         with control.leading(self._store, lead) as db:
             if control.paused(db) is not None:
-                return Standing("waiting", "paused")
+                return RunProgress("waiting", "paused")
             if row is not None:
                 return row["intent_at"], row["state"]
             changes.intend(
@@ -142,7 +142,7 @@ class Execution:
             )
         return now, "waiting"
 
-    def _intend(self, run: Run, step: int, lead: Lead) -> bool:
+    def _intend(self, run: ChangeRun, step: int, lead: Lead) -> bool:
         """The last look before the step: False where it is paused."""
         with control.leading(self._store, lead) as db:
             if control.paused(db) is not None:
@@ -151,8 +151,8 @@ class Execution:
         return True
 
     async def _refused(
-        self, run: Run, step: int, operation: Operation, error: ActuatorError, intent_at: float, lead: Lead
-    ) -> Standing:
+        self, run: ChangeRun, step: int, operation: Operation, error: ActuatorError, intent_at: float, lead: Lead
+    ) -> RunProgress:
         tried_s = self._clock.now() - intent_at
         if error.passes and tried_s <= operation.deadline_s:
             wait_s = min(_MOST_WAIT_S, max(_LEAST_WAIT_S, tried_s / 2))
@@ -160,12 +160,12 @@ class Execution:
                 wait_s = max(error.retry_after_s, 0.0)
             log.warning("operation_retries", endpoint=run.endpoint, change=run.change, step=step, error=str(error))
             await self._settle(run, step, lead, detail=str(error), ask_at=self._clock.now() + wait_s)
-            return Standing("waiting", str(error))
+            return RunProgress("waiting", str(error))
         return await self._fail(run, step, operation, str(error), lead)
 
     async def _follow(
-        self, run: Run, step: int, operation: Operation, receipt: Receipt, started_at: float, lead: Lead
-    ) -> tuple[Standing, Receipt | None]:
+        self, run: ChangeRun, step: int, operation: Operation, receipt: Receipt, started_at: float, lead: Lead
+    ) -> tuple[RunProgress, Receipt | None]:
         """Ask how far it is."""
         try:
             state = await in_time(run.actuator.done(operation, receipt))
@@ -185,32 +185,32 @@ class Execution:
         if state.again_in_s is not None or state.receipt is not None:
             ask_at = None if state.again_in_s is None else now + state.again_in_s
             await self._settle(run, step, lead, detail=detail, ask_at=ask_at, receipt=kept.as_dict())
-        return Standing("waiting", detail), None
+        return RunProgress("waiting", detail), None
 
-    async def _pass(self, run: Run, operation: Operation, done_at: float) -> Standing:
+    async def _pass(self, run: ChangeRun, operation: Operation, done_at: float) -> RunProgress:
         """Wait after a step, and have the objective judged where it is a gate."""
         now, opens_at = self._clock.now(), done_at + operation.hold_s
         if now < opens_at:
-            return Standing("waiting", f"{operation.summary}: holding for {opens_at - now:.0f} s more")
+            return RunProgress("waiting", f"{operation.summary}: holding for {opens_at - now:.0f} s more")
         if not operation.gate or run.gate is None:
             return _DONE
         kept = await run.gate(done_at)
         if kept is None:
-            return Standing("waiting", f"{operation.summary}: the objective is being judged")
-        return _DONE if kept else Standing("failed", f"{operation.summary}: the objective is missed since")
+            return RunProgress("waiting", f"{operation.summary}: the objective is being judged")
+        return _DONE if kept else RunProgress("failed", f"{operation.summary}: the objective is missed since")
 
-    async def _fail(self, run: Run, step: int, operation: Operation, detail: str, lead: Lead) -> Standing:
+    async def _fail(self, run: ChangeRun, step: int, operation: Operation, detail: str, lead: Lead) -> RunProgress:
         await self._settle(run, step, lead, state="failed", detail=detail, done_at=self._clock.now(), ask_at=None)
-        return Standing("failed", f"{operation.summary}: {detail}")
+        return RunProgress("failed", f"{operation.summary}: {detail}")
 
-    async def _settle(self, run: Run, step: int, lead: Lead, **values: Any) -> None:
+    async def _settle(self, run: ChangeRun, step: int, lead: Lead, **values: Any) -> None:
         def write() -> None:
             with control.leading(self._store, lead) as db:
                 changes.settle(db, run.change, run.direction, step, epoch=lead.epoch, **values)
 
         await asyncio.to_thread(write)
 
-    def _journal(self, run: Run) -> list[JournalRow]:
+    def _journal(self, run: ChangeRun) -> list[JournalRow]:
         with self._store.read() as db:
             return changes.journal(db, run.change, run.direction)
 
@@ -234,5 +234,5 @@ async def in_time(call: Awaitable[_T]) -> _T:
         raise ActuatorError("BUG", f"{type(error).__name__}: {error}", trouble=Trouble.UNREACHABLE) from error
 
 
-def _token(run: Run, step: int) -> str:
+def _token(run: ChangeRun, step: int) -> str:
     return f"{run.change}:{run.direction}:{step}"

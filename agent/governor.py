@@ -11,19 +11,19 @@ from zoneinfo import ZoneInfo
 import structlog
 
 from agent.apply import LEASE, Applier
-from agent.approvals import ApprovalService, Ruling
+from agent.approvals import ApprovalOutcome, ApprovalService
 from agent.clock import WallClock
 from agent.loops import Loop
 from agent.metrics import Metrics
 from agent.reflect import Reflector
 from agent.settings import EndpointSettings, Settings
-from agent.slack.receive import Receiver
+from agent.slack.receive import ClickReceiver
 from agent.slack.send import Sender
 from agent.spool import Spool
 from agent.store import Store, control, windows
-from agent.store.control import Lead, LeaseLost
+from agent.store.control import Lead, LostLease
 from agent.tracing import Tracing
-from agent.watch import Watched, Watcher
+from agent.watch import WatchedEndpoint, Watcher
 from agent.wiring import Environment, vocabulary_of, watched_of
 from analyzers.shapes import shape_of
 from collectors.clock import Clock
@@ -49,7 +49,7 @@ class Governor:
         *,
         holder: str,
         http: Http,
-        make_watched: Callable[[Settings, EndpointSettings, Environment], Watched] = watched_of,
+        make_watched: Callable[[Settings, EndpointSettings, Environment], WatchedEndpoint] = watched_of,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -62,7 +62,7 @@ class Governor:
         self.tracing = Tracing(settings.otlp)  # starts a thread, so after all that may fail
         self._made_at = clock.now()
         self.approvals = ApprovalService(store, clock, self._ruled)
-        self.receiver = Receiver(settings.slack, store, self.approvals, clock)
+        self.receiver = ClickReceiver(settings.slack, store, self.approvals, clock)
         self.sender = Sender(settings, store, self.approvals, http, clock, self.metrics)
         self.spool = Spool(settings.state_dir / "spool")
         self.watcher = Watcher(self.watched, settings.collect, store, self.spool, clock, self.metrics)
@@ -115,7 +115,7 @@ class Governor:
             with self.tracing.tracer.start_as_current_span("act"):
                 try:
                     await self.applier.cycle(self.lead)
-                except LeaseLost as error:
+                except LostLease as error:
                     log.warning("deposed", why=str(error))
                     self.lead = None
 
@@ -136,7 +136,7 @@ class Governor:
         windows.roll_up(self.store, now, raw)
 
     def _beats(self) -> dict[str, dict[str, float | int | None]]:
-        return {loop.name: {"last_ok_at": loop.beat.last_ok_at, "errors": loop.beat.errors} for loop in self.loops}
+        return {loop.name: {"last_ok_at": loop.status.last_ok_at, "errors": loop.status.errors} for loop in self.loops}
 
     # -- health --------------------------------------------------------------------------------------------------------
 
@@ -145,11 +145,11 @@ class Governor:
         now = self.clock.now()
         wrong = {}
         for loop in self.loops:
-            fresh = loop.beat.last_ok_at is None and now - self._made_at <= 3 * loop.interval_s + 60
-            if loop.beat.last_error and loop.beat.last_ok_at is None:
-                wrong[loop.name] = loop.beat.last_error
+            fresh = loop.status.last_ok_at is None and now - self._made_at <= 3 * loop.interval_s + 60
+            if loop.status.last_error and loop.status.last_ok_at is None:
+                wrong[loop.name] = loop.status.last_error
             elif not fresh and not loop.alive(now):
-                wrong[loop.name] = loop.beat.last_error or "has not ended a cycle lately"
+                wrong[loop.name] = loop.status.last_error or "has not ended a cycle lately"
         unsaved = self.watcher.unsaved
         if unsaved is not None and self.clock.monotonic() - unsaved.since > UNSAVED_S:
             wrong["telemetry"] = f"is not saved: {unsaved.why}"
@@ -157,9 +157,9 @@ class Governor:
 
     def ready(self) -> bool:
         """Whether the first cycles are through."""
-        return all(loop.beat.last_ok_at is not None for loop in self.loops if loop.name in ("lead", "collect", "act"))
+        return all(loop.status.last_ok_at is not None for loop in self.loops if loop.name in ("lead", "collect", "act"))
 
-    def _ruled(self, ruling: Ruling, action: str, channel: str) -> None:
+    def _ruled(self, ruling: ApprovalOutcome, action: str, channel: str) -> None:
         self.metrics.rulings.labels(channel, action, ruling.code).inc()
         level = log.info if ruling.accepted else log.warning
         level("ruling", recommendation=ruling.recommendation_id, action=action, channel=channel, code=ruling.code)

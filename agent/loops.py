@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class Beat:
+class LoopStatus:
     """How a loop fares."""
 
     last_ok_at: float | None = None
@@ -31,7 +31,7 @@ class Loop:
     ) -> None:
         self.name = name
         self.interval_s = interval_s
-        self.beat = Beat()
+        self.status = LoopStatus()
         self._cycle = cycle
         self._clock = clock
         self._metrics = metrics
@@ -45,16 +45,16 @@ class Loop:
         try:
             await self._cycle()
         except Exception as error:
-            self.beat.errors += 1
-            self.beat.last_error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            self.status.errors += 1
+            self.status.last_error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             self._metrics.cycle_errors.labels(self.name, type(error).__name__).inc()
             log.exception("cycle_failed")
             return False
         finally:
             self._metrics.cycle_seconds.labels(self.name).observe(self._clock.monotonic() - started)
             structlog.contextvars.unbind_contextvars("loop", "cycle")
-        self.beat.last_ok_at = self._clock.now()
-        self._metrics.cycle_last.labels(self.name).set(self.beat.last_ok_at)
+        self.status.last_ok_at = self._clock.now()
+        self._metrics.cycle_last.labels(self.name).set(self.status.last_ok_at)
         return True
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -68,7 +68,7 @@ class Loop:
     def alive(self, now: float) -> bool:
         """Whether a cycle ended well within the last few intervals."""
         patience = 3 * self.interval_s + 60
-        return self.beat.last_ok_at is not None and now - self.beat.last_ok_at <= patience
+        return self.status.last_ok_at is not None and now - self.status.last_ok_at <= patience
 
 
 async def _either(stop: asyncio.Event, seconds: float) -> None:

@@ -25,7 +25,7 @@ from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, recommendations, tunes
 from agent.store.evidence import judged
-from agent.watch import Watched
+from agent.watch import WatchedEndpoint
 from agent.wiring import policy_of
 from analyzers.finding import Finding
 from analyzers.findings import analyze
@@ -130,17 +130,17 @@ class Reflector:
         self._threads = ThreadPoolExecutor(MOST_THREADS, "reflect")
         self._at_once = max(1, os.cpu_count() or 1)
 
-    async def cycle_all(self, endpoints: Iterable[Watched]) -> None:
+    async def cycle_all(self, endpoints: Iterable[WatchedEndpoint]) -> None:
         """Analyze each endpoint once. What one raises, or how long it hangs, costs the others nothing."""
         seats = asyncio.Semaphore(self._at_once)
 
-        async def one(watched: Watched) -> None:
+        async def one(watched: WatchedEndpoint) -> None:
             async with seats:
                 await self._guarded(watched)
 
         await asyncio.gather(*(one(watched) for watched in endpoints))
 
-    async def _guarded(self, watched: Watched) -> None:
+    async def _guarded(self, watched: WatchedEndpoint) -> None:
         name = watched.settings.name
         structlog.contextvars.bind_contextvars(endpoint=name)  # of this endpoint's task alone
         with self._tracer.start_as_current_span("analyze", attributes={"flyball.endpoint": name}) as span:
@@ -153,7 +153,7 @@ class Reflector:
             if decision is not None and decision.recommendation is not None:
                 span.set_attribute("flyball.direction", decision.recommendation.direction)
 
-    async def cycle(self, watched: Watched) -> Decision | None:
+    async def cycle(self, watched: WatchedEndpoint) -> Decision | None:
         """Analyze one endpoint once. None while its system does not say what is live.
 
         Raises TimeoutError where it takes longer than ``ANALYSIS_S``, and for as long as that analysis has not ended.
@@ -183,7 +183,7 @@ class Reflector:
             self._hung[name] = running
             raise TimeoutError(f"the analysis took longer than {ANALYSIS_S:.0f} s") from None
 
-    async def request(self, watched: Watched, wanted: Shape, by: str) -> str:
+    async def request(self, watched: WatchedEndpoint, wanted: Shape, by: str) -> str:
         """Make a recommendation of what a person asks for; returns its id.
 
         Raises ValueError where it breaks a guardrail, ActuatorError where no plan leads there, TimeoutError where the plan is long in coming.
@@ -204,7 +204,7 @@ class Reflector:
 
     # -- evidence ------------------------------------------------------------------------------------------------------
 
-    def _analyze(self, watched: Watched, live: Live, now: float) -> _Analysis:
+    def _analyze(self, watched: WatchedEndpoint, live: Live, now: float) -> _Analysis:
         """From the evidence to the decision; the last one where the evidence has not changed."""
         endpoint = watched.settings
         found = self._evidence(watched, live, now)
@@ -216,7 +216,7 @@ class Reflector:
         analysis = self._analyses[endpoint.name] = _Analysis(key, findings, decision, _attained(found.situation))
         return analysis
 
-    def _evidence(self, watched: Watched, live: Live, now: float) -> _Evidence:
+    def _evidence(self, watched: WatchedEndpoint, live: Live, now: float) -> _Evidence:
         """The evidence since the last change (and its warm-up), at most ``evidence_s`` of it."""
         endpoint = watched.settings
         width = self._settings.collect.window_s
@@ -245,7 +245,7 @@ class Reflector:
         )
         return _Evidence(situation, error)
 
-    def _think(self, watched: Watched, found: _Evidence, now: float) -> tuple[list[Finding], Decision]:
+    def _think(self, watched: WatchedEndpoint, found: _Evidence, now: float) -> tuple[list[Finding], Decision]:
         situation = found.situation
         findings = analyze(situation)
         if any(f.kind == "insufficient_data" for f in findings):
@@ -256,7 +256,7 @@ class Reflector:
             fit.doubted |= any(reason.code == "MODEL_TOO_HOPEFUL" for reason in decision.hold)
         return findings, decision
 
-    def _predictor(self, watched: Watched, found: _Evidence, now: float) -> Predictor:
+    def _predictor(self, watched: WatchedEndpoint, found: _Evidence, now: float) -> Predictor:
         """The endpoint's kind, calibrated on this evidence."""
         s, kind = found.situation, KINDS[watched.settings.kind]
         try:
@@ -266,7 +266,7 @@ class Reflector:
         basis = Basis(s.shape, s.objective, watched.catalogue, found.error)
         return Replayer(kind, calibrated, s.windows, basis, self._settings.decide.seed)
 
-    def _calibrated(self, watched: Watched, kind: Kind[Any], situation: Situation, now: float) -> Calibration:
+    def _calibrated(self, watched: WatchedEndpoint, kind: Kind[Any], situation: Situation, now: float) -> Calibration:
         """The calibration for this evidence: the last one (also of the daemon before this one) while it holds, or a new one."""
         name, n = situation.endpoint, len(situation.windows)
         facts = situation.windows[-1].facts if situation.windows else {}
@@ -314,7 +314,9 @@ class Reflector:
             for finding in fleet.found(db, endpoint.name, findings, now):
                 log.info("finding", endpoint=endpoint.name, code=finding.reason.code, text=finding.reason.text)
 
-    async def _advise(self, watched: Watched, live: Live, decision: Decision, now: float, *, fresh: bool) -> None:
+    async def _advise(
+        self, watched: WatchedEndpoint, live: Live, decision: Decision, now: float, *, fresh: bool
+    ) -> None:
         """Give the advice once it has come often enough in a row; the same evidence once more does not count again."""
         endpoint = watched.settings
         advice = decision.recommendation

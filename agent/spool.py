@@ -127,7 +127,7 @@ class Spool:
             return []
 
 
-class _Saved(BaseModel):
+class _SpooledWindow(BaseModel):
     """One window as it lies on disk: strict, because a batch that does not fit must not look like an outage of the database."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -165,7 +165,7 @@ def _to_json(entry: Entry) -> dict[str, Any]:
 def _from_json(data: object) -> Entry | None:
     """None where it is no window."""
     try:
-        fields = _Saved.model_validate(data).model_dump()
+        fields = _SpooledWindow.model_validate(data).model_dump()
         cost = fields.pop("cost_usd")
         fields["sketches"] = unpack(base64.b64decode(fields["sketches"], validate=True))
         fields["gauges"] = {name: Gauge(*values) for name, values in fields["gauges"].items()}

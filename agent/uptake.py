@@ -15,7 +15,7 @@ from actuators.shape import Plan
 from agent.settings import ChangeWindow, EndpointSettings, Settings, weekdays
 from agent.store import Store, changes, control, fleet, recommendations, tunes
 from agent.store.control import Lead
-from agent.watch import Watched, Watcher
+from agent.watch import WatchedEndpoint, Watcher
 from agent.wiring import policy_of
 from analyzers.policy import violations
 from collectors.clock import Clock
@@ -27,7 +27,7 @@ class Uptake:
     """From ``approved`` to a change that exists. One transaction moves the recommendation and inserts the change, or neither."""
 
     def __init__(
-        self, watched: Mapping[str, Watched], watcher: Watcher, settings: Settings, store: Store, clock: Clock
+        self, watched: Mapping[str, WatchedEndpoint], watcher: Watcher, settings: Settings, store: Store, clock: Clock
     ) -> None:
         self._watched = watched
         self._watcher = watcher
@@ -36,7 +36,7 @@ class Uptake:
         self._clock = clock
 
     async def take_up(self, row: recommendations.Row, lead: Lead) -> None:
-        """Begin an approved change, let it wait, or void it. Raises ``LeaseLost``."""
+        """Begin an approved change, let it wait, or void it. Raises ``LostLease``."""
         watched = self._watched.get(row["endpoint"])
         if watched is None:
             return await self._void(row, "the endpoint is no longer in the settings", lead)
@@ -99,7 +99,7 @@ class Uptake:
             return "outside the change windows"
         return None
 
-    def _objection(self, row: recommendations.Row, watched: Watched, plan: Plan, live: Live) -> str | None:
+    def _objection(self, row: recommendations.Row, watched: WatchedEndpoint, plan: Plan, live: Live) -> str | None:
         """Why an approved change must not begin at all: each line is one of the invariants."""
         endpoint = watched.settings
         with self._store.read() as db:

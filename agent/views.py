@@ -17,13 +17,13 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes
 from agent.store import audit as audit_table
 from agent.store.evidence import judged
-from analyzers.money import Tariff, Unit, Used, per_1k_tokens, per_month, per_request
+from analyzers.money import Tariff, Unit, Usage, per_1k_tokens, per_month, per_request
 from analyzers.objective import attainment, total
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
 #: A page must not follow the whole chain again each time that somebody looks.
-_VERIFIED: WeakKeyDictionary[Store, audit_table.Verified] = WeakKeyDictionary()
+_VERIFIED: WeakKeyDictionary[Store, audit_table.AuditCheckpoint] = WeakKeyDictionary()
 #: An endpoint that was not read for so many windows is not read any more.
 MISSED_WINDOWS = 3
 View = dict[str, Any]
@@ -41,7 +41,7 @@ def status(store: Store, settings: Settings) -> View:
         frozen = [e.name for e in settings.endpoints if (row := fleet.get(db, e.name)) and row["frozen_because"]]
         open_rows = recommendations.listed(db, states=recommendations.OPEN)
         active = changes.active(db)
-        broken_at = audit_table.verify(db, _VERIFIED.setdefault(store, audit_table.Verified()))
+        broken_at = audit_table.verify(db, _VERIFIED.setdefault(store, audit_table.AuditCheckpoint()))
     return {
         "schema_version": SCHEMA_VERSION,
         "running": leader is not None,
@@ -101,7 +101,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
     price = known["price_per_hour"] if known else None
     prompt, output = (total(observed, n) for n in ("prompt_tokens", "output_tokens"))
     all_tokens = None if prompt is None or output is None else prompt + output
-    spent = Tariff.of({Unit.HOUR: price}).cost(Used(hours=span / 3600)).usd
+    spent = Tariff.of({Unit.HOUR: price}).cost(Usage(hours=span / 3600)).usd
     shape = Shape.from_dict(known["shape"]) if known else e.shape.shape()
     return {
         "name": e.name,

@@ -72,7 +72,7 @@ class Health:
 
 
 @dataclass(slots=True)
-class Watched:
+class WatchedEndpoint:
     """One endpoint with its sources and its system."""
 
     settings: EndpointSettings
@@ -175,7 +175,7 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
-class Unsaved:
+class StoreOutage:
     """Why telemetry does not reach the database, and since when by the monotonic clock."""
 
     since: float
@@ -185,12 +185,12 @@ class Unsaved:
 class Watcher:
     """The monitoring part of the loop."""
 
-    unsaved: Unsaved | None = None
+    unsaved: StoreOutage | None = None
     """None: what was read last is saved."""
 
     def __init__(
         self,
-        watched: Mapping[str, Watched],
+        watched: Mapping[str, WatchedEndpoint],
         settings: CollectSettings,
         store: Store,
         spool: Spool,
@@ -273,7 +273,9 @@ class Watcher:
         await self._keep(entries, health)
         return closed
 
-    def _close(self, watched: Watched, source: str, builder: WindowBuilder, now: float, gaps: int) -> list[Window]:
+    def _close(
+        self, watched: WatchedEndpoint, source: str, builder: WindowBuilder, now: float, gaps: int
+    ) -> list[Window]:
         """The windows of one builder. One that cannot be made is counted, and costs only itself."""
         closed: list[Window] = []
         # The reading after a window's end brings its last seconds: with a source that is read seldom, that comes late.
@@ -287,7 +289,7 @@ class Watcher:
                 closed.append(builder.gap(index, BUG))
         return closed
 
-    async def look(self, watched: Watched) -> Live | None:
+    async def look(self, watched: WatchedEndpoint) -> Live | None:
         """Ask the system what is live; None, and a counted error, where it does not say."""
         name, before = watched.settings.name, {target.name for target in watched.targets()}
         limit_s = self._settings.timeout_s
@@ -311,7 +313,7 @@ class Watcher:
 
     # -- what is due ---------------------------------------------------------------------------------------------------
 
-    def _duties(self, watched: Watched) -> list[Coroutine[Any, Any, None]]:
+    def _duties(self, watched: WatchedEndpoint) -> list[Coroutine[Any, Any, None]]:
         """What is due for one endpoint. Its sources do not wait for its system: the replicas last known are read meanwhile."""
         name = watched.settings.name
         if not watched.begun:
@@ -319,7 +321,7 @@ class Watcher:
         due = self._clock.monotonic() >= watched.ask_at and name not in self._asking
         return [*([self._ask(watched)] if due else []), *self._reads(watched)]
 
-    async def _begin(self, watched: Watched) -> None:
+    async def _begin(self, watched: WatchedEndpoint) -> None:
         """An endpoint that was not seen before: only its system knows which replicas to read. It is waited for, but not for long."""
         ask = asyncio.create_task(self._ask(watched))
         self._tasks.add(ask)
@@ -327,7 +329,7 @@ class Watcher:
         watched.begun = True
         await asyncio.gather(*self._reads(watched))
 
-    async def _ask(self, watched: Watched) -> None:
+    async def _ask(self, watched: WatchedEndpoint) -> None:
         """At the system's own pace, and not all systems at once."""
         name = watched.settings.name
         self._asking.add(name)
@@ -343,7 +345,7 @@ class Watcher:
         interval_s = self._settings.interval_s
         return usual_s - interval_s / 2 if usual_s > interval_s else 0.0
 
-    def _reads(self, watched: Watched) -> list[Coroutine[Any, Any, None]]:
+    def _reads(self, watched: WatchedEndpoint) -> list[Coroutine[Any, Any, None]]:
         now = self._clock.monotonic()
         return [
             self._read(watched, source, collector, target)
@@ -355,7 +357,7 @@ class Watcher:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    async def _read(self, watched: Watched, source: str, collector: Collector, target: Target) -> None:
+    async def _read(self, watched: WatchedEndpoint, source: str, collector: Collector, target: Target) -> None:
         """One read, whose every end is counted. It takes a seat until then, and its target is not read twice at once."""
         seat = (watched.settings.name, source, target.name)
         if seat in self._busy:
@@ -392,7 +394,7 @@ class Watcher:
 
     def _fleet_reads(self) -> list[Coroutine[Any, Any, None]]:
         """One read for each fleet that is due, of all its members."""
-        fleets: dict[int, list[tuple[Watched, str, FleetMember]]] = {}
+        fleets: dict[int, list[tuple[WatchedEndpoint, str, FleetMember]]] = {}
         for watched in self._watched.values():
             for source, collector in watched.collectors.items():
                 if isinstance(collector, FleetMember):
@@ -404,7 +406,7 @@ class Watcher:
             if key not in self._reading_fleets and now >= self._fleet_due.get(key, -math.inf)
         ]
 
-    async def _read_fleet(self, members: Sequence[tuple[Watched, str, FleetMember]]) -> None:
+    async def _read_fleet(self, members: Sequence[tuple[WatchedEndpoint, str, FleetMember]]) -> None:
         """One endpoint's trouble is counted on it alone; what nobody can read is counted on each."""
         fleet, source = members[0][2].fleet, members[0][1]
         by_name = {member.wanted.endpoint: (watched, source) for watched, source, member in members}
@@ -441,7 +443,7 @@ class Watcher:
             watched, of = by_name[name]
             self._failed(watched, of, watched.settings.name, trouble, bug)
 
-    def _take_from_fleet(self, watched: Watched, source: str, said: Reading | Span | CollectError) -> None:
+    def _take_from_fleet(self, watched: WatchedEndpoint, source: str, said: Reading | Span | CollectError) -> None:
         try:
             if isinstance(said, CollectError):
                 raise said
@@ -454,21 +456,21 @@ class Watcher:
 
     # -- what came of it -----------------------------------------------------------------------------------------------
 
-    def _take(self, watched: Watched, source: str, said: Reading | Span) -> None:
+    def _take(self, watched: WatchedEndpoint, source: str, said: Reading | Span) -> None:
         builder = self._builder(watched, source)
         if isinstance(said, Span):
             builder.span(said)
         else:
             builder.add(said)
 
-    def _succeeded(self, watched: Watched, source: str, target: str) -> None:
+    def _succeeded(self, watched: WatchedEndpoint, source: str, target: str) -> None:
         health = watched.health_of(source, target)
         health.succeeded(self._clock.now())
         health.wait_until = self._clock.monotonic() + self._pause(self._usual_s(watched, source))
         self._metrics.reads.labels(watched.settings.name, source).inc()
 
     def _failed(
-        self, watched: Watched, source: str, target: str, error: CollectError, bug: Exception | None = None
+        self, watched: WatchedEndpoint, source: str, target: str, error: CollectError, bug: Exception | None = None
     ) -> None:
         if not self._is_there(watched, source, target):
             return
@@ -485,14 +487,14 @@ class Watcher:
             **({"exc_info": bug} if bug is not None and seldom else {}),
         )  # fmt: skip
 
-    def _is_there(self, watched: Watched, source: str, target: str) -> bool:
+    def _is_there(self, watched: WatchedEndpoint, source: str, target: str) -> bool:
         """Whether it was not taken away while it was being read."""
         return any(target == other.name for other in watched.targets_of(source))
 
-    def _usual_s(self, watched: Watched, source: str) -> float:
+    def _usual_s(self, watched: WatchedEndpoint, source: str) -> float:
         return max(watched.collectors[source].interval_s or 0.0, self._settings.interval_s)
 
-    def _builder(self, watched: Watched, source: str) -> WindowBuilder:
+    def _builder(self, watched: WatchedEndpoint, source: str) -> WindowBuilder:
         builder = watched.builders.get(source)
         if builder is None:
             max_gap_s = max(LEAST_GAP_S, 2.5 * self._usual_s(watched, source))
@@ -520,7 +522,7 @@ class Watcher:
             self._write(entries)
         except Exception as error:
             log.error("database_away", error=_said(error), windows=len(entries))
-            self.unsaved = self.unsaved or Unsaved(self._clock.monotonic(), _said(error))
+            self.unsaved = self.unsaved or StoreOutage(self._clock.monotonic(), _said(error))
             self._spooled(entries)
         else:
             self.unsaved = None

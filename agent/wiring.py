@@ -9,7 +9,7 @@ from typing import Any
 from actuators.base import Actuator, SystemContext
 from agent import plugins
 from agent.settings import EndpointSettings, Settings, SizeSettings
-from agent.watch import Watched
+from agent.watch import WatchedEndpoint
 from analyzers.hardware import ACCELERATORS, Hardware
 from analyzers.policy import Catalogue, Policy
 from analyzers.shapes import Vocabulary
@@ -82,9 +82,9 @@ def vocabulary_of(settings: Settings, endpoint: EndpointSettings) -> Vocabulary:
     return Vocabulary(catalogue_of(settings, endpoint), tuple(endpoint.policy.engine))
 
 
-def watched_of(settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Watched:
+def watched_of(settings: Settings, endpoint: EndpointSettings, environment: Environment) -> WatchedEndpoint:
     """One endpoint with its sources and its system. Raises ``PluginError``."""
-    return Watched(
+    return WatchedEndpoint(
         settings=endpoint,
         catalogue=catalogue_of(settings, endpoint),
         collectors={

@@ -17,7 +17,7 @@ Verdict = Literal["met", "missed", "unsure"]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredRate:
     """One rate that was sent, and what is known of the objective there."""
 
     rate: float
@@ -40,7 +40,7 @@ class Limit:
     """Whether ``low`` was met with confidence, and not only as far as can be seen."""
 
 
-def limit_of(measured: Sequence[Measured]) -> Limit:
+def limit_of(measured: Sequence[MeasuredRate]) -> Limit:
     """What is known. Where equals contradict each other (met above missed), the missed one counts: a promise is kept below it."""
     missed = min((m.rate for m in measured if m.verdict == "missed"), default=math.inf)
     met = max((m.rate for m in measured if m.verdict == "met" and m.rate < missed), default=0.0)
@@ -51,7 +51,7 @@ def limit_of(measured: Sequence[Measured]) -> Limit:
     return Limit(low or None, None if high == math.inf else high, low > 0 and low == met)
 
 
-def next_rate(measured: Sequence[Measured], guess: float, precision: float = 0.15, most: int = 8) -> float | None:
+def next_rate(measured: Sequence[MeasuredRate], guess: float, precision: float = 0.15, most: int = 8) -> float | None:
     """The rate to send next, ``guess`` first; None: the limit is known to within ``precision``, or ``most`` were measured.
 
     Raises ValueError on a guess or a precision that is not above 0.

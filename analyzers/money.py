@@ -33,7 +33,7 @@ class Unit(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class Usage:
     """What was used. None: not known, which is not 0."""
 
     hours: float | None = None
@@ -86,7 +86,7 @@ class Tariff:
         """Those that are known. Raises ValueError."""
         return cls(tuple(Price(usd, unit, source) for unit, usd in prices.items() if usd is not None))
 
-    def cost(self, used: Used) -> Cost:
+    def cost(self, used: Usage) -> Cost:
         """Every priced unit times what was used of it. Nothing is priced: unknown."""
         if not self.prices:
             return Cost(None, ("price",))
@@ -96,7 +96,7 @@ class Tariff:
             return Cost(None, lacking)
         return Cost(sum(p.usd * (quantities[p.per][0] or 0.0) for p in self.prices))
 
-    def _quantities(self, used: Used) -> dict[Unit, tuple[float | None, tuple[str, ...]]]:
+    def _quantities(self, used: Usage) -> dict[Unit, tuple[float | None, tuple[str, ...]]]:
         """Of each unit, and what that is not known of."""
         cached = used.cached_prompt_tokens or 0.0
         apart = any(p.per is Unit.CACHED_INPUT_1K for p in self.prices)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from actuators.shape import EngineValue, Shape
 from analyzers.hardware import Hardware
-from analyzers.money import Tariff, Unit, Used, per_month
+from analyzers.money import Tariff, Unit, Usage, per_month
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Catalogue:
         serving: of an autoscaled shape, how many replicas there are on average.
         """
         replicas = serving if shape.replicas is None else shape.replicas
-        return self.tariff(shape).cost(Used(hours=1.0, replica_hours=replicas)).usd
+        return self.tariff(shape).cost(Usage(hours=1.0, replica_hours=replicas)).usd
 
 
 def violations(shape: Shape, current: Shape, policy: Policy, catalogue: Catalogue) -> list[str]:

@@ -28,7 +28,7 @@ ERROR_RISE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class LedgerScore:
     """One row of the ledger."""
 
     metric: str
@@ -70,7 +70,7 @@ class Verdict:
     load_ratio: float | None
     """Request rate after over before."""
     comparable: bool
-    scores: tuple[Scored, ...] = ()
+    scores: tuple[LedgerScore, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -228,17 +228,17 @@ def _scores(
     after: Sequence[Window],
     prediction: Prediction | None,
     comparable: bool,
-) -> list[Scored]:
+) -> list[LedgerScore]:
     if prediction is None:
         return []
-    rows: list[Scored] = []
+    rows: list[LedgerScore] = []
     for metric, interval in prediction.metrics.items():
         now = observed_metric(after, metric)
         if now is None or metric in _NOT_SCORED:
             continue
         then, (least, most) = observed_metric(before, metric), _bounds(after, metric, now)
         promised = (interval.low, interval.mid, interval.high)
-        rows.append(Scored(metric, prediction.method, *promised, then, now, comparable, least, most))
+        rows.append(LedgerScore(metric, prediction.method, *promised, then, now, comparable, least, most))
     return rows
 
 

@@ -39,7 +39,7 @@ from analyzers.policy import Catalogue, Policy, candidates  # noqa: E402
 from analyzers.prediction import Bar, Miss, Prediction  # noqa: E402
 from analyzers.recommend import Decision, recommend  # noqa: E402
 from analyzers.situation import Situation  # noqa: E402
-from analyzers.whatif.calibrate import Calibrated, calibrate  # noqa: E402
+from analyzers.whatif.calibrate import CalibratedEngine, calibrate  # noqa: E402
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost  # noqa: E402
 from tests.analyzers.exhaustive import chosen_of_all  # noqa: E402
 from tests.analyzers.whatif.reference_server import poisson, windows  # noqa: E402
@@ -55,7 +55,7 @@ SLOTS = (32, 48, 64, 96)
 @dataclass(frozen=True)
 class Case:
     situation: Situation
-    calibrated: Calibrated
+    calibrated: CalibratedEngine
     fit_s: float
 
     @property

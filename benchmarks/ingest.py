@@ -37,7 +37,7 @@ from agent.clock import VirtualClock  # noqa: E402
 from agent.governor import Governor  # noqa: E402
 from agent.settings import EndpointSettings, Settings  # noqa: E402
 from agent.store import Store, windows  # noqa: E402
-from agent.watch import Watched  # noqa: E402
+from agent.watch import WatchedEndpoint  # noqa: E402
 from agent.wiring import Environment  # noqa: E402
 from collectors.base import SourceContext  # noqa: E402
 from collectors.exposition import Exposition  # noqa: E402
@@ -203,15 +203,15 @@ async def whole_path(base: str, arguments: argparse.Namespace) -> tuple[Cost, di
     return result, stored
 
 
-def _watched(base: str, replicas: int) -> Callable[[Settings, EndpointSettings, Environment], Watched]:
-    def make(_settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Watched:
+def _watched(base: str, replicas: int) -> Callable[[Settings, EndpointSettings, Environment], WatchedEndpoint]:
+    def make(_settings: Settings, endpoint: EndpointSettings, environment: Environment) -> WatchedEndpoint:
         collector = VllmCollector(
             SourceContext(
                 endpoint.name, None, environment.http, environment.clock, environment.sessions, {"timeout_s": 60.0}
             )
         )
         targets = {f"r{i:04d}": f"{base}/{endpoint.name}-{i}" for i in range(replicas)}
-        return Watched(endpoint, {"vllm": collector}, Fixed(targets))
+        return WatchedEndpoint(endpoint, {"vllm": collector}, Fixed(targets))
 
     return make
 

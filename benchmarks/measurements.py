@@ -22,7 +22,7 @@ import numpy as np
 
 from analyzers.architecture import Architecture, find_architecture, weight_bytes
 from analyzers.hardware import Hardware, find
-from analyzers.whatif.fit import SPREAD, Observation, Part
+from analyzers.whatif.fit import SPREAD, Observation, RequestGroup
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.roofline import RooflineMachine
 from collectors.workload import Workload
@@ -142,7 +142,7 @@ def _stage(
         family="vllm",
         experiment=experiment["name"],
         stage=f"{stage['rate_per_s']:g}/s",
-        observation=Observation(workload, (Part(middle, seen),), running, timeout_s=PATIENCE_S),
+        observation=Observation(workload, (RequestGroup(middle, seen),), running, timeout_s=PATIENCE_S),
         engine=engine,
         machine=machine,
         actual={
@@ -236,10 +236,10 @@ def read_requests(folder: Path) -> Measured:
     )
 
 
-def _first_parts(ttft: np.ndarray, decode: np.ndarray, gaps: np.ndarray) -> Iterator[Part]:
+def _first_parts(ttft: np.ndarray, decode: np.ndarray, gaps: np.ndarray) -> Iterator[RequestGroup]:
     for start in range(0, FIRST, _IN_A_PART):
         which = np.arange(start, start + _IN_A_PART)
-        yield Part(
+        yield RequestGroup(
             which,
             {
                 "ttft_s": (float(ttft[which].mean()), 0.05),
@@ -300,7 +300,7 @@ def _point(rows: list[dict[str, str]]) -> Measured | None:
         stage=stage,
         observation=Observation(
             _closed_traffic(each, prompt, output),
-            (Part(slice(0, None), {"itl_s": (tpot, 0.01), "ttft_s": (ttft, 0.05)}),),
+            (RequestGroup(slice(0, None), {"itl_s": (tpot, 0.01), "ttft_s": (ttft, 0.05)}),),
             float(each),
             closed=each,
         ),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from agent.simulate.request import TrafficRequest
 from analyzers.grammar import BadQuestion
-from analyzers.money import Used
+from analyzers.money import Usage
 from analyzers.tuning.judge import SentLoad
 from collectors.traffic.account import Counting
 from collectors.traffic.connection import resolve
@@ -103,7 +103,7 @@ def _workers(asked: int | None, chunks: float, nodes: Mapping[str, int] | None) 
 
 def cost(traffic: TrafficRequest, seconds: float, prompt_tokens: float | None, output_tokens: float) -> float | None:
     """US dollars: of reserved capacity for so long, and of tokens where they are paid for. None: no price is known."""
-    used = Used(hours=seconds / 3600, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+    used = Usage(hours=seconds / 3600, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
     return traffic.prices.tariff.cost(used).usd
 
 

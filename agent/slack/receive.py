@@ -18,7 +18,7 @@ import structlog
 from slack_sdk.signature import Clock as SlackClock
 from slack_sdk.signature import SignatureVerifier
 
-from agent.approvals import ApprovalService, Ruling
+from agent.approvals import ApprovalOutcome, ApprovalService
 from agent.settings import SlackSettings
 from agent.store import Store, recommendations
 from collectors.clock import Clock
@@ -33,7 +33,7 @@ _USER = re.compile(r"[A-Z0-9]{1,64}")
 _ACTIONS = {"flyball_approve": "approve", "flyball_reject": "reject", "flyball_snooze": "snooze"}
 
 
-class Refused(Exception):
+class ClickError(Exception):
     """The request is not taken. ``status`` is the HTTP status, ``code`` is stable."""
 
     def __init__(self, status: int, code: str) -> None:
@@ -46,13 +46,13 @@ class Refused(Exception):
 class Reply:
     """What is said back, to the message's ``response_url``. ``row`` is the recommendation, where there is one."""
 
-    ruling: Ruling
+    ruling: ApprovalOutcome
     user: str
     response_url: str | None
     row: Mapping[str, Any] | None
 
 
-class _Now(SlackClock):
+class _SlackTime(SlackClock):
     """Slack's verifier asks this for the time."""
 
     def __init__(self, clock: Clock) -> None:
@@ -62,7 +62,7 @@ class _Now(SlackClock):
         return self._clock.now()
 
 
-class Receiver:
+class ClickReceiver:
     """Verifies a click and hands it to the ApprovalService."""
 
     def __init__(self, settings: SlackSettings | None, store: Store, approvals: ApprovalService, clock: Clock) -> None:
@@ -72,12 +72,12 @@ class Receiver:
         self._clock = clock
 
     def click(self, headers: Mapping[str, str], body: bytes) -> Reply:
-        """``headers`` with lower-case names, ``body`` as it came. Raises ``Refused``."""
+        """``headers`` with lower-case names, ``body`` as it came. Raises ``ClickError``."""
         settings = self._settings
         if settings is None or settings.signing_secret is None or not settings.approvers:
-            raise Refused(403, "not_configured")
+            raise ClickError(403, "not_configured")
         if len(body) > MAX_BODY:
-            raise Refused(413, "too_large")
+            raise ClickError(413, "too_large")
         self._verify(settings, headers, body)
         payload = _payload(body)
         self._pin(settings, payload)
@@ -95,21 +95,21 @@ class Receiver:
     def _verify(self, settings: SlackSettings, headers: Mapping[str, str], body: bytes) -> None:
         stamp, signature = headers.get("x-slack-request-timestamp", ""), headers.get("x-slack-signature", "")
         if not _STAMP.fullmatch(stamp) or not signature.isascii():
-            raise Refused(401, "bad_signature")
+            raise ClickError(401, "bad_signature")
         if abs(self._clock.now() - int(stamp)) > WINDOW_S:
-            raise Refused(401, "stale")
+            raise ClickError(401, "stale")
         try:
             text = body.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise Refused(401, "bad_signature") from error
+            raise ClickError(401, "bad_signature") from error
         secrets = [s for s in (settings.signing_secret, settings.previous_signing_secret) if s is not None]
-        verifiers = [SignatureVerifier(s.get_secret_value(), _Now(self._clock)) for s in secrets]
+        verifiers = [SignatureVerifier(s.get_secret_value(), _SlackTime(self._clock)) for s in secrets]
         if not any(v.is_valid(body=text, timestamp=stamp, signature=signature) for v in verifiers):
-            raise Refused(401, "bad_signature")
+            raise ClickError(401, "bad_signature")
         seen = hashlib.sha256(f"{stamp}:{signature}".encode()).hexdigest()
         with self._store.write() as db:
             if not recommendations.first_time(db, seen, self._clock.now(), REMEMBER_S):
-                raise Refused(401, "replayed")
+                raise ClickError(401, "replayed")
 
     def _pin(self, settings: SlackSettings, payload: Mapping[str, Any]) -> None:
         pins = (
@@ -119,7 +119,7 @@ class Receiver:
         )
         for wanted, found, code in pins:
             if wanted is not None and found != wanted:
-                raise Refused(403, code)
+                raise ClickError(403, code)
 
 
 def allowed_url(url: str, settings: SlackSettings) -> bool:
@@ -142,9 +142,9 @@ def _payload(body: bytes) -> Mapping[str, Any]:
         fields = parse_qs(body.decode("utf-8"), strict_parsing=True, max_num_fields=10)
         payload = json.loads(fields["payload"][0])
     except (ValueError, KeyError, RecursionError) as error:
-        raise Refused(400, "malformed") from error
+        raise ClickError(400, "malformed") from error
     if not isinstance(payload, dict) or payload.get("type") != "block_actions":
-        raise Refused(400, "malformed")
+        raise ClickError(400, "malformed")
     return payload
 
 
@@ -159,10 +159,10 @@ def _press(payload: Mapping[str, Any]) -> tuple[str, str, str]:
         or len(actions) != 1
         or not isinstance(actions[0], dict)
     ):
-        raise Refused(400, "malformed")
+        raise ClickError(400, "malformed")
     action, token = _ACTIONS.get(str(actions[0].get("action_id"))), actions[0].get("value")
     if action is None or not isinstance(token, str) or not token or not token.isascii():
-        raise Refused(400, "malformed")
+        raise ClickError(400, "malformed")
     return name, action, token
 
 

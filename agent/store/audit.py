@@ -33,19 +33,19 @@ def append(
 
 
 @dataclass(slots=True)
-class Verified:
+class AuditCheckpoint:
     """How far the chain was followed: the last row that held, and its hash."""
 
     id: int = 0
     hash: str = _START
 
 
-def verify(db: sa.Connection, known: Verified | None = None) -> int | None:
+def verify(db: sa.Connection, known: AuditCheckpoint | None = None) -> int | None:
     """The id of the first row that was altered, or from before which one is missing; None when the chain holds.
 
     known: followed on from there, and kept up to date; what lies before it is not read again. Without it the whole chain is.
     """
-    at = known if known is not None else Verified()
+    at = known if known is not None else AuditCheckpoint()
     if at.id and db.execute(sa.select(_T.c.hash).where(_T.c.id == at.id)).scalar_one_or_none() != at.hash:
         at.id, at.hash = 0, _START  # it was altered since: find out where
     for row in map(dict, db.execute(sa.select(_T).where(_T.c.id > at.id).order_by(_T.c.id)).mappings()):

@@ -18,7 +18,7 @@ _L = schema.leases
 _C = schema.control
 
 
-class LeaseLost(Exception):
+class LostLease(Exception):
     """Somebody else leads: whoever sees this stops, and writes nothing."""
 
 
@@ -60,7 +60,7 @@ def release(db: sa.Connection, name: str, holder: str) -> None:
 def leading(store: Store, lead: Lead) -> Iterator[sa.Connection]:
     """A write transaction of a leader: it holds the lease's row until it ends, so that nobody takes over in between.
 
-    Raises ``LeaseLost``, and nothing is written, unless this holder has the lease under this epoch.
+    Raises ``LostLease``, and nothing is written, unless this holder has the lease under this epoch.
     """
     with store.write() as db:
         fence(db, lead)
@@ -76,7 +76,7 @@ def fence(db: sa.Connection, lead: Lead) -> None:
         _L.c.expires_at > DatabaseNow(),
     )
     if db.execute(mine.with_for_update(read=True)).one_or_none() is None:
-        raise LeaseLost(f"{lead.holder} no longer holds {lead.lease} under epoch {lead.epoch}")
+        raise LostLease(f"{lead.holder} no longer holds {lead.lease} under epoch {lead.epoch}")
 
 
 def leader(db: sa.Connection, name: str) -> LeaseRow | None:

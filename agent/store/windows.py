@@ -151,7 +151,7 @@ def roll_up(store: Store, now: float, raw_s: float) -> int:
     return made
 
 
-class _Waiting(NamedTuple):
+class _PendingWindow(NamedTuple):
     """A window that was not merged yet, as it was when it was looked at."""
 
     id: int
@@ -182,7 +182,7 @@ def _write(db: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
 
 def _waiting(
     db: sa.Connection, until: float, finer: float, coarse: float
-) -> dict[tuple[str, str, float], list[_Waiting]]:
+) -> dict[tuple[str, str, float], list[_PendingWindow]]:
     """Windows to be merged, by endpoint, source and the start of their span; the oldest spans, not too many."""
     rows = db.execute(
         sa.select(_T.c.id, _T.c.coverage, _T.c.endpoint, _T.c.source, _T.c.start)
@@ -190,8 +190,8 @@ def _waiting(
         .order_by(_T.c.start)
         .limit(_LOOKED)
     )
-    spans: dict[tuple[str, str, float], list[_Waiting]] = defaultdict(list)
-    for row in (_Waiting(*row) for row in rows):
+    spans: dict[tuple[str, str, float], list[_PendingWindow]] = defaultdict(list)
+    for row in (_PendingWindow(*row) for row in rows):
         key = (row.endpoint, row.source, row.start // coarse * coarse)
         if key in spans or len(spans) < _CHUNK:
             spans[key].append(row)

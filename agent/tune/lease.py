@@ -24,11 +24,11 @@ from collectors.clock import Clock
 _LEASE_S, _RENEW_S = 20.0, 5.0
 
 
-class Lost(Exception):
+class LeaseConflict(Exception):
     """They are somebody else's; the text says what that means."""
 
 
-class Hold:
+class LeaseHolder:
     """Leases that are taken and kept. Every step that changes something asks ``check`` right before."""
 
     def __init__(self, store: Store, clock: Clock, endpoint: str, tune: str) -> None:
@@ -56,11 +56,11 @@ class Hold:
         return True
 
     def check(self) -> None:
-        """Raises Lost unless they are held at this moment; StoreError."""
+        """Raises LeaseConflict unless they are held at this moment; StoreError."""
         late = self._clock.monotonic() > self._until - _RENEW_S
         if self.lost or (late and not self.take()):
             self.lost = True
-            raise Lost(
+            raise LeaseConflict(
                 f"{self._endpoint}: this process stood still, and somebody else has gone on with tune {self._tune} or deploys the endpoint. "
                 "Nothing more is done here"
             )
@@ -80,13 +80,13 @@ class Hold:
 
 
 @asynccontextmanager
-async def held(store: Store, clock: Clock, endpoint: str, tune: str) -> AsyncIterator[Hold]:
-    """Waits for whoever was killed in the middle. Raises Lost where somebody else has them for longer."""
-    hold = Hold(store, clock, endpoint, tune)
+async def held(store: Store, clock: Clock, endpoint: str, tune: str) -> AsyncIterator[LeaseHolder]:
+    """Waits for whoever was killed in the middle. Raises LeaseConflict where somebody else has them for longer."""
+    hold = LeaseHolder(store, clock, endpoint, tune)
     until = clock.monotonic() + _LEASE_S + _RENEW_S
     while not hold.take():
         if clock.monotonic() > until:
-            raise Lost(f"{endpoint}: somebody else tunes or deploys it at this moment")
+            raise LeaseConflict(f"{endpoint}: somebody else tunes or deploys it at this moment")
         await clock.sleep(1.0)
     keeping = asyncio.create_task(hold.keep())
     try:

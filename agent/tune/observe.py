@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from agent.watch import Watched
+from agent.watch import WatchedEndpoint
 from collectors.clock import Clock
 from collectors.window import CollectError, Reading
 
@@ -53,7 +53,7 @@ class ServerReading:
 
 
 @asynccontextmanager
-async def observing(watched: Watched, clock: Clock) -> AsyncIterator[ServerReading]:
+async def observing(watched: WatchedEndpoint, clock: Clock) -> AsyncIterator[ServerReading]:
     """Reads until the block ends; once more at its end. A source that cannot be read is counted and costs nothing else."""
     seen = ServerReading()
     task = asyncio.create_task(_read_on(watched, clock, seen))
@@ -66,13 +66,13 @@ async def observing(watched: Watched, clock: Clock) -> AsyncIterator[ServerReadi
     await _read(watched, seen)
 
 
-async def _read_on(watched: Watched, clock: Clock, seen: ServerReading) -> None:
+async def _read_on(watched: WatchedEndpoint, clock: Clock, seen: ServerReading) -> None:
     while True:
         await _read(watched, seen)
         await clock.sleep(_EVERY_S)
 
 
-async def _read(watched: Watched, seen: ServerReading) -> None:
+async def _read(watched: WatchedEndpoint, seen: ServerReading) -> None:
     # One that only listens: a probe's own requests would be a load of their own.
     collector = next((c for c in watched.collectors.values() if c.interval_s is None), None)
     if collector is None:

@@ -22,12 +22,12 @@ from agent.store import Store, changes, control, fleet, recommendations, tunes
 from agent.store.rows import TrialRow
 from agent.tune.answer import answer
 from agent.tune.history import trial_of
-from agent.tune.lease import Hold, Lost, held
+from agent.tune.lease import LeaseConflict, LeaseHolder, held
 from agent.tune.request import TuneRequest
-from agent.tune.trial import Bench, Ended, TrialFailed, run
-from agent.watch import Watched
+from agent.tune.trial import TrialContext, TrialError, TuneEnd, run
+from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, catalogue_of, watched_of
-from analyzers.money import Tariff, Unit, Used
+from analyzers.money import Tariff, Unit, Usage
 from analyzers.tuning import choose
 from analyzers.tuning.choose import Trial
 from analyzers.tuning.learn import FittedTrial, learn, promised, traffic
@@ -55,7 +55,7 @@ class TuneEstimate:
 def estimate(asked: TuneRequest, settings: Settings) -> TuneEstimate:
     each = _DEPLOY_S + _LOADS * asked.effort.step_s * _OVERHEAD
     prices = [price_of(settings, asked.endpoint, shape) for _, shape in asked.candidates]
-    costs = [Tariff.of({Unit.HOUR: p}).cost(Used(hours=each / 3600)).usd for p in prices]
+    costs = [Tariff.of({Unit.HOUR: p}).cost(Usage(hours=each / 3600)).usd for p in prices]
     usd = None if None in costs else sum(c for c in costs if c is not None)
     return TuneEstimate(len(asked.candidates) * each / 60, usd)
 
@@ -82,7 +82,7 @@ async def present(store: Store, settings: Settings, endpoint: EndpointSettings, 
     return stated if stated.replicas else stated.with_(replicas=1)
 
 
-async def _live(watched: Watched) -> Live:
+async def _live(watched: WatchedEndpoint) -> Live:
     name, system = watched.settings.name, watched.settings.actuator.system
     try:
         live = await watched.actuator.live()
@@ -129,7 +129,7 @@ class Tune:
             running.end("abandoned")
         return str(row["id"])
 
-    async def _begun(self, watched: Watched) -> tunes.Row:
+    async def _begun(self, watched: WatchedEndpoint) -> tunes.Row:
         """The unfinished one of the same question, or a new one."""
         name = self.asked.endpoint
         with self.store.read() as db:
@@ -176,7 +176,7 @@ class Tune:
         return row
 
     @asynccontextmanager
-    async def _alone(self, watched: Watched, row: tunes.Row) -> AsyncIterator[_Running]:
+    async def _alone(self, watched: WatchedEndpoint, row: tunes.Row) -> AsyncIterator[_TuneRun]:
         """The tune, with nobody else at it. Raises CannotTune."""
         try:
             async with held(self.store, self.clock, self.asked.endpoint, row["id"]) as hold:
@@ -184,22 +184,22 @@ class Tune:
                     known = tunes.running(db, self.asked.endpoint)
                 if known is None or known["id"] != row["id"]:  # whoever was waited for has brought it to its end
                     raise CannotTune(f"{self.asked.endpoint}: tune {row['id']} has just ended")
-                yield _Running(self, watched, row, hold)
-        except Lost as error:
+                yield _TuneRun(self, watched, row, hold)
+        except LeaseConflict as error:
             raise CannotTune(str(error)) from error
 
 
-class _Running:
+class _TuneRun:
     """A tune that holds its leases."""
 
-    def __init__(self, tune: Tune, watched: Watched, row: tunes.Row, hold: Hold) -> None:
+    def __init__(self, tune: Tune, watched: WatchedEndpoint, row: tunes.Row, hold: LeaseHolder) -> None:
         self._tune, self._row, self._watched, self._hold = tune, row, watched, hold
         self._asked = tune.asked
         self._begun = tune.clock.monotonic()
         with tune.store.read() as db:
             self.trials = [_again(r, tune.settings, tune.asked) for r in tunes.trials(db, row["id"])]
         self._before_s = sum(t.busy_s for t in self.trials)
-        self._bench = Bench(
+        self._context = TrialContext(
             asked=tune.asked,
             settings=tune.settings,
             store=tune.store,
@@ -219,7 +219,7 @@ class _Running:
         try:
             ended = await self._all()
         except asyncio.CancelledError:
-            self._bench.stop.set()
+            self._context.stop.set()
             ended = "interrupted"
         finally:
             back = asyncio.ensure_future(self.back())
@@ -240,12 +240,12 @@ class _Running:
                 told = f", {trial.promised:.3g}/s predicted" if trial.promised else ""
                 self._tune.say(f"trial {trial.number + 1} of {len(self.trials)}: {trial.shape.label()}{told}")
                 try:
-                    await run(self._bench, trial)
-                except (TrialFailed, CannotDeploy, CollectError) as error:
+                    await run(self._context, trial)
+                except (TrialError, CannotDeploy, CollectError) as error:
                     trial.state, trial.why = "failed", str(error)
                     self._keep(trial)
                 self._tune.say(f"  {_said(trial)}")
-        except Ended as why:
+        except TuneEnd as why:
             if str(why) == "interrupted":
                 raise asyncio.CancelledError from why
             for trial in self.trials:
@@ -284,38 +284,38 @@ class _Running:
 
     def _learned(self, trial: Trial) -> FittedTrial | None:
         return learn(
-            trial.steps, trial.shape, self._bench.model or self._watched.settings.model, self._watched.catalogue
+            trial.steps, trial.shape, self._context.model or self._watched.settings.model, self._watched.catalogue
         )
 
     def _check(self) -> None:
         budget, spent = self._asked.budget, [t.spent_usd for t in self.trials if t.busy_s]
-        if self._bench.stop.is_set():
-            raise Ended("interrupted")
+        if self._context.stop.is_set():
+            raise TuneEnd("interrupted")
         minutes = (self._before_s + self._tune.clock.monotonic() - self._begun) / 60
         if budget.minutes is not None and minutes >= budget.minutes:
-            raise Ended(f"the budget of {budget.minutes:g} minutes is spent")
+            raise TuneEnd(f"the budget of {budget.minutes:g} minutes is spent")
         if budget.usd is not None and sum(s for s in spent if s is not None) >= budget.usd:
-            raise Ended(f"the budget of ${budget.usd:g} is spent")
+            raise TuneEnd(f"the budget of ${budget.usd:g} is spent")
 
     def end(self, state: str, result: dict[str, Any] | None = None) -> None:
-        """It is not gone on with. Raises Lost."""
+        """It is not gone on with. Raises LeaseConflict."""
         tune = self._tune
         self._hold.check()
         with tune.store.write() as db:
             tunes.end(db, self._row["id"], state=state, now=tune.clock.now(), by=tune.by, result=result)
 
     async def back(self) -> None:
-        """To what was there before. What cannot be undone is said; the tune's row still knows what was there. Raises CannotTune, Lost."""
+        """To what was there before. What cannot be undone is said; the row still knows what was there. Raises CannotTune, LeaseConflict."""
         self._hold.check()
         original = self._row["original"]
         try:
             live = await _live(self._watched)
             shape = Shape.from_dict(original) if original is not None else live.shape.with_(replicas=0)
             self._tune.say("leads the endpoint back" if original is not None else "takes down what it put up")
-            await self._bench.deployed(shape, guarded=False)
+            await self._context.deployed(shape, guarded=False)
             if original is None and isinstance(self._watched.actuator, Removable):
                 await self._watched.actuator.remove()
-        except (TrialFailed, CannotDeploy, CannotTune) as error:
+        except (TrialError, CannotDeploy, CannotTune) as error:
             raise CannotTune(
                 f"{self._asked.endpoint} is not back in its old shape: {error}. Try again with `flyball tune --abandon`"
             ) from error

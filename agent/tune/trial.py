@@ -18,11 +18,11 @@ from agent.simulate.options import TrafficOptions, traffic_of
 from agent.simulate.request import LoadOptions, Prices, TrafficRequest
 from agent.simulate.run import TrafficOutcome, estimate, sent
 from agent.store import Store
-from agent.tune.lease import Hold
+from agent.tune.lease import LeaseHolder
 from agent.tune.observe import observing
 from agent.tune.request import TuneRequest
-from agent.watch import Watched
-from analyzers.limit_search import Limit, Measured, limit_of, next_rate
+from agent.watch import WatchedEndpoint
+from analyzers.limit_search import Limit, MeasuredRate, limit_of, next_rate
 from analyzers.tuning.choose import Trial
 from analyzers.tuning.judge import LoadVerdict, figures, invalid, judge
 from collectors.clock import Clock
@@ -39,37 +39,37 @@ _IDLE = 0.2
 _PATIENCE_S, _PATIENCE = 30.0, 20.0
 
 
-class Ended(Exception):
+class TuneEnd(Exception):
     """The tune ends here, with what it has: ``interrupted`` or a budget. Nothing is wrong with the trial."""
 
 
-class TrialFailed(Exception):
+class TrialError(Exception):
     """This shape cannot be measured, and why."""
 
 
 @dataclass(slots=True)
-class Bench:
+class TrialContext:
     """What trials work with."""
 
     asked: TuneRequest
     settings: Settings
     store: Store
     clock: Clock
-    watched: Watched
+    watched: WatchedEndpoint
     by: str
-    hold: Hold
+    hold: LeaseHolder
     allow_production: bool
     say: Callable[[str], None]
     keep: Callable[[Trial], None]
     """Writes a trial to the store."""
     check: Callable[[], None]
-    """Raises ``Ended`` where the tune must end."""
+    """Raises ``TuneEnd`` where the tune must end."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Set: a load under way is ended."""
     model: str | None = None
 
     async def deployed(self, shape: Shape, *, guarded: bool = True) -> None:
-        """Lead the endpoint to ``shape`` and wait until it serves. Raises TrialFailed, CannotDeploy, Lost.
+        """Lead the endpoint to ``shape`` and wait until it serves. Raises TrialError, CannotDeploy, LeaseConflict.
 
         guarded: refuse what the endpoint's guardrails forbid; the way back to what was there is none of theirs.
         """
@@ -77,7 +77,7 @@ class Bench:
         self.hold.check()
         broken = forbidden(shape, self.watched.settings, self.watched.catalogue) if guarded else None
         if broken is not None:
-            raise TrialFailed(broken)
+            raise TrialError(broken)
         try:
             plan = await actuator.plan(await actuator.live(), shape)
             if plan.operations:
@@ -92,15 +92,15 @@ class Bench:
                 )
             live = await actuator.live()
         except ActuatorError as error:
-            raise TrialFailed(str(error)) from error
+            raise TrialError(str(error)) from error
         if shape.replicas and not live.ready:
-            raise TrialFailed(f"it does not serve: {live.detail}")
+            raise TrialError(f"it does not serve: {live.detail}")
         self.watched.saw(live)
 
     async def sent(
         self, options: LoadOptions, trial: Trial, patience_s: float
     ) -> tuple[TrafficOutcome, dict[str, Any]]:
-        """One load, and what the server said of it. Raises CollectError, Ended, Lost, TrialFailed."""
+        """One load, and what the server said of it. Raises CollectError, TuneEnd, LeaseConflict, TrialError."""
         traffic = self._traffic(options, trial, patience_s)
         self.stop.clear()
 
@@ -111,20 +111,20 @@ class Bench:
             outcome = await asyncio.to_thread(sent, traffic, estimate(traffic), watch)
         self.hold.check()
         if self.stop.is_set():
-            raise Ended("interrupted")
+            raise TuneEnd("interrupted")
         if outcome.run.tally.all_errors:
             await self._lives()
         self.model = outcome.model
         return outcome, seen.summary()
 
     async def _lives(self) -> None:
-        """A server that has died says nothing of its shape's limit. Raises TrialFailed."""
+        """A server that has died says nothing of its shape's limit. Raises TrialError."""
         try:
             live = await self.watched.actuator.live()
         except ActuatorError as error:
-            raise TrialFailed(f"it died under this load: {error}") from error
+            raise TrialError(f"it died under this load: {error}") from error
         if not live.ready:
-            raise TrialFailed(f"it died under this load: {live.detail}")
+            raise TrialError(f"it died under this load: {live.detail}")
 
     def _traffic(self, options: LoadOptions, trial: Trial, patience_s: float) -> TrafficRequest:
         load = self.asked.load
@@ -146,21 +146,21 @@ class Bench:
         return replace(traffic_of(given, options, self.settings, []), objective=self.asked.objective)
 
 
-async def run(bench: Bench, trial: Trial) -> None:
-    """Measure the trial, or go on with it: each load is kept as it ends. Raises CollectError, Ended, Lost, TrialFailed."""
-    begun, before = bench.clock.monotonic(), trial.busy_s
+async def run(context: TrialContext, trial: Trial) -> None:
+    """Measure the trial, or go on with it: each load is kept as it ends. Raises CollectError, TuneEnd, LeaseConflict, TrialError."""
+    begun, before = context.clock.monotonic(), trial.busy_s
 
     def note() -> None:
-        trial.busy_s = before + bench.clock.monotonic() - begun
-        bench.keep(trial)
+        trial.busy_s = before + context.clock.monotonic() - begun
+        context.keep(trial)
 
     trial.state, trial.why = "running", ""
     note()
     try:
-        await bench.deployed(trial.shape)
+        await context.deployed(trial.shape)
         note()
-        await _measure(bench, trial, note)
-    except Ended as why:
+        await _measure(context, trial, note)
+    except TuneEnd as why:
         if str(why) != "interrupted" and (measured := _measured(trial)):  # what is known of it counts
             trial.limit = limit_of(measured)
             _done(trial, str(why))
@@ -169,9 +169,9 @@ async def run(bench: Bench, trial: Trial) -> None:
         note()
 
 
-async def _measure(bench: Bench, trial: Trial, note: Callable[[], None]) -> None:
-    asked = bench.asked
-    single = await _single(bench, trial, note)
+async def _measure(context: TrialContext, trial: Trial, note: Callable[[], None]) -> None:
+    asked = context.asked
+    single = await _single(context, trial, note)
     if single["verdict"] == "missed":
         trial.limit = Limit(None, 0.0, False)
         _done(trial, f"not even one user is served within the objective: {single['why']}")
@@ -180,19 +180,19 @@ async def _measure(bench: Bench, trial: Trial, note: Callable[[], None]) -> None
     measured = _measured(trial)
     guess = trial.promised or next((s["guess"] for s in trial.steps if "guess" in s), None)
     if guess is None:
-        most = await _most(bench, trial, note, alone)
+        most = await _most(context, trial, note, alone)
         if most is None:
             _done(trial, "with as many users as it has sequences nothing was answered in time")
             return
         guess, measured = most * _FIRST, _measured(trial)
     while (rate := next_rate(measured, guess, asked.effort.precision, asked.effort.most_steps)) is not None:
-        bench.check()
+        context.check()
         if rate * alone < _IDLE:
             break
-        step = await _rate(bench, trial, note, rate, alone)
+        step = await _rate(context, trial, note, rate, alone)
         if step["invalid"]:  # what held this client up may be over
-            bench.check()
-            await _rate(bench, trial, note, rate, alone)
+            context.check()
+            await _rate(context, trial, note, rate, alone)
         measured = _measured(trial)
     trial.limit = limit_of(measured) if measured else None
     _done(trial, _open_end(trial))
@@ -227,43 +227,43 @@ def _rates(trial: Trial) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _measured(trial: Trial) -> list[Measured]:
+def _measured(trial: Trial) -> list[MeasuredRate]:
     """What was sent in open loop; and what a closed one says of rates that cannot be kept up with. A rate that this client cannot
     send, tried twice, bounds the search, but not for sure: it may have been a moment of something else."""
     found = [
-        Measured(s["rate"], "unsure", False) if s["invalid"] else Measured(s["rate"], s["verdict"], s["likely"])
+        MeasuredRate(s["rate"], "unsure", False) if s["invalid"] else MeasuredRate(s["rate"], s["verdict"], s["likely"])
         for s in _rates(trial)
     ]
     beyond = [s["figures"]["requests_per_s"] for s in trial.steps if s["kind"] == "most" and not s["invalid"]]
-    return [Measured(b * _BEYOND, "missed", False) for b in beyond if b and found] + found
+    return [MeasuredRate(b * _BEYOND, "missed", False) for b in beyond if b and found] + found
 
 
-async def _single(bench: Bench, trial: Trial, note: Callable[[], None]) -> dict[str, Any]:
+async def _single(context: TrialContext, trial: Trial, note: Callable[[], None]) -> dict[str, Any]:
     """One user after the other: warms the server, and shows the best that anybody gets."""
     known = next((s for s in trial.steps if s["kind"] == "single"), None)
     if known is not None:
         if len(trial.steps) > 1 or trial.steps[0] is not known:
-            await bench.sent(
+            await context.sent(
                 LoadOptions(concurrency=1, duration_s=_WARM_S, warmup_s=0.0), trial, 120.0
             )  # as warm as it was
         return known
-    bench.check()
-    step_s = bench.asked.effort.step_s
+    context.check()
+    step_s = context.asked.effort.step_s
     warm = min(_WARM_S, step_s / 2)
     options = LoadOptions(concurrency=1, duration_s=max(2 * warm, step_s / 2), warmup_s=warm)
-    outcome, server = await bench.sent(options, trial, 120.0)
+    outcome, server = await context.sent(options, trial, 120.0)
     return _kept(trial, note, "single", {"users": 1, "rate": None}, outcome, server, judge(outcome.load, None))
 
 
-async def _most(bench: Bench, trial: Trial, note: Callable[[], None], alone: float) -> float | None:
+async def _most(context: TrialContext, trial: Trial, note: Callable[[], None], alone: float) -> float | None:
     """Requests per second of as many users as it has sequences. None: not one was answered."""
     slots = trial.shape.engine.get("max_num_seqs")
     each = slots if isinstance(slots, int) else _MANY
     users = min(_MOST_USERS, max(2, (trial.shape.replicas or 1) * min(each, _MOST_USERS)))
-    bench.check()
-    seconds = _seconds(bench.asked, alone, 0)
+    context.check()
+    seconds = _seconds(context.asked, alone, 0)
     options = LoadOptions(concurrency=users, duration_s=seconds, warmup_s=_warm(seconds, alone))
-    outcome, server = await bench.sent(options, trial, _patience(alone))
+    outcome, server = await context.sent(options, trial, _patience(alone))
     step = _kept(trial, note, "most", {"users": users, "rate": None}, outcome, server, judge(outcome.load, None))
     reached = step["figures"]["requests_per_s"]
     if not reached:
@@ -273,14 +273,16 @@ async def _most(bench: Bench, trial: Trial, note: Callable[[], None], alone: flo
     return float(reached)
 
 
-async def _rate(bench: Bench, trial: Trial, note: Callable[[], None], rate: float, alone: float) -> dict[str, Any]:
+async def _rate(
+    context: TrialContext, trial: Trial, note: Callable[[], None], rate: float, alone: float
+) -> dict[str, Any]:
     """An open loop, long enough for the objective's percentile."""
-    quantiles = [t.quantile for t in bench.asked.objective.targets if t.quantile is not None]
+    quantiles = [t.quantile for t in context.asked.objective.targets if t.quantile is not None]
     # With fewer requests than this not even none beyond the limit would show, at 95 %, that so few are (the rule of three).
     needed = 3.0 / (1.0 - max(quantiles, default=0.95)) + 1
-    seconds = _seconds(bench.asked, alone, needed / rate)
+    seconds = _seconds(context.asked, alone, needed / rate)
     options = LoadOptions(rate=rate, duration_s=seconds, warmup_s=_warm(seconds, alone))
-    outcome, server = await bench.sent(options, trial, _patience(alone))
+    outcome, server = await context.sent(options, trial, _patience(alone))
     return _kept(trial, note, "rate", {"users": None, "rate": rate}, outcome, server, judge(outcome.load, rate))
 
 

@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from agent import charts, views
 from agent.approvals import ACTIONS
 from agent.report import environment
-from agent.slack.receive import MAX_BODY, Refused
+from agent.slack.receive import MAX_BODY, ClickError
 from agent.store import control, outbox
 from agent.store.recommendations import OPEN
 from agent.tune import page as tune_page
@@ -66,7 +66,7 @@ def _slack(app: FastAPI, governor: Governor) -> None:
         headers = {name.lower(): value for name, value in request.headers.items()}
         try:
             reply = await asyncio.to_thread(governor.receiver.click, headers, body)
-        except Refused as refused:
+        except ClickError as refused:
             governor.metrics.rulings.labels("slack", "unknown", refused.code).inc()
             return PlainTextResponse(refused.code, refused.status)
         later.add_task(governor.sender.answer, reply)

@@ -29,7 +29,7 @@ from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict, Prediction
 from analyzers.shapes import Vocabulary, shape_of
-from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.engine import Router
 from analyzers.whatif.predict import Ensemble, replicas_of
 from collectors.window import Window
@@ -200,7 +200,7 @@ def judged(got: Prediction | None, objective: Objective) -> dict[str, Any]:
 
 def _curves(shape: Shape, on: Question) -> Curves:
     """Distributions of the best fit's replay; none of a kind that has no such replay."""
-    if not isinstance(on.calibrated, Calibrated):
+    if not isinstance(on.calibrated, CalibratedEngine):
         return {}
     ensemble = Ensemble.of(shape, on.calibrated, on.basis.present, on.basis.catalogue.hardware)
     (best,) = ensemble.members(on.workload, 0, replicas=replicas_of(shape), router=on.basis.router)

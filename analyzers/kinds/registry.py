@@ -12,11 +12,11 @@ from analyzers.kinds.engine.kind import EngineKind
 from analyzers.kinds.ptu.deployment import PtuDeployment
 from analyzers.kinds.quota.deployment import QuotaDeployment
 from analyzers.kinds.serverless.function import ServerlessFunction
-from analyzers.kinds.system import Described, ReplaySystem, check_version
+from analyzers.kinds.system import DescribedSystem, ReplaySystem, check_version
 from analyzers.kinds.vm.kind import VmKind
 from analyzers.kinds.vm.machines import Machines
 
-DESCRIBED: dict[str, type[Described]] = {
+SYSTEMS: dict[str, type[DescribedSystem]] = {
     kind.kind: kind for kind in (Machines, QuotaDeployment, ServerlessFunction, PtuDeployment)
 }
 #: How endpoints are predicted from their own telemetry, by the settings' ``kind``.
@@ -33,7 +33,7 @@ def system_of(data: Mapping[str, Any]) -> ReplaySystem:
         return Engines.read(rest)
     if kind in _RENAMED:
         raise ValueError(f"kind: {kind!r} is called {_RENAMED[kind]!r} now; write that")
-    if kind not in DESCRIBED:
-        raise ValueError(f"kind: {kind!r} is not known; {nearest(str(kind), [Engines.kind, *DESCRIBED])}")
+    if kind not in SYSTEMS:
+        raise ValueError(f"kind: {kind!r} is not known; {nearest(str(kind), [Engines.kind, *SYSTEMS])}")
     check_version(rest)
-    return DESCRIBED[kind].read({name: value for name, value in rest.items() if name != "schema_version"})
+    return SYSTEMS[kind].read({name: value for name, value in rest.items() if name != "schema_version"})

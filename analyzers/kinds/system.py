@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from analyzers.kinds import strict
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result
-from analyzers.money import Tariff, Unit, Used
+from analyzers.money import Tariff, Unit, Usage
 from analyzers.prediction import CannotPredict
 
 
@@ -56,7 +56,7 @@ class ReplaySystem(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described:
+class DescribedSystem:
     """A system whose engine file holds its dataclass's fields, and whose candidates change them. Prices are fields too."""
 
     kind: ClassVar[str]
@@ -93,7 +93,7 @@ class Described:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerToken(Described):
+class TokenPricedSystem(DescribedSystem):
     """Where tokens are paid for one by one, in US dollars per 1,000. Cached prompt tokens cost as others do unless priced apart."""
 
     usd_per_1k_input_tokens: float | None = None
@@ -117,7 +117,7 @@ class PerToken(Described):
                 Unit.OUTPUT_1K: self.usd_per_1k_output_tokens,
             }
         )
-        return tariff.cost(Used(prompt_tokens=prompt, cached_prompt_tokens=cached, output_tokens=output)).usd
+        return tariff.cost(Usage(prompt_tokens=prompt, cached_prompt_tokens=cached, output_tokens=output)).usd
 
 
 SCHEMA_VERSION = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from actuators.shape import Shape
 from analyzers.limit_search import Limit
-from analyzers.money import Tariff, Unit, Used, per_1k_tokens
+from analyzers.money import Tariff, Unit, Usage, per_1k_tokens
 
 #: The least doubt of a promised limit, as a share, and how much of the greatest error that was seen is added to be on the safe side.
 _LEAST_DOUBT, _SAFE = 0.25, 1.5
@@ -47,7 +47,7 @@ class Trial:
 
     @property
     def spent_usd(self) -> float | None:
-        return Tariff.of({Unit.HOUR: self.usd_per_hour}).cost(Used(hours=self.busy_s / 3600.0)).usd
+        return Tariff.of({Unit.HOUR: self.usd_per_hour}).cost(Usage(hours=self.busy_s / 3600.0)).usd
 
     def as_body(self) -> Mapping[str, Any]:
         """What is kept of it beside its own columns."""

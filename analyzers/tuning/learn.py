@@ -16,7 +16,7 @@ from analyzers.hardware import find
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict
-from analyzers.whatif.calibrate import Calibrated, calibrate_on_tests
+from analyzers.whatif.calibrate import CalibratedEngine, calibrate_on_tests
 from analyzers.whatif.predict import limit_rate
 from collectors.loadtests import LoadTest, Summary
 from collectors.plan import Lengths
@@ -29,7 +29,7 @@ _REQUESTS = 1500
 class FittedTrial:
     """An engine, and the shape that it was fitted on."""
 
-    calibrated: Calibrated
+    calibrated: CalibratedEngine
     shape: Shape
 
 

@@ -20,7 +20,7 @@ from analyzers.prediction import CannotPredict
 from analyzers.whatif import priors
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.evidence import WindowEvidence, observations, sight
-from analyzers.whatif.fit import OVERHEAD, Draw, EngineFit, Observation, Prior, fit, with_draw
+from analyzers.whatif.fit import OVERHEAD, EngineFit, Observation, PosteriorDraw, Prior, fit, with_draw
 from analyzers.whatif.loadtests import observation
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.roofline import RooflineMachine
@@ -35,7 +35,7 @@ DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrated:
+class CalibratedEngine:
     """An engine that was learned, how sure that is, and what it rests on."""
 
     key: str
@@ -49,7 +49,7 @@ class Calibrated:
     """Added to every TTFT and end-to-end time: network, tokenizer, queueing before the engine."""
     lag: float
     """Iterations that a first token is late by: about one where the engine schedules ahead."""
-    draws: tuple[Draw, ...]
+    draws: tuple[PosteriorDraw, ...]
     windows: int
     requests: float
     load: tuple[float, float]
@@ -64,8 +64,8 @@ class Calibrated:
     notes: tuple[str, ...] = ()
 
     @property
-    def best(self) -> Draw:
-        return Draw(self.model.iteration, self.overhead_s, self.lag)
+    def best(self) -> PosteriorDraw:
+        return PosteriorDraw(self.model.iteration, self.overhead_s, self.lag)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -88,7 +88,7 @@ class Calibrated:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Calibrated:
+    def from_dict(cls, data: Mapping[str, Any]) -> CalibratedEngine:
         """The reverse of ``as_dict``. Raises KeyError on one of an older Flyball, which lacks what this one needs."""
         names = (
             "key",
@@ -105,7 +105,7 @@ class Calibrated:
         architecture = data["architecture"]
         return cls(
             model=EngineModel.from_dict(data["model"]),
-            draws=tuple(Draw(IterationCost(*row[:OVERHEAD]), *row[OVERHEAD:]) for row in data["draws"]),
+            draws=tuple(PosteriorDraw(IterationCost(*row[:OVERHEAD]), *row[OVERHEAD:]) for row in data["draws"]),
             load=(data["load"][0], data["load"][1]),
             discrepancy=Discrepancy.from_dict(data["discrepancy"]),
             architecture=None if architecture is None else Architecture(**architecture),
@@ -121,7 +121,7 @@ class Calibrated:
         return replace(self.model, source=told)
 
     @classmethod
-    def of_engine(cls, engine: EngineModel) -> Calibrated | None:
+    def of_engine(cls, engine: EngineModel) -> CalibratedEngine | None:
         """The reverse of ``engine``; None where the engine's source carries no calibration."""
         try:
             return cls.from_dict({**engine.source, "model": replace(engine, source={}).to_dict()})
@@ -140,7 +140,7 @@ def calibration_key(facts: Mapping[str, str], shape: Shape) -> str:
 
 def calibrate(
     windows: Sequence[Window], shape: Shape, *, prior: EngineModel | None, hardware: Hardware | None, seed: int = 0
-) -> Calibrated:
+) -> CalibratedEngine:
     """Fit the engine that served ``windows`` on ``shape``.
 
     prior: an engine believed to be like this one (same model on another release, say); its coefficients replace the roofline's.
@@ -179,7 +179,7 @@ def calibrate(
 
 def calibrate_on_tests(
     tests: Sequence[LoadTest], shape: Shape, *, model: str | None, hardware: Hardware | None, seed: int = 0
-) -> Calibrated:
+) -> CalibratedEngine:
     """Fit the engine that served load tests on ``shape``, one replica.
 
     model: its name, where the tests do not tell; with ``hardware``, the accelerator, it gives the roofline.
@@ -241,10 +241,10 @@ def calibrated(
     requests: float,
     load: tuple[float, float],
     notes: Sequence[str],
-) -> Calibrated:
+) -> CalibratedEngine:
     """A fit on ``shape`` with what it rests on. facts: what the engine says of itself."""
     known = find(shape.accelerator) if shape.accelerator is not None else None
-    return Calibrated(
+    return CalibratedEngine(
         key=calibration_key(facts, shape),
         accelerator=shape.accelerator if known is None else known.name,
         accelerator_count=shape.accelerator_count or 1,

@@ -55,7 +55,7 @@ def features(workload: Workload, running: float) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _MetricResiduals:
     """The residuals of one metric."""
 
     points: Floats
@@ -107,7 +107,7 @@ class Discrepancy:
         )
 
     @cached_property
-    def _known(self) -> Mapping[str, _Known]:
+    def _known(self) -> Mapping[str, _MetricResiduals]:
         out = {}
         for metric in {r.metric for r in self.residuals}:
             rows = [r for r in self.residuals if r.metric == metric]
@@ -118,7 +118,7 @@ class Discrepancy:
             # Each residual, foretold from the others: closed form in Rasmussen and Williams, "Gaussian Processes", 5.4.2.
             left_out = (inverse @ values) / np.sqrt(np.diag(inverse))
             scale = math.sqrt((_BELIEVED + float((left_out**2).sum())) / (_BELIEVED + len(rows)))
-            out[metric] = _Known(points, values, inverse, scale)
+            out[metric] = _MetricResiduals(points, values, inverse, scale)
         return out
 
     def as_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyzers.whatif.fit import Observation, Part
+from analyzers.whatif.fit import Observation, RequestGroup
 from collectors.sketch import Sketch
 from collectors.window import Window
 from collectors.workload import Workload
@@ -142,7 +142,7 @@ def _observation(sights: list[WindowEvidence], seed: int, requests: int) -> Obse
         del seen["e2e_s"]  # it says the same once more
     return Observation(
         workload=workload,
-        parts=(Part(middle, {name: value for name, value in seen.items() if value is not None}),),
+        parts=(RequestGroup(middle, {name: value for name, value in seen.items() if value is not None}),),
         running=running,
         slots=max(1, round(running)) if steady else None,
         without_queue=steady or sights[0].queue_known,

@@ -47,7 +47,7 @@ _STEP = 0.03  # replays are piecewise smooth: a smaller difference would see the
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class PosteriorDraw:
     """One set of unknowns that the data allow."""
 
     iteration: IterationCost
@@ -59,7 +59,7 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RequestGroup:
     """Some requests of an observation, and what was seen of them on average: metric -> (seconds, relative standard error)."""
 
     which: slice | Ints
@@ -72,7 +72,7 @@ class Observation:
     """Traffic of one replica, and what was seen of it."""
 
     workload: Workload
-    parts: tuple[Part, ...]
+    parts: tuple[RequestGroup, ...]
     running: float
     """Mean sequences in the batch."""
     closed: int | None = None
@@ -141,8 +141,8 @@ class Prior:
 class EngineFit:
     """What a fit found."""
 
-    best: Draw
-    draws: tuple[Draw, ...]
+    best: PosteriorDraw
+    draws: tuple[PosteriorDraw, ...]
     theta: Floats
     """(8,) the best unknowns, as in ``Prior.centre``."""
     spread: Floats
@@ -153,7 +153,13 @@ class EngineFit:
 
 
 def client_replay(
-    workload: Workload, model: EngineModel, draw: Draw, *, closed: int | None = None, inside: bool = False, **how: Any
+    workload: Workload,
+    model: EngineModel,
+    draw: PosteriorDraw,
+    *,
+    closed: int | None = None,
+    inside: bool = False,
+    **how: Any,
 ) -> tuple[Replay, Times]:
     """Replay, and see it as a client does. ``closed`` and ``inside``: as in ``Observation``. ``how`` goes to ``replay``."""
     got = replay(workload, with_draw(model, draw), **how)
@@ -169,7 +175,7 @@ def client_replay(
     return got, Times(ttft + late, e2e + late, queue, gaps)
 
 
-def with_draw(model: EngineModel, draw: Draw) -> EngineModel:
+def with_draw(model: EngineModel, draw: PosteriorDraw) -> EngineModel:
     """``model`` with the draw's coefficients and cache."""
     limits = model.limits
     if draw.cache != 1.0 and limits.kv_tokens is not None:
@@ -224,9 +230,9 @@ class _Problem:
         self._prior = prior
         self._observations = [(o, _engine_of(o, engine), features(o.workload, o.running)) for o in observations]
 
-    def draw(self, theta: Floats) -> Draw:
+    def draw(self, theta: Floats) -> PosteriorDraw:
         values = [float(v) for v in np.exp(theta)]
-        return Draw(IterationCost(*values[:OVERHEAD]), values[OVERHEAD], float(theta[LAG]), values[CACHE])
+        return PosteriorDraw(IterationCost(*values[:OVERHEAD]), values[OVERHEAD], float(theta[LAG]), values[CACHE])
 
     def compared(self, theta: Floats) -> list[Residual]:
         """What was seen over what is replayed, in logarithms, for each metric of each part."""
@@ -269,7 +275,7 @@ class _Problem:
         columns = [(self.residuals(theta + step) - here) / _STEP for step in _STEP * np.eye(theta.shape[0])]
         return np.stack(columns, axis=1)
 
-    def draws(self, theta: Floats, jacobian: Floats, seed: int) -> tuple[tuple[Draw, ...], Floats]:
+    def draws(self, theta: Floats, jacobian: Floats, seed: int) -> tuple[tuple[PosteriorDraw, ...], Floats]:
         """Members of the posterior, and its standard deviations."""
         rng = np.random.default_rng(seed)
         at_best = self.residuals(theta)

@@ -166,7 +166,7 @@ class _Replica:
     drained_at: float = math.inf
 
 
-class _Held:
+class _RouterQueue:
     """The requests at the router while no replica is ready."""
 
     def __init__(self, machine: ReplicaMachine) -> None:
@@ -211,7 +211,7 @@ class _Operation:
         self._seen = 0
         self._first = 0
         """The first request that no replica has got."""
-        self._held = _Held(machine)
+        self._held = _RouterQueue(machine)
         self._ready = [_Replica(i, 0.0, 0.0, row=i) for i in range(fleet.replicas)]
         self._starting: list[_Replica] = []
         self._draining: list[_Replica] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from analyzers.prediction import CannotPredict
-from analyzers.whatif.fit import Observation, Part
+from analyzers.whatif.fit import Observation, RequestGroup
 from collectors.loadtests import LoadTest, Summary
 from collectors.workload import Ints, Workload
 
@@ -40,7 +40,7 @@ def observation(test: LoadTest, seed: int = 0) -> Observation:
         # As many as there were: the first of each client came all at once, and how much that weighs depends on the others.
         n = int(np.clip(test.completed or 10 * clients, 2 * clients, max(_MOST, 2 * clients)))
         workload = _workload(np.zeros(n), test, rng)
-        return Observation(workload, (Part(slice(0, None), seen),), float(clients), closed=clients)
+        return Observation(workload, (RequestGroup(slice(0, None), seen),), float(clients), closed=clients)
     rate = test.rate_per_s or test.throughput_per_s
     if not rate:
         raise _lacks(test, "the rate or the concurrency at which it was measured")
@@ -48,7 +48,9 @@ def observation(test: LoadTest, seed: int = 0) -> Observation:
     gaps = rng.exponential(1.0, n)
     workload = _workload(np.cumsum(gaps / gaps.mean()) / rate, test, rng)
     middle = slice(n // 20, n - n // 20)
-    return Observation(workload, (Part(middle, seen),), running or rate * output * seen.get("itl_s", (0.01, 0.0))[0])
+    return Observation(
+        workload, (RequestGroup(middle, seen),), running or rate * output * seen.get("itl_s", (0.01, 0.0))[0]
+    )
 
 
 def _seen(test: LoadTest, output: float) -> dict[str, tuple[float, float]]:

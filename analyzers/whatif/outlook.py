@@ -16,7 +16,7 @@ import numpy as np
 from analyzers.whatif.discrepancy import Discrepancy, features
 from analyzers.whatif.distribution import Distribution, Samples
 from analyzers.whatif.engine import Replay
-from analyzers.whatif.fit import Draw, Times, client_replay
+from analyzers.whatif.fit import PosteriorDraw, Times, client_replay
 from analyzers.whatif.model import EngineModel, IterationCost
 from collectors.workload import Workload
 
@@ -42,7 +42,7 @@ class Member:
 def look(
     workload: Workload,
     model: EngineModel,
-    draws: Sequence[Draw],
+    draws: Sequence[PosteriorDraw],
     discrepancy: Discrepancy,
     *,
     closed: int | None = None,

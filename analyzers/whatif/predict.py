@@ -20,10 +20,10 @@ from actuators.shape import Shape
 from analyzers.hardware import Hardware, find
 from analyzers.objective import Objective
 from analyzers.prediction import Bar, CannotPredict, Interval, Miss, Prediction
-from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.engine import Replay, Router
-from analyzers.whatif.fit import Draw
+from analyzers.whatif.fit import PosteriorDraw
 from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineModel, IterationCost
 from analyzers.whatif.outlook import Z80, Member, look
@@ -51,7 +51,7 @@ _ALWAYS = (("ttft_s", 0.5), ("ttft_s", 0.95), ("itl_s", 0.5), ("itl_s", 0.95), (
 def predict(
     shape: Shape,
     workload: Workload,
-    calibrated: Calibrated,
+    calibrated: CalibratedEngine,
     *,
     objective: Objective,
     base_shape: Shape,
@@ -76,7 +76,7 @@ def predict(
 def screen(
     shape: Shape,
     workload: Workload,
-    calibrated: Calibrated,
+    calibrated: CalibratedEngine,
     bar: Bar,
     *,
     objective: Objective,
@@ -141,7 +141,7 @@ class _Count:
 def limit_rate(
     shape: Shape,
     workload: Workload,
-    calibrated: Calibrated,
+    calibrated: CalibratedEngine,
     *,
     objective: Objective,
     base_shape: Shape,
@@ -200,7 +200,7 @@ class Ensemble:
     """One replica of a shape as engines to replay: the calibration with the shape's limits, and scaled to its accelerators."""
 
     model: EngineModel
-    draws: tuple[Draw, ...]
+    draws: tuple[PosteriorDraw, ...]
     """The best fit first."""
     discrepancy: Discrepancy
     load: tuple[float, float]
@@ -210,7 +210,7 @@ class Ensemble:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, shape: Shape, calibrated: Calibrated, base: Shape, hardware: Mapping[str, Hardware]) -> Ensemble:
+    def of(cls, shape: Shape, calibrated: CalibratedEngine, base: Shape, hardware: Mapping[str, Hardware]) -> Ensemble:
         """Raises CannotPredict where the shape is not known well enough, or its limits contradict each other."""
         notes: list[str] = []
         if shape.replicas is None and shape.autoscaling is not None:
@@ -318,7 +318,7 @@ def _least_work(
 
 
 @dataclass(frozen=True, slots=True)
-class _Move:
+class _Transfer:
     """From the calibrated accelerators to others."""
 
     factors: Floats
@@ -330,8 +330,8 @@ class _Move:
 
 
 def _move(
-    shape: Shape, calibrated: Calibrated, base: Shape, hardware: Mapping[str, Hardware], notes: list[str]
-) -> _Move | None:
+    shape: Shape, calibrated: CalibratedEngine, base: Shape, hardware: Mapping[str, Hardware], notes: list[str]
+) -> _Transfer | None:
     """None where the accelerators stay the same."""
     same_kind = (shape.accelerator or base.accelerator) == base.accelerator and (
         shape.size == base.size or shape.size is None or shape.accelerator is not None
@@ -353,12 +353,12 @@ def _move(
             RooflineMachine(calibrated.architecture, row, n, calibrated.weight_bytes)
             for row, n in ((old, base_count), (new, count))
         )
-        return _Move(there.coefficients() / here.coefficients(), there.cache_tokens() or 0, memory)
+        return _Transfer(there.coefficients() / here.coefficients(), there.cache_tokens() or 0, memory)
     # More accelerators share the work, and pay for it in communication: 85 % for each doubling.
     split = 0.85 ** math.log2(count / base_count) * count / base_count
     bandwidth = old.bandwidth_gb_s / new.bandwidth_gb_s / split
     arithmetic = old.tflops_bf16 / new.tflops_bf16 / split
-    return _Move(np.array([bandwidth, bandwidth, bandwidth, arithmetic, arithmetic]), None, memory)
+    return _Transfer(np.array([bandwidth, bandwidth, bandwidth, arithmetic, arithmetic]), None, memory)
 
 
 def _hardware(which: str, name: str | None, shape: Shape, table: Mapping[str, Hardware]) -> Hardware:
@@ -372,7 +372,7 @@ def _hardware(which: str, name: str | None, shape: Shape, table: Mapping[str, Ha
     return row
 
 
-def _limited(model: EngineModel, shape: Shape, base: Shape, move: _Move | None, notes: list[str]) -> EngineModel:
+def _limited(model: EngineModel, shape: Shape, base: Shape, move: _Transfer | None, notes: list[str]) -> EngineModel:
     """The calibrated limits with those that the shape states, and a cache that goes with memory where hardware changes.
 
     Raises CannotPredict ``DOES_NOT_FIT`` where the model's weights leave no room for a cache, ``INVALID_LIMITS``.

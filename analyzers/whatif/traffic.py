@@ -41,7 +41,7 @@ def workload_from_windows(
         )
     share = min(1.0, max_requests / expected)
     chosen, piece = _thinned(known, share)
-    of_length: _Lengths | _Alike = _Lengths(known) if lengths else _Alike()
+    of_length: _Lengths | _UnitLengths = _Lengths(known) if lengths else _UnitLengths()
 
     arrivals: list[Floats] = []
     columns: list[tuple[Ints, Ints, Ints]] = []
@@ -81,7 +81,7 @@ def _thinned(windows: Sequence[Window], share: float) -> tuple[list[Window], flo
     return picked, min(1.0, wanted / have)
 
 
-class _Alike:
+class _UnitLengths:
     """Requests of one token."""
 
     def draw(self, _window: Window, n: int, _rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:

@@ -95,7 +95,7 @@ def test_one_endpoints_trouble_does_not_keep_another_waiting(tmp_path: Path) -> 
             assert world.systems[OTHER].shape == shape(3)
             assert world.systems[NAME].executed == []
             act = next(loop for loop in world.governor.loops if loop.name == "act")
-            assert act.beat.errors == 0, "its trouble is its own"
+            assert act.status.errors == 0, "its trouble is its own"
             assert await world.until_true(lambda: world.changes(NAME)[0]["finished_at"] is not None, 900)
             assert "BUG: RuntimeError: a bug in a plugin" in world.changes(NAME)[0]["state_reason"]
 

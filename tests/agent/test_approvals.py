@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.approvals import ACTIONS, SNOOZE_S, ApprovalService, Ruling
+from agent.approvals import ACTIONS, SNOOZE_S, ApprovalOutcome, ApprovalService
 from agent.clock import VirtualClock
 from agent.store import Store, audit, recommendations
 from tests.agent.records import T0, recommendation_row
@@ -22,12 +22,12 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def heard() -> list[tuple[Ruling, str, str]]:
+def heard() -> list[tuple[ApprovalOutcome, str, str]]:
     return []
 
 
 @pytest.fixture
-def service(store: Store, clock: VirtualClock, heard: list[tuple[Ruling, str, str]]) -> ApprovalService:
+def service(store: Store, clock: VirtualClock, heard: list[tuple[ApprovalOutcome, str, str]]) -> ApprovalService:
     return ApprovalService(store, clock, lambda *ruling: heard.append(ruling))
 
 
@@ -43,13 +43,15 @@ def _row(store: Store, identity: str = "aaaa0001") -> dict[str, Any]:
     return row
 
 
-def _decide(service: ApprovalService, action: Any = "approve", identity: str = "aaaa0001", plan: str = HASH) -> Ruling:
+def _decide(
+    service: ApprovalService, action: Any = "approve", identity: str = "aaaa0001", plan: str = HASH
+) -> ApprovalOutcome:
     return service.decide(identity, action=action, actor="cli:ada", channel="cli", plan_hash=plan)
 
 
 @pytest.mark.parametrize(("action", "after"), [("approve", "approved"), ("reject", "rejected"), ("snooze", "snoozed")])
 def test_a_decision_moves_it_and_says_who(
-    action: str, after: str, service: ApprovalService, store: Store, heard: list[tuple[Ruling, str, str]]
+    action: str, after: str, service: ApprovalService, store: Store, heard: list[tuple[ApprovalOutcome, str, str]]
 ) -> None:
     _insert(store)
     ruling = _decide(service, action)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from agent.cli import app, output
 from agent.store import Store, fleet
-from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.model import EngineModel
 from tests.agent.telemetry import MODEL
 from tests.agent.test_whatif_cli import trace
@@ -44,13 +44,13 @@ def test_from_the_store_to_a_file_that_whatif_takes(telemetry: Path, tmp_path: P
     assert base["value"] == pytest.approx(MODEL.iteration.base_s, rel=0.1)
     engine = EngineModel.from_json(out.read_text())
     assert engine.to_dict() == found["engine"]
-    known = Calibrated.of_engine(engine)
+    known = CalibratedEngine.of_engine(engine)
     assert known is not None
     assert len(known.draws) > 10
     with Store(f"sqlite:///{telemetry.parent}/flyball.db").read() as db:
         kept = fleet.calibration(db, "chat")
     assert kept is not None
-    assert Calibrated.from_dict(kept["body"]) == known
+    assert CalibratedEngine.from_dict(kept["body"]) == known
     asked = run("whatif", "--trace", trace(tmp_path, "0,100,10", "1,100,10"), "--engine", out, "-o", "json")
     assert asked.exit_code == 0, asked.output
     assert json.loads(asked.stdout)["completed"] == 2

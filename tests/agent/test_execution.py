@@ -14,9 +14,9 @@ from actuators.base import ActuatorError, Live, Progress, Receipt, Step, Trouble
 from actuators.shape import Operation, Plan, Shape
 from agent.clock import VirtualClock
 from agent.deploy import CannotDeploy, Deployment, carry_out
-from agent.execution import Execution, Run, Standing
+from agent.execution import ChangeRun, Execution, RunProgress
 from agent.store import Store, changes, control
-from agent.store.control import Lead, LeaseLost
+from agent.store.control import Lead, LostLease
 from tests.agent.records import change_row
 
 A, B = (
@@ -87,9 +87,9 @@ class Place:
         assert lead is not None
         return lead
 
-    def advance(self, *operations: Operation, gate: Any = None, lead: Lead | None = None) -> Standing:
+    def advance(self, *operations: Operation, gate: Any = None, lead: Lead | None = None) -> RunProgress:
         """With a new Execution each time, as after a kill."""
-        run = Run("cccc0001", "chat", "apply", operations or (A, B), self.actuator, gate)
+        run = ChangeRun("cccc0001", "chat", "apply", operations or (A, B), self.actuator, gate)
         return asyncio.run(Execution(self.store, self.clock).advance(run, lead or self.lead))
 
     def later(self, seconds: float) -> None:
@@ -106,7 +106,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_each_step_is_cleared_done_and_followed_with_the_receipt_of_the_one_before(place: Place) -> None:
-    assert place.advance() == Standing("done")
+    assert place.advance() == RunProgress("done")
     first, second = Receipt({"of": "a"}), Receipt({"of": "b"})
     assert place.actuator.calls == [
         ("clear", "a", None),
@@ -116,7 +116,7 @@ def test_each_step_is_cleared_done_and_followed_with_the_receipt_of_the_one_befo
         ("do", "b", "cccc0001:apply:1", first),
         ("done", "b", second),
     ]
-    assert place.advance() == Standing("done")
+    assert place.advance() == RunProgress("done")
     assert len(place.actuator.calls) == 6, "what is done is not asked for again"
 
 
@@ -127,9 +127,9 @@ def test_a_receipt_outlives_the_process_and_may_be_replaced_on_the_way(place: Pl
         "do a": [operation],
         "done a": [Step(Progress.PENDING, "20 %", receipt=moved), Step(Progress.PENDING, "90 %")],
     }
-    assert place.advance() == Standing("waiting", "20 %")
-    assert place.advance() == Standing("waiting", "90 %")
-    assert place.advance() == Standing("done")
+    assert place.advance() == RunProgress("waiting", "20 %")
+    assert place.advance() == RunProgress("waiting", "90 %")
+    assert place.advance() == RunProgress("done")
     assert [c[2] for c in place.actuator.did("done")] == [operation, moved, moved, Receipt({"of": "b"})]
     assert [c[3] for c in place.actuator.did("do")] == [None, moved]
 
@@ -148,7 +148,7 @@ def test_an_intent_that_was_written_down_is_resumed_under_its_token_without_anot
         place.advance()
     assert place.journal() == [(0, "intended")]
     place.actuator.do = really  # type: ignore[method-assign]
-    assert place.advance() == Standing("done")
+    assert place.advance() == RunProgress("done")
     assert [c[1] for c in place.actuator.did("clear")] == ["a", "b"]
     assert place.actuator.did("do")[0][2] == "cccc0001:apply:0"
 
@@ -157,26 +157,26 @@ def test_an_intent_that_was_written_down_is_resumed_under_its_token_without_anot
 @pytest.mark.parametrize("trouble", [Trouble.CONFLICT, Trouble.THROTTLED, Trouble.UNREACHABLE])
 def test_what_may_pass_is_tried_again_when_the_system_says(call: str, trouble: Trouble, place: Place) -> None:
     place.actuator.answers = {call: [ActuatorError("BUSY", "later", trouble=trouble, retry_after_s=17.0)]}
-    assert place.advance() == Standing("waiting", "BUSY: later")
+    assert place.advance() == RunProgress("waiting", "BUSY: later")
     asked = len(place.actuator.calls)
     place.later(16.9)
     assert place.advance().state == "waiting"
     assert len(place.actuator.calls) == asked, "nobody is asked before the time"
     place.later(0.2)
-    assert place.advance() == Standing("done")
+    assert place.advance() == RunProgress("done")
 
 
 def test_without_a_word_it_waits_longer_each_time_until_the_deadline(place: Place) -> None:
     place.actuator.answers = {"do a": [ActuatorError("BUSY", "later", trouble=Trouble.CONFLICT) for _ in range(1000)]}
     tried, begun = 0, place.clock.now()
-    while (standing := place.advance()).state == "waiting":
+    while (progress := place.advance()).state == "waiting":
         now_tried = len(place.actuator.did("do"))
         tried = max(tried, now_tried)
         place.later(1.0)
         assert place.clock.now() - begun < 400
-    assert standing == Standing("failed", "do a: BUSY: later")
+    assert progress == RunProgress("failed", "do a: BUSY: later")
     assert 4 <= tried <= 12, "not every second for a hundred seconds"
-    assert place.advance() == standing, "and it stays so"
+    assert place.advance() == progress, "and it stays so"
 
 
 @pytest.mark.parametrize(
@@ -185,30 +185,30 @@ def test_without_a_word_it_waits_longer_each_time_until_the_deadline(place: Plac
 @pytest.mark.parametrize("call", ["clear b", "do b"])
 def test_what_does_not_pass_fails_at_once(call: str, trouble: Trouble, place: Place) -> None:
     place.actuator.answers = {call: [ActuatorError("NO", "never", trouble=trouble)]}
-    assert place.advance() == Standing("failed", "do b: NO: never")
+    assert place.advance() == RunProgress("failed", "do b: NO: never")
     assert len(place.actuator.did("do")) == (1 if call == "clear b" else 2)
 
 
 def test_a_bug_in_an_actuator_has_its_deadline(place: Place) -> None:
     place.actuator.answers = {"done a": [ZeroDivisionError("oops")] * 1000}
-    assert place.advance() == Standing("waiting", "BUG: ZeroDivisionError: oops")
+    assert place.advance() == RunProgress("waiting", "BUG: ZeroDivisionError: oops")
     place.later(101)
-    assert place.advance() == Standing("failed", "do a: not done within 100 s (BUG: ZeroDivisionError: oops)")
+    assert place.advance() == RunProgress("failed", "do a: not done within 100 s (BUG: ZeroDivisionError: oops)")
 
 
 def test_progress_is_asked_for_when_the_system_says(place: Place) -> None:
     place.actuator.answers = {"done a": [Step(Progress.PENDING, "slow", again_in_s=30.0)]}
-    assert place.advance() == Standing("waiting", "slow")
+    assert place.advance() == RunProgress("waiting", "slow")
     place.later(29)
-    assert place.advance() == Standing("waiting", "slow")
+    assert place.advance() == RunProgress("waiting", "slow")
     assert len(place.actuator.did("done")) == 1
     place.later(2)
-    assert place.advance() == Standing("done")
+    assert place.advance() == RunProgress("done")
 
 
 def test_a_step_that_says_that_it_failed(place: Place) -> None:
     place.actuator.answers = {"done a": [Step(Progress.FAILED, "quota was taken meanwhile")]}
-    assert place.advance() == Standing("failed", "do a: quota was taken meanwhile")
+    assert place.advance() == RunProgress("failed", "do a: quota was taken meanwhile")
     assert place.journal() == [(0, "failed")]
 
 
@@ -227,11 +227,11 @@ def test_it_holds_and_then_asks_the_gate_before_the_next_step(place: Place) -> N
     assert place.advance(held, B, gate=gate).state == "waiting"
     assert asked == []
     place.later(1)
-    assert place.advance(held, B, gate=gate) == Standing("waiting", "shift 10 %: the objective is being judged")
+    assert place.advance(held, B, gate=gate) == RunProgress("waiting", "shift 10 %: the objective is being judged")
     assert place.actuator.did("do")[-1][1] == "a"
-    assert place.advance(held, B, gate=gate) == Standing("done")
+    assert place.advance(held, B, gate=gate) == RunProgress("done")
     assert asked == [done_at, done_at]
-    assert place.advance(held, B, gate=gate) == Standing("done"), "a gate that was passed is not asked again"
+    assert place.advance(held, B, gate=gate) == RunProgress("done"), "a gate that was passed is not asked again"
     assert verdicts == []
 
 
@@ -240,14 +240,14 @@ def test_a_gate_that_is_missed_ends_it_before_the_next_step(place: Place) -> Non
         return False
 
     first = Operation("a", {}, 100.0, "shift 10 %", gate=True)
-    assert place.advance(first, B, gate=gate) == Standing("failed", "shift 10 %: the objective is missed since")
+    assert place.advance(first, B, gate=gate) == RunProgress("failed", "shift 10 %: the objective is missed since")
     assert [c[1] for c in place.actuator.did("do")] == ["a"]
 
 
 def test_pause_is_read_right_before_each_step(place: Place) -> None:
     with place.store.write() as db:
         control.pause(db, now=1.0, by="ada", reason="wait")
-    assert place.advance() == Standing("waiting", "paused")
+    assert place.advance() == RunProgress("waiting", "paused")
     assert place.actuator.calls == []
     with place.store.write() as db:
         control.resume(db, now=2.0, by="ada")
@@ -258,7 +258,7 @@ def test_pause_is_read_right_before_each_step(place: Place) -> None:
                 control.pause(db, now=3.0, by="ada", reason="stop")
 
     place.actuator.clear = clear  # type: ignore[method-assign]
-    assert place.advance() == Standing("waiting", "paused")
+    assert place.advance() == RunProgress("waiting", "paused")
     assert [c[1] for c in place.actuator.did("do")] == ["a"]
 
 
@@ -270,14 +270,14 @@ def test_who_was_deposed_in_the_middle_of_a_call_writes_nothing(place: Place) ->
         raise ActuatorError("STALE", "409", trouble=Trouble.DRIFT)
 
     really, place.actuator.do = place.actuator.do, do  # type: ignore[method-assign]
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LostLease):
         place.advance()
     assert place.journal() == [(0, "intended")]
     place.actuator.do = really  # type: ignore[method-assign]
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LostLease):
         place.advance()
     assert place.actuator.did("do") == []
-    assert place.advance(lead=place.leads("two")) == Standing("done")
+    assert place.advance(lead=place.leads("two")) == RunProgress("done")
 
 
 # -- deployments, which a person's own process carries out ---------------------------------------------------------------

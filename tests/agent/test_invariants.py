@@ -704,7 +704,7 @@ def test_9_no_window_is_lost_in_a_database_outage_even_with_a_crash_in_it(
                 world.process.faults.database_away = True
                 await world.run(10.0 * lasts)
                 if dies:
-                    kept_until = world.governor.loops[1].beat.last_ok_at or kept_until
+                    kept_until = world.governor.loops[1].status.last_ok_at or kept_until
                     await world.process.end()
                     world.start(f"flyball-{len(world.processes) + 1}")
                 world.process.faults.database_away = False
@@ -726,7 +726,7 @@ def test_9_what_was_acknowledged_is_there_after_a_crash(die_at: int, folder: Cal
         async with World(folder(), replicas=2, rate=3.0, loops=QUIET) as world:
             world.process.faults.die_at = die_at
             assert await world.until_true(lambda: world.deaths == 1, 900)
-            acknowledged = world.processes[0].governor.loops[1].beat.last_ok_at
+            acknowledged = world.processes[0].governor.loops[1].status.last_ok_at
             before = _starts(world)
             ended = np.arange(START, (acknowledged or START) - 20 + 1e-6, 20.0)
             assert set(ended) <= set(before)
@@ -795,7 +795,7 @@ def test_a_simulated_day_ends_in_a_verified_saving(tmp_path: Path) -> None:
             assert world.changes()[0]["state"] == "succeeded"
             assert (world.system.shape.replicas or 9) < 4
             assert not world.known()["frozen_because"]
-            assert {loop.name: loop.beat.errors for loop in world.governor.loops if loop.beat.errors} == {}
+            assert {loop.name: loop.status.errors for loop in world.governor.loops if loop.status.errors} == {}
             assert_lawful(world)
 
     run(scenario)

@@ -29,7 +29,7 @@ def test_a_cycle_that_ends_well_beats() -> None:
     assert not loop.alive(1000.0)
     assert asyncio.run(loop.once()) is True
     assert ran == [1000.0]
-    assert (loop.beat.last_ok_at, loop.beat.errors, loop.beat.last_error) == (1000.0, 0, None)
+    assert (loop.status.last_ok_at, loop.status.errors, loop.status.last_error) == (1000.0, 0, None)
     assert _value(metrics, "flyball_cycle_last_timestamp_seconds", loop="collect") == 1000.0
     assert loop.alive(1000.0 + 3 * 15 + 60)
     assert not loop.alive(1000.0 + 3 * 15 + 61)
@@ -49,11 +49,11 @@ def test_an_error_that_nobody_foresaw_is_counted_and_shown_and_the_next_cycle_co
 
     loop = Loop("decide", 60.0, cycle, clock, metrics)
     assert asyncio.run(loop.once()) is False
-    assert (loop.beat.last_ok_at, loop.beat.errors, loop.beat.last_error) == (None, 1, text)
+    assert (loop.status.last_ok_at, loop.status.errors, loop.status.last_error) == (None, 1, text)
     assert _value(metrics, "flyball_cycle_errors_total", loop="decide", error=type(error).__name__) == 1.0
     assert asyncio.run(loop.once()) is True
-    assert loop.beat.last_ok_at == clock.now()
-    assert loop.beat.errors == 1
+    assert loop.status.last_ok_at == clock.now()
+    assert loop.status.errors == 1
 
 
 def test_what_ends_a_process_is_not_survived() -> None:
@@ -80,7 +80,7 @@ def test_it_runs_until_it_is_stopped_and_errors_do_not_end_it() -> None:
         loop = Loop("act", 0.001, cycle, WallClock(), Metrics())
         await asyncio.wait_for(loop.run(stop), 30)
         assert runs == 5
-        assert loop.beat.errors == 3
+        assert loop.status.errors == 3
 
     asyncio.run(scenario())
 
@@ -94,7 +94,7 @@ def test_a_stop_ends_the_wait_for_the_next_cycle() -> None:
 
         loop = Loop("collect", 86_400.0, cycle, WallClock(), Metrics())
         await asyncio.wait_for(loop.run(stop), 30)
-        assert loop.beat.errors == 0
+        assert loop.status.errors == 0
 
     asyncio.run(scenario())
 

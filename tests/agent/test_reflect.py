@@ -21,7 +21,7 @@ from agent.metrics import Metrics
 from agent.reflect import Reflector
 from agent.settings import Settings
 from agent.store import Store, fleet, recommendations, windows
-from agent.watch import Watched
+from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, watched_of
 from analyzers.hardware import ACCELERATORS
 from analyzers.policy import Catalogue
@@ -103,7 +103,7 @@ class House:
         """As after a restart."""
         return Reflector(self.settings, self.store, self.clock, self.metrics, NoOpTracer())
 
-    def _watched(self, name: str) -> Watched:
+    def _watched(self, name: str) -> WatchedEndpoint:
         catalogue = Catalogue(prices={"small": 1.0}, hardware=dict(ACCELERATORS))
         environment = Environment(Http(monotonic=self.clock.monotonic), self.clock, Sessions())
         watched = watched_of(self.settings, self.settings.endpoint(name), environment)

@@ -14,7 +14,7 @@ import structlog
 
 from agent import logs
 from agent.check import check_plugins
-from agent.configfile import BadSettings, Loaded, Problem, load
+from agent.configfile import BadSettings, Problem, SettingsFile, load
 from agent.settings import SECRET_FIELDS, Settings, weekdays
 
 Write = Callable[[str], Path]
@@ -207,7 +207,7 @@ def test_a_secrets_file_that_cannot_be_used(write: Write, tmp_path: Path, conten
     assert str(tmp_path / "token") in problem.do
 
 
-def _secretive(write: Write, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+def _secretive(write: Write, monkeypatch: pytest.MonkeyPatch) -> SettingsFile:
     monkeypatch.setenv("S", SECRET)
     return load(
         write(

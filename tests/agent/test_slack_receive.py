@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from agent import logs
 from agent.governor import Governor
-from agent.slack.receive import MAX_BODY, Refused, allowed_url
+from agent.slack.receive import MAX_BODY, ClickError, allowed_url
 from agent.store import Store, audit, recommendations
 from tests.agent.records import T0
 from tests.agent.slack import (
@@ -42,7 +42,7 @@ def made(store: Store, tmp_path: Path) -> Iterator[Governor]:
 
 
 def _refused(made: Governor, headers: dict[str, str], body: bytes) -> tuple[int, str]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ClickError) as caught:
         made.receiver.click(headers, body)
     return caught.value.status, caught.value.code
 
@@ -205,7 +205,7 @@ def test_whatever_is_signed_is_refused_or_ruled_on(content: dict[str, Any], made
     headers = signed(body)
     try:
         code = made.receiver.click(headers, body).ruling.code
-    except Refused as refused:
+    except ClickError as refused:
         code = refused.code
     assert code in ("malformed", "replayed", "bad_token")
 

@@ -54,7 +54,7 @@ def test_a_removed_row_is_noticed_at_the_one_after_it(store: Store) -> None:
 
 
 def test_a_chain_is_followed_on_from_where_it_was_left_and_anew_where_that_was_altered(store: Store) -> None:
-    ids, known = _three(store), audit.Verified()
+    ids, known = _three(store), audit.AuditCheckpoint()
     with store.write() as db:
         assert audit.verify(db, known) is None
         assert known.id == ids[2]

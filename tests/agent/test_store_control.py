@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from agent.store import Store, audit, changes, control, fleet, outbox, schema
-from agent.store.control import Lead, LeaseLost
+from agent.store.control import Lead, LostLease
 from tests.agent.records import T0, finding, shape_row
 
 
@@ -49,18 +49,18 @@ def test_who_lost_the_lease_writes_nothing(store: Store) -> None:
     with control.leading(store, first) as db:
         control.put(db, "key", 1, 1.0, "a")
     for wrong in (replace(first, holder="b"), replace(first, epoch=2), replace(first, lease="nothing")):
-        with pytest.raises(LeaseLost), control.leading(store, wrong) as db:
+        with pytest.raises(LostLease), control.leading(store, wrong) as db:
             control.put(db, "key", 2, 1.0, "b")
     with store.write() as db:
         _run_out(db)
-    with pytest.raises(LeaseLost, match="a no longer holds leader under epoch 1"), control.leading(store, first) as db:
+    with pytest.raises(LostLease, match="a no longer holds leader under epoch 1"), control.leading(store, first) as db:
         control.put(db, "key", 3, 1.0, "a")
     with store.write() as db:
         control.acquire(db, "leader", "b", 30.0)
         _run_out(db)
         again = control.acquire(db, "leader", "a", 30.0)  # back again, under a new epoch
     assert again == Lead("leader", "a", 3)
-    with pytest.raises(LeaseLost), control.leading(store, first):
+    with pytest.raises(LostLease), control.leading(store, first):
         pass
     with store.read() as db:
         assert (control.get(db, "key") or {})["value"] == 1

@@ -14,7 +14,7 @@ from agent.metrics import Metrics
 from agent.settings import CollectSettings, EndpointSettings
 from agent.spool import Spool
 from agent.store import Store, windows
-from agent.watch import Watched, Watcher
+from agent.watch import WatchedEndpoint, Watcher
 from collectors.base import Scope, Target
 from collectors.window import CollectError, Reading, Window
 
@@ -62,7 +62,7 @@ class World:
         self.store.upgrade()
         self.system, self.source = System(replicas), Source(self.clock)
         settings = EndpointSettings(name="chat", url="http://127.0.0.1:1")
-        self.watched = Watched(settings, {"vllm": self.source}, self.system)  # type: ignore[arg-type, dict-item]
+        self.watched = WatchedEndpoint(settings, {"vllm": self.source}, self.system)  # type: ignore[arg-type, dict-item]
         collect = CollectSettings(interval_s=INTERVAL_S, window_s=WINDOW_S)
         spool = Spool(folder / "spool")
         self.watcher = Watcher({"chat": self.watched}, collect, self.store, spool, self.clock, Metrics())

@@ -21,12 +21,12 @@ def searched(monkeypatch: pytest.MonkeyPatch, late: Callable[[float, int], bool]
     trial = Trial(0, "one", Shape(replicas=1), 0.5)
     trial.promised = 4.0
     effort = SimpleNamespace(precision=0.15, most_steps=8)
-    bench: Any = SimpleNamespace(asked=SimpleNamespace(effort=effort), check=lambda: None)
+    context: Any = SimpleNamespace(asked=SimpleNamespace(effort=effort), check=lambda: None)
 
     async def single(*_: Any) -> dict[str, Any]:
         return {"verdict": "met", "figures": {"e2e_s": {"mean": 0.5}}}
 
-    async def load(_bench: Any, of: Trial, _note: Any, rate: float, _alone: float) -> dict[str, Any]:
+    async def load(_context: Any, of: Trial, _note: Any, rate: float, _alone: float) -> dict[str, Any]:
         before = sum(step["rate"] == rate for step in of.steps)
         met = rate <= CARRIES_PER_S
         step = {
@@ -42,7 +42,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, late: Callable[[float, int], bool]
 
     monkeypatch.setattr(tried, "_single", single)
     monkeypatch.setattr(tried, "_rate", load)
-    asyncio.run(tried._measure(bench, trial, lambda: None))
+    asyncio.run(tried._measure(context, trial, lambda: None))
     return trial
 
 

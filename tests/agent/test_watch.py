@@ -22,7 +22,7 @@ from agent.metrics import Metrics
 from agent.settings import CollectSettings, EndpointSettings
 from agent.spool import Spool
 from agent.store import Store, fleet, schema, windows
-from agent.watch import MAX_GAPS, Watched, Watcher, lag_of
+from agent.watch import MAX_GAPS, WatchedEndpoint, Watcher, lag_of
 from analyzers.policy import Catalogue
 from collectors.base import Collector, FleetMember, Scope, Target, Wanted
 from collectors.window import CollectError, Reading, Span, Window
@@ -109,19 +109,19 @@ def raising(error: Exception) -> Mishap:
     return trouble
 
 
-def watched_of(name: str, source: Collector, system: Saying) -> Watched:
+def watched_of(name: str, source: Collector, system: Saying) -> WatchedEndpoint:
     endpoint = EndpointSettings(name=name, url="http://127.0.0.1:9", sources={"counting": {}})
-    return Watched(endpoint, {"counting": source}, cast("Actuator", system))
+    return WatchedEndpoint(endpoint, {"counting": source}, cast("Actuator", system))
 
 
-def watching(clock: VirtualClock, tmp_path: Path, source: Counting) -> tuple[Watcher, Watched, Store]:
+def watching(clock: VirtualClock, tmp_path: Path, source: Counting) -> tuple[Watcher, WatchedEndpoint, Store]:
     watched = watched_of("chat", source, Saying())
     watcher, store = watcher_of({"chat": watched}, clock, tmp_path)
     return watcher, watched, store
 
 
 def watcher_of(
-    watched: Mapping[str, Watched], clock: VirtualClock, tmp_path: Path, timeout_s: float = 10.0
+    watched: Mapping[str, WatchedEndpoint], clock: VirtualClock, tmp_path: Path, timeout_s: float = 10.0
 ) -> tuple[Watcher, Store]:
     store = Store(f"sqlite:///{tmp_path}/flyball.db")
     store.upgrade()
@@ -484,7 +484,7 @@ class Store3:
                 yield member.endpoint, Span(member.endpoint, first + 60 * i, first + 60 * (i + 1), {"requests": 60.0})
 
 
-def fleet_of(clock: VirtualClock, n: int) -> tuple[Store3, dict[str, Watched]]:
+def fleet_of(clock: VirtualClock, n: int) -> tuple[Store3, dict[str, WatchedEndpoint]]:
     shared = Store3(clock)
     watched = {}
     for i in range(n):

@@ -401,13 +401,13 @@ def test_healthz_tells_when_a_loop_stalls(made: Make) -> None:
     clock = governor.clock
     assert isinstance(clock, VirtualClock)
     for loop in governor.loops:
-        loop.beat.last_ok_at = clock.now()
+        loop.status.last_ok_at = clock.now()
     assert client.get("/healthz").status_code == 200
     stalled = next(loop for loop in governor.loops if loop.name == "act")
     clock.set(clock.now() + 3600)
     for loop in governor.loops:
         if loop is not stalled:
-            loop.beat.last_ok_at = clock.now()
+            loop.status.last_ok_at = clock.now()
     answer = client.get("/healthz")
     assert answer.status_code == 503
     assert answer.json() == {"ok": False, "loops": {"act": "has not ended a cycle lately"}}
@@ -417,7 +417,7 @@ def test_readyz_waits_for_the_first_cycles(made: Make) -> None:
     governor, client = made()
     assert client.get("/readyz").status_code == 503
     for loop in governor.loops:
-        loop.beat.last_ok_at = governor.clock.now()
+        loop.status.last_ok_at = governor.clock.now()
     assert client.get("/readyz").json() == {"ready": True, "leading": False}
 
 

@@ -15,10 +15,10 @@ from actuators.shape import Shape
 from analyzers.architecture import find_architecture
 from analyzers.hardware import ACCELERATORS
 from analyzers.objective import Objective
-from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.discrepancy import Discrepancy, Residual, features
 from analyzers.whatif.engine import Router, replay
-from analyzers.whatif.fit import Draw, client_replay
+from analyzers.whatif.fit import PosteriorDraw, client_replay
 from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.outlook import Member
@@ -35,10 +35,10 @@ DRAWS = 16
 OBJECTIVE = Objective.from_mapping({"ttft_p95_s": 0.3, "e2e_p97_s": 9.0})
 
 
-def _known(accelerator: str | None = "A100-80GB", count: int = 1, **changes: Any) -> Calibrated:
+def _known(accelerator: str | None = "A100-80GB", count: int = 1, **changes: Any) -> CalibratedEngine:
     rng = np.random.default_rng(5)
     draws = tuple(
-        Draw(
+        PosteriorDraw(
             IterationCost(*(np.array(MODEL.iteration.as_tuple()) * np.exp(0.1 * rng.standard_normal(5)))),
             0.02 * float(np.exp(0.2 * rng.standard_normal())),
             0.5,
@@ -47,7 +47,7 @@ def _known(accelerator: str | None = "A100-80GB", count: int = 1, **changes: Any
     )
     where = features(poisson(3.0, 300.0, 4), 8.0)
     off = Discrepancy((Residual("itl_s", where, 0.08, 0.01), Residual("ttft_s", where, -0.05, 0.02)))
-    made = Calibrated(
+    made = CalibratedEngine(
         key="some",
         accelerator=accelerator,
         accelerator_count=count,
@@ -206,7 +206,7 @@ def test_a_fleet_that_changes_has_intervals_too(asking: tuple[str | Path, ...], 
     first, _ = client_replay(work, MODEL, KNOWN.best, **how)
     each = first.running_mean / (first.replica_s / first.simulated_s)
     (decode, _), (start, _) = (KNOWN.discrepancy.at(m, features(work, each)) for m in ("itl_s", "ttft_s"))
-    slower = Draw(IterationCost(*(v * np.exp(decode) for v in MODEL.iteration.as_tuple())), 0.02, 0.5)
+    slower = PosteriorDraw(IterationCost(*(v * np.exp(decode) for v in MODEL.iteration.as_tuple())), 0.02, 0.5)
     best, times = client_replay(work, MODEL, slower, **how)
     seen = times.with_start(float(np.exp(start))).ttft_s
     assert got["ttft_s"]["p95"] == pytest.approx(np.nanquantile(seen, 0.95))

@@ -18,8 +18,8 @@ from analyzers.prediction import Bar, Miss, Prediction
 from analyzers.recommend import Decision, recommend
 from analyzers.recommendation import Recommendation
 from analyzers.situation import Situation
-from analyzers.whatif.calibrate import Calibrated
-from analyzers.whatif.fit import Draw
+from analyzers.whatif.calibrate import CalibratedEngine
+from analyzers.whatif.fit import PosteriorDraw
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.window import Window
 from tests.analyzers.exhaustive import chosen_of_all
@@ -57,10 +57,10 @@ class Counted:
         return got
 
 
-def calibrated(spread: float, seed: int) -> Calibrated:
+def calibrated(spread: float, seed: int) -> CalibratedEngine:
     rng = np.random.default_rng(seed)
     drawn = [
-        Draw(
+        PosteriorDraw(
             IterationCost(
                 *(v * float(np.exp(spread * z)) for v, z in zip(MODEL.iteration.as_tuple(), row, strict=True))
             ),
@@ -68,7 +68,7 @@ def calibrated(spread: float, seed: int) -> Calibrated:
         )
         for row in rng.standard_normal((16, 5))
     ]
-    return Calibrated("key", "L4", 1, MODEL, 0.0, 0.0, tuple(drawn), 60, 5000.0, (1.0, 16.0))
+    return CalibratedEngine("key", "L4", 1, MODEL, 0.0, 0.0, tuple(drawn), 60, 5000.0, (1.0, 16.0))
 
 
 def situation(seed: int) -> tuple[Situation, Replayer]:

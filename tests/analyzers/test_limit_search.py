@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyzers.limit_search import Limit, Measured, limit_of, next_rate
+from analyzers.limit_search import Limit, MeasuredRate, limit_of, next_rate
 
 
-def searched(limit: float, guess: float, precision: float = 0.15, most: int = 60) -> list[Measured]:
+def searched(limit: float, guess: float, precision: float = 0.15, most: int = 60) -> list[MeasuredRate]:
     """By an oracle that is always sure."""
-    found: list[Measured] = []
+    found: list[MeasuredRate] = []
     while (rate := next_rate(found, guess, precision, most)) is not None:
         met = rate <= limit
-        found.append(Measured(rate, "met" if met else "missed", met))
+        found.append(MeasuredRate(rate, "met" if met else "missed", met))
     return found
 
 
@@ -42,9 +42,9 @@ def test_a_guess_ten_times_off_takes_no_more_than_ten() -> None:
 
 
 def test_few_requests_that_decide_nothing_still_lead_somewhere() -> None:
-    found: list[Measured] = []
+    found: list[MeasuredRate] = []
     while (rate := next_rate(found, 5.0)) is not None:
-        found.append(Measured(rate, "unsure", rate < 4))
+        found.append(MeasuredRate(rate, "unsure", rate < 4))
     known = limit_of(found)
     assert not known.sure
     assert known.low is not None
@@ -55,20 +55,20 @@ def test_few_requests_that_decide_nothing_still_lead_somewhere() -> None:
 
 def test_the_sure_ones_count_where_unsure_ones_contradict_them() -> None:
     found = [
-        Measured(4, "met", True),
-        Measured(3, "unsure", False),
-        Measured(8, "missed", False),
-        Measured(9, "unsure", True),
+        MeasuredRate(4, "met", True),
+        MeasuredRate(3, "unsure", False),
+        MeasuredRate(8, "missed", False),
+        MeasuredRate(9, "unsure", True),
     ]
     assert limit_of(found) == Limit(4, 8, True)
-    assert limit_of([*found, Measured(5, "unsure", True)]) == Limit(5, 8, False)
-    assert limit_of([*found, Measured(5, "unsure", False)]) == Limit(4, 5, True)
+    assert limit_of([*found, MeasuredRate(5, "unsure", True)]) == Limit(5, 8, False)
+    assert limit_of([*found, MeasuredRate(5, "unsure", False)]) == Limit(4, 5, True)
 
 
 def test_where_noise_contradicts_itself_the_missed_one_counts() -> None:
-    assert limit_of([Measured(4, "met", True), Measured(5, "missed", False), Measured(6, "met", True)]) == Limit(
-        4, 5, True
-    )
+    assert limit_of(
+        [MeasuredRate(4, "met", True), MeasuredRate(5, "missed", False), MeasuredRate(6, "met", True)]
+    ) == Limit(4, 5, True)
     assert limit_of([]) == Limit(None, None, False)
 
 
@@ -76,12 +76,12 @@ def test_where_noise_contradicts_itself_the_missed_one_counts() -> None:
 def test_with_noise_it_ends_and_is_near(seed: int) -> None:
     """Verdicts of a judge who is unsure near the limit and wrong once in forty."""
     rng = np.random.default_rng(seed)
-    found: list[Measured] = []
+    found: list[MeasuredRate] = []
     while (rate := next_rate(found, 3.0, most=12)) is not None:
         distance = math.log(rate / 5.0)
         likely = bool(distance + 0.05 * rng.standard_normal() < 0)
         sure = abs(distance) > 0.1 or rng.random() < 0.2
-        found.append(Measured(rate, ("met" if likely else "missed") if sure else "unsure", likely))
+        found.append(MeasuredRate(rate, ("met" if likely else "missed") if sure else "unsure", likely))
     known = limit_of(found)
     assert known.low is None or known.low < 5.0 * 1.3
 

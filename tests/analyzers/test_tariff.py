@@ -7,7 +7,7 @@ import pytest
 from actuators.shape import Autoscaling, Shape
 from analyzers.choice import money_of, serving
 from analyzers.findings import analyze
-from analyzers.money import Cost, Price, Tariff, Total, Unit, Used, and_unknown, parts
+from analyzers.money import Cost, Price, Tariff, Total, Unit, Usage, and_unknown, parts
 from analyzers.policy import Catalogue, Policy, candidates
 from analyzers.prediction import Prediction
 from analyzers.recommend import recommend
@@ -19,21 +19,21 @@ TOKENS = Tariff.of({Unit.INPUT_1K: 0.003, Unit.OUTPUT_1K: 0.015})
 
 def test_reserved_capacity_is_paid_for_by_the_hour() -> None:
     tariff = Tariff.of({Unit.REPLICA_HOUR: 3.67})
-    assert tariff.cost(Used(hours=2.0, replica_hours=5.0)) == Cost(pytest.approx(18.35))
-    assert tariff.cost(Used(hours=2.0)) == Cost(None, ("replica_hours",))
-    assert tariff.cost(Used(replica_hours=0.0)) == Cost(0.0)
+    assert tariff.cost(Usage(hours=2.0, replica_hours=5.0)) == Cost(pytest.approx(18.35))
+    assert tariff.cost(Usage(hours=2.0)) == Cost(None, ("replica_hours",))
+    assert tariff.cost(Usage(replica_hours=0.0)) == Cost(0.0)
 
 
 def test_tokens_are_paid_for_one_by_one() -> None:
-    used = Used(prompt_tokens=10_000.0, cached_prompt_tokens=4_000.0, output_tokens=2_000.0)
+    used = Usage(prompt_tokens=10_000.0, cached_prompt_tokens=4_000.0, output_tokens=2_000.0)
     assert TOKENS.cost(used).usd == pytest.approx(0.03 + 0.03)
     cached = Tariff((*TOKENS.prices, Price(0.001, Unit.CACHED_INPUT_1K)))
     assert cached.cost(used).usd == pytest.approx(0.018 + 0.004 + 0.03)
-    assert TOKENS.cost(Used(prompt_tokens=10.0)) == Cost(None, ("output_tokens",))
+    assert TOKENS.cost(Usage(prompt_tokens=10.0)) == Cost(None, ("output_tokens",))
 
 
 def test_what_has_no_price_costs_an_unknown_amount() -> None:
-    assert Tariff.of({Unit.HOUR: None}).cost(Used(hours=1.0)) == Cost(None, ("price",))
+    assert Tariff.of({Unit.HOUR: None}).cost(Usage(hours=1.0)) == Cost(None, ("price",))
     with pytest.raises(ValueError, match="usd_per_replica_hour must be US dollars, 0 or more"):
         Price(-1.0, Unit.REPLICA_HOUR)
 

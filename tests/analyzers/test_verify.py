@@ -9,7 +9,7 @@ import pytest
 
 from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction
-from analyzers.verify import Scored, Verdict, judge, observed_metric
+from analyzers.verify import LedgerScore, Verdict, judge, observed_metric
 from collectors.window import Range, Window
 from tests.analyzers.situations import hour, minute, objective, promise
 
@@ -162,8 +162,8 @@ def test_scores_of_what_was_promised() -> None:
     assert verdict(some(5)).scores == ()
 
 
-def _scored(observed: float | None, *, low: float | None = 1.0, predicted: float | None = 2.0) -> Scored:
-    return Scored("m", "simulation", low, predicted, 3.0, None, observed, True)
+def _scored(observed: float | None, *, low: float | None = 1.0, predicted: float | None = 2.0) -> LedgerScore:
+    return LedgerScore("m", "simulation", low, predicted, 3.0, None, observed, True)
 
 
 def test_inside_and_error() -> None:

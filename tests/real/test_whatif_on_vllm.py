@@ -32,7 +32,7 @@ import pytest
 from actuators.shape import Shape
 from actuators.vllm_local.actuator import VllmLocal, teardown
 from agent.clock import WallClock
-from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.model import EngineModel
 from analyzers.whatif.outlook import Member, look
 from collectors.base import SourceContext, Target
@@ -147,7 +147,7 @@ def test_it_foretells_a_load_and_a_limit_that_it_has_not_seen(
             assert abs(math.log1p(told.error(metric))) < bound, f"{told.what}: {metric} {told.error(metric):+.0%}"
 
 
-def _foretold(what: str, known: Calibrated, seen: Seen, slots: int) -> Told:
+def _foretold(what: str, known: CalibratedEngine, seen: Seen, slots: int) -> Told:
     model = known.model.with_limits(max_num_seqs=slots)
     return Told(what, seen, list(look(seen.workload, model, [known.best, *known.draws], known.discrepancy)))
 
@@ -158,7 +158,7 @@ def _mean(member: Member, metric: str) -> float:
     return found
 
 
-def _keep(told: Sequence[Told], loads: Mapping[str, Seen], drift: Mapping[str, float], known: Calibrated) -> None:
+def _keep(told: Sequence[Told], loads: Mapping[str, Seen], drift: Mapping[str, float], known: CalibratedEngine) -> None:
     """The errors, for people: printed, and git-ignored."""
     rows: list[dict[str, Any]] = []
     say = sys.stdout.write
@@ -296,13 +296,13 @@ def _configure(folder: Path, url: str, options: dict[str, Any]) -> Path:
     return write_settings(folder, [endpoint], collect=collect)
 
 
-def _calibrated(folder: Path, config: Path) -> Calibrated:
+def _calibrated(folder: Path, config: Path) -> CalibratedEngine:
     """What the command line learns from the windows until now."""
     time.sleep(WINDOW_S + 2.0)  # until the last one is closed
     engine = folder / "engine.json"
     learned = flyball("calibrate", "--endpoint", NAME, "--since", "10m", "--out", str(engine), "-c", str(config))
     assert learned.returncode == 0, learned.stderr
-    known = Calibrated.of_engine(EngineModel.from_json(engine.read_text()))
+    known = CalibratedEngine.of_engine(EngineModel.from_json(engine.read_text()))
     assert known is not None
     return known
 

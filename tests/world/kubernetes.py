@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from actuators.kubernetes.spec import engine_of
 from actuators.shape import Shape
 from agent.settings import EndpointSettings, Settings
-from agent.watch import Watched
+from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, actuator_of, catalogue_of
 from collectors.base import Scope, Target
 from collectors.discovery import DiscoveryContext
@@ -109,9 +109,9 @@ class KubernetesWorld(WireWorld):
     async def stated(self) -> Mapping[str, Any]:
         return {**SETTINGS, "endpoints": [{**await self.discovered(), **ENDPOINT, "mode": self.mode}]}
 
-    def make_watched(self, settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Watched:
+    def make_watched(self, settings: Settings, endpoint: EndpointSettings, environment: Environment) -> WatchedEndpoint:
         telemetry = {"vllm": PodTelemetry(self.cluster, self.engine)}
-        return Watched(
+        return WatchedEndpoint(
             endpoint, telemetry, actuator_of(settings, endpoint, environment), catalogue_of(settings, endpoint)
         )
 

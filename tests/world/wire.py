@@ -18,7 +18,7 @@ from agent.governor import Governor
 from agent.loops import Loop
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, recommendations
-from agent.watch import Watched
+from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, watched_of
 from collectors.http import Http, HttpAnswer
 from tests.agent.slack import ADA, form, payload, signed
@@ -111,7 +111,7 @@ class WireWorld:
         """The settings, with an entry of what was discovered."""
         raise NotImplementedError
 
-    def make_watched(self, settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Watched:
+    def make_watched(self, settings: Settings, endpoint: EndpointSettings, environment: Environment) -> WatchedEndpoint:
         return watched_of(settings, endpoint, environment)
 
     async def __aenter__(self) -> Self:

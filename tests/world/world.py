@@ -17,13 +17,13 @@ from typing import Any
 import structlog
 
 from actuators.shape import Shape
-from agent.approvals import Ruling
+from agent.approvals import ApprovalOutcome
 from agent.clock import VirtualClock
 from agent.governor import Governor
 from agent.loops import Loop
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, recommendations
-from agent.watch import Watched
+from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, catalogue_of
 from collectors.clock import Clock
 from collectors.http import Http, HttpAnswer
@@ -96,10 +96,10 @@ class Process:
         self.due: dict[str, float] = {loop.name: world.clock.now() for loop in self.governor.loops}
         self.alive = True
 
-    def _watched(self, world: World) -> Callable[[Settings, EndpointSettings, Environment], Watched]:
-        def make(settings: Settings, endpoint: EndpointSettings, _environment: Environment) -> Watched:
+    def _watched(self, world: World) -> Callable[[Settings, EndpointSettings, Environment], WatchedEndpoint]:
+        def make(settings: Settings, endpoint: EndpointSettings, _environment: Environment) -> WatchedEndpoint:
             system = world.systems[endpoint.name]
-            return Watched(
+            return WatchedEndpoint(
                 endpoint,
                 {"vllm": SimulatedCollector(system)},
                 SimulatedActuator(endpoint.name, system, self.faults),
@@ -264,7 +264,7 @@ class World:
         assert live is not None
         return await self.governor.reflector.request(watched, live.shape.with_(**changed), by)
 
-    def approve(self, identity: str, plan_hash: str | None = None) -> Ruling:
+    def approve(self, identity: str, plan_hash: str | None = None) -> ApprovalOutcome:
         seen = self.recommendation(identity)["plan_hash"] if plan_hash is None else plan_hash
         return self.governor.approvals.decide(identity, action="approve", actor="ada", channel="cli", plan_hash=seen)
 

@@ -11,9 +11,9 @@ from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
 from analyzers.kinds.engine import ensembles, fleets
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_replay
-from analyzers.money import Tariff, Unit, Used
+from analyzers.money import Tariff, Unit, Usage
 from analyzers.prediction import CannotPredict
-from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.engine import ROUTERS, Router, replay
 from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineModel
@@ -38,7 +38,7 @@ class Engines:
 
     engine: EngineModel
     """As its file says."""
-    calibration: Calibrated | None = None
+    calibration: CalibratedEngine | None = None
     """What the file's source carries."""
     settings: Mapping[str, Value] = field(default_factory=dict)
     """Of the engine, changed."""
@@ -56,7 +56,7 @@ class Engines:
     def read(cls, data: Mapping[str, Any]) -> Self:
         """Raises ValueError that names the field."""
         engine = EngineModel.from_dict(data)
-        return cls(engine=engine, calibration=Calibrated.of_engine(engine))
+        return cls(engine=engine, calibration=CalibratedEngine.of_engine(engine))
 
     @cached_property
     def ensemble(self) -> Ensemble | None:
@@ -207,7 +207,7 @@ class Engines:
         return ReplayResult(of_replay(got))
 
     def cost_usd(self, result: Result) -> float | None:
-        used = Used(replica_hours=None if result.replica_s is None else result.replica_s / 3600)
+        used = Usage(replica_hours=None if result.replica_s is None else result.replica_s / 3600)
         return Tariff.of({Unit.REPLICA_HOUR: self.usd_per_replica_hour}).cost(used).usd
 
 

@@ -15,7 +15,7 @@ from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
 from analyzers.hardware import ACCELERATORS, find
 from analyzers.kinds.results import METRICS, ReplayResult, ReplayTraffic, Result, Rows, of_replay
-from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.engine import Router
 from analyzers.whatif.fit import Times
 from analyzers.whatif.fleet import ReplicaFleet
@@ -29,7 +29,7 @@ _NO_LEDGER = (
 )
 
 
-def base_shape(calibration: Calibrated) -> Shape:
+def base_shape(calibration: CalibratedEngine) -> Shape:
     """What it was calibrated on. Without an accelerator where that is none that is known."""
     row = find(calibration.accelerator) if calibration.accelerator is not None else None
     if row is None:
@@ -37,7 +37,7 @@ def base_shape(calibration: Calibrated) -> Shape:
     return Shape(replicas=1, accelerator=row.name, accelerator_count=calibration.accelerator_count)
 
 
-def accelerator(name: str, calibration: Calibrated) -> str:
+def accelerator(name: str, calibration: CalibratedEngine) -> str:
     """Its name in the hardware table. Raises BadQuestion where the one or the other is not known."""
     row = find(name)
     if row is None:
@@ -50,7 +50,9 @@ def accelerator(name: str, calibration: Calibrated) -> str:
     return row.name
 
 
-def ensemble(calibration: Calibrated, gpu: str | None, gpus: int | None, settings: Mapping[str, Value]) -> Ensemble:
+def ensemble(
+    calibration: CalibratedEngine, gpu: str | None, gpus: int | None, settings: Mapping[str, Value]
+) -> Ensemble:
     """The calibration on ``gpus`` x ``gpu`` (None: as calibrated), with single engine settings changed.
 
     A coefficient that is set scales that of every draw alike. Raises CannotPredict, BadQuestion.

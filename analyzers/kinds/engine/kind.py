@@ -10,7 +10,7 @@ from analyzers.hardware import Hardware
 from analyzers.kinds.base import Basis
 from analyzers.policy import Catalogue, Policy, candidates
 from analyzers.prediction import Bar, Miss, Prediction
-from analyzers.whatif.calibrate import Calibrated, calibrate, calibration_key
+from analyzers.whatif.calibrate import CalibratedEngine, calibrate, calibration_key
 from analyzers.whatif.predict import predict, screen
 from analyzers.whatif.traffic import workload_from_windows
 from collectors.window import Window
@@ -25,11 +25,11 @@ class EngineKind:
     def key(self, facts: Mapping[str, str], shape: Shape) -> str:
         return calibration_key(facts, shape)
 
-    def calibrate(self, windows: Sequence[Window], shape: Shape, hardware: Hardware | None) -> Calibrated:
+    def calibrate(self, windows: Sequence[Window], shape: Shape, hardware: Hardware | None) -> CalibratedEngine:
         return calibrate(windows, shape, prior=None, hardware=hardware)
 
-    def read(self, data: Mapping[str, Any]) -> Calibrated:
-        return Calibrated.from_dict(data)
+    def read(self, data: Mapping[str, Any]) -> CalibratedEngine:
+        return CalibratedEngine.from_dict(data)
 
     def workload(self, windows: Sequence[Window], *, seed: int, scale: float = 1.0) -> Workload:
         return workload_from_windows(windows, seed=seed, scale=scale)
@@ -37,11 +37,11 @@ class EngineKind:
     def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue) -> list[Shape]:
         return candidates(shape, policy, catalogue)
 
-    def predict(self, shape: Shape, workload: Workload, calibrated: Calibrated, basis: Basis) -> Prediction:
+    def predict(self, shape: Shape, workload: Workload, calibrated: CalibratedEngine, basis: Basis) -> Prediction:
         return predict(shape, workload, calibrated, **_how(basis))
 
     def screen(
-        self, shape: Shape, workload: Workload, calibrated: Calibrated, basis: Basis, bar: Bar
+        self, shape: Shape, workload: Workload, calibrated: CalibratedEngine, basis: Basis, bar: Bar
     ) -> Prediction | Miss:
         return screen(shape, workload, calibrated, bar, **_how(basis))
 

@@ -10,12 +10,12 @@ from analyzers.kinds.ptu.throughput import Ptu
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, calls, of_served
 from analyzers.kinds.service import Retries, Speed
 from analyzers.kinds.strict import INLINE
-from analyzers.kinds.system import PerToken
-from analyzers.money import Tariff, Unit, Used
+from analyzers.kinds.system import TokenPricedSystem
+from analyzers.money import Tariff, Unit, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
-class PtuDeployment(PerToken):
+class PtuDeployment(TokenPricedSystem):
     kind: ClassVar[str] = "ptu"
 
     ptu: Ptu = field(metadata=INLINE)
@@ -46,5 +46,5 @@ class PtuDeployment(PerToken):
 
     def cost_usd(self, result: Result) -> float | None:
         spilled = self.tokens_usd(result.used, "spilled_")
-        bought = Tariff.of({Unit.PTU_HOUR: self.usd_per_ptu_hour}).cost(Used(ptu_hours=result.used["ptu_hours"])).usd
+        bought = Tariff.of({Unit.PTU_HOUR: self.usd_per_ptu_hour}).cost(Usage(ptu_hours=result.used["ptu_hours"])).usd
         return None if bought is None or spilled is None else bought + spilled

@@ -10,11 +10,11 @@ from analyzers.kinds.quota.limits import ApiQuota
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, calls, of_served
 from analyzers.kinds.service import Retries, Speed
 from analyzers.kinds.strict import INLINE
-from analyzers.kinds.system import PerToken
+from analyzers.kinds.system import TokenPricedSystem
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuotaDeployment(PerToken):
+class QuotaDeployment(TokenPricedSystem):
     kind: ClassVar[str] = "quota"
 
     quota: ApiQuota = field(metadata=INLINE)

@@ -10,12 +10,12 @@ from analyzers.kinds.serverless import platform as serverless
 from analyzers.kinds.serverless.platform import Serverless
 from analyzers.kinds.service import Speed
 from analyzers.kinds.strict import INLINE
-from analyzers.kinds.system import Described, check_prices
-from analyzers.money import Tariff, Unit, Used
+from analyzers.kinds.system import DescribedSystem, check_prices
+from analyzers.money import Tariff, Unit, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerlessFunction(Described):
+class ServerlessFunction(DescribedSystem):
     kind: ClassVar[str] = "serverless"
 
     platform: Serverless = field(metadata=INLINE)
@@ -46,8 +46,8 @@ class ServerlessFunction(Described):
     def cost_usd(self, result: Result) -> float | None:
         hours = result.used[f"{self.billed}_s"] / 3600.0
         unit, used = {
-            "instance": (Unit.REPLICA_HOUR, Used(replica_hours=hours)),
-            "busy": (Unit.BUSY_HOUR, Used(busy_hours=hours)),
-            "request": (Unit.REQUEST_HOUR, Used(request_hours=hours)),
+            "instance": (Unit.REPLICA_HOUR, Usage(replica_hours=hours)),
+            "busy": (Unit.BUSY_HOUR, Usage(busy_hours=hours)),
+            "request": (Unit.REQUEST_HOUR, Usage(request_hours=hours)),
         }[self.billed]
         return Tariff.of({unit: self.usd_per_billed_hour}).cost(used).usd

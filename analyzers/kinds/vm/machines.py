@@ -9,19 +9,19 @@ from typing import Any, ClassVar, Self
 
 from analyzers.kinds import strict
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_served
-from analyzers.kinds.system import Described, check_prices
+from analyzers.kinds.system import DescribedSystem, check_prices
 from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.usl import Point, Usl, UslFit
-from analyzers.money import Tariff, Unit, Used
-from analyzers.objective import Objective, Target
+from analyzers.money import Tariff, Unit, Usage
+from analyzers.objective import Objective, ObjectiveTarget
 
 #: Of a law that is stated and not fitted: so many draws, all alike, for another number of cores to spread.
 _DRAWS = 24
-_TOLD = tuple(Target(metric, q, 1.0) for metric in ("e2e_s", "queue_s") for q in (0.5, 0.9, 0.95, 0.99))
+_TOLD = tuple(ObjectiveTarget(metric, q, 1.0) for metric in ("e2e_s", "queue_s") for q in (0.5, 0.9, 0.95, 0.99))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machines(Described):
+class Machines(DescribedSystem):
     """Machines side by side behind one queue."""
 
     kind: ClassVar[str] = "vm"
@@ -100,7 +100,7 @@ class Machines(Described):
         return ReplayResult(best, usl.predict(self.fitted, work, objective=objective, **how))  # type: ignore[arg-type]
 
     def cost_usd(self, result: Result) -> float | None:
-        used = Used(replica_hours=result.used["replica_s"] / 3600.0)
+        used = Usage(replica_hours=result.used["replica_s"] / 3600.0)
         return Tariff.of({Unit.REPLICA_HOUR: self.usd_per_replica_hour}).cost(used).usd
 
 

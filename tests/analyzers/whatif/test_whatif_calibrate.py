@@ -10,7 +10,7 @@ import pytest
 from actuators.shape import Shape
 from analyzers.hardware import ACCELERATORS
 from analyzers.prediction import CannotPredict
-from analyzers.whatif.calibrate import Calibrated, calibrate
+from analyzers.whatif.calibrate import CalibratedEngine, calibrate
 from analyzers.whatif.engine import replay
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.outlook import look
@@ -26,7 +26,7 @@ SHAPE = Shape(
 )
 
 
-def fitted(*rates: float, leave_out: tuple[str, ...] = (), seconds: float = 600.0) -> Calibrated:
+def fitted(*rates: float, leave_out: tuple[str, ...] = (), seconds: float = 600.0) -> CalibratedEngine:
     seen = [w for i, rate in enumerate(rates) for w in windows(TRUTH, poisson(rate, seconds, i), leave_out=leave_out)]
     return calibrate(seen, SHAPE, prior=None, hardware=ACCELERATORS["H100"])
 
@@ -39,7 +39,7 @@ def means(model: EngineModel, rate: float) -> tuple[float, float, float]:
     return out.itl.mean, out.ttft.mean, out.e2e.mean
 
 
-def foreseen(known: Calibrated, rate: float) -> tuple[float, float, float]:
+def foreseen(known: CalibratedEngine, rate: float) -> tuple[float, float, float]:
     """As a prediction sees it: what lies between engine and client, and what the fit was off by, included."""
     (best,) = look(poisson(rate, 600.0, 77), known.model, [known.best], known.discrepancy)
     itl, ttft, e2e = (best.times.mean(metric, slice(None)) for metric in ("itl_s", "ttft_s", "e2e_s"))
@@ -50,19 +50,19 @@ def foreseen(known: Calibrated, rate: float) -> tuple[float, float, float]:
 
 
 @pytest.fixture(scope="module")
-def learned() -> Calibrated:
+def learned() -> CalibratedEngine:
     return fitted(1.0, 3.0, 6.0, 9.0)
 
 
 @pytest.mark.parametrize(("rate", "off"), [(2.0, 0.05), (5.0, 0.05), (11.0, 0.08)])
-def test_it_predicts_loads_that_it_did_not_see(learned: Calibrated, rate: float, off: float) -> None:
+def test_it_predicts_loads_that_it_did_not_see(learned: CalibratedEngine, rate: float, off: float) -> None:
     """The last lies beyond all that was seen: there, what of a first token's time is outside the engine is not told apart as well."""
     seen, truth = foreseen(learned, rate), means(TRUTH, rate)
     assert seen == pytest.approx(truth, rel=off)
     assert (seen[0], seen[2]) == pytest.approx((truth[0], truth[2]), rel=0.05)
 
 
-def test_the_truth_is_inside_the_ensemble(learned: Calibrated) -> None:
+def test_the_truth_is_inside_the_ensemble(learned: CalibratedEngine) -> None:
     per_token = [d.iteration.per_prefill_token_s for d in learned.draws]
     assert min(per_token) <= TRUTH.iteration.per_prefill_token_s <= max(per_token)
     assert learned.model.iteration.base_s == pytest.approx(TRUTH.iteration.base_s, rel=0.05)
@@ -70,7 +70,7 @@ def test_the_truth_is_inside_the_ensemble(learned: Calibrated) -> None:
     assert learned.load[0] < 3 < 20 < learned.load[1]
 
 
-def test_little_data_means_wide_and_not_nonsense(learned: Calibrated) -> None:
+def test_little_data_means_wide_and_not_nonsense(learned: CalibratedEngine) -> None:
     narrow = np.std([np.log(d.iteration.per_context_token_s) for d in learned.draws])
     little = fitted(1.0, seconds=130.0)
     wide = np.std([np.log(d.iteration.per_context_token_s) for d in little.draws])
@@ -113,11 +113,11 @@ def test_without_inter_token_times_the_rest_is_enough() -> None:
     assert foreseen(found, 4.0)[2] == pytest.approx(means(TRUTH, 4.0)[2], rel=0.05)
 
 
-def test_it_survives_json(learned: Calibrated) -> None:
-    again = Calibrated.from_dict(json.loads(json.dumps(learned.as_dict())))
+def test_it_survives_json(learned: CalibratedEngine) -> None:
+    again = CalibratedEngine.from_dict(json.loads(json.dumps(learned.as_dict())))
     assert again == learned
-    assert Calibrated.of_engine(EngineModel.from_json(learned.engine.to_json())) == learned
-    assert Calibrated.of_engine(learned.model) is None
+    assert CalibratedEngine.of_engine(EngineModel.from_json(learned.engine.to_json())) == learned
+    assert CalibratedEngine.of_engine(learned.model) is None
     assert EngineModel.from_json(learned.model.to_json()) == learned.model
 
 

@@ -10,10 +10,10 @@ import pytest
 from actuators.shape import Shape
 from analyzers.hardware import ACCELERATORS
 from analyzers.prediction import CannotPredict
-from analyzers.whatif.calibrate import Calibrated, calibrate_on_tests
+from analyzers.whatif.calibrate import CalibratedEngine, calibrate_on_tests
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.engine import replay
-from analyzers.whatif.fit import Draw, client_replay
+from analyzers.whatif.fit import PosteriorDraw, client_replay
 from analyzers.whatif.loadtests import observation
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.outlook import look
@@ -27,10 +27,10 @@ SHAPE = Shape(
 )
 
 
-def open_loop(rate: float, seed: int = 0, draw: Draw | None = None) -> LoadTest:
+def open_loop(rate: float, seed: int = 0, draw: PosteriorDraw | None = None) -> LoadTest:
     """As a load generator would sum up ``rate`` requests a second on the truth."""
     work = poisson(rate, 400.0, seed)
-    _, times = client_replay(work, TRUTH, draw or Draw(TRUTH.iteration, 0.003))
+    _, times = client_replay(work, TRUTH, draw or PosteriorDraw(TRUTH.iteration, 0.003))
     return LoadTest(
         source="vllm-bench", name=f"{rate:g}/s", sent=len(work), completed=len(work), failed=0, duration_s=400.0,
         controlled="rate", rate_per_s=rate, concurrency=None, throughput_per_s=rate,
@@ -53,7 +53,7 @@ def closed_loop(clients: int, prompt: int, output: int) -> LoadTest:
         np.zeros(n), (prompt * vary[0]).astype(np.int64), (output * vary[1]).astype(np.int64), np.zeros(n, np.int64)
     )
     _, times = client_replay(
-        work, TRUTH.with_limits(max_num_seqs=clients), Draw(TRUTH.iteration, 0.003), closed=clients
+        work, TRUTH.with_limits(max_num_seqs=clients), PosteriorDraw(TRUTH.iteration, 0.003), closed=clients
     )
     return replace(
         open_loop(1.0), name=f"{clients} users", controlled="concurrency", rate_per_s=None, concurrency=float(clients),
@@ -62,11 +62,11 @@ def closed_loop(clients: int, prompt: int, output: int) -> LoadTest:
     )  # fmt: skip
 
 
-def fitted(*tests: LoadTest, model: str | None = None) -> Calibrated:
+def fitted(*tests: LoadTest, model: str | None = None) -> CalibratedEngine:
     return calibrate_on_tests(tests, SHAPE, model=model, hardware=ACCELERATORS["H100"])
 
 
-def itl(known: Calibrated, work: Workload) -> float:
+def itl(known: CalibratedEngine, work: Workload) -> float:
     (best,) = look(work, known.model, [known.best], known.discrepancy)
     found = best.times.mean("itl_s", slice(None))
     assert found is not None

@@ -12,10 +12,10 @@ from actuators.shape import Shape
 from analyzers.hardware import ACCELERATORS, Hardware, find
 from analyzers.objective import Objective
 from analyzers.prediction import CannotPredict, Prediction
-from analyzers.whatif.calibrate import Calibrated
+from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.discrepancy import Discrepancy, Residual
 from analyzers.whatif.engine import replay
-from analyzers.whatif.fit import Draw
+from analyzers.whatif.fit import PosteriorDraw
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.predict import limit_rate, predict
 from collectors.workload import Workload
@@ -35,22 +35,22 @@ SEEN = Discrepancy(
 )
 
 
-def calibrated(spread: float = 0.02, overhead_s: float = 0.0) -> Calibrated:
+def calibrated(spread: float = 0.02, overhead_s: float = 0.0) -> CalibratedEngine:
     rng = np.random.default_rng(1)
     draws = tuple(
-        Draw(
+        PosteriorDraw(
             IterationCost(*(v * math.exp(spread * z) for v, z in zip(MODEL.iteration.as_tuple(), row, strict=True))),
             overhead_s,
         )
         for row in rng.standard_normal((16, 5))
     )
-    return Calibrated("key", "H100", 1, MODEL, overhead_s, 0.0, draws, 60, 5000.0, (1.0, 40.0), SEEN)
+    return CalibratedEngine("key", "H100", 1, MODEL, overhead_s, 0.0, draws, 60, 5000.0, (1.0, 40.0), SEEN)
 
 
 def ask(
     shape: Shape = BASE,
     work: Workload | None = None,
-    known: Calibrated | None = None,
+    known: CalibratedEngine | None = None,
     error: dict[str, float] | None = None,
 ) -> Prediction:
     return predict(
