@@ -52,7 +52,7 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class LiveState:
     """What is really there now."""
 
     shape: Shape
@@ -84,7 +84,7 @@ class Receipt:
     handle: Mapping[str, Any] = field(default_factory=dict)
     """The address of a long-running operation, the id of an evaluation, the token. Plain JSON, no secret."""
     leaves: str | None = None
-    """``Live.version`` after this step, where it is known: the next step's precondition."""
+    """``LiveState.version`` after this step, where it is known: the next step's precondition."""
 
     def as_dict(self) -> dict[str, Any]:
         return {"handle": dict(self.handle), "leaves": self.leaves}
@@ -114,13 +114,13 @@ class Actuator(Protocol):
     poll_s: float
     """Seconds between two reads of the control plane, unless a change is under way."""
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         """Read the live shape. Sends only reads."""
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         """The operations from ``live`` to ``wanted``; deterministic, and sends only reads. Raises ``CannotPlan``."""
 
-    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
         """The plan from wherever ``plan`` was left to the shape before it. ``done``: of the steps that were begun, in order.
 
         ``plan(live, plan.before)`` where a Shape says all. Sends only reads. Raises ``CannotPlan``.

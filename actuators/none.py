@@ -9,7 +9,7 @@ from typing import ClassVar, NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from actuators.base import Actuator, ActuatorError, CannotPlan, Live, Receipt, Step, SystemContext, Trouble
+from actuators.base import Actuator, ActuatorError, CannotPlan, LiveState, Receipt, Step, SystemContext, Trouble
 from actuators.shape import Operation, Plan, Shape
 from collectors.discovery import Support
 
@@ -47,7 +47,7 @@ class ReadOnly:
             text = f"endpoint {context.endpoint}, none: {fields} is not known: the system none has no options"
             raise ActuatorError("BAD_OPTIONS", text) from None
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         shape = self.context.shape
         text = json.dumps(shape.as_dict(), sort_keys=True)
         version = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -55,11 +55,11 @@ class ReadOnly:
         for path in ("/health", "/v1/models"):
             problem = await self._problem(path)
             if problem is None:
-                return Live(shape, version, ready=True)
+                return LiveState(shape, version, ready=True)
             problems.append(problem)
-        return Live(shape, version, ready=False, detail="; ".join(problems))
+        return LiveState(shape, version, ready=False, detail="; ".join(problems))
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         if wanted != live.shape:
             raise CannotPlan("READ_ONLY", f"{self.context.endpoint} has the system none, which changes nothing: {_HOW}")
         return Plan(
@@ -74,7 +74,7 @@ class ReadOnly:
             way_back="nothing is done",
         )
 
-    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
         return await self.plan(live, plan.before)
 
     async def clear(self, operation: Operation, last: Receipt | None) -> None:

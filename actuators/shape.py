@@ -34,7 +34,7 @@ class Shape:
     """What an endpoint runs on. Unknown is None: a reader of shapes must not take it for a default."""
 
     replicas: int | None = None
-    """None beside ``autoscaling``: the autoscaler's, and how many serve is ``Live.serving``."""
+    """None beside ``autoscaling``: the autoscaler's, and how many serve is ``LiveState.serving``."""
     size: str | None = None
     """VM size, instance type, or a name from the settings' ``sizes``."""
     accelerator: str | None = None
@@ -166,7 +166,7 @@ class Plan:
     before: Shape
     after: Shape
     version: str
-    """The precondition: ``Live.version`` must still be this. A different version means that somebody else acted: the plan is void."""
+    """The precondition: ``LiveState.version`` must still be this. A different version means that somebody else acted: the plan is void."""
     operations: tuple[Operation, ...]
     """Up to what is verified."""
     restarts: bool

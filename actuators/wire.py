@@ -37,7 +37,7 @@ class BadMessage(Exception):
         self.status = status
 
 
-class Truncated(BadMessage):
+class TruncatedMessage(BadMessage):
     """The message ended before it was complete."""
 
 
@@ -120,12 +120,12 @@ class Request:
 
 
 async def read_head(reader: asyncio.StreamReader) -> Head | None:
-    """The next message's head, or None when the other side closed instead. Raises ``BadMessage``, ``Truncated``."""
+    """The next message's head, or None when the other side closed instead. Raises ``BadMessage``, ``TruncatedMessage``."""
     try:
         text = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
         if error.partial.strip():
-            raise Truncated("the head ended in the middle") from None
+            raise TruncatedMessage("the head ended in the middle") from None
         return None
     except asyncio.LimitOverrunError:
         raise BadMessage(f"the head is longer than {MAX_HEAD} bytes", 431) from None
@@ -155,7 +155,7 @@ def _check_framing(head: Head) -> None:
 async def read_body(
     reader: asyncio.StreamReader, head: Head, timeout_s: float | None, *, until_close: bool
 ) -> AsyncIterator[tuple[bytes, bytes]]:
-    """The body as it arrives: (in its own framing, without framing). Raises ``Truncated`` when it ends too early.
+    """The body as it arrives: (in its own framing, without framing). Raises ``TruncatedMessage`` when it ends too early.
 
     ``until_close``: an answer without length runs to the end of the connection; a request without one has no body.
     """
@@ -169,7 +169,7 @@ async def read_body(
         if not data:
             if left is None:
                 return
-            raise Truncated(f"{left} bytes of the body are missing")
+            raise TruncatedMessage(f"{left} bytes of the body are missing")
         if left is not None:
             left -= len(data)
         yield data, data
@@ -190,14 +190,14 @@ async def _read_chunks(reader: asyncio.StreamReader, timeout_s: float | None) ->
         while left > WHOLE_CHUNK:  # a long one is handed on as it comes
             data = await asyncio.wait_for(reader.read(min(left - WHOLE_CHUNK, PIECE)), timeout_s)
             if not data:
-                raise Truncated("the body ended within a chunk")
+                raise TruncatedMessage("the body ended within a chunk")
             left -= len(data)
             yield line + data, data
             line = b""
         try:
             rest = await asyncio.wait_for(reader.readexactly(left + 2), timeout_s)
         except asyncio.IncompleteReadError:
-            raise Truncated("the body ended within a chunk") from None
+            raise TruncatedMessage("the body ended within a chunk") from None
         if not rest.endswith(b"\r\n"):
             raise BadMessage("a chunk is longer than it says")
         yield line + rest, rest[:-2]
@@ -207,7 +207,7 @@ async def _line(reader: asyncio.StreamReader, timeout_s: float | None) -> bytes:
     try:
         return await asyncio.wait_for(reader.readuntil(b"\r\n"), timeout_s)
     except asyncio.IncompleteReadError:
-        raise Truncated("the body ended between chunks") from None
+        raise TruncatedMessage("the body ended between chunks") from None
     except asyncio.LimitOverrunError:
         raise BadMessage("a chunk's first line is too long") from None
 

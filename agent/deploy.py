@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from actuators.base import Actuator, ActuatorError, Live
+from actuators.base import Actuator, ActuatorError, LiveState
 from actuators.shape import Plan, Shape
 from agent.apply import lease_of
 from agent.execution import ChangeRun, Execution, in_time
@@ -76,7 +76,7 @@ def forbidden(shape: Shape, endpoint: EndpointSettings, catalogue: Catalogue) ->
     return f"a guardrail forbids it: {'; '.join(broken)}" if broken else None
 
 
-def _wanted(endpoint: EndpointSettings, live: Live) -> Shape:
+def _wanted(endpoint: EndpointSettings, live: LiveState) -> Shape:
     if live.shape.replicas is None:
         raise CannotDeploy(f"{endpoint.name}: its system ({endpoint.actuator.system}) cannot deploy; start it yourself")
     if live.shape.replicas > 0 and live.ready:
@@ -100,7 +100,7 @@ async def carry_out(
     *,
     say: Callable[[str], None] = lambda _: None,
     lead: Lead | None = None,
-) -> Live:
+) -> LiveState:
     """Do every step in order, wait for each, and note it in the audit. Raises ``CannotDeploy``.
 
     lead: the lease on deploying the endpoint, where the caller holds it and goes on holding it.

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 import structlog
 from opentelemetry.trace import Tracer
 
-from actuators.base import ActuatorError, Live
+from actuators.base import ActuatorError, LiveState
 from actuators.shape import Plan, Shape
 from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
@@ -204,7 +204,7 @@ class Reflector:
 
     # -- evidence ------------------------------------------------------------------------------------------------------
 
-    def _analyze(self, watched: WatchedEndpoint, live: Live, now: float) -> _Analysis:
+    def _analyze(self, watched: WatchedEndpoint, live: LiveState, now: float) -> _Analysis:
         """From the evidence to the decision; the last one where the evidence has not changed."""
         endpoint = watched.settings
         found = self._evidence(watched, live, now)
@@ -216,7 +216,7 @@ class Reflector:
         analysis = self._analyses[endpoint.name] = _Analysis(key, findings, decision, _attained(found.situation))
         return analysis
 
-    def _evidence(self, watched: WatchedEndpoint, live: Live, now: float) -> _Evidence:
+    def _evidence(self, watched: WatchedEndpoint, live: LiveState, now: float) -> _Evidence:
         """The evidence since the last change (and its warm-up), at most ``evidence_s`` of it."""
         endpoint = watched.settings
         width = self._settings.collect.window_s
@@ -307,7 +307,12 @@ class Reflector:
         log.info("analyzed", endpoint=name, decision=said, findings=[f.reason.code for f in findings])
 
     def _keep(
-        self, endpoint: EndpointSettings, live: Live, per_hour: float | None, findings: Sequence[Finding], now: float
+        self,
+        endpoint: EndpointSettings,
+        live: LiveState,
+        per_hour: float | None,
+        findings: Sequence[Finding],
+        now: float,
     ) -> None:
         with self._store.write() as db:
             _keep_shape(db, endpoint.name, live, per_hour, now)
@@ -315,7 +320,7 @@ class Reflector:
                 log.info("finding", endpoint=endpoint.name, code=finding.reason.code, text=finding.reason.text)
 
     async def _advise(
-        self, watched: WatchedEndpoint, live: Live, decision: Decision, now: float, *, fresh: bool
+        self, watched: WatchedEndpoint, live: LiveState, decision: Decision, now: float, *, fresh: bool
     ) -> None:
         """Give the advice once it has come often enough in a row; the same evidence once more does not count again."""
         endpoint = watched.settings
@@ -470,7 +475,7 @@ _UNDECIDED = frozenset(
 )
 
 
-def _keep_shape(db: sa.Connection, endpoint: str, live: Live, per_hour: float | None, now: float) -> None:
+def _keep_shape(db: sa.Connection, endpoint: str, live: LiveState, per_hour: float | None, now: float) -> None:
     row = {
         "shape": live.shape.as_dict(),
         "shape_version": live.version,

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from actuators.base import Live
+from actuators.base import LiveState
 from actuators.shape import Plan
 from agent.settings import ChangeWindow, EndpointSettings, Settings, weekdays
 from agent.store import Store, changes, control, fleet, recommendations, tunes
@@ -99,7 +99,7 @@ class Uptake:
             return "outside the change windows"
         return None
 
-    def _objection(self, row: recommendations.Row, watched: WatchedEndpoint, plan: Plan, live: Live) -> str | None:
+    def _objection(self, row: recommendations.Row, watched: WatchedEndpoint, plan: Plan, live: LiveState) -> str | None:
         """Why an approved change must not begin at all: each line is one of the invariants."""
         endpoint = watched.settings
         with self._store.read() as db:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from actuators.base import Actuator, ActuatorError, Live
+from actuators.base import Actuator, ActuatorError, LiveState
 from agent.metrics import Metrics
 from agent.settings import CollectSettings, EndpointSettings
 from agent.spool import Spool
@@ -81,7 +81,7 @@ class WatchedEndpoint:
     catalogue: Catalogue = field(default_factory=Catalogue)
     price_per_hour: float | None = None
     """US dollars of the whole endpoint, as it is now; None: unknown."""
-    live: Live | None = None
+    live: LiveState | None = None
     replicas: Mapping[str, str] = field(default_factory=dict)
     """Name to address, as the system last said: they are read on while it says nothing."""
     builders: dict[str, WindowBuilder] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class WatchedEndpoint:
     ask_at: float = -math.inf
     """Monotonic seconds: when the system is due to be asked what is live."""
 
-    def saw(self, live: Live) -> None:
+    def saw(self, live: LiveState) -> None:
         """Take in what is live. What the system does not know is filled in from the settings; what it does know always wins."""
         stated = self.settings.shape.shape()
         scaled = live.shape.autoscaling is not None  # then nobody states the count: it is what serves
@@ -289,7 +289,7 @@ class Watcher:
                 closed.append(builder.gap(index, BUG))
         return closed
 
-    async def look(self, watched: WatchedEndpoint) -> Live | None:
+    async def look(self, watched: WatchedEndpoint) -> LiveState | None:
         """Ask the system what is live; None, and a counted error, where it does not say."""
         name, before = watched.settings.name, {target.name for target in watched.targets()}
         limit_s = self._settings.timeout_s

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from actuators.base import Live, Step  # noqa: E402
+from actuators.base import LiveState, Step  # noqa: E402
 from actuators.shape import Operation, Plan, Shape  # noqa: E402
 from agent import logs  # noqa: E402
 from agent.clock import VirtualClock  # noqa: E402
@@ -109,12 +109,12 @@ class Fixed:
     changes: ClassVar[Sequence[str]] = ()
 
     def __init__(self, targets: Mapping[str, str]) -> None:
-        self._live = Live(Shape(replicas=len(targets)), "1", True, targets=targets)
+        self._live = LiveState(Shape(replicas=len(targets)), "1", True, targets=targets)
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         return self._live
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         raise NotImplementedError("a benchmark changes nothing")
 
     async def do(self, operation: Operation, token: str) -> None:

@@ -36,7 +36,7 @@ from actuators.base import (
     Actuator,
     ActuatorError,
     CannotPlan,
-    Live,
+    LiveState,
     Progress,
     Receipt,
     Step,
@@ -133,7 +133,7 @@ class AzureMl:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         state = await self._state(fresh=False)
         main = main_of(state)
         if main is None:
@@ -150,7 +150,7 @@ class AzureMl:
             problems.append("traffic is split: " + ", ".join(f"{n} {s} %" for n, s in state.traffic.items()))
         if state.autoscale is None:
             problems.append("autoscale settings may not be read, so who owns the count is not known")
-        return Live(
+        return LiveState(
             shape=shape_of(state, main, await self._sizes(state)),
             version=version_of(state),
             ready=settled and under_way is None and len(state.traffic) <= 1,
@@ -159,7 +159,7 @@ class AzureMl:
             detail="; ".join(problems),
         )
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         state = await self._state(fresh=True)
         if version_of(state) != live.version:
             self._changed()
@@ -167,7 +167,7 @@ class AzureMl:
             raise CannotPlan("STALE_LIVE", text, trouble=Trouble.DRIFT)
         return planning.plan(self.context.endpoint, state, wanted, self._pace(), await self._region(state))
 
-    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
         state = await self._state(fresh=True)
         if plan.undo:
             way = planning.bounds_back if "bounds" in plan.undo else planning.back

@@ -12,7 +12,7 @@ from actuators.base import (
     Actuator,
     ActuatorError,
     CannotPlan,
-    Live,
+    LiveState,
     Progress,
     Receipt,
     Step,
@@ -40,7 +40,7 @@ class Options(BaseModel):
     """How long a change may take, from the cold start to the last drained request."""
 
 
-class Emulated:
+class EmulatedActuator:
     """See ``actuators.base.Actuator``. The server's generation is the version, and the server keeps the token of each change."""
 
     system: ClassVar[str] = "emulated"
@@ -58,14 +58,14 @@ class Emulated:
             raise ActuatorError("BAD_OPTIONS", text) from None
         self._url = (self.options.admin_url or context.url).rstrip("/") + "/emulated/shape"
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         status = await self._status()
         shape, generation = self._shape(status), str(status["generation"])
         ready = bool(status["ready"]) and status["ready_replicas"] == shape.replicas
         detail = "" if ready else f"{status['ready_replicas']} serve, {status['draining_replicas']} drain"
-        return Live(shape, generation, ready, serving=status["ready_replicas"], detail=detail)
+        return LiveState(shape, generation, ready, serving=status["ready_replicas"], detail=detail)
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         self._check(live, wanted)
         restarts = (wanted.size, dict(wanted.engine)) != (live.shape.size, dict(live.shape.engine))
         operations: tuple[Operation, ...] = ()
@@ -85,7 +85,7 @@ class Emulated:
             way_back=f"the same step towards {live.shape.label()}",
         )
 
-    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
         return await self.plan(live, plan.before)
 
     async def clear(self, operation: Operation, last: Receipt | None) -> None:
@@ -117,7 +117,7 @@ class Emulated:
             return Step(Progress.PENDING, "not begun")
         return Step(Progress.FAILED, f"generation {status['generation']} is somebody else's: plan again")
 
-    def _check(self, live: Live, wanted: Shape) -> None:
+    def _check(self, live: LiveState, wanted: Shape) -> None:
         if wanted.replicas is None or not 0 <= wanted.replicas <= MAX_REPLICAS:
             raise CannotPlan("INCOMPLETE_SHAPE", f"say how many replicas, 0 to {MAX_REPLICAS}, not {wanted.replicas}")
         fixed = [k for k in _FIXED if getattr(wanted, k) != getattr(live.shape, k)]
@@ -164,4 +164,4 @@ class Emulated:
 
 def make(context: SystemContext) -> Actuator:
     """The entry point."""
-    return Emulated(context)
+    return EmulatedActuator(context)

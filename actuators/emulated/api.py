@@ -22,7 +22,7 @@ WORDS = tuple(
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class CompletionRequest:
     """One request, understood."""
 
     chat: bool
@@ -55,7 +55,7 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def parse(body: Any, *, chat: bool, max_model_len: int, rng: random.Random) -> Job:
+def parse(body: Any, *, chat: bool, max_model_len: int, rng: random.Random) -> CompletionRequest:
     """What a request asks for. Raises ``BadMessage`` with what the client did wrong."""
     if not isinstance(body, dict):
         raise BadMessage("the body must be a JSON object")
@@ -77,61 +77,61 @@ def parse(body: Any, *, chat: bool, max_model_len: int, rng: random.Random) -> J
         natural = max(1, least, round(math.exp(rng.gauss(math.log(MEDIAN_OUTPUT), SIGMA_OUTPUT))))
     options = body.get("stream_options") or {}
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
-    return Job(chat, prompt, min(asked, natural), natural >= asked, bool(body.get("stream")), usage)
+    return CompletionRequest(chat, prompt, min(asked, natural), natural >= asked, bool(body.get("stream")), usage)
 
 
-class Wording:
-    """The answer to one job, in bytes."""
+class AnswerFormat:
+    """The answer to one request, in bytes."""
 
-    def __init__(self, job: Job, name: str, model: str, created: int) -> None:
-        self.job = job
+    def __init__(self, request: CompletionRequest, name: str, model: str, created: int) -> None:
+        self.request = request
         kind = (
-            "chat.completion" if job.chat else "text_completion",
-            "chat.completion.chunk" if job.chat else "text_completion",
+            "chat.completion" if request.chat else "text_completion",
+            "chat.completion.chunk" if request.chat else "text_completion",
         )
         self._head = {"id": name, "created": created, "model": model}
         self._kind = kind
         head = json.dumps({**self._head, "object": kind[1]})[:-1]
-        field = '"delta":{"content":"' if job.chat else '"text":"'
+        field = '"delta":{"content":"' if request.chat else '"text":"'
         self._before = f'data: {head},"choices":[{{"index":0,{field}'.encode()
-        close = '"}' if job.chat else '"'
+        close = '"}' if request.chat else '"'
         self._after = f'{close},"logprobs":null,"finish_reason":null}}]}}\n\n'.encode()
         self._last = f'{close},"logprobs":null,"finish_reason":"{self.reason}"}}]}}\n\n'.encode()
 
     @property
     def reason(self) -> str:
-        return "length" if self.job.limited else "stop"
+        return "length" if self.request.limited else "stop"
 
     def usage(self, produced: int) -> dict[str, int]:
-        prompt = self.job.prompt
+        prompt = self.request.prompt
         return {"prompt_tokens": prompt, "completion_tokens": produced, "total_tokens": prompt + produced}
 
     def opening(self) -> bytes:
         """The chunk before the first token: a chat names its role."""
-        if not self.job.chat:
+        if not self.request.chat:
             return b""
         delta = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         return self._event({**self._head, "object": self._kind[1], "choices": [delta]})
 
     def token(self, number: int) -> bytes:
         """One token's chunk; the last one says why it is the last."""
-        last = number == self.job.output
+        last = number == self.request.output
         return chunk(self._before + b" " + WORDS[number % len(WORDS)] + (self._last if last else self._after))
 
     def closing(self) -> bytes:
         """After the last token: usage where it was asked for, the end mark, and the end of the body."""
         done = chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-        if not self.job.include_usage:
+        if not self.request.include_usage:
             return done
-        usage = {"object": self._kind[1], "choices": [], "usage": self.usage(self.job.output)}
+        usage = {"object": self._kind[1], "choices": [], "usage": self.usage(self.request.output)}
         return self._event({**self._head, **usage}) + done
 
     def whole(self) -> dict[str, Any]:
         """The answer of a request that does not stream."""
-        text = b"".join(b" " + WORDS[n % len(WORDS)] for n in range(1, self.job.output + 1)).decode()
-        said = {"message": {"role": "assistant", "content": text}} if self.job.chat else {"text": text}
+        text = b"".join(b" " + WORDS[n % len(WORDS)] for n in range(1, self.request.output + 1)).decode()
+        said = {"message": {"role": "assistant", "content": text}} if self.request.chat else {"text": text}
         choice = {"index": 0, **said, "logprobs": None, "finish_reason": self.reason}
-        return {**self._head, "object": self._kind[0], "choices": [choice], "usage": self.usage(self.job.output)}
+        return {**self._head, "object": self._kind[0], "choices": [choice], "usage": self.usage(self.request.output)}
 
     def _event(self, value: dict[str, Any]) -> bytes:
         return chunk(b"data: " + json.dumps(value).encode() + b"\n\n")

@@ -54,7 +54,7 @@ class FleetError(RuntimeError):
     """A server did not start; the text holds the end of its log."""
 
 
-class Fleet:
+class EmulatedFleet:
     """A context manager: every server that it started is gone when it is left. State and logs stay in ``folder``."""
 
     def __init__(self, folder: Path, start_timeout_s: float = 20.0) -> None:

@@ -59,7 +59,7 @@ def _lengths(max_model_len: int) -> tuple[float, ...]:
         power *= 10
 
 
-class Histogram:
+class BucketCounts:
     """Counts by bucket, and the sum."""
 
     __slots__ = ("counts", "edges", "total")
@@ -85,11 +85,11 @@ class ReplicaMetrics:
         self.finished = dict.fromkeys(_FINISHED, 0)
         lengths = _lengths(max_model_len)
         self.histograms = {
-            **{name: Histogram(_LATENCY) for name in (E2E, QUEUE, INFERENCE, PREFILL, DECODE)},
-            **{name: Histogram(_TOKEN) for name in (ITL, TPOT)},
-            **{name: Histogram(lengths) for name in (PROMPT, GENERATION)},
-            TTFT: Histogram(_TTFT),
-            STEP: Histogram(_STEP),
+            **{name: BucketCounts(_LATENCY) for name in (E2E, QUEUE, INFERENCE, PREFILL, DECODE)},
+            **{name: BucketCounts(_TOKEN) for name in (ITL, TPOT)},
+            **{name: BucketCounts(lengths) for name in (PROMPT, GENERATION)},
+            TTFT: BucketCounts(_TTFT),
+            STEP: BucketCounts(_STEP),
         }
         self.itl = self.histograms[ITL]
         self.ttft = self.histograms[TTFT]
@@ -123,7 +123,7 @@ class Page:
             f"{name}{suffix}{{{labels}}} {float(value)!r}" if labels else f"{name}{suffix} {float(value)!r}"
         )
 
-    def histogram(self, name: str, labels: str, values: Histogram) -> None:
+    def histogram(self, name: str, labels: str, values: BucketCounts) -> None:
         running = 0
         for edge, count in zip((*map(repr, values.edges), "+Inf"), values.counts, strict=True):
             running += count

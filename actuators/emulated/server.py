@@ -35,7 +35,7 @@ _STREAM_HEAD: wire.Headers = [
 ]
 
 
-class Server:
+class EmulatedServer:
     """Routes requests to the emulated endpoint."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -145,32 +145,36 @@ class Server:
             writer.write(wire.error_answer(503, "no replica serves at the moment", headers=[(b"retry-after", b"5")]))
             return 503
         limit = replica.scheduler.limits.max_model_len
-        job = api.parse(body, chat=chat, max_model_len=limit, rng=self._random)
+        completion = api.parse(body, chat=chat, max_model_len=limit, rng=self._random)
         number = next(self._numbers)
-        wording = api.Wording(job, f"{'chatcmpl' if chat else 'cmpl'}-emulated-{number}", self.model, int(time.time()))
+        answer = api.AnswerFormat(
+            completion, f"{'chatcmpl' if chat else 'cmpl'}-emulated-{number}", self.model, int(time.time())
+        )
         finished = asyncio.Event()
 
         def on_token(sequence: Sequence, now: float) -> None:
             replica.token(sequence, now)
-            if job.stream:
-                first = wording.opening() if sequence.produced == 1 else b""
-                last = wording.closing() if sequence.finished else b""
-                writer.write(first + wording.token(sequence.produced) + last)
+            if completion.stream:
+                first = answer.opening() if sequence.produced == 1 else b""
+                last = answer.closing() if sequence.finished else b""
+                writer.write(first + answer.token(sequence.produced) + last)
             if sequence.finished:
                 finished.set()
 
-        sequence = Sequence(job.prompt, job.output, replica.now(), on_token, output_limited=job.limited)
-        if not replica.scheduler.fits(job.prompt, job.output):
-            raise wire.BadMessage(f"{job.prompt} + {job.output} tokens do not fit into the KV cache", 400)
+        sequence = Sequence(
+            completion.prompt, completion.output, replica.now(), on_token, output_limited=completion.limited
+        )
+        if not replica.scheduler.fits(completion.prompt, completion.output):
+            raise wire.BadMessage(f"{completion.prompt} + {completion.output} tokens do not fit into the KV cache", 400)
         replica.submit(sequence)
-        if job.stream:
+        if completion.stream:
             writer.write(wire.head_bytes(200, _STREAM_HEAD))
         try:
             await finished.wait()
         finally:
             replica.abort(sequence)  # nothing, once it has finished
-        if not job.stream:
-            writer.write(wire.json_answer(200, wording.whole()))
+        if not completion.stream:
+            writer.write(wire.json_answer(200, answer.whole()))
         return 200
 
 
@@ -189,7 +193,7 @@ async def serve(options: argparse.Namespace) -> None:
     endpoint = Endpoint(emulation, Shape.from_dict(options.shape), options.state)
     listening = socket.socket(fileno=options.fd) if options.fd is not None else None
     where = {"sock": listening} if listening is not None else {"host": options.host, "port": options.port}
-    server = await wire.start_server(Server(endpoint).handle, **where)
+    server = await wire.start_server(EmulatedServer(endpoint).handle, **where)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

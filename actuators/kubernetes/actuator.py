@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from pydantic import Field, ValidationError
 
-from actuators.base import Actuator, ActuatorError, Live, Progress, Receipt, Step, SystemContext, Trouble
+from actuators.base import Actuator, ActuatorError, LiveState, Progress, Receipt, Step, SystemContext, Trouble
 from actuators.kubernetes import planning, spec
 from actuators.kubernetes.planning import Terms, patch_of
 from actuators.shape import Operation, Plan, Shape
@@ -71,10 +71,10 @@ class KubernetesWorkload:
             text = f"endpoint {context.endpoint}, kubernetes: {problems} (known: {known})"
             raise ActuatorError("BAD_OPTIONS", text) from None
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         return self._live(await self._workload(fresh=False))
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         workload = await self._workload(fresh=False)
         free: float | None = None
         if (wanted.accelerator_count or 0) > 0:
@@ -84,7 +84,7 @@ class KubernetesWorkload:
                 self._raise(error)
         return planning.plan(self._terms(), workload, live, wanted, free)
 
-    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
         """Fields set back say all, but for one thing: pods that were resized in place are not in the template."""
         resized = [r for r in done if r.handle.get("step") == "resize_pods"]
         if not resized or any(r.handle.get("step") == "patch_template" for r in done):
@@ -166,7 +166,7 @@ class KubernetesWorkload:
         except KubernetesError as error:
             self._raise(error)
 
-    def _live(self, workload: ClusterWorkload) -> Live:
+    def _live(self, workload: ClusterWorkload) -> LiveState:
         try:
             shape = spec.shape_of(workload, self.options.container)
             holds = spec.serving_container(workload, self.options.container)
@@ -174,7 +174,7 @@ class KubernetesWorkload:
             raise ActuatorError("NO_CONTAINER", f"{error}; set actuator.options.container") from error
         ready, serving, detail = spec.ready_of(workload)
         targets = spec.targets_of(workload, self.options.port or spec.port_of(holds)) if self.options.pods else {}
-        return Live(
+        return LiveState(
             shape,
             spec.version_of(workload),
             ready,

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from actuators.base import CannotPlan, Live
+from actuators.base import CannotPlan, LiveState
 from actuators.kubernetes import spec
 from actuators.shape import Autoscaling, EngineValue, Need, Operation, Plan, Shape
 from collectors.kubernetes.workloads import ClusterWorkload, quantity
@@ -30,7 +30,7 @@ class Terms:
     """CPU and memory of running pods are resized as they run; the template follows after the verdict."""
 
 
-def plan(terms: Terms, workload: ClusterWorkload, live: Live, wanted: Shape, free_gpus: float | None) -> Plan:
+def plan(terms: Terms, workload: ClusterWorkload, live: LiveState, wanted: Shape, free_gpus: float | None) -> Plan:
     """Raises ``CannotPlan``."""
     _check(workload, live, wanted)
     steps, finish = _steps(terms, workload, live.shape, wanted)
@@ -77,7 +77,7 @@ def _downtime_s(terms: Terms, workload: ClusterWorkload) -> float:
     return terms.rollout_s if strategy.get("type") == "Recreate" or not surges else 0.0
 
 
-def _check(workload: ClusterWorkload, live: Live, wanted: Shape) -> None:
+def _check(workload: ClusterWorkload, live: LiveState, wanted: Shape) -> None:
     other = [k for k in Shape.__slots__ if k not in _CHANGES and getattr(wanted, k) != getattr(live.shape, k)]
     if other:
         text = f"kubernetes cannot change {', '.join(other)} of a running workload: deploy another one on those nodes"

@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from actuators.base import Actuator, ActuatorError, Live, Progress, Receipt, Step, SystemContext, Trouble
+from actuators.base import Actuator, ActuatorError, LiveState, Progress, Receipt, Step, SystemContext, Trouble
 from actuators.shape import Operation, Plan, Shape
 from actuators.vllm_local import planning, settings
 from actuators.vllm_local.planning import ROUTER, SYSTEM, Serving
-from actuators.vllm_local.processes import Found, Processes, Record, read_json, write_json
+from actuators.vllm_local.processes import MarkedProcess, Processes, ProcessRecord, read_json, write_json
 from actuators.vllm_local.settings import Options as Options  # what the entry point's module exposes
 from collectors.discovery import Support
 from collectors.http import HttpAnswer
@@ -60,7 +60,7 @@ class VllmLocal:
 
     # what is there
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         serving = await asyncio.to_thread(self._serving)
         records, running = await asyncio.to_thread(self._there)
         alive = [n for n in serving.backends if n in records and self.processes.alive(records[n])]
@@ -84,12 +84,14 @@ class VllmLocal:
         live_hash = hashlib.sha256(json.dumps([digests, serving.shape.as_dict()]).encode()).hexdigest()[:8]
         version = f"{serving.generation}-{live_hash}"
         targets, detail = dict(serving.backends), "; ".join(problems)
-        return Live(self._stated(serving.shape), version, ready, serving=sum(healthy), targets=targets, detail=detail)
+        return LiveState(
+            self._stated(serving.shape), version, ready, serving=sum(healthy), targets=targets, detail=detail
+        )
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         serving = await asyncio.to_thread(self._serving)
         records, running = await asyncio.to_thread(self._there)
-        world = planning.World(
+        plan_context = planning.PlanContext(
             endpoint=self.context.endpoint,
             served_name=self.served_name,
             options=self.options,
@@ -97,9 +99,9 @@ class VllmLocal:
             records=records,
             running=running.keys(),
         )
-        return planning.plan(world, live, wanted)
+        return planning.plan(plan_context, live, wanted)
 
-    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
         return await self.plan(live, plan.before)
 
     async def clear(self, operation: Operation, last: Receipt | None) -> None:
@@ -273,7 +275,7 @@ class VllmLocal:
 
     # inside
 
-    def _there(self) -> tuple[dict[str, Record], dict[str, list[Found]]]:
+    def _there(self) -> tuple[dict[str, ProcessRecord], dict[str, list[MarkedProcess]]]:
         """All that is recorded, and what of it runs: a look at files and at /proc, so never on the event loop's thread."""
         return self.processes.records(), self.processes.running()
 
@@ -298,7 +300,7 @@ class VllmLocal:
         answer = await self._get(f"{url}/health")
         return answer is not None and answer.status == 200
 
-    async def _serves_model(self, record: Record) -> bool:
+    async def _serves_model(self, record: ProcessRecord) -> bool:
         if not await self._healthy(record.url):
             return False
         answer = await self._get(f"{record.url}/v1/models")

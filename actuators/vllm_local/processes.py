@@ -40,7 +40,7 @@ _INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "NCCL_", "HF_
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ProcessRecord:
     """One process that was started, or is about to be (``pid`` is None then)."""
 
     name: str
@@ -65,7 +65,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class MarkedProcess:
     """A process of this host that carries our marker."""
 
     pid: int
@@ -87,20 +87,20 @@ class Processes:
 
     # what is there
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> dict[str, ProcessRecord]:
         """All records by name. Raises ``ActuatorError`` when one cannot be read: guessing could start a process twice."""
         found = {}
         for path in sorted(self._records.glob("*.json")):
             data = read_json(path)
             try:
-                found[path.stem] = Record(**{**data, "command": tuple(data["command"])})
+                found[path.stem] = ProcessRecord(**{**data, "command": tuple(data["command"])})
             except (TypeError, KeyError) as error:
                 raise ActuatorError(
                     "STATE_UNREADABLE", f"{path}: {error}; see which processes run, then move it away"
                 ) from None
         return found
 
-    def scan(self) -> list[Found]:
+    def scan(self) -> list[MarkedProcess]:
         """Every running process that carries this endpoint's marker, recorded or not. Zombies are not running."""
         prefix = f"{MARKER}={self._home()}/".encode()
         found = []
@@ -110,17 +110,19 @@ class Processes:
             name = _marker(_environ(int(entry.name)), prefix)
             stat = _stat(int(entry.name)) if name else None
             if name and stat:
-                found.append(Found(int(entry.name), name, leader=stat[0] == int(entry.name), started_ticks=stat[1]))
+                found.append(
+                    MarkedProcess(int(entry.name), name, leader=stat[0] == int(entry.name), started_ticks=stat[1])
+                )
         return sorted(found, key=lambda f: f.pid)
 
-    def running(self) -> dict[str, list[Found]]:
+    def running(self) -> dict[str, list[MarkedProcess]]:
         """``scan`` by process name."""
-        by_name: dict[str, list[Found]] = {}
+        by_name: dict[str, list[MarkedProcess]] = {}
         for process in self.scan():
             by_name.setdefault(process.name, []).append(process)
         return by_name
 
-    def alive(self, record: Record) -> bool:
+    def alive(self, record: ProcessRecord) -> bool:
         """Whether exactly this process runs: by pid, start time and marker; by the marker alone where no pid is known."""
         return self._locate(record) is not None
 
@@ -148,7 +150,7 @@ class Processes:
         token: str,
         env: Mapping[str, str],
         device: str | None = None,
-    ) -> Record:
+    ) -> ProcessRecord:
         """Start a process, once for each ``token``; one that runs already is adopted. Raises ``ActuatorError``.
 
         A start that was interrupted is resumed with the command and the port of its record.
@@ -163,7 +165,7 @@ class Processes:
             if record.token == token and record.pid is not None:
                 return record  # it was started by this very operation and has died: done() says so
         if record is None or record.token != token:
-            fresh = Record(name, tuple(command), digest, port, device, token, str(self._new_log(name)))
+            fresh = ProcessRecord(name, tuple(command), digest, port, device, token, str(self._new_log(name)))
             record = self._write(fresh)
         pid = self._spawn(record, env)
         stat = _stat(pid)
@@ -189,7 +191,7 @@ class Processes:
             if not leaders:
                 return
             log = str(self._logs / f"{name}.log")
-            record = Record(name, (), "", 0, None, token, log, leaders[0].pid, leaders[0].started_ticks)
+            record = ProcessRecord(name, (), "", 0, None, token, log, leaders[0].pid, leaders[0].started_ticks)
         if record.stop_token == token:
             return
         self._write(replace(record, stop_token=token, stopped_at=now))
@@ -224,7 +226,7 @@ class Processes:
             return path.read_text().strip()
         return hashlib.sha256(str(self.state_dir.resolve()).encode()).hexdigest()[:16]
 
-    def _locate(self, record: Record) -> Found | None:
+    def _locate(self, record: ProcessRecord) -> MarkedProcess | None:
         if record.pid is not None:
             stat = _stat(record.pid)
             if stat is None or stat[1] != record.started_ticks:
@@ -236,10 +238,10 @@ class Processes:
             # One that runs and has none is just becoming another program, as a wrapper does.
             if not environ and not _runs(record.pid):
                 return None
-            return Found(record.pid, record.name, leader=True, started_ticks=stat[1])
+            return MarkedProcess(record.pid, record.name, leader=True, started_ticks=stat[1])
         return next((p for p in self.scan() if p.name == record.name and p.leader), None)
 
-    def _write(self, record: Record) -> Record:
+    def _write(self, record: ProcessRecord) -> ProcessRecord:
         write_json(self._records / f"{record.name}.json", asdict(record))
         return record
 
@@ -250,7 +252,7 @@ class Processes:
             path, number = self._logs / f"{name}.log.{number}", number + 1
         return path
 
-    def _spawn(self, record: Record, env: Mapping[str, str]) -> int:
+    def _spawn(self, record: ProcessRecord, env: Mapping[str, str]) -> int:
         if not (self.state_dir / "home").exists():
             write_text(self.state_dir / "home", self._home())
         marked = {**inherited(), **env, MARKER: f"{self._home()}/{record.name}", "SPT_NOENV": "1"}
@@ -273,7 +275,7 @@ class Processes:
         except OSError as error:
             raise ActuatorError("START_FAILED", f"{record.command[0]} cannot be started: {error.strerror}") from None
 
-    def _signal(self, process: Found, number: signal.Signals) -> None:
+    def _signal(self, process: MarkedProcess, number: signal.Signals) -> None:
         """Signal exactly this process: a handle is taken first, then its identity is looked at again."""
         try:
             handle = os.pidfd_open(process.pid)

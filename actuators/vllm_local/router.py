@@ -196,7 +196,7 @@ async def _final_head(reader: asyncio.StreamReader) -> wire.Head:
     while True:
         head = await wire.read_head(reader)
         if head is None:
-            raise wire.Truncated("it closed the connection")
+            raise wire.TruncatedMessage("it closed the connection")
         if not (head.first[0].startswith(b"HTTP/1.") and head.first[1].isdigit() and len(head.first[1]) == 3):
             raise wire.BadMessage("its answer is not HTTP")
         if not head.first[1].startswith(b"1"):

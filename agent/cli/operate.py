@@ -11,7 +11,7 @@ from agent.cli.inspect import opened
 from agent.cli.output import DEFAULT_CONFIG, ConfigOption, Output, OutputOption, actor, console, fail, print_json, text
 
 if TYPE_CHECKING:
-    from actuators.base import Live
+    from actuators.base import LiveState
     from agent.settings import Settings
     from agent.store import Store
 
@@ -53,7 +53,7 @@ def deploy(
     )
 
 
-async def _deploy(store: Store, settings: Settings, endpoint: str, yes: bool) -> Live:
+async def _deploy(store: Store, settings: Settings, endpoint: str, yes: bool) -> LiveState:
     from agent.clock import WallClock
     from agent.deploy import carry_out, prepare
     from agent.wiring import Environment

@@ -20,7 +20,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from actuators.emulated.fleet import Fleet, FleetError
+from actuators.emulated.fleet import EmulatedFleet, FleetError
 from actuators.shape import Shape, difference
 from agent import report, views
 from agent.cli.output import money, number, stdout
@@ -67,7 +67,7 @@ class Story:
         daemon: subprocess.Popen[bytes] | None = None
         traffic: list[asyncio.Task[object]] = []
         try:
-            with Fleet(self._folder / "fleet") as fleet:
+            with EmulatedFleet(self._folder / "fleet") as fleet:
                 stdout.print(
                     "Starting four [bold]emulated[/bold] endpoints, their traffic, a stand-in for Slack, and the daemon ..."
                 )
@@ -183,7 +183,7 @@ def _secrets(slack: SlackStandIn) -> dict[str, str]:
     return {SECRET_ENV: slack._secret, WEBHOOK_ENV: slack.webhook_url}
 
 
-def _raise(fleet: Fleet) -> dict[str, str]:
+def _raise(fleet: EmulatedFleet) -> dict[str, str]:
     return {role.name: fleet.start(role.spec(SEED + i)) for i, role in enumerate(ROLES)}
 
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from actuators.base import ActuatorError, Live, Removable
+from actuators.base import ActuatorError, LiveState, Removable
 from actuators.shape import Shape
 from agent.deploy import CannotDeploy
 from agent.settings import EndpointSettings, Settings
@@ -82,7 +82,7 @@ async def present(store: Store, settings: Settings, endpoint: EndpointSettings, 
     return stated if stated.replicas else stated.with_(replicas=1)
 
 
-async def _live(watched: WatchedEndpoint) -> Live:
+async def _live(watched: WatchedEndpoint) -> LiveState:
     name, system = watched.settings.name, watched.settings.actuator.system
     try:
         live = await watched.actuator.live()

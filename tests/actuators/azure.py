@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actuators.azure_ml.actuator import AzureMl, make
-from actuators.base import ActuatorError, Live, Progress, Receipt, SystemContext
+from actuators.base import ActuatorError, LiveState, Progress, Receipt, SystemContext
 from actuators.shape import Operation, Plan, Shape
 from agent.clock import VirtualClock
 from collectors.http import Http, HttpAnswer
@@ -146,7 +146,7 @@ class Stage:
                     raise
                 await self.clock.advance(error.retry_after_s or 5.0)
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         return await self.make(restarted=True).live()
 
 

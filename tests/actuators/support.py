@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from actuators.base import Actuator, ActuatorError, Live, Progress, Receipt, Step, SystemContext
+from actuators.base import Actuator, ActuatorError, LiveState, Progress, Receipt, Step, SystemContext
 from actuators.shape import Operation, Plan, Shape
 from agent.clock import WallClock
 from collectors.http import HttpAnswer
@@ -120,7 +120,7 @@ async def _again(make: Callable[[], Actuator], operation: Operation, token: str,
             await asyncio.sleep(0.02)
 
 
-async def reach(make: Callable[[], Actuator], wanted: Shape, change: str = "c", limit_s: float = 30.0) -> Live:
+async def reach(make: Callable[[], Actuator], wanted: Shape, change: str = "c", limit_s: float = 30.0) -> LiveState:
     """Plan to a shape, carry it out, and give what is live then."""
     actuator = make()
     plan = await actuator.plan(await actuator.live(), wanted)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from actuators.base import Actuator, ActuatorError, CannotPlan, Live, Progress, Receipt, SystemContext, Trouble
+from actuators.base import Actuator, ActuatorError, CannotPlan, LiveState, Progress, Receipt, SystemContext, Trouble
 from actuators.emulated.engine import Size
-from actuators.emulated.fleet import EmulatedSpec, Fleet
+from actuators.emulated.fleet import EmulatedFleet, EmulatedSpec
 from actuators.shape import Autoscaling, Operation, Plan, Purchase, Shape
 from actuators.vllm_local.actuator import teardown
 from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
@@ -52,7 +52,7 @@ SIZES = {"emu-s": Size(900.0, 120.0, 60_000), "emu-l": Size(2000.0, 300.0, 200_0
 @contextlib.contextmanager
 def _emulated(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
     shape = Shape(replicas=1, size="emu-s")
-    with Fleet(folder / "fleet") as fleet:
+    with EmulatedFleet(folder / "fleet") as fleet:
         url = fleet.start(EmulatedSpec("chat", "tiny", shape, SIZES, cold_start_s=0.1))
         caller = Caller()
         there = Shape(replicas=2, size="emu-l", engine={"max_num_seqs": 8})
@@ -271,7 +271,7 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "kubernetes": {"server": url, "token": "t"},
     }.get(entry.name, {})
     of = context(tmp_path, url, Shape(replicas=1), options)
-    live: Live | None = None
+    live: LiveState | None = None
     error: ActuatorError | None = None
     try:
         live = asyncio.run(entry.load()(of).live())

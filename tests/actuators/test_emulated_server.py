@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from actuators.emulated.engine import Size
-from actuators.emulated.fleet import EmulatedSpec, Fleet, FleetError
+from actuators.emulated.fleet import EmulatedFleet, EmulatedSpec, FleetError
 from actuators.shape import Shape
 from tests.actuators.support import call
 
@@ -34,8 +34,8 @@ def spec(**more: Any) -> EmulatedSpec:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(tmp_path) as made:
+def fleet(tmp_path: Path) -> Iterator[EmulatedFleet]:
+    with EmulatedFleet(tmp_path) as made:
         yield made
 
 
@@ -70,7 +70,7 @@ def put(url: str, generation: int | None, shape: dict[str, Any], token: str = ""
     return call("PUT", url + "/emulated/shape", headers, {"shape": shape, "token": token}).status
 
 
-def test_a_chat_streams_role_tokens_finish_usage_and_the_end(fleet: Fleet) -> None:
+def test_a_chat_streams_role_tokens_finish_usage_and_the_end(fleet: EmulatedFleet) -> None:
     url = fleet.start(spec())
     ask = {
         "model": "m",
@@ -95,7 +95,7 @@ def test_a_chat_streams_role_tokens_finish_usage_and_the_end(fleet: Fleet) -> No
     assert whole["usage"] == said[6]["usage"]
 
 
-def test_completions_take_texts_and_token_ids_and_end_by_length_or_stop(fleet: Fleet) -> None:
+def test_completions_take_texts_and_token_ids_and_end_by_length_or_stop(fleet: EmulatedFleet) -> None:
     url = fleet.start(spec())
     code, body = post(url, "/v1/completions", prompt=[1, 2, 3], max_tokens=3, ignore_eos=True, stream=True)
     assert code == 200
@@ -108,7 +108,7 @@ def test_completions_take_texts_and_token_ids_and_end_by_length_or_stop(fleet: F
     assert json.loads(body)["count"] == whole["usage"]["prompt_tokens"] == 6
 
 
-def test_what_a_client_does_wrong_is_said(fleet: Fleet) -> None:
+def test_what_a_client_does_wrong_is_said(fleet: EmulatedFleet) -> None:
     url = fleet.start(spec(shape=Shape(replicas=1, size="emu-s")))
     wrong: list[tuple[int, dict[str, Any]]] = [
         (404, {"model": "other", "prompt": "x"}),
@@ -128,7 +128,7 @@ def test_what_a_client_does_wrong_is_said(fleet: Fleet) -> None:
     assert scrape(url)['http_requests_total{handler="/v1/completions",method="POST",status="4xx"}'] == len(wrong)
 
 
-def test_metrics_have_vllms_names_and_add_up(fleet: Fleet) -> None:
+def test_metrics_have_vllms_names_and_add_up(fleet: EmulatedFleet) -> None:
     url = fleet.start(spec())
     before = scrape(url)
     for _ in range(4):
@@ -149,7 +149,7 @@ def test_metrics_have_vllms_names_and_add_up(fleet: Fleet) -> None:
     assert before.keys() <= page.keys()
 
 
-def test_its_names_and_buckets_are_those_of_a_real_vllm_page(fleet: Fleet) -> None:
+def test_its_names_and_buckets_are_those_of_a_real_vllm_page(fleet: EmulatedFleet) -> None:
     real_path = Path(__file__).parents[3] / "shared/data/recorded/vllm/metrics_0.32.0_cpu_after_load.txt"
     if not real_path.exists():
         pytest.skip("the recorded vLLM page is not beside the project (../shared/data/recorded/vllm)")
@@ -164,7 +164,7 @@ def test_its_names_and_buckets_are_those_of_a_real_vllm_page(fleet: Fleet) -> No
     assert ours - real == set()
 
 
-def test_at_its_slot_limit_it_queues_and_says_so(fleet: Fleet) -> None:
+def test_at_its_slot_limit_it_queues_and_says_so(fleet: EmulatedFleet) -> None:
     url = fleet.start(spec(shape=Shape(replicas=1, engine={"max_num_seqs": 2}), iteration={"base_s": 0.02}))
 
     async def load() -> None:
@@ -183,7 +183,7 @@ def test_at_its_slot_limit_it_queues_and_says_so(fleet: Fleet) -> None:
     asyncio.run(load())
 
 
-def test_a_client_that_leaves_frees_its_slot_and_counts_as_abort(fleet: Fleet) -> None:
+def test_a_client_that_leaves_frees_its_slot_and_counts_as_abort(fleet: EmulatedFleet) -> None:
     url = fleet.start(spec())
     connection = http.client.HTTPConnection("127.0.0.1", int(url.rpartition(":")[2]), timeout=10)
     body = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True, "stream": True}
@@ -196,7 +196,7 @@ def test_a_client_that_leaves_frees_its_slot_and_counts_as_abort(fleet: Fleet) -
     assert scrape(url)['vllm:request_success_total{engine="0",model_name="m",finished_reason="abort"}'] == 1
 
 
-def test_a_change_overlaps_drains_and_keeps_its_generation_over_a_restart(fleet: Fleet) -> None:
+def test_a_change_overlaps_drains_and_keeps_its_generation_over_a_restart(fleet: EmulatedFleet) -> None:
     chat = spec(cold_start_s=0.2)
     url = fleet.start(chat)
 
@@ -237,21 +237,23 @@ def test_a_change_overlaps_drains_and_keeps_its_generation_over_a_restart(fleet:
         {"replikas": 1},
     ],
 )
-def test_a_shape_that_it_does_not_know_is_refused_and_changes_nothing(fleet: Fleet, shape: dict[str, Any]) -> None:
+def test_a_shape_that_it_does_not_know_is_refused_and_changes_nothing(
+    fleet: EmulatedFleet, shape: dict[str, Any]
+) -> None:
     url = fleet.start(spec())
     before = status(url)
     assert put(url, 1, shape) == 422
     assert status(url) == before
 
 
-def test_no_replica_is_a_503_and_unhealthy(fleet: Fleet) -> None:
+def test_no_replica_is_a_503_and_unhealthy(fleet: EmulatedFleet) -> None:
     url = fleet.start(spec(shape=Shape(replicas=0)))
     assert call("GET", url + "/health").status == 503
     answer = call("POST", url + "/v1/completions", json={"prompt": "x"})
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
 
 
-def test_sabotage_slows_the_shapes_that_match(fleet: Fleet) -> None:
+def test_sabotage_slows_the_shapes_that_match(fleet: EmulatedFleet) -> None:
     slow = {"when": {"replicas": 2, "engine": {"max_num_seqs": 4}}, "slowdown": 10.0}
     url = fleet.start(spec(sabotage=slow, iteration={"base_s": 0.01}, cold_start_s=0.0))
 
@@ -276,9 +278,9 @@ def test_a_fleet_leaves_nothing_even_when_it_is_killed(tmp_path: Path) -> None:
     text = f"""
 import sys, time
 from pathlib import Path
-from actuators.emulated.fleet import EmulatedSpec, Fleet
+from actuators.emulated.fleet import EmulatedFleet, EmulatedSpec
 from actuators.shape import Shape
-fleet = Fleet(Path({str(tmp_path)!r})).__enter__()
+fleet = EmulatedFleet(Path({str(tmp_path)!r})).__enter__()
 fleet.start(EmulatedSpec("chat", "m", Shape(replicas=1)))
 print(fleet.pid("chat"), flush=True)
 time.sleep(60)
@@ -290,7 +292,7 @@ time.sleep(60)
     until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_one_that_cannot_start_says_why(fleet: Fleet) -> None:
+def test_one_that_cannot_start_says_why(fleet: EmulatedFleet) -> None:
     with pytest.raises(FleetError, match=r"size 'huge' is not one of the emulated sizes \(emu-l, emu-s\)"):
         fleet.start(spec(shape=Shape(replicas=1, size="huge")))
     assert fleet.start(spec()).startswith("http://127.0.0.1:")

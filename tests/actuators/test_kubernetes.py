@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from actuators.base import ActuatorError, CannotPlan, Live, Owner, Progress, Receipt, SystemContext, Trouble
+from actuators.base import ActuatorError, CannotPlan, LiveState, Owner, Progress, Receipt, SystemContext, Trouble
 from actuators.kubernetes import spec
 from actuators.kubernetes.actuator import KubernetesWorkload
 from actuators.shape import Autoscaling, Need, Plan, Shape
@@ -92,11 +92,11 @@ class Place:
         finally:
             await made.context.sessions.aclose()
 
-    def live(self) -> Live:
-        found: Live = asyncio.run(self.with_(lambda a: a.live()))
+    def live(self) -> LiveState:
+        found: LiveState = asyncio.run(self.with_(lambda a: a.live()))
         return found
 
-    def plan(self, wanted: Shape, live: Live | None = None) -> Plan:
+    def plan(self, wanted: Shape, live: LiveState | None = None) -> Plan:
         seen = live or self.live()
         made: Plan = asyncio.run(self.with_(lambda a: a.plan(seen, wanted)))
         return made

@@ -5,15 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actuators.base import CannotPlan, Live
+from actuators.base import CannotPlan, LiveState
 from actuators.shape import Plan, Shape
 from actuators.vllm_local import planning, settings
-from actuators.vllm_local.planning import ROUTER, Serving, World
-from actuators.vllm_local.processes import Record
+from actuators.vllm_local.planning import ROUTER, PlanContext, Serving
+from actuators.vllm_local.processes import ProcessRecord
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[World, Live, Shape]:
+def worlds(draw: st.DrawFn) -> tuple[PlanContext, LiveState, Shape]:
     devices = draw(st.sampled_from([(), ("0",), ("0", "1"), ("0", "1", "2", "3")]))
     strategy = draw(st.sampled_from(["auto", "overlap", "replace"]))
     options = settings.Options(model="m", devices=devices, strategy=strategy)
@@ -23,15 +23,15 @@ def worlds(draw: st.DrawFn) -> tuple[World, Live, Shape]:
     names = [f"g3-{i}" for i in range(serving_count)] + [f"g4-{i}" for i in range(stray_count)]
     digest = settings.digest(options, "m", now)
     places = [*devices, None, None, None, None, None, None]
-    records = {n: Record(n, (), digest, 0, places[i], "t", "", 1, 1) for i, n in enumerate(names)}
+    records = {n: ProcessRecord(n, (), digest, 0, places[i], "t", "", 1, 1) for i, n in enumerate(names)}
     running = {n for n in names if draw(st.booleans())} | ({ROUTER} if draw(st.booleans()) else set())
     shape = Shape(replicas=serving_count, engine=now)
     serving = Serving(3, shape, dict.fromkeys(names[:serving_count], "http://x"), "t")
-    world = World("chat", "m", options, serving, records, running)
-    return world, Live(shape, "3-x", True), Shape(replicas=draw(st.integers(0, most)), engine=wanted)
+    context = PlanContext("chat", "m", options, serving, records, running)
+    return context, LiveState(shape, "3-x", True), Shape(replicas=draw(st.integers(0, most)), engine=wanted)
 
 
-def planned(case: tuple[World, Live, Shape]) -> Plan | None:
+def planned(case: tuple[PlanContext, LiveState, Shape]) -> Plan | None:
     """None where the person insists on overlapping and there is no room."""
     try:
         return planning.plan(*case)
@@ -42,13 +42,15 @@ def planned(case: tuple[World, Live, Shape]) -> Plan | None:
 
 
 @given(worlds())
-def test_the_last_switch_leads_to_the_wanted_replicas_and_no_stray_is_left(case: tuple[World, Live, Shape]) -> None:
-    world, _, wanted = case
+def test_the_last_switch_leads_to_the_wanted_replicas_and_no_stray_is_left(
+    case: tuple[PlanContext, LiveState, Shape],
+) -> None:
+    context, _, wanted = case
     plan = planned(case)
     if plan is None:
         return
-    serving, running = set(world.serving.backends), set(world.running) - {ROUTER}
-    generation = world.serving.generation
+    serving, running = set(context.serving.backends), set(context.running) - {ROUTER}
+    generation = context.serving.generation
     stopped: set[str] = set()
     drained: set[str] = set()
     for operation in plan.operations:
@@ -56,9 +58,9 @@ def test_the_last_switch_leads_to_the_wanted_replicas_and_no_stray_is_left(case:
         match operation.name:
             case "start_replicas":
                 assert operation.args["generation"] == generation
-                assert not names & (running | set(world.records)), "a name is never used twice"
-                held = [world.records[n].device for n in running] + list(operation.args["replicas"].values())
-                if world.options.devices and not set(world.running) - {ROUTER} - serving - stopped:
+                assert not names & (running | set(context.records)), "a name is never used twice"
+                held = [context.records[n].device for n in running] + list(operation.args["replicas"].values())
+                if context.options.devices and not set(context.running) - {ROUTER} - serving - stopped:
                     assert len(set(held)) == len(held), "one replica a device"
                 running |= names
             case "switch":
@@ -70,7 +72,7 @@ def test_the_last_switch_leads_to_the_wanted_replicas_and_no_stray_is_left(case:
                 drained |= names
             case _:
                 assert not names & serving, "what serves is never stopped"
-                assert names & set(world.serving.backends) <= drained
+                assert names & set(context.serving.backends) <= drained
                 stopped |= names
                 running -= names
     assert len(serving) == wanted.replicas
@@ -79,11 +81,11 @@ def test_the_last_switch_leads_to_the_wanted_replicas_and_no_stray_is_left(case:
 
 
 @given(worlds())
-def test_overlap_never_serves_less_than_it_could(case: tuple[World, Live, Shape]) -> None:
-    world, _, wanted = case
+def test_overlap_never_serves_less_than_it_could(case: tuple[PlanContext, LiveState, Shape]) -> None:
+    context, _, wanted = case
     plan = planned(case)
     if plan is None or plan.downtime_s:
         return
     switches = [o for o in plan.operations if o.name == "switch"]
-    alive = len(set(world.serving.backends) & set(world.running))
+    alive = len(set(context.serving.backends) & set(context.running))
     assert all(len(o.args["replicas"]) >= min(alive, wanted.replicas or 0) for o in switches)

@@ -14,7 +14,7 @@ import pytest
 
 from actuators.base import ActuatorError
 from actuators.vllm_local import processes as module
-from actuators.vllm_local.processes import KEPT_LOGS, Processes, Record
+from actuators.vllm_local.processes import KEPT_LOGS, Processes, ProcessRecord
 
 SLEEP = [sys.executable, "-S", "-c", "print('up', flush=True); import time; time.sleep(600)"]
 
@@ -38,7 +38,9 @@ def end(processes: Processes) -> None:
         processes.alive(record)
 
 
-def start(folder: Path, name: str = "g1-0", token: str = "t", digest: str = "d", command: list[str] = SLEEP) -> Record:
+def start(
+    folder: Path, name: str = "g1-0", token: str = "t", digest: str = "d", command: list[str] = SLEEP
+) -> ProcessRecord:
     return Processes(folder).start(name, command, digest=digest, port=1, token=token, env={})
 
 

@@ -225,7 +225,7 @@ def test_a_backend_that_dies_in_the_middle_is_a_broken_stream(tmp_path: Path, fr
             writer.write(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n")  # would be kept alive
             head = await wire.read_head(reader)
             assert head is not None
-            with pytest.raises(wire.Truncated):
+            with pytest.raises(wire.TruncatedMessage):
                 async for _ in wire.read_body(reader, head, 5.0, until_close=False):
                     pass
             assert await reader.read() == b""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from actuators.base import ActuatorError, Live, Progress, Receipt, Step, Trouble
+from actuators.base import ActuatorError, LiveState, Progress, Receipt, Step, Trouble
 from actuators.shape import Operation, Plan, Shape
 from agent.clock import VirtualClock
 from agent.deploy import CannotDeploy, Deployment, carry_out
@@ -44,13 +44,13 @@ class Scripted:
             raise answer
         return answer
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         raise NotImplementedError
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         raise NotImplementedError
 
-    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
         raise NotImplementedError
 
     async def clear(self, operation: Operation, last: Receipt | None) -> None:
@@ -289,8 +289,8 @@ def _deployment(place: Place, purpose: Any = "deploy") -> Deployment:
 
 
 def _carry_out(place: Place, deployment: Deployment) -> None:
-    async def live() -> Live:
-        return Live(Shape(replicas=1), "v2", True)
+    async def live() -> LiveState:
+        return LiveState(Shape(replicas=1), "v2", True)
 
     place.actuator.live = live  # type: ignore[method-assign]
     asyncio.run(carry_out(deployment, place.store, place.clock, "ada"))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from opentelemetry.trace import NoOpTracer
 
-from actuators.base import Live
+from actuators.base import LiveState
 from actuators.none import ReadOnly
 from actuators.shape import Plan, Shape
 from agent import reflect
@@ -34,7 +34,7 @@ from tests.agent.records import T0
 from tests.analyzers.whatif import reference_server
 
 SHAPE = Shape(replicas=2, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 64})
-LIVE = Live(SHAPE, "v1", ready=True)
+LIVE = LiveState(SHAPE, "v1", ready=True)
 MODEL = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
 
 
@@ -63,7 +63,7 @@ class Planner(ReadOnly):
     def __init__(self) -> None:
         self.hangs = False
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         if self.hangs:
             await asyncio.Event().wait()
         return Plan("e", "none", live.shape, wanted, live.version, (), False, 0.0, "none needed")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actuators.base import ActuatorError, Live
+from actuators.base import ActuatorError, LiveState
 from actuators.shape import Shape
 from agent.clock import VirtualClock
 from agent.metrics import Metrics
@@ -28,10 +28,10 @@ class System:
     replicas: Mapping[str, str]
     silent: bool = False
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         if self.silent:
             raise ActuatorError("UNREACHABLE", "no answer")
-        return Live(Shape(replicas=len(self.replicas)), "1", True, targets=self.replicas)
+        return LiveState(Shape(replicas=len(self.replicas)), "1", True, targets=self.replicas)
 
 
 @dataclass

@@ -25,7 +25,7 @@ import yaml
 from typer.testing import CliRunner
 
 from actuators.emulated.engine import Size
-from actuators.emulated.fleet import EmulatedSpec, Fleet
+from actuators.emulated.fleet import EmulatedFleet, EmulatedSpec
 from actuators.shape import Shape
 from agent.apply import lease_of
 from agent.cli import app, output
@@ -125,7 +125,7 @@ class Place:
 
 @contextmanager
 def place(folder: Path, spec: EmulatedSpec = SPEC, **endpoint: Any) -> Iterator[Place]:
-    with Fleet(folder) as servers:
+    with EmulatedFleet(folder) as servers:
         made = Place(folder, servers.start(spec), **endpoint)
         yield made
         made.store.close()
@@ -275,7 +275,7 @@ def test_out_of_budget_it_ends_and_says_what_was_not_tried(tmp_path: Path, budge
 def test_a_server_that_dies_under_a_load_fails_that_trial(tmp_path: Path) -> None:
     """Nothing comes back: the endpoint cannot be led back, and that is said; when it is there again it can."""
     spec = replace(SPEC, port=free_port())
-    with Fleet(tmp_path) as servers:
+    with EmulatedFleet(tmp_path) as servers:
         at = Place(tmp_path, servers.start(spec))
         with at.running(*SEQS, "--candidate", "max_num_seqs=5", *QUICK) as process:
             at.until(lambda: bool(sending(process)), process, "the first load is sent")
@@ -347,7 +347,7 @@ def test_nothing_is_advised_while_a_tune_is_under_way(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with Fleet(tmp_path_factory.mktemp("served")) as servers:
+    with EmulatedFleet(tmp_path_factory.mktemp("served")) as servers:
         yield servers.start(SPEC)
 
 

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
-from actuators.base import Actuator, ActuatorError, Live, Trouble
+from actuators.base import Actuator, ActuatorError, LiveState, Trouble
 from actuators.shape import Autoscaling, Shape
 from agent.clock import VirtualClock
 from agent.metrics import Metrics
@@ -76,12 +76,12 @@ class Saying:
     system: ClassVar[str] = "saying"
     poll_s = 0.0
 
-    def __init__(self, live: Live | None = None) -> None:
-        self.live_now = live or Live(Shape(replicas=1), "1", True)
+    def __init__(self, live: LiveState | None = None) -> None:
+        self.live_now = live or LiveState(Shape(replicas=1), "1", True)
         self.trouble: Mishap | None = None
         self.asked = 0
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         self.asked += 1
         if self.trouble is not None:
             await self.trouble()
@@ -155,8 +155,8 @@ def test_a_replica_that_is_taken_away_leaves_no_gap_and_no_trouble(clock: Virtua
     source = Counting(clock, None)
     system = Saying()
     watcher, store = watcher_of({"chat": watched_of("chat", source, system)}, clock, tmp_path)
-    both = Live(Shape(replicas=2), "1", True, targets={"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"})
-    one = Live(Shape(replicas=1), "2", True, targets={"a": "http://127.0.0.1:1"})
+    both = LiveState(Shape(replicas=2), "1", True, targets={"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"})
+    one = LiveState(Shape(replicas=1), "2", True, targets={"a": "http://127.0.0.1:1"})
 
     async def story() -> None:
         system.live_now = both
@@ -256,7 +256,9 @@ def test_a_system_that_is_down_is_counted_and_the_replicas_last_known_are_read_o
     clock: VirtualClock, tmp_path: Path
 ) -> None:
     source = Counting(clock, None)
-    system = Saying(Live(Shape(replicas=2), "1", True, targets={"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"}))
+    system = Saying(
+        LiveState(Shape(replicas=2), "1", True, targets={"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"})
+    )
     watched = watched_of("chat", source, system)
 
     async def story() -> None:
@@ -379,7 +381,7 @@ def test_whatever_lies_in_the_spool_new_windows_are_saved_and_nothing_is_silent(
 
 def test_one_window_that_the_database_never_takes_blocks_no_other(clock: VirtualClock, tmp_path: Path) -> None:
     """What one endpoint costs overflows: its windows are refused one by one, and counted with the reason."""
-    hundred = Saying(Live(Shape(replicas=100), "1", True))
+    hundred = Saying(LiveState(Shape(replicas=100), "1", True))
     watched = {
         name: watched_of(name, Counting(clock, None), system) for name, system in (("good", Saying()), ("bad", hundred))
     }
@@ -437,7 +439,9 @@ def test_a_source_of_the_endpoint_is_read_once_however_many_replicas_there_are(
 ) -> None:
     source = Counting(clock, None)
     source.scope = "endpoint"
-    system = Saying(Live(Shape(replicas=2), "1", True, targets={"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"}))
+    system = Saying(
+        LiveState(Shape(replicas=2), "1", True, targets={"a": "http://127.0.0.1:1", "b": "http://127.0.0.1:2"})
+    )
     watched = watched_of("chat", source, system)
     watcher, store = watcher_of({"chat": watched}, clock, tmp_path)
     asyncio.run(run(watcher, clock, 240))
@@ -554,9 +558,9 @@ def test_a_count_that_is_stated_beside_an_autoscaler_is_none(clock: VirtualClock
     stated = watched.settings.shape.model_copy(update={"replicas": 2})
     watched.settings = watched.settings.model_copy(update={"shape": stated})
     watched.catalogue = Catalogue(own_price=1.5)
-    watched.saw(Live(Shape(autoscaling=Autoscaling(1, 6)), "1", True, serving=4))
+    watched.saw(LiveState(Shape(autoscaling=Autoscaling(1, 6)), "1", True, serving=4))
     assert watched.live is not None
     assert watched.live.shape == Shape(autoscaling=Autoscaling(1, 6))
     assert watched.price_per_hour == 6.0
-    watched.saw(Live(Shape(), "1", True))
+    watched.saw(LiveState(Shape(), "1", True))
     assert watched.live.shape.replicas == 2

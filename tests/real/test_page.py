@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from actuators.emulated.engine import Size
-from actuators.emulated.fleet import EmulatedSpec, Fleet
+from actuators.emulated.fleet import EmulatedFleet, EmulatedSpec
 from actuators.shape import Shape
 from agent import views
 from agent.store.audit import entries
@@ -47,7 +47,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         Shape(replicas=1, size="small", engine={"max_num_seqs": 8}),
         {"small": Size(680.0, 104.0, 40_000)},
     )
-    with Fleet(tmp_path / "fleet") as fleet:
+    with EmulatedFleet(tmp_path / "fleet") as fleet:
         endpoint = {
             "name": "chat",
             "url": fleet.start(spec),

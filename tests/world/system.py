@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from actuators.base import ActuatorError, Live, Progress, Receipt, Step, Trouble
+from actuators.base import ActuatorError, LiveState, Progress, Receipt, Step, Trouble
 from actuators.shape import Operation, Plan, Shape
 from collectors.base import Scope, Target
 from collectors.clock import Clock
@@ -83,14 +83,14 @@ class SimulatedActuator:
         self._system = system
         self._faults = faults
 
-    async def live(self) -> Live:
+    async def live(self) -> LiveState:
         if self._system.unreadable:
             raise ActuatorError("UNREACHABLE", "the control plane does not answer", trouble=Trouble.UNREACHABLE)
         self._system.settle()
         ready = self._system.endpoint.shape == self._system.shape
-        return Live(self._system.shape, str(self._system.version), ready)
+        return LiveState(self._system.shape, str(self._system.version), ready)
 
-    async def plan(self, live: Live, wanted: Shape) -> Plan:
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         operations = []
         if dict(wanted.engine) != dict(live.shape.engine):
             operations.append(Operation("set_engine", {"engine": dict(wanted.engine)}, 300.0, "set engine limits"))
@@ -109,7 +109,7 @@ class SimulatedActuator:
             way_back="the same steps backwards",
         )
 
-    async def back(self, plan: Plan, done: Sequence[Receipt], live: Live) -> Plan:
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
         return await self.plan(live, plan.before)
 
     async def clear(self, operation: Operation, last: Receipt | None) -> None:
