@@ -11,7 +11,7 @@ from agent import plugins
 from agent.clock import WallClock
 from agent.plugins import PluginError
 from agent.wiring import Environment
-from collectors.discovery import DiscoveryContext, Found, Permission, System
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, System
 from collectors.http import Http
 from collectors.window import CollectError
 
@@ -22,7 +22,7 @@ def system_of(name: str) -> System:
     return made
 
 
-async def found_by(name: str, options: Mapping[str, Any]) -> tuple[list[Found], list[Permission]]:
+async def found_by(name: str, options: Mapping[str, Any]) -> tuple[list[DiscoveredEndpoint], list[Permission]]:
     """Every endpoint that can be seen, and the permissions that lack. Raises ``PluginError``, which says why not."""
     system = system_of(name)
     clock = WallClock()
@@ -49,7 +49,7 @@ async def lacking_of(entry: Mapping[str, Any], environment: Environment) -> list
     return lacking
 
 
-def as_yaml(found: Sequence[Found]) -> str:
+def as_yaml(found: Sequence[DiscoveredEndpoint]) -> str:
     """Entries of `endpoints`, each under what is to be known of it."""
     parts = ["endpoints:\n"]
     for one in found:

@@ -15,7 +15,7 @@ _MAX_PENDING = 10_000
 
 
 @dataclass(slots=True)
-class _GaugeSeen:
+class _GaugeSummary:
     """One gauge of one target."""
 
     area: float = 0.0
@@ -50,7 +50,7 @@ class Accumulator:
     lost: dict[str, float] = field(default_factory=dict)
     """Seconds in which a target was observed, but did not tell a metric that it told before."""
     ranges: dict[tuple[str, float], Range] = field(default_factory=dict)
-    _gauges: dict[tuple[str, str], _GaugeSeen] = field(default_factory=dict)
+    _gauges: dict[tuple[str, str], _GaugeSummary] = field(default_factory=dict)
     _bins: dict[tuple[str, Edges], _Bins] = field(default_factory=dict)
     _pending: dict[str, list[float]] = field(default_factory=dict)
     _sampled: dict[str, Sketch] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Accumulator:
 
     def point(self, target: str, name: str, value: float) -> None:
         """A gauge at one moment, where its course before that is not known."""
-        seen = self._gauges.setdefault((target, name), _GaugeSeen(maximum=value))
+        seen = self._gauges.setdefault((target, name), _GaugeSummary(maximum=value))
         seen.maximum, seen.last = max(seen.maximum, value), value
 
     def course(self, target: str, name: str, first: float, last: float, seconds: float) -> None:
@@ -115,7 +115,7 @@ class Accumulator:
 
     def gauges(self) -> dict[str, Gauge]:
         """Over all targets. Of a sum, the maximum is the sum of the targets' maxima, an upper bound."""
-        by_name: dict[str, list[_GaugeSeen]] = {}
+        by_name: dict[str, list[_GaugeSummary]] = {}
         for (_, name), seen in self._gauges.items():
             by_name.setdefault(name, []).append(seen)
         return {name: _added(over_targets(name), several) for name, several in by_name.items()}
@@ -145,7 +145,7 @@ class Accumulator:
         return {name: ", ".join(sorted(texts)[:8]) for name, texts in values.items()}
 
 
-def _added(how: Addition, several: Sequence[_GaugeSeen]) -> Gauge:
+def _added(how: Addition, several: Sequence[_GaugeSummary]) -> Gauge:
     if how == "max":
         return Gauge(max(g.mean for g in several), max(g.maximum for g in several), max(g.last for g in several))
     mean, last = sum(g.mean for g in several), sum(g.last for g in several)

@@ -67,7 +67,7 @@ class Collector(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class FleetQuery:
     """What a fleet collector is asked of one endpoint."""
 
     endpoint: str
@@ -85,7 +85,7 @@ class FleetCollector(Protocol):
     settles_s: float
 
     def read_all(
-        self, wanted: Sequence[Wanted], since: float | None
+        self, wanted: Sequence[FleetQuery], since: float | None
     ) -> AsyncIterator[tuple[str, Reading | Span | CollectError]]:
         """What came of each endpoint since a moment (Unix seconds; None: just the newest), by the endpoint's name; its error where
         there is none.
@@ -102,7 +102,7 @@ class FleetMember:
     """One endpoint's part in a fleet: what ``make`` returns. Members of one fleet are read together; one alone is a Collector too."""
 
     fleet: FleetCollector
-    wanted: Wanted
+    wanted: FleetQuery
     scope: ClassVar[Scope] = "endpoint"
 
     @property

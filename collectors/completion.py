@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from collectors.http import Http, check_status
-from collectors.openai import PATHS, Api, Completion, Stream, request_of
+from collectors.openai import PATHS, Api, Completion, CompletionStream, request_of
 from collectors.sse import SseReader
 from collectors.window import CollectError
 
@@ -32,7 +32,7 @@ async def complete(
             check_status(stream.status, url, await stream.body())
         if "text/event-stream" not in stream.headers.get("content-type", ""):
             raise CollectError("broken_stream", "the answer is no event stream: the server or a proxy does not stream")
-        reader, seen = SseReader(), Stream()
+        reader, seen = SseReader(), CompletionStream()
         try:
             async for stamp, chunk in stream:
                 for event in reader.feed(chunk):

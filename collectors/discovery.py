@@ -28,7 +28,7 @@ class DiscoveryContext:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DiscoveredEndpoint:
     """One endpoint that is there: as much of its entry in ``endpoints`` as the system tells."""
 
     name: str
@@ -71,7 +71,7 @@ class System(Protocol):
     """What ``flyball discover NAME --option key=value`` takes."""
     support: ClassVar[Support]
 
-    def discover(self, context: DiscoveryContext) -> AsyncIterator[Found]:
+    def discover(self, context: DiscoveryContext) -> AsyncIterator[DiscoveredEndpoint]:
         """Every endpoint that can be seen. Raises CollectError."""
 
     async def permitted(self, context: DiscoveryContext, entry: Mapping[str, Any] | None) -> Sequence[Permission]:

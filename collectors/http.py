@@ -73,7 +73,7 @@ class HttpCall(Protocol):
         """
 
 
-class Stream:
+class HttpStream:
     """An answer that is read as it comes: ``async for stamp, chunk in stream``."""
 
     def __init__(
@@ -219,7 +219,7 @@ class Http:
         json: Any = None,
         timeout_s: float = 60.0,
         max_bytes: int | None = None,
-    ) -> AsyncIterator[Stream]:
+    ) -> AsyncIterator[HttpStream]:
         """An answer of any status, to be read as it comes. The deadline covers the block. Raises as ``request``.
 
         A redirect is not followed: it raises ``redirect``.
@@ -246,7 +246,7 @@ class Http:
                 if response.status_code in _REDIRECTS:
                     raise _redirect(url, "a streaming request is not sent on")
                 _check_encoding(response)
-                yield Stream(response, sent_at, self.monotonic, max_bytes or self._max_bytes)
+                yield HttpStream(response, sent_at, self.monotonic, max_bytes or self._max_bytes)
             finally:
                 await response.aclose()
 

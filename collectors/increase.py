@@ -17,7 +17,7 @@ SAME_START_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Filled:
+class HistogramIncrease:
     """The increase of one histogram."""
 
     name: str
@@ -33,7 +33,7 @@ class Increase:
 
     restarted: bool
     counts: dict[str, float]
-    histograms: list[Filled]
+    histograms: list[HistogramIncrease]
 
 
 def increase(before: Reading, after: Reading) -> Increase:
@@ -72,7 +72,7 @@ def _fell(before: Histogram, after: Histogram) -> bool:
     return any(new < old for old, new in zip(before.counts, after.counts, strict=True))
 
 
-def _filled(name: str, before: Histogram | None, after: Histogram) -> Filled:
+def _filled(name: str, before: Histogram | None, after: Histogram) -> HistogramIncrease:
     reached = np.array(after.counts)
     total = after.total
     if before is not None:
@@ -80,4 +80,4 @@ def _filled(name: str, before: Histogram | None, after: Histogram) -> Filled:
         total -= before.total
     # A page is not written at one instant: bins may be ahead of each other by a value or two.
     increments = np.maximum(np.diff(reached, prepend=0.0), 0.0)
-    return Filled(name, after.edges, increments, max(0.0, total))
+    return HistogramIncrease(name, after.edges, increments, max(0.0, total))

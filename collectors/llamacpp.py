@@ -18,7 +18,7 @@ from collectors.base import Scope, SourceContext, Target
 from collectors.discovery import Support
 from collectors.door import check_number
 from collectors.exposition import Exposition, Samples
-from collectors.http import Http, Stream, check_status
+from collectors.http import Http, HttpStream, check_status
 from collectors.text import clean
 from collectors.window import CollectError, Reading
 
@@ -98,7 +98,7 @@ class LlamacppCollector:
         facts = await self._facts(target, answer.headers.get(_START))
         return [Reading(target.name, now, counters, gauges=gauges, facts=facts)]
 
-    async def _page(self, target: Target) -> tuple[Stream, bytes]:
+    async def _page(self, target: Target) -> tuple[HttpStream, bytes]:
         url = target.url + self._options.path
         async with self._context.http.stream(
             "GET", url, headers=target.headers, timeout_s=self._options.timeout_s

@@ -106,7 +106,7 @@ def request_of(
     return body | dict(extra or {})
 
 
-class Stream:
+class CompletionStream:
     """The events of one answer, taken one after the other; ``completion`` in the end says what was measured."""
 
     __slots__ = ("_counts", "_done", "_finish", "_first_content", "_lengths", "_silent", "_stamps", "_texts", "_usage")

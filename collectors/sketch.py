@@ -23,7 +23,7 @@ _VERSION = 1
 _HEAD = struct.Struct("<BBdddII")
 
 
-class _Flat(NamedTuple):
+class _FlatSketch(NamedTuple):
     """The distribution laid out for reading: values ascending, their counts added up, and the intervals behind them."""
 
     values: Floats
@@ -49,7 +49,7 @@ class Sketch:
     _total: float
     _minimum: float
     _maximum: float
-    _flat: _Flat | None
+    _flat: _FlatSketch | None
 
     def __init__(self) -> None:
         """The empty distribution."""
@@ -280,19 +280,19 @@ class Sketch:
         low, high = self._between(flat, ranks)
         return np.where(np.isinf(high), low, np.clip(_at(flat.values, flat.reached, ranks), low, high))
 
-    def _between(self, flat: _Flat, ranks: Floats) -> tuple[Floats, Floats]:
+    def _between(self, flat: _FlatSketch, ranks: Floats) -> tuple[Floats, Floats]:
         low = _at(flat.lows, flat.lows_reached, ranks)
         high = _at(flat.highs, flat.highs_reached, ranks)
         if not self._parts:  # the extremes of samples are exact
             low, high = np.maximum(low, self._minimum), np.minimum(high, self._maximum)
         return low, high
 
-    def _laid_out(self) -> _Flat:
+    def _laid_out(self) -> _FlatSketch:
         if self._flat is None:
             self._flat = self._lay_out()
         return self._flat
 
-    def _lay_out(self) -> _Flat:
+    def _lay_out(self) -> _FlatSketch:
         keys, weights = [self._keys], [self._counts]
         lows = [np.where(self._keys > ZERO_KEY, GAMMA ** (self._keys - 1.0), 0.0)]
         highs, counted = [GAMMA ** self._keys.astype(np.float64)], [self._counts]
@@ -310,7 +310,7 @@ class Sketch:
         values = value_of(used)
         if overflow > 0:
             values, sums = np.append(values, math.inf), np.append(sums, overflow)
-        return _Flat(
+        return _FlatSketch(
             values,
             np.cumsum(sums),
             *_ordered(np.concatenate(lows), np.concatenate(counted)),

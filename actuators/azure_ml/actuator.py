@@ -44,7 +44,7 @@ from actuators.base import (
     Trouble,
 )
 from actuators.shape import Operation, Plan, Shape
-from collectors.azure.client import AUTOSCALE_VERSION, ML_VERSION, Accepted, AzureClient, shared
+from collectors.azure.client import AUTOSCALE_VERSION, ML_VERSION, AcceptedWrite, AzureClient, shared
 from collectors.azure.credentials import AzureAccount
 from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState, inventory
@@ -464,7 +464,7 @@ class AzureMl:
                 text = f"{need.wanted:g} {need.what} are needed in {state.region}, {need.free:g} are free: ask Azure for more quota"
                 raise ActuatorError("NO_QUOTA", text, trouble=Trouble.QUOTA)
 
-    async def _write(self, method: str, path: str, body: Any, token: str, version: str = ML_VERSION) -> Accepted:
+    async def _write(self, method: str, path: str, body: Any, token: str, version: str = ML_VERSION) -> AcceptedWrite:
         return await (await self._client()).write(method, path, version, body, token=token)
 
     def _changed(self) -> None:

@@ -1,5 +1,5 @@
 """`flyball simulate`: traffic sent to a server and measured.
 
-``asked`` turns options into a Traffic, ``profile`` reads its file; ``run`` sends it; ``verdict`` says whether the client kept up, and
-``answer`` what came of it, as plain JSON; ``saved``, ``export`` and ``page`` write it down. `flyball tune` calls ``run`` and ``answer`` too.
+``request`` turns options into a TrafficRequest, ``options`` and ``profile`` read them; ``run`` sends it; ``answer`` says what came of it,
+as plain JSON; ``records``, ``export`` and ``page`` write it down. `flyball tune` calls ``run`` and ``answer`` too.
 """

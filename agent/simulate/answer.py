@@ -110,7 +110,7 @@ def _rates(tally: Tally, seconds: float) -> dict[str, Any]:
 
 
 def _good(outcome: TrafficOutcome, seconds: float) -> dict[str, Any]:
-    tally, limits = outcome.run.tally, outcome.counting.limits
+    tally, limits = outcome.run.tally, outcome.rules.limits
     if not limits:
         return {"goodput_per_s": None, "attainment": None, "objective": []}
     low, high = wilson(tally.good, tally.ended)
@@ -182,11 +182,11 @@ def _client(tally: Tally, nodes: Mapping[str, int] | None) -> dict[str, Any]:
 
 def _slices(outcome: TrafficOutcome) -> list[dict[str, Any]]:
     """Over time, by when requests ended; empty pieces too."""
-    tally, counting, width = outcome.run.tally, outcome.counting, outcome.counting.slice_s
+    tally, rules, width = outcome.run.tally, outcome.rules, outcome.rules.slice_s
     if not tally.slices:
         return []
     end = outcome.run.started_at + outcome.run.elapsed_s
-    first, last = counting.slice_of(0.0), int(end // width)
+    first, last = rules.slice_of(0.0), int(end // width)
     return [_slice(tally.slices.get(i), i * width, width, outcome.run.started_at, end) for i in range(first, last + 1)]
 
 

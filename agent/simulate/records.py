@@ -82,7 +82,7 @@ def to_store(store: Store, outcome: TrafficOutcome, window_s: float) -> int:
     """Windows of the source ``traffic`` for the endpoint; how many. Windows are of the collected length."""
     endpoint = outcome.traffic.target.endpoint
     assert endpoint is not None
-    run, width = outcome.run, outcome.counting.slice_s
+    run, width = outcome.run, outcome.rules.slice_s
     if window_s % width:
         raise BadQuestion(
             f"windows of {window_s:g} s cannot be made of slices of {width:g} s; set collect.window_s to 60"

@@ -17,7 +17,7 @@ from analyzers.money import Tariff, Unit
 from analyzers.objective import Objective
 from collectors.openai import Api
 from collectors.plan import Arrivals, Lengths, Rates, arrivals_of
-from collectors.traffic.schedule import Load, Open, Sessions, Think, Users
+from collectors.traffic.schedule import Load, OpenSchedule, SessionSchedule, ThinkTime, UserSchedule
 from collectors.workload import Workload
 
 _WARMUP_SHARE, _WARMUP_MOST_S = 0.1, 10.0
@@ -101,7 +101,7 @@ class TrafficRequest:
 
     @property
     def closed(self) -> bool:
-        return isinstance(self.load, Users)
+        return isinstance(self.load, UserSchedule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def loaded(options: LoadOptions) -> TrafficLoad:
 def _shaped(options: LoadOptions, shape: LoadProfile) -> TrafficLoad:
     prompt = Lengths.parse(options.prompt_tokens or shape.prompt_tokens or "fixed:64")
     output = Lengths.parse(options.output_tokens or shape.output_tokens or "fixed:64")
-    think = Think.parse(options.think or shape.think or "0")
+    think = ThinkTime.parse(options.think or shape.think or "0")
     turns = options.turns or shape.turns
     prefix = options.prefix_tokens or shape.prefix_tokens
     if prefix < 0:
@@ -185,7 +185,7 @@ def _shaped(options: LoadOptions, shape: LoadProfile) -> TrafficLoad:
             raise BadQuestion(f"--concurrency {users}: give 1 or more")
         about |= {"kind": "closed", "users": users, "think_s": think.mean_s}
         ramp = min(_MOST_RAMP_S, warmup_of(options, duration))
-        load: Load = Users(users, duration, prompt, output, think, prefix, options.requests, ramp)
+        load: Load = UserSchedule(users, duration, prompt, output, think, prefix, options.requests, ramp)
         return TrafficLoad(load, about, duration, None, prompt.mean + prefix, output.mean)
     rates = _rates(options, shape, duration)
     kind, burstiness = _process(options, shape)
@@ -197,12 +197,12 @@ def _shaped(options: LoadOptions, shape: LoadProfile) -> TrafficLoad:
         number = Lengths.parse(turns)
         about |= {"kind": "sessions", "sessions": at.size, "turns": turns, "think_s": think.mean_s}
         del about["requests"]
-        load = Sessions(at, duration, prompt, output, number, think, prefix)
+        load = SessionSchedule(at, duration, prompt, output, number, think, prefix)
         return TrafficLoad(
             load, about, duration, rates.peak * number.mean, prompt.mean * number.mean / 2 + prefix, output.mean
         )
     workload = _drawn(at, prompt, output, prefix, options.seed)
-    return TrafficLoad(Open(workload, duration), about, duration, rates.peak, *_means(workload))
+    return TrafficLoad(OpenSchedule(workload, duration), about, duration, rates.peak, *_means(workload))
 
 
 def _rates(options: LoadOptions, shape: LoadProfile, duration_s: float) -> Rates:
@@ -244,7 +244,7 @@ def _replayed(options: LoadOptions, found: Workload) -> TrafficLoad:
     workload = Workload(found.arrival_s[:n], *columns, session)
     seconds = np.bincount(workload.arrival_s.astype(np.int64))
     about = {"kind": "replay", **options.of, "speed": speed, "requests": n, "peak_rate": float(seconds.max())}
-    return TrafficLoad(Open(workload, duration), about, duration, float(seconds.max()), *_means(workload))
+    return TrafficLoad(OpenSchedule(workload, duration), about, duration, float(seconds.max()), *_means(workload))
 
 
 def _means(workload: Workload) -> tuple[float, float]:

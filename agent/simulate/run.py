@@ -11,13 +11,13 @@ from agent.simulate.request import TrafficRequest
 from analyzers.grammar import BadQuestion
 from analyzers.money import Usage
 from analyzers.tuning.judge import SentLoad
-from collectors.traffic.account import Counting
+from collectors.traffic.account import CountRules
 from collectors.traffic.connection import resolve
 from collectors.traffic.engine import Assignment
-from collectors.traffic.fleet import Fleet, Place, Run, chunks_per_s, divided, workers_for
+from collectors.traffic.fleet import TrafficRun, WorkerFleet, WorkerHost, chunks_per_s, divided, workers_for
 from collectors.traffic.preflight import only_model, tokens_per_word
-from collectors.traffic.requests import Asking
-from collectors.traffic.schedule import Open, Sessions, Users
+from collectors.traffic.requests import RequestTemplate
+from collectors.traffic.schedule import OpenSchedule, SessionSchedule, UserSchedule
 from collectors.traffic.worker import Row
 
 #: What a fast server takes at least, to bound what users in a closed loop may send: seconds to the first token, and for each.
@@ -53,13 +53,13 @@ class TrafficOutcome:
     traffic: TrafficRequest
     estimate: TrafficEstimate
     model: str
-    counting: Counting
-    run: Run
+    rules: CountRules
+    run: TrafficRun
 
     @property
     def measured_s(self) -> float:
         """Seconds between the warm-up and the end of the sending: what rates are counted over."""
-        return max(0.0, min(self.counting.sending_s, self.run.elapsed_s) - self.traffic.warmup_s)
+        return max(0.0, min(self.rules.sending_s, self.run.elapsed_s) - self.traffic.warmup_s)
 
     @property
     def load(self) -> SentLoad:
@@ -71,11 +71,11 @@ class TrafficOutcome:
 def estimate(traffic: TrafficRequest, nodes: Mapping[str, int] | None = None) -> TrafficEstimate:
     """``nodes``: CPUs by node of the cluster that sends it; None: this machine does. Raises BadQuestion where they are too few."""
     load = traffic.load
-    if isinstance(load, Users):
+    if isinstance(load, UserSchedule):
         each = _FAST_TTFT_S + traffic.mean_output * _FAST_ITL_S + load.think.mean_s
         requests = math.ceil(load.users * max(1.0, traffic.duration_s / each))
         requests = min(requests, load.most) if load.most is not None else requests
-    elif isinstance(load, Sessions):
+    elif isinstance(load, SessionSchedule):
         requests = math.ceil(load.starts.size * load.turns.mean)
     else:
         requests = len(load.workload)
@@ -87,7 +87,7 @@ def estimate(traffic: TrafficRequest, nodes: Mapping[str, int] | None = None) ->
         output,
         cost(traffic, traffic.duration_s, prompt, output),
         _workers(traffic.workers, chunks, nodes),
-        isinstance(load, Users),
+        isinstance(load, UserSchedule),
     )
 
 
@@ -138,25 +138,25 @@ def sent(
     found: TrafficEstimate,
     on_progress: Callable[[float, Counter[str]], str | None] = lambda _at, _counts: None,
     on_records: Callable[[list[Row]], None] | None = None,
-    place: Place | None = None,
+    host: WorkerHost | None = None,
 ) -> TrafficOutcome:
-    """Ask the server for what must be known, then send it all, from here or from ``place``. ``on_progress`` may say why to stop.
+    """Ask the server for what must be known, then send it all, from here or from ``host``. ``on_progress`` may say why to stop.
 
     Raises CollectError where the server does not answer.
     """
-    with Fleet(found.workers, place) as fleet:  # they start while the server is asked
+    with WorkerFleet(found.workers, host) as fleet:  # they start while the server is asked
         whole = _assignment(traffic, on_records is not None)
         guard = _Guard(traffic, on_progress)
         run = fleet.send(divided(whole, found.workers), guard.see, on_records or (lambda _: None))
-    counting = replace(whole.counting, started_at=run.started_at)
-    return TrafficOutcome(traffic, found, whole.asking.model, counting, run)
+    rules = replace(whole.rules, started_at=run.started_at)
+    return TrafficOutcome(traffic, found, whole.template.model, rules, run)
 
 
 def _assignment(traffic: TrafficRequest, records: bool) -> Assignment:
     """The whole traffic, as one worker would send it."""
     target = traffic.target
     server = resolve(target.url, target.ca_file, reach_s=min(traffic.timeout_s, _REACH_S))
-    asking = Asking(
+    template = RequestTemplate(
         target.model or only_model(server, target.headers, min(traffic.timeout_s, 30.0)),
         target.api,
         exact_output=traffic.exact_output,
@@ -164,13 +164,13 @@ def _assignment(traffic: TrafficRequest, records: bool) -> Assignment:
         headers=target.headers,
         seed=traffic.seed,
     )
-    asking = replace(asking, words=tokens_per_word(server, asking, traffic.timeout_s))
+    template = replace(template, words=tokens_per_word(server, template, traffic.timeout_s))
     limits = {t.metric: t.limit for t in traffic.objective.targets if t.quantile is not None}
     return Assignment(
         server,
-        asking,
+        template,
         traffic.load,
-        Counting(traffic.warmup_s, traffic.duration_s, limits, slice_s(traffic.duration_s)),
+        CountRules(traffic.warmup_s, traffic.duration_s, limits, slice_s(traffic.duration_s)),
         traffic.timeout_s,
         most_in_flight=traffic.most_in_flight,
         connections=_ahead(traffic),
@@ -181,8 +181,8 @@ def _assignment(traffic: TrafficRequest, records: bool) -> Assignment:
 def _ahead(traffic: TrafficRequest) -> int:
     """Connections to open before the start: one for each user; of an open loop, those of its busiest second."""
     load = traffic.load
-    wanted = load.users if isinstance(load, Users) else math.ceil(traffic.peak_rate or 1.0) + 2
-    if isinstance(load, Open | Sessions) and traffic.most_in_flight is not None:
+    wanted = load.users if isinstance(load, UserSchedule) else math.ceil(traffic.peak_rate or 1.0) + 2
+    if isinstance(load, OpenSchedule | SessionSchedule) and traffic.most_in_flight is not None:
         wanted = min(wanted, traffic.most_in_flight)
     return min(wanted, _MOST_AHEAD)
 

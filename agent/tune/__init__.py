@@ -1,5 +1,6 @@
 """`flyball tune`: deploy, simulate, monitor, reflect and adjust as one experiment, over a number of shapes.
 
-``asked`` is what is tried and for what; ``run`` the experiment, resumable from the store; ``trial`` one shape; ``judge`` one load; ``learn``
-what the what-if engine makes of it; ``choose`` which shape is next and which is best; ``answer`` and ``page`` tell it.
+``request`` is what is tried and for what; ``run`` the experiment, resumable from the store (``history``) under its leases (``lease``);
+``trial`` one shape, while ``observe`` reads its server; ``answer``, ``table`` and ``page`` tell it. Which shape is next and which is best
+is ``analyzers.tuning``.
 """

@@ -198,7 +198,7 @@ class Retries:
             raise ValueError("retries: tries >= 1, 0 < first_s <= most_s and 0 <= jitter <= 1 are expected")
 
     def as_array(self) -> Floats:
-        """In the order that ``compiled`` reads."""
+        """In the order that ``kernels`` reads."""
         heeded = self.longest_heeded_s if self.heeds_retry_after else 0.0
         return np.array([self.tries, self.first_s, self.most_s, self.jitter, heeded])
 

@@ -35,7 +35,7 @@ _THROTTLED_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class AcceptedWrite:
     """A write that was taken: what there is now, and how to follow what is still to come."""
 
     body: Mapping[str, Any]
@@ -93,7 +93,7 @@ class AzureClient:
         """An action that only reads, such as listKeys."""
         return _object(await self._arm_call("POST", self._url(path, version, {})), f"POST {path}")
 
-    async def write(self, method: str, path: str, version: str, body: Any = None, *, token: str = "") -> Accepted:
+    async def write(self, method: str, path: str, version: str, body: Any = None, *, token: str = "") -> AcceptedWrite:
         """A PUT, PATCH or DELETE. ``token``: what the operation log may be searched for, the same when it is sent again."""
         headers = {"x-ms-client-request-id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"flyball:{token}"))} if token else {}
         answer = await self._arm_call(method, self._url(path, version, {}), body, headers)
@@ -103,7 +103,7 @@ class AzureClient:
             if answer.headers.get(header)
         }
         text = answer.body.strip()
-        return Accepted(_object(answer, f"{method} {path}") if text else {}, handle, retry_after(answer.headers))
+        return AcceptedWrite(_object(answer, f"{method} {path}") if text else {}, handle, retry_after(answer.headers))
 
     async def operation(self, handle: Mapping[str, str]) -> OperationState:
         """How far the long operation of a handle is. One that Azure has forgotten has ended: look at the resource."""

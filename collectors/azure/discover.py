@@ -17,7 +17,7 @@ from collectors.azure.inventory import EndpointState, inventory
 from collectors.azure.names import ML, EndpointId
 from collectors.azure.permissions import permitted, role
 from collectors.azure.sizes import VmSize, size_catalogue
-from collectors.discovery import DiscoveryContext, Found, Permission, Support
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support
 from collectors.window import CollectError
 
 
@@ -50,7 +50,7 @@ class AzureMlSystem:
         how="a strict stand-in of ARM and Azure Monitor that Microsoft's own Python clients drive too",
     )
 
-    async def discover(self, context: DiscoveryContext) -> AsyncIterator[Found]:
+    async def discover(self, context: DiscoveryContext) -> AsyncIterator[DiscoveredEndpoint]:
         options = _options(context)
         client = _client(context, options)
         path = f"/subscriptions/{client.subscription}/providers/{ML}/workspaces"
@@ -95,7 +95,9 @@ async def _sizes(context: DiscoveryContext, client: AzureClient, region: str) ->
         return {}
 
 
-def found(state: EndpointState, account: AzureAccount, taken: set[str], sizes: Mapping[str, VmSize]) -> Found:
+def found(
+    state: EndpointState, account: AzureAccount, taken: set[str], sizes: Mapping[str, VmSize]
+) -> DiscoveredEndpoint:
     """An endpoint as an entry of the settings. Secrets stand in it by reference only."""
     url = str((state.body.get("properties") or {}).get("scoringUri") or "")
     parts = urlsplit(url)
@@ -112,7 +114,7 @@ def found(state: EndpointState, account: AzureAccount, taken: set[str], sizes: M
         "kind": "vm",
         "mode": "observe",
     }
-    return Found(name, settings, _note(state, sizes))
+    return DiscoveredEndpoint(name, settings, _note(state, sizes))
 
 
 def _note(state: EndpointState, sizes: Mapping[str, VmSize]) -> str:

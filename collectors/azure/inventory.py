@@ -50,7 +50,7 @@ class EndpointState:
 
 
 @dataclass(slots=True)
-class _Kept:
+class _CacheEntry:
     state: EndpointState
     at: float
     stamp: tuple[str, ...]
@@ -62,7 +62,7 @@ class Inventory:
     def __init__(self, client: AzureClient) -> None:
         self._client = client
         self._clock = client.clock
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _CacheEntry] = {}
         self._touched: dict[str, float] = {}
         self._index: dict[str, str] = {}
         self._settings: list[dict[str, Any]] | None = None
@@ -88,7 +88,7 @@ class Inventory:
             )
             recent = now - self._touched.get(id_.key, -_DIRECT_S) < _DIRECT_S
             if kept is None or not trusted or recent:
-                kept = _Kept(await self._read(id_, self._settings), now, stamp)
+                kept = _CacheEntry(await self._read(id_, self._settings), now, stamp)
                 self._kept[id_.key] = kept
         return EndpointState(id_, kept.state.body, kept.state.deployments, _of(id_, self._settings))
 

@@ -19,7 +19,7 @@ from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState, Inventory, inventory
 from collectors.azure.minutes import Minute, read
 from collectors.azure.names import EndpointId
-from collectors.base import FleetMember, SourceContext, Wanted
+from collectors.base import FleetMember, FleetQuery, SourceContext
 from collectors.discovery import Support
 from collectors.window import CollectError, Reading, Span
 
@@ -74,7 +74,7 @@ class AzureMonitor:
         """By endpoint: the first minute that was not read yet."""
 
     async def read_all(
-        self, wanted: Sequence[Wanted], since: float | None
+        self, wanted: Sequence[FleetQuery], since: float | None
     ) -> AsyncIterator[tuple[str, Reading | Span | CollectError]]:
         """The minutes of each that have settled since it was last read, and the newest of them in any case."""
         end = math.floor((self._client.clock.now() - self._lag_s) / _MINUTE) * _MINUTE
@@ -127,4 +127,4 @@ def make(context: SourceContext) -> FleetMember:
         ("azure-monitor", id(client), options.lag_s),
         lambda: AzureMonitor(client, inventory(sessions, client), options.lag_s),
     )
-    return FleetMember(fleet, Wanted(context.endpoint, context.model, {"resource": options.resource}))
+    return FleetMember(fleet, FleetQuery(context.endpoint, context.model, {"resource": options.resource}))

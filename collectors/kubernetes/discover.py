@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from collectors.discovery import DiscoveryContext, Found, Permission, Support
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support
 from collectors.kubernetes.access import ClusterSettings
 from collectors.kubernetes.client import KubernetesClient, shared
 from collectors.kubernetes.workloads import ENGINES, ClusterWorkload, containers, inventory, names_engine
@@ -65,7 +65,7 @@ class KubernetesSystem:
         how="33 calls to a real API server 1.36, which the stand-in of the tests answers alike",
     )  # fmt: skip
 
-    async def discover(self, context: DiscoveryContext) -> AsyncIterator[Found]:
+    async def discover(self, context: DiscoveryContext) -> AsyncIterator[DiscoveredEndpoint]:
         options = _options(context)
         client = shared(context.sessions, _cluster(options), context.http, context.clock)
         known = inventory(context.sessions, client)
@@ -134,7 +134,7 @@ def _serves(workload: ClusterWorkload) -> bool:
 
 def found(
     workload: ClusterWorkload, services: Sequence[Mapping[str, Any]], cluster: ClusterSettings, taken: set[str]
-) -> Found:
+) -> DiscoveredEndpoint:
     """A workload as an entry of the settings. Secrets stand in it by reference only."""
     own = re.sub(r"[^a-z0-9._-]+", "-", workload.id.name.lower())[:63]
     name = own if own not in taken else f"{own}-{workload.id.namespace}"[:63]
@@ -167,7 +167,7 @@ def found(
         notes.append(f"{gitops[0]} owns the manifest ({gitops[1]}): changes are given as a patch")
     if not seen:
         notes.append("no Service selects its pods: correct the url")
-    return Found(name, settings, "; ".join(notes))
+    return DiscoveredEndpoint(name, settings, "; ".join(notes))
 
 
 def _source(workload: ClusterWorkload) -> str:

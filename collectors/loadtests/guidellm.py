@@ -18,7 +18,7 @@ from collectors.loadtests.fields import (
     summary,
     text,
 )
-from collectors.loadtests.loadtest import BadLoadTest, LoadTest, Record, Summary
+from collectors.loadtests.loadtest import BadLoadTest, LoadTest, LoadTestRecord, Summary
 
 _METRICS = {
     "ttft_s": "time_to_first_token_ms",
@@ -102,13 +102,13 @@ def _metric(metrics: Json, key: str) -> Summary | None:
     return figures.scaled(1e-3) if figures is not None and key.endswith("_ms") else figures
 
 
-def _records(requests: Json) -> Iterator[Record]:
+def _records(requests: Json) -> Iterator[LoadTestRecord]:
     done = [r for r in rows(requests, "successful") if isinstance(r, dict)]
     starts = [number(r, "request_start_time", "start_time") for r in done]
     first = min((s for s in starts if s is not None), default=0.0)
     for request, start in zip(done, starts, strict=True):
         ttft = number(request, "time_to_first_token_ms")
-        yield Record(
+        yield LoadTestRecord(
             sent_s=None if start is None else start - first,
             prompt_tokens=count(request, "prompt_tokens"),
             output_tokens=count(request, "output_tokens"),

@@ -40,7 +40,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class LoadTestRecord:
     """One request that completed."""
 
     sent_s: float | None
@@ -75,7 +75,7 @@ class LoadTest:
     output_tokens: Summary | None
     latency: Mapping[str, Summary]
     """``ttft_s``, ``itl_s``, ``tpot_s``, ``e2e_s``, those that are known. Of completed requests."""
-    records: tuple[Record, ...] = ()
+    records: tuple[LoadTestRecord, ...] = ()
     """Empty where the file has none."""
     model: str | None = None
     max_concurrency: int | None = None

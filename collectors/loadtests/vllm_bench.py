@@ -18,7 +18,7 @@ from collectors.loadtests.fields import (
     summary,
     text,
 )
-from collectors.loadtests.loadtest import BadLoadTest, LoadTest, Record, Summary
+from collectors.loadtests.loadtest import BadLoadTest, LoadTest, LoadTestRecord, Summary
 
 _LATENCIES = {"ttft_s": "ttft", "itl_s": "itl", "tpot_s": "tpot", "e2e_s": "e2el"}
 
@@ -82,7 +82,7 @@ def _latency(data: Json, key: str) -> Summary | None:
     return None if found is None else found.scaled(1e-3)
 
 
-def _records(data: Json) -> Iterator[Record]:
+def _records(data: Json) -> Iterator[LoadTestRecord]:
     """Of ``--save-detailed``. A request that failed has an error, or no output."""
     n = len(rows(data, "input_lens"))
     starts, latencies = _column(data, "start_times", n), _column(data, "latencies", n)
@@ -96,7 +96,7 @@ def _records(data: Json) -> Iterator[Record]:
         whole, start = latencies[i], starts[i]
         if whole is None and ttft and len(gaps) == n:
             whole = ttft + sum(gaps[i])
-        yield Record(
+        yield LoadTestRecord(
             sent_s=None if start is None else start - begin,
             prompt_tokens=None if prompt is None else int(prompt),
             output_tokens=int(output),

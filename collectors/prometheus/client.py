@@ -33,7 +33,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class PrometheusAccount:
     """One store, as one reader: what a client is shared by."""
 
     url: str
@@ -57,7 +57,7 @@ class Account:
 class PrometheusClient:
     """Few queries at once, each within its deadline."""
 
-    def __init__(self, account: Account, http: HttpCall, timeout_s: float, concurrency: int = 4) -> None:
+    def __init__(self, account: PrometheusAccount, http: HttpCall, timeout_s: float, concurrency: int = 4) -> None:
         self._account = account
         self._http = http
         self._timeout_s = timeout_s

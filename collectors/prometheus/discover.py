@@ -9,8 +9,8 @@ from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from collectors.discovery import DiscoveryContext, Found, Permission, Support
-from collectors.prometheus.client import Account, Labels, PrometheusClient
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support
+from collectors.prometheus.client import Labels, PrometheusAccount, PrometheusClient
 from collectors.prometheus.fleet import Options, PresetName, account_of
 from collectors.prometheus.presets import PRESETS
 from collectors.window import CollectError
@@ -56,7 +56,7 @@ class PrometheusSystem:
         how="the real Prometheus 2.42 and VictoriaMetrics 1.79 scraping vLLM's metrics; other engines' names by their source code",
     )
 
-    async def discover(self, context: DiscoveryContext) -> AsyncIterator[Found]:
+    async def discover(self, context: DiscoveryContext) -> AsyncIterator[DiscoveredEndpoint]:
         """An endpoint for each deployment that has an engine's series. Raises CollectError."""
         options = _options(context.options)
         client = PrometheusClient(_account(options), context.http, options.timeout_s)
@@ -111,9 +111,9 @@ def _options(given: Mapping[str, Any]) -> DiscoverOptions:
     return options.model_copy(update={"url": options.url.rstrip("/")})
 
 
-def _account(options: DiscoverOptions) -> Account:
+def _account(options: DiscoverOptions) -> PrometheusAccount:
     token = options.token.get_secret_value() if options.token else None
-    return Account(options.url, token, tenant=options.tenant)
+    return PrometheusAccount(options.url, token, tenant=options.tenant)
 
 
 def _deployments(series: Sequence[Labels]) -> list[tuple[dict[str, str], list[str]]]:
@@ -139,7 +139,9 @@ def _named(labels: Mapping[str, str], taken: set[str]) -> str:
     return f"{name}-{number}"
 
 
-def _found(name: str, preset: str, labels: Mapping[str, str], replicas: Sequence[str], store: str) -> Found:
+def _found(
+    name: str, preset: str, labels: Mapping[str, str], replicas: Sequence[str], store: str
+) -> DiscoveredEndpoint:
     address = replicas[0] if replicas and replicas[0] else "127.0.0.1:8000"
     source: dict[str, Any] = {"url": store, "labels": dict(labels)}
     if preset != "vllm":
@@ -149,4 +151,4 @@ def _found(name: str, preset: str, labels: Mapping[str, str], replicas: Sequence
         settings["model"] = labels["model_name"]
     settings["sources"] = {"prometheus": source}
     note = f"{preset}: {len(replicas)} replica{'s' if len(replicas) != 1 else ''}; url is the first one's: put the address that clients use"
-    return Found(name, settings, note)
+    return DiscoveredEndpoint(name, settings, note)

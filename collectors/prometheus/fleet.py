@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from collectors.base import FleetMember, SourceContext, Wanted
+from collectors.base import FleetMember, FleetQuery, SourceContext
 from collectors.clock import Clock
-from collectors.prometheus.client import Account, Labels, PrometheusClient, Series
+from collectors.prometheus.client import Labels, PrometheusAccount, PrometheusClient, Series
 from collectors.prometheus.presets import PRESETS, STEADY, Preset, Query, buckets
 from collectors.sketch import Sketch
 from collectors.window import CollectError, Gauge, Range, Reading, Span
@@ -107,7 +107,7 @@ class _Member:
 
 
 @dataclass(slots=True)
-class _Told:
+class _StoreAnswer:
     """What the store said of one endpoint and interval."""
 
     counts: dict[str, float] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class _Told:
 
 
 #: By endpoint and end of the interval.
-_Answers = dict[tuple[str, float], _Told]
+_Answers = dict[tuple[str, float], _StoreAnswer]
 
 
 class PrometheusFleet:
@@ -148,7 +148,7 @@ class PrometheusFleet:
         self._window = f"{step_s:g}s"
 
     async def read_all(
-        self, wanted: Sequence[Wanted], since: float | None
+        self, wanted: Sequence[FleetQuery], since: float | None
     ) -> AsyncIterator[tuple[str, Reading | Span | CollectError]]:
         """Every interval that ended and settled since then; the newest one in any case.
 
@@ -193,7 +193,7 @@ class PrometheusFleet:
             return
         queries = [(query, preset) for preset in presets for query in preset.queries]
         await self._alive(group, presets[0], ends, answers)
-        there = [m for m in group if any((answers.get((m.name, end)) or _Told()).alive for end in ends)]
+        there = [m for m in group if any((answers.get((m.name, end)) or _StoreAnswer()).alive for end in ends)]
         if there:
             first = [q for q, _ in queries if not q.adds]
             await asyncio.gather(*(self._metric(there, query, ends, answers) for query in first))
@@ -205,9 +205,9 @@ class PrometheusFleet:
         lately = f"count by ($by) (count_over_time({preset.alive}{{$sel}}[{_LIVENESS}]))"
         for template, name in ((now, "alive"), (lately, "lately")):
             for member, end, value in _assigned(group, await self._ask(group, template, ends), frozenset()):
-                setattr(answers.setdefault((member, end), _Told()), name, value)
+                setattr(answers.setdefault((member, end), _StoreAnswer()), name, value)
         for member, end, _ in _assigned(group, await self._ask(group, STEADY, ends), frozenset()):
-            answers.setdefault((member, end), _Told()).steady = True
+            answers.setdefault((member, end), _StoreAnswer()).steady = True
 
     async def _metric(self, group: Sequence[_Member], query: Query, ends: Sequence[float], answers: _Answers) -> None:
         """Ask for one metric; the next spelling only for those of whom the one before says nothing."""
@@ -229,7 +229,7 @@ class PrometheusFleet:
         rows = list(_assigned(group, await self._ask(group, template, ends, query.lacks), query.lacks))
         found = {(name, end): value for name, end, value in rows if value >= 0}
         for (name, end), value in found.items():
-            counts = answers.setdefault((name, end), _Told()).counts
+            counts = answers.setdefault((name, end), _StoreAnswer()).counts
             if not query.adds:
                 counts[query.metric] = value
             elif query.metric in counts:
@@ -238,7 +238,7 @@ class PrometheusFleet:
             for member in group:
                 for end in ends:
                     if (member.name, end) not in found:
-                        answers.setdefault((member.name, end), _Told()).counts.pop(query.metric, None)
+                        answers.setdefault((member.name, end), _StoreAnswer()).counts.pop(query.metric, None)
         return {name for name, _ in found}
 
     async def _gauge(
@@ -250,7 +250,7 @@ class PrometheusFleet:
                 continue
             series = await self._ask(group, template.replace("$over", function), ends)
             for name, end, value in _assigned(group, series, frozenset()):
-                told = answers.setdefault((name, end), _Told())
+                told = answers.setdefault((name, end), _StoreAnswer())
                 (told.means if how == "mean" else told.maxima)[query.metric] = max(0.0, value)
                 names.add(name)
         return names
@@ -258,7 +258,7 @@ class PrometheusFleet:
     async def _histogram(
         self, group: Sequence[_Member], query: Query, name: str, ends: Sequence[float], answers: _Answers
     ) -> set[str]:
-        steady = [m for m in group if all((answers.get((m.name, end)) or _Told()).steady for end in ends)]
+        steady = [m for m in group if all((answers.get((m.name, end)) or _StoreAnswer()).steady for end in ends)]
         moved = [m for m in group if m not in steady]
         names: set[str] = set()
         for several, templates in ((steady, buckets(name, steady=True)), (moved, buckets(name, steady=False))):
@@ -288,7 +288,7 @@ class PrometheusFleet:
             # A count that fell is of a series that went away, so nobody knows what happened.
             sketch = sketch_of(counts, totals.get(key)) if min(counts.values()) >= 0 else None
             if sketch is not None:
-                answers.setdefault(key, _Told()).sketches[metric] = sketch
+                answers.setdefault(key, _StoreAnswer()).sketches[metric] = sketch
         return {member for member, _ in reached}
 
     async def _ask(
@@ -332,7 +332,7 @@ class PrometheusFleet:
                 counts = {_edge(s.labels): s.values[end] for s in series if end in s.values}
                 sketch = sketch_of(counts, _only(totals, end)) if counts else None
                 if sketch is not None:
-                    answers.setdefault((member.name, end), _Told(alive=1.0)).sketches[metric] = sketch
+                    answers.setdefault((member.name, end), _StoreAnswer(alive=1.0)).sketches[metric] = sketch
             return
         if len(series) > 1:
             raise CollectError("bad_query", f"it gives {len(series)} series; one is wanted: sum or average them")
@@ -340,7 +340,7 @@ class PrometheusFleet:
             value = _only(series, end)
             if value is None:
                 continue
-            told = answers.setdefault((member.name, end), _Told(alive=1.0))
+            told = answers.setdefault((member.name, end), _StoreAnswer(alive=1.0))
             if own.kind == "quantile":
                 told.quantiles.setdefault(metric, {})[own.q or 0.5] = Range(value, value)
             elif own.kind == "gauge":
@@ -364,13 +364,13 @@ def make(context: SourceContext) -> FleetMember:
         return PrometheusFleet(client, context.clock, options.step_s, options.delay_s, options.timeout_s)
 
     labels = options.labels or {"job": context.endpoint}
-    wanted = Wanted(context.endpoint, context.model, {"options": options.model_copy(update={"labels": labels})})
+    wanted = FleetQuery(context.endpoint, context.model, {"options": options.model_copy(update={"labels": labels})})
     return FleetMember(context.sessions.get(key, made), wanted)
 
 
-def account_of(options: Options) -> Account:
+def account_of(options: Options) -> PrometheusAccount:
     token, password = options.token, options.password
-    return Account(
+    return PrometheusAccount(
         options.url,
         token.get_secret_value() if token else None,
         options.username,
@@ -423,7 +423,7 @@ def sketch_of(counts: Mapping[float, float], total: float | None) -> Sketch | No
     return Sketch.from_histogram(edges[:-1], increments, max(0.0, total))
 
 
-def _member(wanted: Wanted) -> _Member:
+def _member(wanted: FleetQuery) -> _Member:
     options: Options = wanted.options["options"]
     return _Member(wanted.endpoint, tuple(sorted(options.labels.items())), options)
 

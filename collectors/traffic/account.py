@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from collectors.traffic.record import Record
+from collectors.traffic.record import RequestRecord
 from collectors.traffic.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
-class Counting:
+class CountRules:
     """What counts."""
 
     warmup_s: float = 0.0
@@ -30,11 +30,11 @@ class Counting:
 class Account:
     """Adds records to a tally."""
 
-    def __init__(self, counting: Counting) -> None:
-        self.counting = counting
+    def __init__(self, rules: CountRules) -> None:
+        self.rules = rules
         self.tally = Tally()
 
-    def add(self, record: Record) -> None:
+    def add(self, record: RequestRecord) -> None:
         ended = record.done_s if record.done_s is not None else record.due_s
         values = dict(samples(record))
         self._slice(record, ended, values)
@@ -45,9 +45,9 @@ class Account:
         tally.all_output += record.output_tokens
         tally.all_ok += record.error is None
         tally.all_errors += record.error is not None
-        counts = record.due_s >= self.counting.warmup_s
+        counts = record.due_s >= self.rules.warmup_s
         good = counts and record.error is None and self._good(record)
-        if record.error is None and self.counting.warmup_s <= ended <= self.counting.sending_s:
+        if record.error is None and self.rules.warmup_s <= ended <= self.rules.sending_s:
             tally.steady_ok += 1
             tally.steady_tokens += record.output_tokens
             tally.steady_good += self._good(record)
@@ -60,7 +60,7 @@ class Account:
         elif counts:
             self._success(record, good, values)
 
-    def _success(self, record: Record, good: bool, values: Mapping[str, list[float]]) -> None:
+    def _success(self, record: RequestRecord, good: bool, values: Mapping[str, list[float]]) -> None:
         tally = self.tally
         tally.ok += 1
         tally.good += good
@@ -77,20 +77,20 @@ class Account:
             tally.streams += 1
             tally.bunched += record.chunks >= _BUNCHED * record.arrivals
 
-    def _good(self, record: Record) -> bool:
+    def _good(self, record: RequestRecord) -> bool:
         found = {
             "ttft_s": record.ttft_sched_s,
             "e2e_s": record.e2e_s,
             "tpot_s": record.tpot_s,
             "itl_s": record.tpot_s,  # of one request: its gaps' mean
         }
-        kept = self.counting.limits.items()
+        kept = self.rules.limits.items()
         return all((value := found.get(name)) is None or value <= limit for name, limit in kept)
 
-    def _slice(self, record: Record, ended: float, values: Mapping[str, list[float]]) -> None:
-        piece = self.tally.slice(self.counting.slice_of(ended))
+    def _slice(self, record: RequestRecord, ended: float, values: Mapping[str, list[float]]) -> None:
+        piece = self.tally.slice(self.rules.slice_of(ended))
         if record.sent_s is not None:
-            self.tally.slice(self.counting.slice_of(record.sent_s)).sent += 1
+            self.tally.slice(self.rules.slice_of(record.sent_s)).sent += 1
         if record.error is not None:
             piece.errors += 1
             return
@@ -110,7 +110,7 @@ _BUNCHED = 1.5
 _IN_SLICES = ("ttft_s", "itl_s", "tpot_s", "e2e_s", "prompt_length", "output_length")
 
 
-def samples(record: Record) -> Iterator[tuple[str, list[float]]]:
+def samples(record: RequestRecord) -> Iterator[tuple[str, list[float]]]:
     """What a request tells, by name. A failed one tells no latency: it is an error."""
     due, sent, first, last = record.due_s, record.sent_s, record.first_s, record.last_s
     if record.error is not None or first is None or last is None or sent is None:

@@ -25,7 +25,7 @@ _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_LOG_TO_STDERR": "0"}
 
 
 class Cluster:
-    """A place for workers: ``with Cluster("10.0.0.1:6379") as cluster, Fleet(n, cluster) as fleet``.
+    """A place for workers: ``with Cluster("10.0.0.1:6379") as cluster, WorkerFleet(n, cluster) as fleet``.
 
     ``address``: ``HOST:PORT`` of Ray's head, or ``auto``; this machine is a node of it. Raises CollectError ``client`` where it does not
     answer within 30 seconds.
@@ -36,7 +36,7 @@ class Cluster:
     def __init__(self, address: str) -> None:
         reach(address)
         self._address = address
-        self._workers: list[_Remote] = []
+        self._workers: list[_NodeWorker] = []
         self._answers: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  as long as the driver
         self._driver = subprocess.Popen(  # noqa: S603
@@ -78,9 +78,9 @@ class Cluster:
         self._reader.join()
         self._said.close()
 
-    def hire(self, workers: int) -> Sequence[_Remote]:
+    def hire(self, workers: int) -> Sequence[_NodeWorker]:
         """Raises CollectError ``client`` where it has no room for them, or a node has another Flyball."""
-        self._workers = [_Remote(self, k) for k in range(workers)]
+        self._workers = [_NodeWorker(self, k) for k in range(workers)]
         with contextlib.suppress(BrokenPipeError):  # then the answer says why
             self.tell("hire", workers)
         nodes = self._answer(ROOM_S + 2 * BEGIN_S, "its nodes are too busy, or gone")
@@ -127,7 +127,7 @@ class Cluster:
         return f" ({lines[-1].strip()[:300]})" if lines else ""
 
 
-class _Remote:
+class _NodeWorker:
     """A worker on a node."""
 
     def __init__(self, cluster: Cluster, k: int) -> None:

@@ -29,7 +29,7 @@ OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, er
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerAddress:
     """Where the traffic goes, its name resolved once: looking it up is part of no latency."""
 
     scheme: str
@@ -56,7 +56,7 @@ class Server:
         return context
 
 
-def resolve(url: str, ca_file: Path | None = None, reach_s: float | None = None) -> Server:
+def resolve(url: str, ca_file: Path | None = None, reach_s: float | None = None) -> ServerAddress:
     """The server of an address. Raises CollectError ``protocol`` for what is none, ``dns`` for an unknown name.
 
     reach_s: where a name has several addresses, the first that takes a connection within so long (``localhost`` is two, and a server may
@@ -78,7 +78,7 @@ def resolve(url: str, ca_file: Path | None = None, reach_s: float | None = None)
     if reach_s is not None and len(found) > 1:
         chosen = next((one for one in found if _answers(one[0], one[4], reach_s)), chosen)
     family, _, _, _, address = chosen
-    return Server(parts.scheme, host, port, int(family), tuple(address), ca_file)
+    return ServerAddress(parts.scheme, host, port, int(family), tuple(address), ca_file)
 
 
 def _answers(family: int, address: tuple[Any, ...], within_s: float) -> bool:
@@ -92,7 +92,7 @@ class Connection:
 
     __slots__ = ("_context", "_host", "_message", "_out", "_plain", "carrying", "fd", "receive", "sock", "up", "used")
 
-    def __init__(self, server: Server, context: ssl.SSLContext | None) -> None:
+    def __init__(self, server: ServerAddress, context: ssl.SSLContext | None) -> None:
         """Raises OSError."""
         self.sock = socket.socket(server.family, socket.SOCK_STREAM)
         self.sock.setblocking(False)

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from collectors.traffic.account import Account, Counting
-from collectors.traffic.connection import READ, Connection, Server, judged
+from collectors.traffic.account import Account, CountRules
+from collectors.traffic.connection import READ, Connection, ServerAddress, judged
 from collectors.traffic.framing import BadAnswer
-from collectors.traffic.record import Exchange, Record, record_of
-from collectors.traffic.requests import Asker, Asking
+from collectors.traffic.record import Exchange, RequestRecord, record_of
+from collectors.traffic.requests import RequestFactory, RequestTemplate
 from collectors.traffic.schedule import Load, source_of
 
 _IN = select.EPOLLIN | select.EPOLLRDHUP
@@ -46,10 +46,10 @@ _APART_S, _LOOKS, _STEP_S = 50e-6, 5, 1e-3
 class Assignment:
     """What one worker is to do."""
 
-    server: Server
-    asking: Asking
+    server: ServerAddress
+    template: RequestTemplate
     load: Load
-    counting: Counting
+    rules: CountRules
     timeout_s: float = 120.0
     """Of one request, from when it is taken up."""
     most_bytes: int = 16 * 2**20
@@ -89,7 +89,7 @@ class Engine:
     def __init__(
         self,
         assignment: Assignment,
-        on_record: Callable[[Record], None] | None = None,
+        on_record: Callable[[RequestRecord], None] | None = None,
         on_tick: Callable[[Engine], None] | None = None,
         control: int | None = None,
     ) -> None:
@@ -101,8 +101,8 @@ class Engine:
         self._control = control
         self._context = assignment.server.tls()
         self._rounds = _ROUNDS if self._context is not None else 0
-        self._asker = Asker(assignment.server, assignment.asking, assignment.worker)
-        self._source = source_of(assignment.load, (assignment.asking.seed, 1, assignment.worker))
+        self._factory = RequestFactory(assignment.server, assignment.template, assignment.worker)
+        self._source = source_of(assignment.load, (assignment.template.seed, 1, assignment.worker))
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
         self._idle: list[Connection] = []
@@ -118,7 +118,7 @@ class Engine:
         self._tick_at = 0.0
         self._began = (0.0, 0.0, 0.0)
         self._clocks = Clocks()
-        self.account = Account(assignment.counting)
+        self.account = Account(assignment.rules)
         if control is not None:
             self._epoll.register(control, select.EPOLLIN)
 
@@ -256,7 +256,7 @@ class Engine:
         job = self._source.contents(self._made)
         assert job is not None
         self._made += 1
-        self._bodies.append(self._asker.request(job))
+        self._bodies.append(self._factory.request(job))
         return True
 
     # -- sending ----------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class Engine:
         tally.watch.lateness.add(max(0.0, now - due))
         if self._source.ahead and not self._bodies:
             self._write_ahead()
-        body = self._bodies.popleft() if self._source.ahead else self._asker.request(job)
+        body = self._bodies.popleft() if self._source.ahead else self._factory.request(job)
         exchange = Exchange(job, body, now)
         tally.sent += 1
         self._busy += 1

@@ -1,6 +1,6 @@
 """The workers of one traffic: started together, on one clock, stopped together, and what they counted merged.
 
-Where they run is a ``Place``: here, as child processes, or over a Ray cluster (``cluster``). CLOCK_MONOTONIC is one for all processes
+Where they run is a ``WorkerHost``: here, as child processes, or over a Ray cluster (``cluster``). CLOCK_MONOTONIC is one for all processes
 of a machine, so a start stamp means the same in each of them; a place on other machines says it in their clocks.
 """
 
@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from collectors.traffic.engine import Assignment
-from collectors.traffic.schedule import Open, Sessions, Users, shares
+from collectors.traffic.schedule import OpenSchedule, SessionSchedule, UserSchedule, shares
 from collectors.traffic.tally import Tally
 from collectors.traffic.worker import Frame, Row, begin, read, write
 from collectors.window import CollectError
@@ -34,7 +34,7 @@ _STOPPING_S = 10.0
 
 
 @dataclass(slots=True)
-class Run:
+class TrafficRun:
     """How the traffic went."""
 
     tally: Tally = field(default_factory=Tally)
@@ -69,7 +69,7 @@ class Worker(Protocol):
         """How it ended."""
 
 
-class Place(Protocol):
+class WorkerHost(Protocol):
     """Where workers run."""
 
     lead_s: float
@@ -79,7 +79,7 @@ class Place(Protocol):
         """Raises CollectError ``client``."""
 
 
-class _Child:
+class _LocalWorker:
     """A worker as a process of this machine."""
 
     node: str | None = None
@@ -114,13 +114,13 @@ class _Child:
         return f"a worker ended with {self._process.wait()}; its message is above. Send less, or report it"
 
 
-class Here:
+class LocalHost:
     """This machine."""
 
     lead_s = _LEAD_S
 
     def hire(self, workers: int) -> Sequence[Worker]:
-        return [_Child() for _ in range(workers)]
+        return [_LocalWorker() for _ in range(workers)]
 
 
 def workers_for(chunks_per_s: float, cores: int | None = None) -> int:
@@ -129,9 +129,9 @@ def workers_for(chunks_per_s: float, cores: int | None = None) -> int:
     return max(1, min(math.ceil(chunks_per_s / CHUNKS_PER_WORKER), cores - 1))
 
 
-def chunks_per_s(load: Open | Users | Sessions, peak_rate: float, mean_output: float) -> float:
+def chunks_per_s(load: OpenSchedule | UserSchedule | SessionSchedule, peak_rate: float, mean_output: float) -> float:
     """Chunks with tokens that are to be expected at the peak. ``peak_rate``: requests a second, of an open loop."""
-    if isinstance(load, Users):
+    if isinstance(load, UserSchedule):
         return load.users / _FAST_GAP_S
     return peak_rate * mean_output
 
@@ -139,7 +139,7 @@ def chunks_per_s(load: Open | Users | Sessions, peak_rate: float, mean_output: f
 def divided(whole: Assignment, workers: int) -> list[Assignment]:
     """The assignment over workers: the same requests and connections in all."""
     cap = whole.most_in_flight
-    workers = min(workers, cap or workers, whole.load.users if isinstance(whole.load, Users) else workers)
+    workers = min(workers, cap or workers, whole.load.users if isinstance(whole.load, UserSchedule) else workers)
     return [
         replace(
             whole,
@@ -152,25 +152,25 @@ def divided(whole: Assignment, workers: int) -> list[Assignment]:
     ]
 
 
-class Fleet:
-    """Workers: ``with Fleet(n) as fleet: fleet.send(...)``. They start at once, so that they are up when they are needed."""
+class WorkerFleet:
+    """Workers: ``with WorkerFleet(n) as fleet: fleet.send(...)``. They start at once, so that they are up when they are needed."""
 
-    def __init__(self, workers: int, place: Place | None = None) -> None:
-        """``place``: where they run; None: here. Raises CollectError ``client`` where it has no room for them."""
-        place = place or Here()
-        self._lead_s = place.lead_s
+    def __init__(self, workers: int, host: WorkerHost | None = None) -> None:
+        """``host``: where they run; None: here. Raises CollectError ``client`` where it has no room for them."""
+        host = host or LocalHost()
+        self._lead_s = host.lead_s
         self._start = 0.0
         self._counts: dict[int, Counter[str]] = {}
         self._told_at = 0.0
         self._finished: set[int] = set()
-        self._run = Run()
-        self._workers = place.hire(workers)
+        self._run = TrafficRun()
+        self._workers = host.hire(workers)
         self._frames: queue.SimpleQueue[tuple[int, Frame | None]] = queue.SimpleQueue()
         self._readers = [threading.Thread(target=self._read, args=(k,), daemon=True) for k in range(workers)]
         for reader in self._readers:
             reader.start()
 
-    def __enter__(self) -> Fleet:
+    def __enter__(self) -> WorkerFleet:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -188,7 +188,7 @@ class Fleet:
         assignments: Sequence[Assignment],
         on_progress: Callable[[float, Counter[str]], str | None] = lambda _at, _counts: None,
         on_records: Callable[[list[Row]], None] = lambda _rows: None,
-    ) -> Run:
+    ) -> TrafficRun:
         """Send it all, one assignment a worker. ``on_progress`` is told the second and the counts so far, and may say why to stop.
 
         KeyboardInterrupt stops it too: what was counted until then is given. Raises CollectError ``client`` where a worker dies.
@@ -220,7 +220,7 @@ class Fleet:
     def _dated(self, assignment: Assignment) -> Assignment:
         """With the wall time of second 0, as near as it is known before the start."""
         self._run.started_at = self._run.started_at or time.time() + self._lead_s
-        return replace(assignment, counting=replace(assignment.counting, started_at=self._run.started_at))
+        return replace(assignment, rules=replace(assignment.rules, started_at=self._run.started_at))
 
     def _listen(self) -> None:
         try:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from collectors.prompt import TokensPerWord, prompt_of
-from collectors.traffic.account import Counting
-from collectors.traffic.connection import READ, Connection, Server, judged
+from collectors.traffic.account import CountRules
+from collectors.traffic.connection import READ, Connection, ServerAddress, judged
 from collectors.traffic.engine import Assignment, Engine
 from collectors.traffic.framing import Answer, BadAnswer
-from collectors.traffic.record import Record, kind_of
-from collectors.traffic.requests import Asking
-from collectors.traffic.schedule import Open
+from collectors.traffic.record import RequestRecord, kind_of
+from collectors.traffic.requests import RequestTemplate
+from collectors.traffic.schedule import OpenSchedule
 from collectors.window import CollectError
 from collectors.workload import Workload
 
@@ -30,13 +30,16 @@ _OWN = 10_000
 
 
 def tokens_per_word(
-    server: Server, asking: Asking, timeout_s: float, running: Callable[[Engine], None] = lambda _: None
+    server: ServerAddress,
+    template: RequestTemplate,
+    timeout_s: float,
+    running: Callable[[Engine], None] = lambda _: None,
 ) -> TokensPerWord:
     """By the usage of two requests for one token each; where the server gives none, by its ``/tokenize``; else one a word.
 
     Raises CollectError where the server does not answer as it should: then no traffic should be sent.
     """
-    records = _two(server, replace(asking, words=TokensPerWord()), timeout_s, running)
+    records = _two(server, replace(template, words=TokensPerWord()), timeout_s, running)
     failed = next((record for record in records if record.error is not None), None)
     if failed is not None:
         raise CollectError(str(failed.error), f"{server.authority}: {failed.detail}")
@@ -44,33 +47,37 @@ def tokens_per_word(
         raise CollectError("interrupted", "it was stopped before the traffic began")
     tokens = [n for record in sorted(records, key=lambda r: r.asked_prompt) if (n := record.prompt_tokens) is not None]
     if len(tokens) < 2:
-        tokens = [n for words in (_FEW, _MANY) if (n := _tokenized(server, asking, words, timeout_s)) is not None]
+        tokens = [n for words in (_FEW, _MANY) if (n := _tokenized(server, template, words, timeout_s)) is not None]
     return TokensPerWord.fitted((_FEW, tokens[0]), (_MANY, tokens[1])) if len(tokens) == 2 else TokensPerWord()
 
 
-def _two(server: Server, asking: Asking, timeout_s: float, running: Callable[[Engine], None]) -> list[Record]:
+def _two(
+    server: ServerAddress, template: RequestTemplate, timeout_s: float, running: Callable[[Engine], None]
+) -> list[RequestRecord]:
     """A few words and many, for one token each."""
     ones = np.ones(2, np.int64)
-    load = Open(Workload(np.zeros(2), np.array([_FEW, _MANY]), ones, ones * 0), 0.0)
-    records: list[Record] = []
-    engine = Engine(Assignment(server, asking, load, Counting(), timeout_s, connections=0, worker=_OWN), records.append)
+    load = OpenSchedule(Workload(np.zeros(2), np.array([_FEW, _MANY]), ones, ones * 0), 0.0)
+    records: list[RequestRecord] = []
+    engine = Engine(
+        Assignment(server, template, load, CountRules(), timeout_s, connections=0, worker=_OWN), records.append
+    )
     running(engine)
     engine.run(time.perf_counter())
     return records
 
 
-def _tokenized(server: Server, asking: Asking, words: int, timeout_s: float) -> int | None:
+def _tokenized(server: ServerAddress, template: RequestTemplate, words: int, timeout_s: float) -> int | None:
     """vLLM's count of a prompt; None where the server has no such thing."""
-    body = {"model": asking.model, "prompt": prompt_of(words, np.random.default_rng(words))}
+    body = {"model": template.model, "prompt": prompt_of(words, np.random.default_rng(words))}
     try:
-        status, data = ask(server, "POST", "/tokenize", asking.headers, body, timeout_s)
+        status, data = ask(server, "POST", "/tokenize", template.headers, body, timeout_s)
         found = json.loads(data)["count"] if status == 200 else None
     except (CollectError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if isinstance(found, int) and found > 0 else None
 
 
-def only_model(server: Server, headers: Mapping[str, str], timeout_s: float) -> str:
+def only_model(server: ServerAddress, headers: Mapping[str, str], timeout_s: float) -> str:
     """The server's model, where it has just one. Raises CollectError."""
     status, data = ask(server, "GET", "/v1/models", headers, None, timeout_s)
     if status != 200:
@@ -86,7 +93,12 @@ def only_model(server: Server, headers: Mapping[str, str], timeout_s: float) -> 
 
 
 def ask(
-    server: Server, method: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any] | None, timeout_s: float
+    server: ServerAddress,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: Mapping[str, Any] | None,
+    timeout_s: float,
 ) -> tuple[int, bytes]:
     """Status and payload of one plain request. Raises CollectError."""
     data = b"" if body is None else json.dumps(body).encode()

@@ -1,10 +1,10 @@
-"""One request that ended: from what came off the socket to what is known of it. Pure: stamps and bytes in, a Record out."""
+"""One request that ended: from what came off the socket to what is known of it. Pure: stamps and bytes in, a RequestRecord out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from collectors.openai import Completion, Stream
+from collectors.openai import Completion, CompletionStream
 from collectors.sse import SseReader
 from collectors.traffic.framing import Answer
 from collectors.traffic.schedule import Job
@@ -32,7 +32,7 @@ class Exchange:
 
 
 @dataclass(slots=True)
-class Record:
+class RequestRecord:
     """One request. Times are seconds from the start of the traffic; None: not reached."""
 
     due_s: float
@@ -90,7 +90,7 @@ class Record:
         return None if self.last_s is None else self.last_s - self.due_s
 
 
-def record_of(exchange: Exchange, start: float) -> Record:
+def record_of(exchange: Exchange, start: float) -> RequestRecord:
     """What is known of an exchange that ended. ``start``: the stamp of the traffic's second 0."""
     try:
         done = _completion(exchange)
@@ -105,7 +105,7 @@ def _completion(exchange: Exchange) -> Completion:
     if answer.status is not None and not 200 <= answer.status < 300 and exchange.failure is None:
         said = " ".join(b"".join(data for _, data in exchange.reads)[:200].decode("utf-8", "replace").split())
         raise CollectError(kind_of(answer.status), f"status {answer.status}" + (f": {said}" if said else ""))
-    stream = Stream()
+    stream = CompletionStream()
     streams = "text/event-stream" in answer.headers.get("content-type", "")
     if streams:
         _read(exchange, stream)  # also of one that broke off: an error that the server reported is the cause
@@ -117,7 +117,7 @@ def _completion(exchange: Exchange) -> Completion:
     return stream.completion(exchange.sent)
 
 
-def _read(exchange: Exchange, stream: Stream) -> None:
+def _read(exchange: Exchange, stream: CompletionStream) -> None:
     reader = SseReader()
     try:
         feed, take = reader.feed, stream.take
@@ -131,14 +131,14 @@ def _read(exchange: Exchange, stream: Stream) -> None:
             raise CollectError("broken_stream", f"the stream cannot be read: {error}") from error
 
 
-def _told(exchange: Exchange, start: float, done: Completion | None, failure: tuple[str, str] | None) -> Record:
+def _told(exchange: Exchange, start: float, done: Completion | None, failure: tuple[str, str] | None) -> RequestRecord:
     job, answer = exchange.job, exchange.answer
 
     def since(stamp: float | None) -> float | None:
         return None if stamp is None else stamp - start
 
     first_byte = next((stamp for stamp, data in exchange.reads if data), None)
-    record = Record(
+    record = RequestRecord(
         due_s=job.due,
         sent_s=since(exchange.sent),
         first_s=None,
@@ -164,7 +164,7 @@ def _told(exchange: Exchange, start: float, done: Completion | None, failure: tu
     return record
 
 
-def _add(record: Record, done: Completion, start: float) -> None:
+def _add(record: RequestRecord, done: Completion, start: float) -> None:
     record.first_s, record.last_s = done.first_at - start, done.last_at - start
     record.first_content_s = None if done.first_content_at is None else done.first_content_at - start
     record.gaps_s, record.chunk_gaps_s, record.tpot_s = done.gaps_s, done.chunk_gaps_s, done.tpot_s

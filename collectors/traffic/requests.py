@@ -11,7 +11,7 @@ import numpy as np
 
 from collectors.openai import PATHS, Api, request_of
 from collectors.prompt import TokensPerWord, prompt_of
-from collectors.traffic.connection import Server
+from collectors.traffic.connection import ServerAddress
 from collectors.traffic.schedule import Job
 
 _SHARED, _OWN = 11, 12
@@ -20,7 +20,7 @@ _MOST_SESSIONS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class RequestTemplate:
     """What all requests have in common."""
 
     model: str
@@ -37,25 +37,25 @@ class Asking:
     seed: int = 0
 
 
-class Asker:
+class RequestFactory:
     """Makes requests for one worker."""
 
-    def __init__(self, server: Server, asking: Asking, worker: int) -> None:
+    def __init__(self, server: ServerAddress, template: RequestTemplate, worker: int) -> None:
         """Raises ValueError on headers that would break the request."""
-        self._asking = asking
-        self._rng = np.random.default_rng((asking.seed, _OWN, worker))
-        self._shared_rng = np.random.default_rng((asking.seed, _SHARED))
+        self._template = template
+        self._rng = np.random.default_rng((template.seed, _OWN, worker))
+        self._shared_rng = np.random.default_rng((template.seed, _SHARED))
         self._shared: list[str] = []
         self._said: dict[int, list[str]] = {}
         """The words of each session's last prompt, of a replayed trace."""
-        path = asking.path or PATHS[asking.api]
+        path = template.path or PATHS[template.api]
         lines = {
             "host": server.authority,
             "accept": "text/event-stream",
             "accept-encoding": "identity",
             "content-type": "application/json",
             "user-agent": "flyball",
-        } | {name.lower(): value for name, value in asking.headers.items()}
+        } | {name.lower(): value for name, value in template.headers.items()}
         text = f"POST {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         if text.count("\n") != len(lines) + 1 or text.count("\r") != len(lines) + 1 or " " in path:
             raise ValueError("a header or the path holds a line end or a space: such a request cannot be sent")
@@ -63,21 +63,23 @@ class Asker:
 
     def request(self, job: Job) -> bytes:
         """Head and body. Notes in the job what it says."""
-        asking = self._asking
+        template = self._template
         job.said = self._prompt(job)
-        extra = dict(asking.extra)
+        extra = dict(template.extra)
         said = job.said
-        if job.history and asking.api == "chat":
+        if job.history and template.api == "chat":
             extra["messages"] = [m for turn in job.history for m in _messages(*turn)] + [_message("user", said)]
         elif job.history:
             said = "\n".join([*(part for turn in job.history for part in turn), said])
-        body = request_of(asking.api, asking.model, said, job.output_tokens, exact=asking.exact_output, extra=extra)
+        body = request_of(
+            template.api, template.model, said, job.output_tokens, exact=template.exact_output, extra=extra
+        )
         data = json.dumps(body, separators=(",", ":")).encode()
         return b"%scontent-length: %d\r\n\r\n%s" % (self._head, len(data), data)
 
     def _prompt(self, job: Job) -> str:
-        words = self._asking.words.words(job.prompt_tokens)
-        prefix = min(words, round(job.prefix_tokens / self._asking.words.each))
+        words = self._template.words.words(job.prompt_tokens)
+        prefix = min(words, round(job.prefix_tokens / self._template.words.each))
         if job.history:  # the shared beginning was said in the first turn
             return prompt_of(max(1, words - prefix), self._rng)
         if job.own_prefix and job.session is not None:

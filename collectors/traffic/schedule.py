@@ -20,14 +20,14 @@ _BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Think:
+class ThinkTime:
     """How long a user thinks between an answer and the next request: ``fixed:2`` or ``exponential:2``, in seconds."""
 
     kind: str = "fixed"
     mean_s: float = 0.0
 
     @classmethod
-    def parse(cls, text: str) -> Think:
+    def parse(cls, text: str) -> ThinkTime:
         """Raises ValueError."""
         kind, _, number = text.rpartition(":")
         try:
@@ -62,7 +62,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class OpenSchedule:
     """Each request at its own time, whatever became of the others."""
 
     workload: Workload
@@ -71,14 +71,14 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True)
-class Users:
+class UserSchedule:
     """Each of ``users`` sends, waits for the answer, thinks, and sends again."""
 
     users: int
     duration_s: float
     prompt_tokens: Lengths
     output_tokens: Lengths
-    think: Think = field(default_factory=Think)
+    think: ThinkTime = field(default_factory=ThinkTime)
     prefix_tokens: int = 0
     most: int | None = None
     """So many requests at most."""
@@ -87,7 +87,7 @@ class Users:
 
 
 @dataclass(frozen=True, slots=True)
-class Sessions:
+class SessionSchedule:
     """Conversations that begin at given times; each turn repeats all that was said before, so it shares that prefix."""
 
     starts: Floats
@@ -96,21 +96,21 @@ class Sessions:
     """What a turn adds."""
     output_tokens: Lengths
     turns: Lengths
-    think: Think = field(default_factory=Think)
+    think: ThinkTime = field(default_factory=ThinkTime)
     prefix_tokens: int = 0
     """Which all conversations begin with."""
 
 
-Load = Open | Users | Sessions
+Load = OpenSchedule | UserSchedule | SessionSchedule
 
 
 def shares(load: Load, n: int) -> list[Load]:
     """The load over ``n`` workers: the same requests in all."""
     if n == 1:
         return [load]  # the plan of a million requests is large: no second one is made of it
-    if isinstance(load, Open):
-        return [Open(_every(load.workload, _mine(load.workload, n, k)), load.duration_s) for k in range(n)]
-    if isinstance(load, Sessions):
+    if isinstance(load, OpenSchedule):
+        return [OpenSchedule(_every(load.workload, _mine(load.workload, n, k)), load.duration_s) for k in range(n)]
+    if isinstance(load, SessionSchedule):
         return [replace(load, starts=load.starts[k::n]) for k in range(n)]
     parts = [load.users // n + (k < load.users % n) for k in range(n)]
     most = [None if load.most is None else load.most // n + (k < load.most % n) for k in range(n)]
@@ -158,17 +158,17 @@ class Source(Protocol):
 
 def source_of(load: Load, seed: tuple[int, ...]) -> Source:
     """What gives this load."""
-    if isinstance(load, Open):
-        return _Open(load)
-    if isinstance(load, Users):
-        return _Users(load, np.random.default_rng(seed))
-    return _Sessions(load, np.random.default_rng(seed))
+    if isinstance(load, OpenSchedule):
+        return _OpenSource(load)
+    if isinstance(load, UserSchedule):
+        return _UserSource(load, np.random.default_rng(seed))
+    return _SessionSource(load, np.random.default_rng(seed))
 
 
-class _Open:
+class _OpenSource:
     ahead = scheduled = True
 
-    def __init__(self, load: Open) -> None:
+    def __init__(self, load: OpenSchedule) -> None:
         w = load.workload
         self._due = w.arrival_s
         self._columns: tuple[Ints, Ints, Ints] = (w.prompt_tokens, w.output_tokens, w.prefix_tokens)
@@ -198,10 +198,10 @@ class _Open:
         return len(self._due) - self._next
 
 
-class _Users:
+class _UserSource:
     ahead, scheduled = True, False
 
-    def __init__(self, load: Users, rng: np.random.Generator) -> None:
+    def __init__(self, load: UserSchedule, rng: np.random.Generator) -> None:
         self._load, self._rng = load, rng
         self._waiting = [(load.ramp_s * user / load.users, user) for user in range(load.users)]
         self._drawn: list[tuple[int, int]] = []
@@ -239,10 +239,10 @@ class _Users:
         return 0
 
 
-class _Sessions:
+class _SessionSource:
     ahead, scheduled = False, True
 
-    def __init__(self, load: Sessions, rng: np.random.Generator) -> None:
+    def __init__(self, load: SessionSchedule, rng: np.random.Generator) -> None:
         self._load, self._rng = load, rng
         n = load.starts.size
         self._turns = load.turns.draw(rng, n).tolist()

@@ -141,7 +141,7 @@ class Slice:
 
 
 @dataclass(slots=True)
-class Watch:
+class ClientHealth:
     """The client, watched by itself."""
 
     lateness: Values = field(default_factory=Values)
@@ -158,7 +158,7 @@ class Watch:
     connections: int = 0
     workers: int = 0
 
-    def merge(self, other: Watch) -> None:
+    def merge(self, other: ClientHealth) -> None:
         self.lateness.merge(other.lateness)
         self.read_delay.merge(other.read_delay)
         self.own_stamps += other.own_stamps
@@ -219,7 +219,7 @@ class Tally:
     retry_after: Values = field(default_factory=lambda: Values(1000))
     values: dict[str, Values] = field(default_factory=lambda: {name: Values() for name in (*LATENCIES, *LENGTHS)})
     slices: dict[int, Slice] = field(default_factory=dict)
-    watch: Watch = field(default_factory=Watch)
+    watch: ClientHealth = field(default_factory=ClientHealth)
 
     @property
     def ended(self) -> int:
@@ -239,7 +239,7 @@ class Tally:
             mine, its = getattr(self, f.name), getattr(other, f.name)
             if isinstance(mine, Counter):
                 mine.update(its)
-            elif isinstance(mine, Values | Watch):
+            elif isinstance(mine, Values | ClientHealth):
                 mine.merge(its)
             elif isinstance(mine, int) and f.name != "prompt_tokens":
                 setattr(self, f.name, mine + its)

@@ -17,13 +17,13 @@ from collectors.base import Target
 from collectors.clock import Clock
 from collectors.plan import TrafficPlan
 from collectors.sketch import Sketch
-from collectors.traffic.account import Counting
-from collectors.traffic.connection import Server, resolve
+from collectors.traffic.account import CountRules
+from collectors.traffic.connection import ServerAddress, resolve
 from collectors.traffic.engine import Assignment, Engine
 from collectors.traffic.preflight import tokens_per_word
-from collectors.traffic.record import Record
-from collectors.traffic.requests import Asking
-from collectors.traffic.schedule import Open
+from collectors.traffic.record import RequestRecord
+from collectors.traffic.requests import RequestTemplate
+from collectors.traffic.schedule import OpenSchedule
 from collectors.traffic.tally import Tally
 from collectors.traffic.windows import windows_of
 from collectors.window import Window
@@ -46,7 +46,7 @@ class TrafficResult:
     """How late the client was at worst with starting a request: above a few milliseconds, the client is the bottleneck."""
     elapsed_s: float = 0.0
     cancelled: bool = False
-    records: list[Record] = field(default_factory=list)
+    records: list[RequestRecord] = field(default_factory=list)
     """In the order in which they ended."""
     tally: Tally = field(default_factory=Tally)
 
@@ -77,7 +77,7 @@ async def simulate(
     plan: TrafficPlan,
     target: Target,
     clock: Clock,
-    on_result: Callable[[Record], None] | None = None,
+    on_result: Callable[[RequestRecord], None] | None = None,
     ca_file: Path | None = None,
 ) -> TrafficResult:
     """Send the plan's traffic and wait for the answers.
@@ -85,24 +85,24 @@ async def simulate(
     Cancelling stops it within a moment and gives what there is, marked ``cancelled``. Before the first request two small
     ones measure how many tokens a word has. Raises CollectError when even those fail: then nothing is sent.
     """
-    inside = _Inside(plan, target, clock, ca_file, asyncio.get_running_loop(), on_result or (lambda _: None))
-    work = asyncio.ensure_future(asyncio.to_thread(inside.run))
+    thread = _TrafficThread(plan, target, clock, ca_file, asyncio.get_running_loop(), on_result or (lambda _: None))
+    work = asyncio.ensure_future(asyncio.to_thread(thread.run))
     try:
         await asyncio.shield(work)
     except asyncio.CancelledError:
-        inside.stop()
+        thread.stop()
         await asyncio.wait({work})
-        if not inside.began:
+        if not thread.began:
             work.exception()  # what stopping did to the first small requests is no news
             raise
         task = asyncio.current_task()
         if task is not None:
             task.uncancel()
-        inside.result.cancelled = True
-    return inside.result
+        thread.result.cancelled = True
+    return thread.result
 
 
-class _Inside:
+class _TrafficThread:
     """One simulation, in its thread."""
 
     def __init__(
@@ -112,7 +112,7 @@ class _Inside:
         clock: Clock,
         ca_file: Path | None,
         loop: asyncio.AbstractEventLoop,
-        on_result: Callable[[Record], None],
+        on_result: Callable[[RequestRecord], None],
     ) -> None:
         self._plan, self._target, self._clock, self._ca_file = plan, target, clock, ca_file
         self._loop, self._on_result = loop, on_result
@@ -136,20 +136,20 @@ class _Inside:
         plan, target = self._plan, self._target
         workload = plan.workload()
         server = resolve(target.url, self._ca_file)
-        asking = Asking(
+        template = RequestTemplate(
             plan.model, plan.api, exact_output=plan.exact_output, headers=dict(target.headers), seed=plan.seed
         )
-        words = tokens_per_word(server, asking, plan.timeout_s, self._running)
-        self._send(server, replace(asking, words=words), workload)
+        words = tokens_per_word(server, template, plan.timeout_s, self._running)
+        self._send(server, replace(template, words=words), workload)
 
-    def _send(self, server: Server, asking: Asking, workload: Workload) -> None:
+    def _send(self, server: ServerAddress, template: RequestTemplate, workload: Workload) -> None:
         plan, result = self._plan, self.result
         result.started_at, result.planned = self._clock.now(), len(workload)
         assignment = Assignment(
             server,
-            asking,
-            Open(workload, plan.duration_s),
-            Counting(slice_s=1.0, started_at=result.started_at),
+            template,
+            OpenSchedule(workload, plan.duration_s),
+            CountRules(slice_s=1.0, started_at=result.started_at),
             plan.timeout_s,
             most_in_flight=plan.max_in_flight,
             connections=4,
@@ -165,6 +165,6 @@ class _Inside:
         result.sent, result.held, result.abandoned = tally.sent, tally.held, tally.abandoned
         result.latest_s = tally.watch.lateness.quantiles([1.0])[0] or 0.0
 
-    def _tell(self, record: Record) -> None:
+    def _tell(self, record: RequestRecord) -> None:
         self.result.records.append(record)
         self._loop.call_soon_threadsafe(self._on_result, record)

@@ -15,7 +15,7 @@ import sys
 from typing import IO, Any
 
 from collectors.traffic.engine import Assignment, Engine
-from collectors.traffic.record import Record
+from collectors.traffic.record import RequestRecord
 from collectors.traffic.tally import Tally
 
 _LENGTH = struct.Struct("<I")
@@ -111,7 +111,7 @@ def main() -> None:
     assignment: Assignment = first[1]
     rows: list[Row] = []
 
-    def told(record: Record) -> None:
+    def told(record: RequestRecord) -> None:
         rows.append(tuple(getattr(record, name) for name in COLUMNS))
         if len(rows) >= _RECORDS:
             write(out, "records", rows)

@@ -24,7 +24,7 @@ from agent.spool import Spool
 from agent.store import Store, fleet, schema, windows
 from agent.watch import MAX_GAPS, WatchedEndpoint, Watcher, lag_of
 from analyzers.policy import Catalogue
-from collectors.base import Collector, FleetMember, Scope, Target, Wanted
+from collectors.base import Collector, FleetMember, FleetQuery, Scope, Target
 from collectors.window import CollectError, Reading, Span, Window
 
 START = 1_700_000_400.0
@@ -471,7 +471,7 @@ class Store3:
         self.silent: set[str] = set()
 
     async def read_all(
-        self, wanted: Sequence[Wanted], since: float | None
+        self, wanted: Sequence[FleetQuery], since: float | None
     ) -> AsyncIterator[tuple[str, Reading | Span | CollectError]]:
         self.asked.append((len(wanted), since))
         if self.trouble is not None:
@@ -492,7 +492,7 @@ def fleet_of(clock: VirtualClock, n: int) -> tuple[Store3, dict[str, WatchedEndp
     shared = Store3(clock)
     watched = {}
     for i in range(n):
-        member = FleetMember(shared, Wanted(str(i), None))
+        member = FleetMember(shared, FleetQuery(str(i), None))
         watched[str(i)] = watched_of(str(i), cast("Collector", member), Saying())
     return shared, watched
 

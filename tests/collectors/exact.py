@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from collectors.plan import Lengths
-from collectors.traffic.account import Counting
+from collectors.traffic.account import CountRules
 from collectors.traffic.connection import resolve
 from collectors.traffic.engine import Assignment, Engine
 from collectors.traffic.preflight import ask
-from collectors.traffic.record import Record
-from collectors.traffic.requests import Asking
-from collectors.traffic.schedule import Load, Open, Users
+from collectors.traffic.record import RequestRecord
+from collectors.traffic.requests import RequestTemplate
+from collectors.traffic.schedule import Load, OpenSchedule, UserSchedule
 from collectors.traffic.tally import Tally
 from collectors.workload import Workload
 
@@ -53,22 +53,22 @@ def exact(case: str = "plain", **timing: float) -> Iterator[Exact]:
             process.kill()
 
 
-def open_loop(rate: float, seconds: float, output: int = 50, prompt: int = 16) -> Open:
+def open_loop(rate: float, seconds: float, output: int = 50, prompt: int = 16) -> OpenSchedule:
     n = int(rate * seconds)
     ones = np.ones(n, np.int64)
-    return Open(Workload(np.arange(n) / rate, ones * prompt, ones * output, ones * 0), seconds)
+    return OpenSchedule(Workload(np.arange(n) / rate, ones * prompt, ones * output, ones * 0), seconds)
 
 
-def users(n: int, seconds: float, output: int = 50) -> Users:
-    return Users(n, seconds, Lengths.parse("fixed:16"), Lengths.parse(f"fixed:{output}"))
+def users(n: int, seconds: float, output: int = 50) -> UserSchedule:
+    return UserSchedule(n, seconds, Lengths.parse("fixed:16"), Lengths.parse(f"fixed:{output}"))
 
 
-def sent(url: str, load: Load, counting: Counting | None = None, **changes: Any) -> tuple[Tally, list[Record]]:
+def sent(url: str, load: Load, rules: CountRules | None = None, **changes: Any) -> tuple[Tally, list[RequestRecord]]:
     """One engine's traffic, in this thread."""
-    records: list[Record] = []
-    asking = changes.pop("asking", Asking("m"))
+    records: list[RequestRecord] = []
+    template = changes.pop("template", RequestTemplate("m"))
     server = changes.pop("server", None) or resolve(url)
-    engine = Engine(Assignment(server, asking, load, counting or Counting(), **changes), records.append)
+    engine = Engine(Assignment(server, template, load, rules or CountRules(), **changes), records.append)
     engine.open(5.0)
     engine.run(time.perf_counter())
     return engine.account.tally, records

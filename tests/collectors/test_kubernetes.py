@@ -22,7 +22,7 @@ from pydantic import SecretStr, ValidationError
 
 from agent.clock import VirtualClock
 from agent.settings import EndpointSettings
-from collectors.discovery import DiscoveryContext, Found, Permission
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission
 from collectors.http import Http
 from collectors.kubernetes import access as ways
 from collectors.kubernetes import client as clients
@@ -57,8 +57,8 @@ async def context(fake: FakeKubernetes, **options: Any) -> AsyncIterator[Discove
         await http.aclose()
 
 
-def discovered(fake: FakeKubernetes, **options: Any) -> list[Found]:
-    async def story() -> list[Found]:
+def discovered(fake: FakeKubernetes, **options: Any) -> list[DiscoveredEndpoint]:
+    async def story() -> list[DiscoveredEndpoint]:
         async with context(fake, **options) as where:
             return [found async for found in KubernetesSystem().discover(where)]
 

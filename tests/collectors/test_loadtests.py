@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectors.loadtests import BadLoadTest, LoadTest, Record, Summary, parse, read
+from collectors.loadtests import BadLoadTest, LoadTest, LoadTestRecord, Summary, parse, read
 
 # One truth for all four: 200 ms to the first token, 101 tokens, 10 ms between them: 1.2 s in all; 4 a second, 400 requests.
 TTFT, GAP, TOKENS, E2E = 0.2, 0.01, 101, 1.2
@@ -244,7 +244,7 @@ def test_guidellm_leaves_out_its_tpot_and_keeps_its_gap_against_a_longer_end() -
 
 def test_guidellm_requests_are_read() -> None:
     test = one(guidellm({"type_": "constant", "rate": 4.0, "max_concurrency": 50}))
-    assert test.records == (Record(0.0, 200, TOKENS, TTFT, E2E), Record(0.25, 200, TOKENS, TTFT, E2E))
+    assert test.records == (LoadTestRecord(0.0, 200, TOKENS, TTFT, E2E), LoadTestRecord(0.25, 200, TOKENS, TTFT, E2E))
     assert test.model == "llama"
     assert test.max_concurrency == 50
     assert test.concurrency == 4.8
@@ -293,8 +293,8 @@ def test_vllm_bench_with_details_has_requests() -> None:
     )  # fmt: skip
     test = one(document)
     assert test.records == (
-        Record(0.0, 100, 5, 0.2, pytest.approx(0.24)),
-        Record(0.5, 200, 2, 0.3, pytest.approx(0.32)),
+        LoadTestRecord(0.0, 100, 5, 0.2, pytest.approx(0.24)),
+        LoadTestRecord(0.5, 200, 2, 0.3, pytest.approx(0.32)),
     )
     assert test.prompt_tokens is not None
     assert (test.prompt_tokens.mean, test.prompt_tokens.p50) == (150.0, 150.0)

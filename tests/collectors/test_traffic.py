@@ -13,7 +13,7 @@ import pytest
 from collectors.base import Target
 from collectors.plan import Lengths, TrafficPlan
 from collectors.prompt import TokensPerWord
-from collectors.traffic.record import Record
+from collectors.traffic.record import RequestRecord
 from collectors.traffic.thread import TrafficResult, simulate
 from collectors.window import CollectError
 from tests.collectors.clocks import MachineClock
@@ -59,9 +59,9 @@ def plan(rate: float = 50.0, duration_s: float = 0.6, **changes: object) -> Traf
 def run(
     handler: Handler,
     traffic: TrafficPlan,
-    stop: Callable[[asyncio.Task[TrafficResult], list[Record]], Awaitable[None]] | None = None,
-) -> tuple[TrafficResult, list[Request], list[Record]]:
-    seen: list[Record] = []
+    stop: Callable[[asyncio.Task[TrafficResult], list[RequestRecord]], Awaitable[None]] | None = None,
+) -> tuple[TrafficResult, list[Request], list[RequestRecord]]:
+    seen: list[RequestRecord] = []
 
     async def main(url: str) -> TrafficResult:
         task = asyncio.create_task(simulate(traffic, Target("a", url), MachineClock(), seen.append))
@@ -138,7 +138,7 @@ def test_failures_are_counted_by_kind() -> None:
 
 
 def test_cancelling_gives_what_there_is() -> None:
-    async def stop(task: asyncio.Task[TrafficResult], seen: list[Record]) -> None:
+    async def stop(task: asyncio.Task[TrafficResult], seen: list[RequestRecord]) -> None:
         while len(seen) < 3:  # noqa: ASYNC110  the list is filled by calls, not by a task
             await asyncio.sleep(0.01)
         task.cancel()

@@ -14,8 +14,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from collectors.traffic.account import Account, Counting
-from collectors.traffic.record import Exchange, Record, record_of
+from collectors.traffic.account import Account, CountRules
+from collectors.traffic.record import Exchange, RequestRecord, record_of
 from collectors.traffic.schedule import Job
 from collectors.traffic.tally import Tally
 from tests.collectors.exact import SCRIPT, exact, open_loop, sent, users
@@ -34,7 +34,7 @@ def server_module() -> ModuleType:
 SERVER = server_module()
 
 
-def told(case: str, bad: bool = False) -> Record:
+def told(case: str, bad: bool = False) -> RequestRecord:
     """What is made of one answer, each write of which is read at once; sent at second 10, due half a second before."""
     exchange = Exchange(Job(9.5, 16, 50), b"", 10.0, sent=10.0)
     plan = SERVER.plan_of(case, SERVER.Timing(), 50, 16, bad)
@@ -88,7 +88,7 @@ def test_usage_that_comes_late_is_waited_for_in_no_latency() -> None:
 
 
 def test_a_stream_that_is_held_up_is_told_apart_from_speculative_decoding() -> None:
-    held, packed = Account(Counting()), Account(Counting())
+    held, packed = Account(CountRules()), Account(CountRules())
     held.add(told("coalesced"))
     packed.add(told("spec4"))
     assert (held.tally.bunched, held.tally.streams, held.tally.tokens / held.tally.chunks) == (1, 1, 1.0)
@@ -112,9 +112,9 @@ def test_failures_within_a_stream() -> None:
 # -- the whole way ------------------------------------------------------------------------------------------------------
 
 
-def ran(case: str, rate: float = 10.0, seconds: float = 1.0) -> tuple[Tally, list[Record], int]:
+def ran(case: str, rate: float = 10.0, seconds: float = 1.0) -> tuple[Tally, list[RequestRecord], int]:
     with exact(case) as server:
-        tally, records = sent(server.url, open_loop(rate, seconds), Counting(sending_s=seconds))
+        tally, records = sent(server.url, open_loop(rate, seconds), CountRules(sending_s=seconds))
         log = server.log()
     assert log["requests"] == tally.sent == rate * seconds
     assert tally.ended == len(records) == tally.sent
@@ -178,7 +178,7 @@ def test_a_stall_under_a_cap_shows_in_what_counts_from_the_schedule() -> None:
 
 def test_users_wait_for_their_answers() -> None:
     with exact() as server:
-        tally, records = sent(server.url, users(5, 1.5), Counting(sending_s=1.5), connections=5)
+        tally, records = sent(server.url, users(5, 1.5), CountRules(sending_s=1.5), connections=5)
         assert server.log()["requests"] == tally.sent
     assert tally.ok == tally.sent
     assert 5 <= tally.sent <= 15  # five users, 0.59 s each time at least

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from collectors.traffic import relay
 from collectors.traffic.cluster import Cluster, reach
-from collectors.traffic.fleet import Fleet, divided
+from collectors.traffic.fleet import WorkerFleet, divided
 from collectors.traffic.relay import Relay, check, node_names, offset
 from collectors.traffic.worker import Frame, packed, unpacked
 from collectors.window import CollectError
@@ -167,7 +167,7 @@ class _Far:
 
 
 def test_a_fleet_takes_workers_of_any_place() -> None:
-    with exact() as server, Fleet(2, _Far()) as fleet:
+    with exact() as server, WorkerFleet(2, _Far()) as fleet:
         run = fleet.send(divided(assignment(server.url, open_loop(40, 0.5, output=3)), 2))
         at = sorted(server.log()["at"])
     assert run.nodes == {"elsewhere": 2}

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectors.traffic.account import Counting
-from collectors.traffic.connection import Server, resolve
+from collectors.traffic.account import CountRules
+from collectors.traffic.connection import ServerAddress, resolve
 from collectors.traffic.engine import Assignment, Clocks, Engine
 from collectors.traffic.preflight import only_model, tokens_per_word
-from collectors.traffic.requests import Asking
-from collectors.traffic.schedule import Users
+from collectors.traffic.requests import RequestTemplate
+from collectors.traffic.schedule import UserSchedule
 from collectors.window import CollectError
 from tests.collectors.exact import exact, open_loop, raw, sent, users
 from tests.collectors.servers import answering, certificate, chat_events, serve, streaming
@@ -199,7 +199,7 @@ def test_a_request_that_gets_no_answer_on_an_old_connection_is_sent_once_more() 
         client.sendall(whole(TOKEN, FINISH))
 
     with raw(script) as url:
-        load = Users(1, 60.0, users(1, 1).prompt_tokens, users(1, 1).output_tokens, most=3)
+        load = UserSchedule(1, 60.0, users(1, 1).prompt_tokens, users(1, 1).output_tokens, most=3)
         tally, records = sent(url, load, connections=1)
     assert (tally.ok, tally.retried, dict(tally.errors)) == (3, 1, {})
     assert [record.retried for record in records] == [False, True, False]
@@ -266,15 +266,15 @@ def test_tokens_are_counted_by_usage_else_by_tokenize_else_not_at_all() -> None:
             client.sendall(whole(TOKEN, FINISH))
 
     with raw(model) as url:
-        words = tokens_per_word(resolve(url), Asking("m"), 5.0)
+        words = tokens_per_word(resolve(url), RequestTemplate("m"), 5.0)
     assert (words.fixed, words.each) == (5, 2)
     with raw(writing(whole(TOKEN, FINISH))) as url:  # type: ignore[arg-type]
-        words = tokens_per_word(resolve(url), Asking("m"), 5.0)
+        words = tokens_per_word(resolve(url), RequestTemplate("m"), 5.0)
     assert (words.fixed, words.each) == (0, 1)
 
 
 def test_the_only_model() -> None:
-    def server(answer: str, **kind: str) -> Server:
+    def server(answer: str, **kind: str) -> ServerAddress:
         return resolve(stack.enter_context(serve(answering(answer, **kind))).url)
 
     with ExitStack() as stack:
@@ -293,7 +293,7 @@ def test_the_only_model() -> None:
 
 
 def test_tls_is_verified() -> None:
-    context = Server("https", "h", 1, socket.AF_INET, ("127.0.0.1", 1)).tls()
+    context = ServerAddress("https", "h", 1, socket.AF_INET, ("127.0.0.1", 1)).tls()
     assert context is not None
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
@@ -304,7 +304,7 @@ def test_the_kernels_stamps_hold_however_late_they_are_read() -> None:
     with exact(ttft_s=0.1, itl_s=0.02) as server:
         url = server.url
         engine = Engine(
-            Assignment(resolve(url), Asking("m"), open_loop(17, 2.0, output=5), Counting()),
+            Assignment(resolve(url), RequestTemplate("m"), open_loop(17, 2.0, output=5), CountRules()),
             on_tick=lambda _: time.sleep(0.015),
         )
         engine.open(5.0)
@@ -354,7 +354,9 @@ def test_streams_that_ended_do_not_pile_up_at_a_rate_that_leaves_no_pause() -> N
 
     with exact(ttft_s=0.02, itl_s=0.001) as server:
         load = open_loop(2500, 2.0, output=1, prompt=4)
-        engine = Engine(Assignment(resolve(server.url), Asking("m"), load, Counting(), connections=100), on_tick=watch)
+        engine = Engine(
+            Assignment(resolve(server.url), RequestTemplate("m"), load, CountRules(), connections=100), on_tick=watch
+        )
         engine.open(5.0)
         engine.run(time.perf_counter())
     assert engine.account.tally.ok == 5000

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from collectors.plan import Lengths, Rates, arrivals_of
 from collectors.prompt import TokensPerWord
-from collectors.traffic.connection import Server
-from collectors.traffic.requests import Asker, Asking
-from collectors.traffic.schedule import Job, Open, Sessions, Think, Users, shares, source_of
+from collectors.traffic.connection import ServerAddress
+from collectors.traffic.requests import RequestFactory, RequestTemplate
+from collectors.traffic.schedule import Job, OpenSchedule, SessionSchedule, ThinkTime, UserSchedule, shares, source_of
 from collectors.workload import Workload
 
 RNG = np.random.default_rng
 FIVE, TEN = Lengths.parse("fixed:5"), Lengths.parse("fixed:10")
-SERVER = Server("http", "h", 80, 2, ("127.0.0.1", 80))
+SERVER = ServerAddress("http", "h", 80, 2, ("127.0.0.1", 80))
 
 
 def test_constant_arrivals_are_evenly_spaced_and_all_there() -> None:
@@ -105,17 +105,17 @@ def test_rates_that_cannot_be(points: tuple[tuple[float, float], ...]) -> None:
 
 
 def test_think_times() -> None:
-    assert Think.parse("2") == Think("fixed", 2.0)
-    assert Think.parse("fixed:2").draw(RNG(1)) == 2.0
-    drawn = [Think.parse("exponential:2").draw(RNG(i)) for i in range(2000)]
+    assert ThinkTime.parse("2") == ThinkTime("fixed", 2.0)
+    assert ThinkTime.parse("fixed:2").draw(RNG(1)) == 2.0
+    drawn = [ThinkTime.parse("exponential:2").draw(RNG(i)) for i in range(2000)]
     assert np.mean(drawn) == pytest.approx(2, rel=0.1)
     for text in ("", "x", "fixed:-1", "zipf:1", "fixed:inf", "fixed:nan"):
         with pytest.raises(ValueError, match="think time"):
-            Think.parse(text)
+            ThinkTime.parse(text)
 
 
 def test_a_user_sends_again_after_its_answer_and_its_thought() -> None:
-    source = source_of(Users(2, 10.0, FIVE, TEN, Think("fixed", 1.0)), (0,))
+    source = source_of(UserSchedule(2, 10.0, FIVE, TEN, ThinkTime("fixed", 1.0)), (0,))
     first, second = source.take(), source.take()
     assert (first.due, second.due, source.due()) == (0.0, 0.0, math.inf)
     source.ended(second, 3.0, None)
@@ -130,29 +130,29 @@ def test_a_user_sends_again_after_its_answer_and_its_thought() -> None:
 
 
 def test_users_begin_one_after_the_other() -> None:
-    source = source_of(Users(4, 10.0, FIVE, TEN, ramp_s=1.0), (0,))
+    source = source_of(UserSchedule(4, 10.0, FIVE, TEN, ramp_s=1.0), (0,))
     assert [source.take().due for _ in range(4)] == [0.0, 0.25, 0.5, 0.75]
 
 
 def test_users_stop_at_the_most() -> None:
-    source = source_of(Users(3, 10.0, FIVE, TEN, most=2), (0,))
+    source = source_of(UserSchedule(3, 10.0, FIVE, TEN, most=2), (0,))
     source.take()
     source.take()
     assert source.due() == math.inf
 
 
 def test_a_session_goes_on_after_its_answer_and_repeats_it() -> None:
-    load = Sessions(
-        np.array([0.0, 5.0]), 100.0, TEN, FIVE, Lengths.parse("fixed:3"), Think("fixed", 2.0), prefix_tokens=4
+    load = SessionSchedule(
+        np.array([0.0, 5.0]), 100.0, TEN, FIVE, Lengths.parse("fixed:3"), ThinkTime("fixed", 2.0), prefix_tokens=4
     )
-    source, asker = source_of(load, (0,)), Asker(SERVER, Asking("m", seed=1), 0)
+    source, factory = source_of(load, (0,)), RequestFactory(SERVER, RequestTemplate("m", seed=1), 0)
     first = source.take()
-    body = asker.request(first)
+    body = factory.request(first)
     assert (first.turn, first.prompt_tokens, source.due()) == (0, 14, 5.0)
     source.ended(first, 1.0, "an answer")
     second = source.take()
     assert (second.due, second.session, second.turn) == (3.0, 0, 1)
-    again = asker.request(second)
+    again = factory.request(second)
     assert (
         b'"messages":[{"role":"user","content":"%s"},{"role":"assistant","content":"an answer"}' % first.said.encode()
         in again
@@ -163,17 +163,17 @@ def test_a_session_goes_on_after_its_answer_and_repeats_it() -> None:
     source.ended(second, 4.0, None)
     assert source.due() == 5.0, "a conversation that broke does not go on"
     other = source.take()
-    asker.request(other)
+    factory.request(other)
     assert other.said.split()[:4] == first.said.split()[:4], "all conversations begin alike"
     assert other.said.split()[4:] != first.said.split()[4:]
 
 
 def test_prompts_share_what_they_should_and_nothing_else() -> None:
-    asker = Asker(SERVER, Asking("m", seed=1, words=TokensPerWord(0.0, 2.0)), 0)
+    factory = RequestFactory(SERVER, RequestTemplate("m", seed=1, words=TokensPerWord(0.0, 2.0)), 0)
     a, b = (Job(0.0, 200, 5, prefix_tokens=100) for _ in range(2))
     alone = Job(0.0, 200, 5)
     for job in (a, b, alone):
-        asker.request(job)
+        factory.request(job)
     words = [job.said.split() for job in (a, b, alone)]
     assert [len(w) for w in words] == [100, 100, 100]
     assert words[0][:50] == words[1][:50]
@@ -182,7 +182,7 @@ def test_prompts_share_what_they_should_and_nothing_else() -> None:
     mine, its = Job(0.0, 100, 5, 60, True, session=1), Job(0.0, 100, 5, 60, True, session=2)
     again = Job(0.0, 200, 5, 100, True, session=1)
     for job in (mine, its, again):
-        asker.request(job)
+        factory.request(job)
     assert again.said.split()[:50] == mine.said.split()[:50], "a session's next prompt begins as its last one"
     assert again.said.split()[:50] != its.said.split()[:50]
     assert len(again.said.split()) == 100
@@ -190,8 +190,10 @@ def test_prompts_share_what_they_should_and_nothing_else() -> None:
 
 def test_headers_that_would_break_the_request() -> None:
     with pytest.raises(ValueError, match="line end"):
-        Asker(SERVER, Asking("m", headers={"x": "a\r\nb: c"}), 0)
-    assert b"\r\nx-y: z\r\n" in Asker(SERVER, Asking("m", headers={"X-Y": "z"}), 0).request(Job(0.0, 5, 5))
+        RequestFactory(SERVER, RequestTemplate("m", headers={"x": "a\r\nb: c"}), 0)
+    assert b"\r\nx-y: z\r\n" in RequestFactory(SERVER, RequestTemplate("m", headers={"X-Y": "z"}), 0).request(
+        Job(0.0, 5, 5)
+    )
 
 
 @given(st.integers(1, 5), st.integers(1, 60), st.booleans())
@@ -200,13 +202,17 @@ def test_workers_send_the_same_requests_in_all(n: int, requests: int, sessions: 
     numbers = np.arange(1, requests + 1)
     of = numbers % 7 if sessions else None
     whole = Workload(at, numbers, numbers, numbers * 0, of)
-    parts = shares(Open(whole, 10.0), n)
+    parts = shares(OpenSchedule(whole, 10.0), n)
     found = [job for part in parts for job in _all(part)]
     assert sorted(job.prompt_tokens for job in found) == numbers.tolist()
     if sessions:
         owners = [{job.session for job in _all(part)} for part in parts]
         assert sum(len(owner) for owner in owners) == len(set().union(*owners)), "a session stays with one worker"
-    users = [part for part in shares(Users(requests, 1.0, FIVE, TEN, most=requests), n) if isinstance(part, Users)]
+    users = [
+        part
+        for part in shares(UserSchedule(requests, 1.0, FIVE, TEN, most=requests), n)
+        if isinstance(part, UserSchedule)
+    ]
     assert sum(part.users for part in users) == sum(part.most or 0 for part in users) == requests
 
 

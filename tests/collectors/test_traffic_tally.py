@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collectors.sketch import Sketch
-from collectors.traffic.account import Account, Counting
-from collectors.traffic.record import Record
+from collectors.traffic.account import Account, CountRules
+from collectors.traffic.record import RequestRecord
 from collectors.traffic.tally import LATENCIES, Tally, Values, ranks
 from collectors.traffic.windows import windows_of
 
 
 def record(
     due: float = 0.0, ttft: float = 0.1, gaps: int = 4, error: str | None = None, prompt: int | None = 20
-) -> Record:
+) -> RequestRecord:
     last = due + ttft + 0.01 * gaps
-    found = Record(due, due + 0.001, due + ttft, last, (0.01,) * gaps, prompt, gaps + 1, error, done_s=last)
+    found = RequestRecord(due, due + 0.001, due + ttft, last, (0.01,) * gaps, prompt, gaps + 1, error, done_s=last)
     found.tpot_s, found.chunks, found.arrivals = 0.01, gaps + 1, gaps + 1
     return found
 
@@ -36,9 +36,9 @@ records = st.builds(
 
 
 @given(st.lists(records, max_size=40), st.integers(1, 4))
-def test_parts_merge_to_exactly_the_whole(several: list[Record], n: int) -> None:
-    counting = Counting(warmup_s=10.0, sending_s=90.0, limits={"ttft_s": 1.0}, slice_s=5.0)
-    whole, parts = Account(counting), [Account(counting) for _ in range(n)]
+def test_parts_merge_to_exactly_the_whole(several: list[RequestRecord], n: int) -> None:
+    rules = CountRules(warmup_s=10.0, sending_s=90.0, limits={"ttft_s": 1.0}, slice_s=5.0)
+    whole, parts = Account(rules), [Account(rules) for _ in range(n)]
     for i, one in enumerate(several):
         whole.add(one)
         parts[i % n].add(one)
@@ -108,7 +108,7 @@ def test_few_values_do_not_bound_a_far_quantile() -> None:
 
 
 def test_the_warm_up_is_in_no_figure_and_failures_in_no_latency() -> None:
-    account = Account(Counting(warmup_s=10.0, sending_s=100.0))
+    account = Account(CountRules(warmup_s=10.0, sending_s=100.0))
     for one in (record(5.0, ttft=9.0), record(20.0), record(30.0, error="timeout"), record(5.0, error="timeout")):
         account.add(one)
     tally = account.tally
@@ -118,7 +118,7 @@ def test_the_warm_up_is_in_no_figure_and_failures_in_no_latency() -> None:
 
 
 def test_good_is_every_limit_kept_by_the_schedule() -> None:
-    account = Account(Counting(limits={"ttft_s": 0.2, "itl_s": 0.02}))
+    account = Account(CountRules(limits={"ttft_s": 0.2, "itl_s": 0.02}))
     late = record(ttft=0.5)
     late.sent_s = 0.45  # soon after it was sent, but long after it was due
     for one in (record(), late, record(error="timeout")):
@@ -127,7 +127,7 @@ def test_good_is_every_limit_kept_by_the_schedule() -> None:
 
 
 def test_a_server_that_tells_no_prompt_tokens_leaves_them_unknown() -> None:
-    account = Account(Counting())
+    account = Account(CountRules())
     account.add(record())
     account.add(record(prompt=None))
     assert account.tally.prompt_tokens is None
@@ -138,7 +138,7 @@ def test_a_server_that_tells_no_prompt_tokens_leaves_them_unknown() -> None:
 
 def test_windows_hold_what_ended_in_them() -> None:
     started = 1_800_000_030.0
-    account = Account(Counting(slice_s=5.0, started_at=started))
+    account = Account(CountRules(slice_s=5.0, started_at=started))
     for due in (0.0, 10.0, 50.0, 89.0):
         account.add(record(due))
     account.add(record(40.0, error="timeout"))

@@ -20,7 +20,7 @@ import pytest
 SCRAPE_S = 1
 
 
-class Emulated:
+class EmulatedEndpoints:
     """Emulated endpoints, one process each."""
 
     def __init__(self, folder: Path, number: int) -> None:
@@ -60,8 +60,8 @@ class Emulated:
 
 
 @contextmanager
-def emulated(number: int, folder: Path) -> Iterator[Emulated]:
-    servers = Emulated(folder, number)
+def emulated(number: int, folder: Path) -> Iterator[EmulatedEndpoints]:
+    servers = EmulatedEndpoints(folder, number)
     try:
         yield servers
     finally:

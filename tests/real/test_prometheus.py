@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from collectors.base import FleetMember, SourceContext
-from collectors.discovery import DiscoveryContext, Found
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext
 from collectors.http import Http
 from collectors.prometheus.discover import PrometheusSystem
 from collectors.prometheus.fleet import make
@@ -36,7 +36,7 @@ class Scraped:
     """A store, and the emulated servers that it scrapes."""
 
     url: str
-    servers: stores.Emulated
+    servers: stores.EmulatedEndpoints
 
     @property
     def addresses(self) -> list[str]:
@@ -177,7 +177,7 @@ def test_labels_with_odd_values_reach_the_store_as_they_are(store: Scraped) -> N
 
 
 def test_discovery_finds_the_jobs_and_their_replicas(store: Scraped) -> None:
-    async def go() -> list[Found]:
+    async def go() -> list[DiscoveredEndpoint]:
         http = Http()
         try:
             context = DiscoveryContext(http.call, MachineClock(), Sessions(), {"url": store.url})

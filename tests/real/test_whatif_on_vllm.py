@@ -39,13 +39,13 @@ from collectors.base import SourceContext, Target
 from collectors.http import Http
 from collectors.plan import Arrivals, Lengths, TrafficPlan
 from collectors.sessions import Sessions
-from collectors.traffic.account import Counting
+from collectors.traffic.account import CountRules
 from collectors.traffic.connection import resolve
 from collectors.traffic.engine import Assignment, Engine
 from collectors.traffic.preflight import tokens_per_word
-from collectors.traffic.record import Record
-from collectors.traffic.requests import Asking
-from collectors.traffic.schedule import Open
+from collectors.traffic.record import RequestRecord
+from collectors.traffic.requests import RequestTemplate
+from collectors.traffic.schedule import OpenSchedule
 from collectors.vllm import VllmCollector
 from collectors.window import Histogram, Reading
 from collectors.workload import Floats, Workload
@@ -210,9 +210,9 @@ def _plan(rate: float, seconds: float, arrivals: Arrivals = "poisson") -> Traffi
 
 
 def _send(url: str, plan: TrafficPlan) -> Seen:
-    asking = _asking(url, plan)  # it sends, too: before the page is read
+    template = _template(url, plan)  # it sends, too: before the page is read
     before, start = asyncio.run(_page(url)), time.monotonic()
-    records = _requests(url, plan, asking)
+    records = _requests(url, plan, template)
     spent, after = time.monotonic() - start, asyncio.run(_page(url))
     means, totals = {}, {}
     for metric in (*METRICS, "queue_s"):
@@ -231,17 +231,17 @@ def _send(url: str, plan: TrafficPlan) -> Seen:
     )
 
 
-def _asking(url: str, plan: TrafficPlan) -> Asking:
+def _template(url: str, plan: TrafficPlan) -> RequestTemplate:
     """Two small requests tell how many tokens a word has."""
-    asking = Asking(plan.model, plan.api, exact_output=plan.exact_output, seed=plan.seed)
-    return replace(asking, words=tokens_per_word(resolve(url), asking, plan.timeout_s))
+    template = RequestTemplate(plan.model, plan.api, exact_output=plan.exact_output, seed=plan.seed)
+    return replace(template, words=tokens_per_word(resolve(url), template, plan.timeout_s))
 
 
-def _requests(url: str, plan: TrafficPlan, asking: Asking | None = None) -> list[Record]:
+def _requests(url: str, plan: TrafficPlan, template: RequestTemplate | None = None) -> list[RequestRecord]:
     """Sent by the engine of ``flyball simulate``, whose stamps are the kernel's."""
-    records: list[Record] = []
-    asking, load = asking or _asking(url, plan), Open(plan.workload(), plan.duration_s)
-    assignment = Assignment(resolve(url), asking, load, Counting(), plan.timeout_s, records=True)
+    records: list[RequestRecord] = []
+    template, load = template or _template(url, plan), OpenSchedule(plan.workload(), plan.duration_s)
+    assignment = Assignment(resolve(url), template, load, CountRules(), plan.timeout_s, records=True)
     Engine(assignment, records.append).run(time.perf_counter())
     failed = [f"{r.error}: {r.detail}" for r in records if r.error is not None]
     assert not failed, failed[:3]

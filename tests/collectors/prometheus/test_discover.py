@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from collectors.discovery import DiscoveryContext, Found, Permission
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission
 from collectors.http import Http
 from collectors.prometheus.discover import PrometheusSystem
 from collectors.prometheus.fleet import Options
@@ -18,8 +18,8 @@ from tests.collectors.clocks import SetClock
 from tests.collectors.prometheus.store import FakeStore, Refusal, fake_store
 
 
-def discovered(options: Mapping[str, Any]) -> list[Found]:
-    async def go() -> list[Found]:
+def discovered(options: Mapping[str, Any]) -> list[DiscoveredEndpoint]:
+    async def go() -> list[DiscoveredEndpoint]:
         http = Http()
         try:
             context = DiscoveryContext(http.call, SetClock(), Sessions(), options)
