@@ -144,7 +144,7 @@ class Actuator(Protocol):
 
 
 @runtime_checkable
-class Removable(Protocol):
+class RemovableActuator(Protocol):
     """An actuator whose system leaves something running at zero replicas, such as a router that answers for nobody."""
 
     async def remove(self) -> None:

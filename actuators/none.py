@@ -31,7 +31,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ReadOnly:
+class ReadOnlyActuator:
     """See ``actuators.base.Actuator``. The live shape is the one that the settings state."""
 
     system: ClassVar[str] = "none"
@@ -101,4 +101,4 @@ class ReadOnly:
 
 def make(context: SystemContext) -> Actuator:
     """The entry point."""
-    return ReadOnly(context)
+    return ReadOnlyActuator(context)

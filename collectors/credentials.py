@@ -18,7 +18,7 @@ class Credential(Protocol):
         """The headers for just this request. Raises CollectError ``credentials`` where there is nothing to sign with."""
 
 
-class Anonymous:
+class AnonymousCredential:
     """Where nothing is asked for."""
 
     async def headers(self, method: str, url: str, body: bytes) -> Mapping[str, str]:

@@ -136,7 +136,7 @@ class VllmLocal:
         raise ActuatorError("UNKNOWN_OPERATION", f"vllm-local knows no step {operation.name!r}: plan again")
 
     async def remove(self) -> None:
-        """See ``actuators.base.Removable``: the router goes."""
+        """See ``actuators.base.RemovableActuator``: the router goes."""
         await asyncio.to_thread(teardown, self.context.state_dir)
 
     # doing

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from agent.store import audit, schema
 from agent.store.database import Store
 from agent.store.rows import ControlRow, LeaseRow, one
-from agent.store.sql import DatabaseNow, upsert
+from agent.store.sql import DatabaseTime, upsert
 
 _L = schema.leases
 _C = schema.control
@@ -33,7 +33,7 @@ class Lead:
 
 def acquire(db: sa.Connection, name: str, holder: str, ttl_s: float) -> Lead | None:
     """Take or renew the lease, by the database's clock. Its epoch grows with each new holder. None while another holds it."""
-    now = DatabaseNow()
+    now = DatabaseTime()
     renewed = db.execute(
         sa.update(_L)
         .where(_L.c.name == name, _L.c.holder == holder, _L.c.expires_at > now)
@@ -73,7 +73,7 @@ def fence(db: sa.Connection, lead: Lead) -> None:
         _L.c.name == lead.lease,
         _L.c.holder == lead.holder,
         _L.c.epoch == lead.epoch,
-        _L.c.expires_at > DatabaseNow(),
+        _L.c.expires_at > DatabaseTime(),
     )
     if db.execute(mine.with_for_update(read=True)).one_or_none() is None:
         raise LostLease(f"{lead.holder} no longer holds {lead.lease} under epoch {lead.epoch}")
@@ -81,7 +81,7 @@ def fence(db: sa.Connection, lead: Lead) -> None:
 
 def leader(db: sa.Connection, name: str) -> LeaseRow | None:
     """``{"holder", "epoch", "expires_at"}`` of who holds the lease at this moment; None: nobody does."""
-    row = db.execute(sa.select(_L).where(_L.c.name == name, _L.c.expires_at > DatabaseNow())).mappings().one_or_none()
+    row = db.execute(sa.select(_L).where(_L.c.name == name, _L.c.expires_at > DatabaseTime())).mappings().one_or_none()
     return one(LeaseRow, row)
 
 

@@ -11,20 +11,20 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ColumnElement
 
 
-class DatabaseNow(ColumnElement[float]):
+class DatabaseTime(ColumnElement[float]):
     """Unix seconds by the database's clock, at the moment of the statement: the one clock that all who share it have in common."""
 
     type = sa.Double()
     inherit_cache = True
 
 
-@compiles(DatabaseNow, "sqlite")
-def _sqlite_now(element: DatabaseNow, compiler: Any, **options: Any) -> str:  # noqa: ARG001
+@compiles(DatabaseTime, "sqlite")
+def _sqlite_now(element: DatabaseTime, compiler: Any, **options: Any) -> str:  # noqa: ARG001
     return "flyball_now()"  # of this machine, where the database is too; see database.py
 
 
-@compiles(DatabaseNow, "postgresql")
-def _postgresql_now(element: DatabaseNow, compiler: Any, **options: Any) -> str:  # noqa: ARG001
+@compiles(DatabaseTime, "postgresql")
+def _postgresql_now(element: DatabaseTime, compiler: Any, **options: Any) -> str:  # noqa: ARG001
     return "extract(epoch FROM clock_timestamp())::double precision"
 
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from actuators.base import ActuatorError, LiveState, Removable
+from actuators.base import ActuatorError, LiveState, RemovableActuator
 from actuators.shape import Shape
 from agent.deploy import CannotDeploy
 from agent.settings import EndpointSettings, Settings
@@ -313,7 +313,7 @@ class _TuneRun:
             shape = Shape.from_dict(original) if original is not None else live.shape.with_(replicas=0)
             self._tune.say("leads the endpoint back" if original is not None else "takes down what it put up")
             await self._context.deployed(shape, guarded=False)
-            if original is None and isinstance(self._watched.actuator, Removable):
+            if original is None and isinstance(self._watched.actuator, RemovableActuator):
                 await self._watched.actuator.remove()
         except (TrialError, CannotDeploy, CannotTune) as error:
             raise CannotTune(

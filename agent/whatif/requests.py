@@ -18,7 +18,7 @@ _TIMES = ("queue_s", "ttft_s", "tpot_s", "e2e_s")
 _COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens", *_TIMES, "state")
 
 
-class Writer:
+class RequestWriter:
     """One row a request, candidate after candidate, in the workload's order. A time that never came is an empty cell."""
 
     def __init__(self, stream: BinaryIO, workload: Workload, several: bool) -> None:
@@ -39,14 +39,14 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path | None, workload: Workload, several: bool) -> Iterator[Writer | None]:
+def writing(path: Path | None, workload: Workload, several: bool) -> Iterator[RequestWriter | None]:
     """Raises BadQuestion where ``path`` cannot be written. several: candidates, told apart by a column."""
     if path is None:
         yield None
         return
     try:
         with path.open("wb") as stream:
-            yield Writer(stream, workload, several)
+            yield RequestWriter(stream, workload, several)
     except OSError as error:
         raise BadQuestion(f"--requests-out {path}: cannot be written ({error.strerror or error})") from error
 

@@ -56,7 +56,7 @@ ROUTERS: tuple[Router, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class PerRequest:
+class RequestOutcomes:
     """One entry for each request of the workload, in its order. A time that never came is -1: the request was rejected or cut off by
     the horizon, its client gave up, or its replica died."""
 
@@ -115,7 +115,7 @@ class Replay:
     """Requests that waited at the last arrival (or the horizon), less those that did half-way there."""
     arrivals_late: int
     """Requests that arrived in that second half."""
-    per_request: PerRequest
+    per_request: RequestOutcomes
 
     @property
     def replicas_max(self) -> int:
@@ -257,7 +257,7 @@ def _read(workload: Workload, machine: kernel.KernelMachine, course: FleetHistor
         queue=Samples(queue if whole_run else queue[queue >= 0.0]),
         waiting_growth=growth,
         arrivals_late=rest,
-        per_request=PerRequest(ttft, queue, e2e, refused, late, failed, outputs),
+        per_request=RequestOutcomes(ttft, queue, e2e, refused, late, failed, outputs),
     )
 
 

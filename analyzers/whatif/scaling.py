@@ -48,7 +48,7 @@ class ScalingPolicy(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PerReplica:
+class MetricTarget:
     """What one replica should bear of a metric. ``kv_usage`` is a share, the others are counts or a rate."""
 
     metric: Metric
@@ -112,7 +112,7 @@ class Hpa:
     external: as for a metric of no pod (KEDA's): the total over the target of all replicas, starting ones too, and none missing.
     """
 
-    targets: tuple[PerReplica, ...]
+    targets: tuple[MetricTarget, ...]
     most: int
     least: int = 1
     tolerance: float = 0.1
@@ -150,7 +150,7 @@ class Hpa:
             return None
         return max(known)
 
-    def _for_target(self, target: PerReplica, seen: ScalingInput, now: int) -> int | None:
+    def _for_target(self, target: MetricTarget, seen: ScalingInput, now: int) -> int | None:
         counted = now if self.external else seen.ready
         r = target.ratio(seen, counted)
         if r is None:
@@ -265,7 +265,7 @@ class Kpa:
     Source: knative/serving ``pkg/autoscaler/scaling/autoscaler.go``, ``pkg/reconciler/autoscaling/kpa/scaler.go``.
     """
 
-    target: PerReplica
+    target: MetricTarget
     """At 100 %; ``in_flight`` is its concurrency and ``arrivals_per_s`` its rps."""
     most: int
     least: int = 0
@@ -379,10 +379,10 @@ class GovernorPolicy:
             state = replace(state, changed_s=at, wanted=wanted)
         return wanted, state
 
-    def _targets(self) -> list[PerReplica]:
+    def _targets(self) -> list[MetricTarget]:
         running = self.running_target * self.max_num_seqs
-        targets = [PerReplica("waiting", self.waiting_target), PerReplica("running", running)]
-        return targets if self.kv_target is None else [*targets, PerReplica("kv_usage", self.kv_target)]
+        targets = [MetricTarget("waiting", self.waiting_target), MetricTarget("running", running)]
+        return targets if self.kv_target is None else [*targets, MetricTarget("kv_usage", self.kv_target)]
 
     def _grown(self, seen: ScalingInput, signals: list[float | None]) -> int:
         now = seen.ready + seen.starting

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from collectors.clock import Clock
-from collectors.credentials import Anonymous, BearerToken, Credential, TokenFile
+from collectors.credentials import AnonymousCredential, BearerToken, Credential, TokenFile
 from collectors.window import CollectError
 
 _POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -129,7 +129,7 @@ def _seconds(moment: str) -> float:
 def access(cluster: ClusterSettings, clock: Clock) -> Access:
     """The way to the cluster. Raises CollectError ``credentials``, which says what is missing where."""
     if cluster.server is not None:
-        credential: Credential = Anonymous()
+        credential: Credential = AnonymousCredential()
         if cluster.token is not None:
             credential = BearerToken(cluster.token)
         elif cluster.token_file is not None:
@@ -219,4 +219,4 @@ def _user(user: Mapping[str, Any], folder: Path, clock: Clock) -> Credential:
         return ExecCredential([command, *(said.get("args") or ())], env, version, clock)
     if user.get("tokenFile"):
         return TokenFile(folder / user["tokenFile"])
-    return BearerToken(SecretStr(user["token"])) if user.get("token") else Anonymous()
+    return BearerToken(SecretStr(user["token"])) if user.get("token") else AnonymousCredential()

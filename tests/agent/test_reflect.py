@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.trace import NoOpTracer
 
 from actuators.base import LiveState
-from actuators.none import ReadOnly
+from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
 from agent import reflect
 from agent.clock import VirtualClock
@@ -57,7 +57,7 @@ class Prices(Mapping[str, float | None]):
         return 1
 
 
-class Planner(ReadOnly):
+class Planner(ReadOnlyActuator):
     """Plans what is asked, or hangs."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.outlook import Member
 from analyzers.whatif.predict import Ensemble, predict, replicas_of
-from analyzers.whatif.scaling import Hpa, PerReplica
+from analyzers.whatif.scaling import Hpa, MetricTarget
 from collectors.traces import write_trace
 from collectors.workload import Workload
 from tests.agent.test_whatif_cli import FIELDS, answer, run, trace
@@ -199,7 +199,7 @@ def test_a_fleet_that_changes_has_intervals_too(asking: tuple[str | Path, ...], 
         "--cold-start",
         20,
     )
-    fleet = ReplicaFleet(1, 20, Hpa((PerReplica("in_flight", 3),), most=6))
+    fleet = ReplicaFleet(1, 20, Hpa((MetricTarget("in_flight", 3),), most=6))
     how: dict[str, Any] = {
         "fleet": fleet, "router": "round_robin", "horizon": work.duration_s * 2.0 + 600.0, "timeout_s": 60.0,
     }  # fmt: skip

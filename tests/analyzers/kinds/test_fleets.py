@@ -13,7 +13,7 @@ from analyzers.kinds.engine import fleets
 from analyzers.whatif.engine import replay
 from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
-from analyzers.whatif.scaling import GovernorPolicy, Hpa, Keda, Kpa, PerReplica, RateLimit
+from analyzers.whatif.scaling import GovernorPolicy, Hpa, Keda, Kpa, MetricTarget, RateLimit
 from collectors.traces import write_trace
 from collectors.workload import Workload
 from tests.agent.test_whatif_cli import answer, run, trace
@@ -40,7 +40,7 @@ def write(path: Path, **fleet: Any) -> Path:
     return path
 
 
-HPA = Hpa((PerReplica("in_flight", 8),), most=5, least=1)
+HPA = Hpa((MetricTarget("in_flight", 8),), most=5, least=1)
 
 
 def test_an_autoscaled_fleet_is_what_the_engine_says(asking: tuple[str | Path, ...], work: Workload) -> None:
@@ -55,13 +55,13 @@ def test_an_autoscaled_fleet_is_what_the_engine_says(asking: tuple[str | Path, .
     by_hand = [
         replay(work, MODEL, fleet=ReplicaFleet(1, 45, HPA)),
         replay(work, MODEL, replicas=2),
-        replay(work, MODEL, fleet=ReplicaFleet(1, 45, Hpa((PerReplica("in_flight", 3),), most=9))),
-        replay(work, MODEL, fleet=ReplicaFleet(1, 10, Kpa(PerReplica("in_flight", 20), most=6))),
+        replay(work, MODEL, fleet=ReplicaFleet(1, 45, Hpa((MetricTarget("in_flight", 3),), most=9))),
+        replay(work, MODEL, fleet=ReplicaFleet(1, 10, Kpa(MetricTarget("in_flight", 20), most=6))),
         replay(
             work,
             MODEL,
             fleet=ReplicaFleet(
-                1, 45, Keda(Hpa((PerReplica("waiting", 3),), most=4, down_window_s=30), least=1, cooldown_s=60)
+                1, 45, Keda(Hpa((MetricTarget("waiting", 3),), most=4, down_window_s=30), least=1, cooldown_s=60)
             ),
         ),
         replay(work, MODEL, fleet=ReplicaFleet(3, 45, GovernorPolicy(16, 6, 45)), router="least_outstanding"),
@@ -106,7 +106,7 @@ def test_a_fleet_file_with_schedule_and_failures(
     expected = replay(
         work,
         MODEL,
-        fleet=ReplicaFleet(2, 30, Hpa((PerReplica("in_flight", 1),), most=9), failures=failures, max_replicas=9),
+        fleet=ReplicaFleet(2, 30, Hpa((MetricTarget("in_flight", 1),), most=9), failures=failures, max_replicas=9),
     )
     assert hpa["replica_timeline"] == [list(step) for step in expected.replicas], "the autoscaler replaces the schedule"
 
@@ -121,7 +121,7 @@ def test_every_autoscaler_in_a_file() -> None:
         "kpa": {"target": target, "most": 3},
         "flyball": {"kv_target": None, "cooldown_s": 90},
     }
-    waiting = PerReplica("waiting", 2)
+    waiting = MetricTarget("waiting", 2)
     expected: dict[str, Any] = {
         "hpa": Hpa((waiting,), most=7, tolerance=0.2, up_limits=(RateLimit(30, pods=1),)),
         "keda": Keda(Hpa((waiting,), most=7), least=1, activation=1),

@@ -17,13 +17,13 @@ from analyzers.whatif.scaling import (
     Keda,
     Kpa,
     KpaState,
-    PerReplica,
+    MetricTarget,
     RateLimit,
     ScalingInput,
     ScalingPolicy,
 )
 
-RUNNING = PerReplica("running", 10.0)
+RUNNING = MetricTarget("running", 10.0)
 
 
 def seen(at: float = 0.0, ready: int = 4, starting: int = 0, **values: Any) -> ScalingInput:
@@ -74,7 +74,7 @@ def test_hpa_by_the_ratio_and_within_tolerance(running: float, n: int) -> None:
 
 
 def test_hpa_does_not_round_up_the_crumbs_of_a_division() -> None:
-    policy = hpa(targets=(PerReplica("running", 0.7),))
+    policy = hpa(targets=(MetricTarget("running", 0.7),))
     assert math.ceil(2.1 / 0.7) == 4  # what it must not answer
     assert policy(seen(ready=1, running=2.1), None)[0] == 3
 
@@ -95,7 +95,7 @@ def test_hpa_counts_replicas_in_their_cold_start(ready: int, starting: int, runn
 
 
 def test_hpa_takes_the_highest_of_several_targets_and_an_unknown_one_forbids_to_go_down() -> None:
-    policy = hpa(targets=(RUNNING, PerReplica("kv_usage", 0.5)))
+    policy = hpa(targets=(RUNNING, MetricTarget("kv_usage", 0.5)))
     assert policy(seen(running=60.0, kv_usage=0.9), None)[0] == 8
     assert policy(seen(running=60.0, kv_usage=0.1), None)[0] == 6
     assert policy(seen(running=60.0), None)[0] == 6
@@ -131,7 +131,7 @@ def test_hpa_refuses_what_it_cannot_be(bad: dict[str, Any]) -> None:
 
 def test_a_target_of_nothing_and_a_limit_of_two_kinds_are_refused() -> None:
     with pytest.raises(ValueError, match="above 0"):
-        PerReplica("running", 0.0)
+        MetricTarget("running", 0.0)
     with pytest.raises(ValueError, match="either"):
         RateLimit(60.0, pods=1, percent=5.0)
     with pytest.raises(ValueError, match="either"):
@@ -142,7 +142,7 @@ def test_a_target_of_nothing_and_a_limit_of_two_kinds_are_refused() -> None:
 
 
 def test_keda_wakes_from_zero_at_a_poll_and_leaves_the_rest_to_the_hpa() -> None:
-    policy = Keda(Hpa((PerReplica("waiting", 5.0),), most=10))
+    policy = Keda(Hpa((MetricTarget("waiting", 5.0),), most=10))
     assert policy.interval_s == 15.0
     n, state = policy(seen(0.0, 0), None)
     assert n == 0
@@ -166,20 +166,20 @@ def test_keda_goes_to_zero_after_the_cooldown_and_not_with_a_least() -> None:
 
 
 def test_keda_activation_is_above_its_threshold() -> None:
-    policy = Keda(Hpa((PerReplica("waiting", 5.0),), most=10), activation=3.0)
+    policy = Keda(Hpa((MetricTarget("waiting", 5.0),), most=10), activation=3.0)
     assert policy(seen(ready=0, waiting=3.0), None)[0] == 0
     assert policy(seen(ready=0, waiting=3.1), None)[0] == 1
 
 
 def test_keda_with_an_unknown_metric_neither_wakes_nor_goes_to_sleep() -> None:
-    policy = Keda(Hpa((PerReplica("kv_usage", 0.5),), most=10))
+    policy = Keda(Hpa((MetricTarget("kv_usage", 0.5),), most=10))
     assert follow(policy, [0.0] * 60, ready=3) == [3] * 60
     assert policy(seen(ready=0), None)[0] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- KPA
 
-CONCURRENCY = PerReplica("in_flight", 10.0)
+CONCURRENCY = MetricTarget("in_flight", 10.0)
 
 
 def test_kpa_starts_the_panic_of_the_published_vector() -> None:
@@ -217,7 +217,7 @@ def test_kpa_halves_at_most() -> None:
 
 def test_kpa_refuses_a_share_and_windows_the_wrong_way_round() -> None:
     with pytest.raises(ValueError, match="share"):
-        Kpa(PerReplica("kv_usage", 0.5), most=4)
+        Kpa(MetricTarget("kv_usage", 0.5), most=4)
     with pytest.raises(ValueError, match="panic_s"):
         Kpa(CONCURRENCY, most=4, panic_s=90.0)
 
@@ -314,10 +314,10 @@ def test_governor_never_shrinks_the_last_and_needs_a_cooldown_beyond_the_cold_st
 MOST = 12
 POLICIES: list[ScalingPolicy] = [
     Hpa((RUNNING,), most=MOST, least=2),
-    Hpa((PerReplica("kv_usage", 0.6), PerReplica("arrivals_per_s", 3.0)), most=MOST),
-    Keda(Hpa((PerReplica("in_flight", 8.0),), most=MOST)),
+    Hpa((MetricTarget("kv_usage", 0.6), MetricTarget("arrivals_per_s", 3.0)), most=MOST),
+    Keda(Hpa((MetricTarget("in_flight", 8.0),), most=MOST)),
     Kpa(CONCURRENCY, most=MOST),
-    Kpa(PerReplica("arrivals_per_s", 5.0), most=MOST, least=1),
+    Kpa(MetricTarget("arrivals_per_s", 5.0), most=MOST, least=1),
     GovernorPolicy(max_num_seqs=16, most=MOST, cold_start_s=60.0, cooldown_s=90.0),
 ]
 load = st.one_of(st.just(0.0), st.floats(0.0, 300.0), st.sampled_from((7.0, 70.0, 1e9)))
@@ -352,7 +352,7 @@ def test_within_the_bounds_a_whole_number_and_the_same_again(policy: ScalingPoli
 
 @given(rows=ticks)
 def test_an_unknown_metric_keeps_the_count(rows: list[Any]) -> None:
-    policy = Hpa((PerReplica("kv_usage", 0.6),), most=100, least=0)
+    policy = Hpa((MetricTarget("kv_usage", 0.6),), most=100, least=0)
     state = None
     for now in history(rows, 15.0):
         n, state = policy(replace(now, kv_usage=None), state)
