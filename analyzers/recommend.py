@@ -20,7 +20,7 @@ from analyzers.money import per_month
 from analyzers.objective import attainment, mean_rate, total
 from analyzers.policy import Catalogue, candidates, most_replicas, violations, with_most
 from analyzers.prediction import CannotPredict, Prediction, Predictor
-from analyzers.recommendation import Direction, Observed, Option, Recommendation, Risk
+from analyzers.recommendation import Direction, ObservedTarget, Option, Recommendation, Risk
 from analyzers.situation import Situation
 from analyzers.words import lasting
 
@@ -182,7 +182,7 @@ def _recommendation(
         risk_reasons=tuple(risk_reasons),
         workload=_workload(s),
         evidence=s.evidence,
-        observed=tuple(Observed.of(attainment(s.windows, target)) for target in s.objective.targets),
+        observed=tuple(ObservedTarget.of(attainment(s.windows, target)) for target in s.objective.targets),
     )
 
 

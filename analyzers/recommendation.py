@@ -30,7 +30,7 @@ class Money:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ObservedTarget:
     """One target of the objective as it is now: measured, never predicted."""
 
     target: str
@@ -43,12 +43,12 @@ class Observed:
     met: bool | None
 
     @classmethod
-    def of(cls, a: Attainment) -> Observed:
+    def of(cls, a: Attainment) -> ObservedTarget:
         most = a.at_most if a.at_most is not None and math.isfinite(a.at_most) else None
         return cls(a.target.name, a.target.limit, a.observed, a.at_least, most, a.met)
 
     def as_dict(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in Observed.__slots__}
+        return {k: getattr(self, k) for k in ObservedTarget.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Recommendation:
     workload: Mapping[str, float]
     """The load that was replayed: request rate, mean lengths, cache hit share, peak factor."""
     evidence: Evidence
-    observed: tuple[Observed, ...] = ()
+    observed: tuple[ObservedTarget, ...] = ()
     """The objective's targets as they are now."""
 
     @property
