@@ -183,6 +183,8 @@ def promises(rows: Sequence[Mapping[str, Any]]) -> str | None:
             "low": r["low"] / r["predicted"],
             "high": r["high"] / r["predicted"],
             "seen": r["observed"] / r["predicted"],
+            "least": (r["observed"] if r["observed_low"] is None else r["observed_low"]) / r["predicted"],
+            "most": (r["observed"] if r["observed_high"] is None else r["observed_high"]) / r["predicted"],
             "inside": "inside" if r["inside"] else "outside",
         }
         for r in rows
@@ -196,8 +198,9 @@ def promises(rows: Sequence[Mapping[str, Any]]) -> str | None:
     bars = alt.Chart(inline).mark_bar(height=7, color="#cfdcec").encode(y=y, x=x, x2="high:Q")
     colour = alt.Color("inside:N", title=None, scale=alt.Scale(domain=["inside", "outside"], range=[_BLUE, _RED]))
     dots = alt.Chart(inline).mark_point(filled=True, size=45, opacity=1).encode(y=y, x="seen:Q", color=colour)
+    ranges = alt.Chart(inline).mark_rule(strokeWidth=2).encode(y=y, x="least:Q", x2="most:Q", color=colour)
     one = alt.Chart(alt.InlineData([{"one": 1}])).mark_rule(color=_GREY, strokeDash=[3, 3]).encode(x="one:Q")
-    return svg(alt.layer(bars, one, dots).properties(width=_WIDTH - 120, height={"step": 18}))
+    return svg(alt.layer(bars, one, ranges, dots).properties(width=_WIDTH - 120, height={"step": 18}))
 
 
 #: Of several candidates in one chart, told apart also by people who do not see all colours (Okabe and Ito).

@@ -23,17 +23,17 @@ from actuators.base import ActuatorError, LiveState
 from actuators.shape import Plan, Shape
 from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, fleet, recommendations, tunes
+from agent.store import Store, changes, fleet, recommendations, tunes, windows
 from agent.store.evidence import judged
 from agent.watch import WatchedEndpoint
 from agent.wiring import policy_of
-from analyzers.finding import Finding
+from analyzers.finding import Finding, Reason
 from analyzers.findings import analyze
 from analyzers.kinds.base import Basis, Calibration, Kind, Replayer
 from analyzers.kinds.registry import KINDS
-from analyzers.objective import attainment
+from analyzers.objective import attainment, total
 from analyzers.prediction import CannotPredict, Predictor, Refusal
-from analyzers.recommend import Decision, recommend, request
+from analyzers.recommend import Decision, at_rest, recommend, request
 from analyzers.recommendation import Recommendation
 from analyzers.situation import Situation
 from collectors.clock import Clock
@@ -53,6 +53,8 @@ ANALYSIS_S = 120.0
 PLAN_S = 60.0
 #: More analyses than this that hang for ever leave none for the others.
 MOST_THREADS = 64
+#: Of an endpoint without enough requests in its span, so long is looked back.
+REST_S = 7 * 86_400.0
 #: Figures that moved by this share make a new revision, and a new message.
 MOVED = 0.2
 
@@ -166,7 +168,8 @@ class Reflector:
         fresh = analysis is not before
         if fresh:
             self._measure(endpoint, analysis)
-        await self._advise(watched, live, analysis.decision, now, fresh=fresh)
+        held = await self._advise(watched, live, analysis.decision, now, fresh=fresh)
+        await asyncio.to_thread(self._stand, endpoint, analysis, held, now)
         return analysis.decision
 
     async def _thought(self, name: str, work: Callable[[], _Analysis]) -> _Analysis:
@@ -223,12 +226,16 @@ class Reflector:
         end = (now - watched.settles_s) // width * width
         start, settling = end - endpoint.policy.evidence_s, False
         with self._store.read() as db:
+            begun = windows.begun(db, endpoint.name, width)
+            start = max(start, begun) if begun is not None else start
             known = fleet.get(db, endpoint.name)
             if known is not None and known["last_change_at"] is not None:
                 settled = -(-(known["last_change_at"] + endpoint.verify.warmup_s) // width) * width
                 settling = settled > start and end - settled < SETTLING_WINDOWS * width
                 start = max(start, settled)
             rows = judged(db, endpoint.name, endpoint.sources, start, end, width) if end > start else []
+            few = (total(rows, "requests") or 0.0) < endpoint.policy.min_requests
+            longer = judged(db, endpoint.name, endpoint.sources, end - REST_S, end, windows.ROLLUPS[-1]) if few else []
             error = changes.measured_error(db, endpoint.name)
         situation = Situation(
             endpoint.name,
@@ -242,14 +249,18 @@ class Reflector:
             watched.price_per_hour,
             lag_s=watched.lag_s,
             settling=settling,
+            wanted_s=endpoint.policy.evidence_s,
+            longer=longer,
+            model=endpoint.model,
         )
         return _Evidence(situation, error)
 
     def _think(self, watched: WatchedEndpoint, found: _Evidence, now: float) -> tuple[list[Finding], Decision]:
         situation = found.situation
         findings = analyze(situation)
-        if any(f.kind == "insufficient_data" for f in findings):
-            return findings, Decision(None, tuple(f.reason for f in findings if f.kind == "insufficient_data"))
+        lacking = tuple(f.reason for f in findings if f.kind == "insufficient_data")
+        if lacking:
+            return findings, at_rest(situation, findings, watched.catalogue) or Decision(None, lacking)
         decision = recommend(situation, findings, watched.catalogue, self._predictor(watched, found, now))
         fit = self._fits.get(situation.endpoint)
         if fit is not None:
@@ -296,7 +307,7 @@ class Reflector:
         name, findings, decision = endpoint.name, analysis.findings, analysis.decision
         for target, share in analysis.attained.items():
             self._metrics.attainment.labels(name, target).set(share)
-        for kind in ("breach", "trend", "saturation", "idle", "insufficient_data"):
+        for kind in ("breach", "trend", "saturation", "idle", "contradiction", "insufficient_data"):
             self._metrics.findings.labels(name, kind).set(sum(f.kind == kind for f in findings))
         said = (
             decision.recommendation.direction
@@ -321,34 +332,54 @@ class Reflector:
 
     async def _advise(
         self, watched: WatchedEndpoint, live: LiveState, decision: Decision, now: float, *, fresh: bool
-    ) -> None:
-        """Give the advice once it has come often enough in a row; the same evidence once more does not count again."""
+    ) -> str | None:
+        """Give the advice once it has come often enough in a row; the same evidence once more does not count again.
+
+        Returns why it is not given, where there is some.
+        """
         endpoint = watched.settings
         advice = decision.recommendation
         lacking = advice is None and any(r.code in _UNDECIDED for r in decision.hold)
         if lacking:  # not knowing is no advice, and withdraws none
-            return
+            return None
         streak = self._streaks.setdefault(endpoint.name, _Streak())
         if fresh:
             streak.seen(advice.fingerprint if advice else None)
-        if streak.length < endpoint.policy.stable_cycles:
-            return
+        needed = endpoint.policy.stable_cycles
+        if streak.length < needed:
+            return f"seen in {streak.length} of the {needed} analyses in a row that it takes" if advice else None
         if advice is None:
             await asyncio.to_thread(self._withdraw, endpoint.name, None, now)
-            return
+            return None
         refused = await asyncio.to_thread(self._held_back, endpoint, advice, now)
         if refused:
             log.info("advice_held_back", endpoint=endpoint.name, why=refused)
-            return
+            return refused
+        no_plan = None
+        plan: Plan | None = None
         try:
-            plan: Plan | None = await asyncio.wait_for(watched.actuator.plan(live, advice.proposed.shape), PLAN_S)
+            plan = await asyncio.wait_for(watched.actuator.plan(live, advice.proposed.shape), PLAN_S)
         except ActuatorError as error:
             log.info("no_plan", endpoint=endpoint.name, code=error.code, why=error.detail)
-            plan = None
+            no_plan = f"no plan leads there: {error.detail}"
         except TimeoutError:
-            log.warning("no_plan", endpoint=endpoint.name, code="TIMED_OUT", why=f"no plan within {PLAN_S:.0f} s")
-            plan = None
+            no_plan = f"no plan within {PLAN_S:.0f} s"
+            log.warning("no_plan", endpoint=endpoint.name, code="TIMED_OUT", why=no_plan)
         await asyncio.to_thread(self._propose, endpoint, advice, plan, now)
+        return no_plan
+
+    def _stand(self, endpoint: EndpointSettings, analysis: _Analysis, held: str | None, now: float) -> None:
+        """Keep how the endpoint stands, and tell people of what is new and bad: in every mode, proposal or none."""
+        state, text = analysis.decision.standing(analysis.findings)
+        reasons = analysis.decision.hold or (() if held is None else (Reason("HELD_BACK", held),))
+        body = {
+            "at": now,
+            "state": state,
+            "text": text if held is None else f"{text}; {held}",
+            "reasons": [{"code": r.code, "text": r.text, "numbers": dict(r.numbers)} for r in reasons],
+        }
+        with self._store.write() as db:
+            fleet.decided(db, endpoint.name, body)
 
     def _held_back(self, endpoint: EndpointSettings, advice: Recommendation, now: float) -> str | None:
         """Why advice is not given now; None when it is."""
@@ -471,6 +502,9 @@ _UNDECIDED = frozenset(
         "UNKNOWN_METRIC",
         "UNKNOWN_SHAPE",
         "NO_EVIDENCE",
+        "GATHERING",
+        "ENGINE_STUCK",
+        "TELEMETRY_CONTRADICTS",
     )
 )
 

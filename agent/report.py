@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -20,6 +21,7 @@ from agent.store.evidence import judged, main_source
 from agent.store.windows import ROLLUPS
 from analyzers.money import Cost, Total, and_unknown, parts, per_month
 from analyzers.objective import attainment, total
+from analyzers.words import spread
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
@@ -141,6 +143,8 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start:
                 "target": a.target.name,
                 "limit": a.target.limit,
                 "observed": a.observed,
+                "at_least": a.at_least,
+                "at_most": a.at_most if a.at_most is not None and math.isfinite(a.at_most) else None,
                 "met": a.met,
                 "burn_rate": a.burn_rate,
             }
@@ -221,8 +225,12 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.globals |= {"and_unknown": and_unknown}
-    found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent}
+    found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent, "spread": _spread}
     return found
+
+
+def _spread(target: Mapping[str, Any]) -> str:
+    return spread(target["observed"], target["at_least"], target["at_most"])
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -5,6 +5,7 @@ Reads the database alone, so that it works while the daemon runs and while it do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -18,7 +19,8 @@ from agent.store import Store, changes, control, fleet, outbox, recommendations,
 from agent.store import audit as audit_table
 from agent.store.evidence import judged
 from analyzers.money import Tariff, Unit, Usage, per_1k_tokens, per_month, per_request
-from analyzers.objective import attainment, total
+from analyzers.objective import attainment, mean_rate, told_s, total
+from analyzers.words import promise, spread
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
@@ -116,6 +118,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
         "detail": known["detail"] if known else "",
         "seen_at": known["seen_at"] if known else None,
         "frozen": known["frozen_because"] if known else None,
+        "decision": known["decision"] if known else None,
         "window": {
             "start": rows[0].start if rows else None,
             "end": rows[-1].end if rows else None,
@@ -127,6 +130,8 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
                 "target": a.target.name,
                 "limit": a.target.limit,
                 "observed": a.observed,
+                "at_least": a.at_least,
+                "at_most": a.at_most if a.at_most is not None and math.isfinite(a.at_most) else None,
                 "met": a.met,
                 "burn_rate": a.burn_rate,
                 "samples": a.samples,
@@ -135,7 +140,8 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
         ],
         "load": {
             "requests": requests,
-            "requests_per_s": requests / span if requests is not None and span > 0 else None,
+            "requests_per_s": mean_rate(observed, "requests"),
+            "requests_coverage": told_s(observed, "requests") / span if span > 0 else None,
             "running_mean": _gauge(observed, "running"),
             "waiting_mean": _gauge(observed, "waiting"),
             "kv_usage_mean": _gauge(observed, "kv_usage"),
@@ -213,6 +219,7 @@ def _brief(row: Mapping[str, Any]) -> View:
         "risk": body["risk"],
         "risk_reasons": body["risk_reasons"],
         "predicted": (body["proposed"]["prediction"] or {}).get("metrics", {}),
+        "observed_now": {o["target"]: o for o in body.get("observed", ())},
         "predicted_now": (body["current"]["prediction"] or {}).get("metrics", {}),
     }
 
@@ -257,8 +264,17 @@ def _change(row: Mapping[str, Any]) -> View:
 def _ledger(db: sa.Connection, change_id: str) -> list[View]:
     whose = ("id", "change_id", "endpoint")
     return [
-        {k: v for k, v in row.items() if k not in whose} for row in reversed(changes.ledger(db, change_id=change_id))
+        {k: v for k, v in row.items() if k not in whose} | ledger_words(row)
+        for row in reversed(changes.ledger(db, change_id=change_id))
     ]
+
+
+def ledger_words(row: Mapping[str, Any]) -> View:
+    """What was observed, as the range that it is, and the one verdict on the promise, for wherever people read it."""
+    return {
+        "observed_text": spread(row["observed"], row["observed_low"], row["observed_high"]),
+        "verdict": promise(row["comparable"], row["inside"]),
+    }
 
 
 def tune_list(store: Store) -> View:

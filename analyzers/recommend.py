@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Literal
 
-from actuators.shape import Shape
+from actuators.shape import Shape, difference
 from analyzers.choice import Choice, Judgement, cost_of, current_of, money_of, refuted, replayed_whole, worst_of
 from analyzers.finding import Finding, Reason
 from analyzers.findings import missing_evidence
@@ -24,6 +25,23 @@ from analyzers.recommendation import Direction, ObservedTarget, Option, Recommen
 from analyzers.situation import Situation
 from analyzers.words import lasting
 
+#: How an endpoint stands.
+Standing = Literal["fine", "too_small", "too_large", "gathering", "stuck", "contradiction", "not_known"]
+#: What holds a decision back where the size was judged, and nothing lacks.
+JUDGED = frozenset(
+    (
+        "RIGHT_SIZE",
+        "SAVING_TOO_SMALL",
+        "PRICE_UNKNOWN",
+        "SMALLEST_ALREADY",
+        "LOAD_RISING",
+        "TTFT_RISING",
+        "QUEUE_WAITING",
+        "KV_CACHE_FULL",
+        "BATCH_FULL",
+        "MODEL_TOO_HOPEFUL",
+    )
+)
 #: The interval of a provisional prediction is at most so many times as wide, as a power.
 MOST_WIDENING = 2.0
 
@@ -35,6 +53,26 @@ class Decision:
     recommendation: Recommendation | None
     hold: tuple[Reason, ...] = ()
     options: tuple[Option, ...] = ()
+
+    def standing(self, findings: Sequence[Finding]) -> tuple[Standing, str]:
+        """How the endpoint stands, in one word and in one sentence: what is known, and why nothing is proposed where nothing is."""
+        text = self.hold[0].text if self.hold else ""
+        codes = {reason.code for reason in self.hold}
+        contradicted = next((f.reason for f in findings if f.kind == "contradiction"), None)
+        if contradicted is not None:
+            return ("stuck" if contradicted.code == "ENGINE_STUCK" else "contradiction"), contradicted.text
+        breach = next((f.reason for f in findings if f.kind == "breach"), None)
+        advice = self.recommendation
+        if advice is not None:
+            state: Standing = "too_small" if breach is not None else "too_large"
+            return state, f"proposed: {difference(advice.current.shape, advice.proposed.shape)}"
+        if breach is not None:
+            return "too_small", breach.text if not text else f"{breach.text}; {text}"
+        if "GATHERING" in codes:
+            return "gathering", text
+        if any(f.kind == "insufficient_data" for f in findings) or not codes & JUDGED:
+            return "not_known", text
+        return "fine", text
 
 
 def recommend(s: Situation, findings: Sequence[Finding], catalogue: Catalogue, predictor: Predictor) -> Decision:

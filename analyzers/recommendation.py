@@ -35,7 +35,7 @@ class ObservedTarget:
 
     target: str
     limit: float
-    value: float | None
+    observed: float | None
     """Seconds, or a share. None: unknown."""
     at_least: float | None
     at_most: float | None

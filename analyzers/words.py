@@ -20,6 +20,18 @@ def spread(observed: float | None, least: float | None, most: float | None) -> s
     """A figure that is known to lie between two: ``0.025 to 0.05``, ``at least 10``, or itself where both ends are alike."""
     if observed is None:
         return "unknown"
-    if least is None or most is None or most - least <= _ALIKE * abs(most):
+    if least is None:
         return f"{observed:.3g}"
-    return f"at least {least:.3g}" if math.isinf(most) else f"{least:.3g} to {most:.3g}"
+    if most is None or math.isinf(most):
+        return f"at least {least:.3g}"
+    return f"{observed:.3g}" if most - least <= _ALIKE * abs(most) else f"{least:.3g} to {most:.3g}"
+
+
+def promise(comparable: bool, inside: bool | None) -> str:
+    """What came of a promised interval: ``held``, ``missed``, ``not comparable`` (the load was another), ``unknown``.
+
+    What was observed as a range holds it where the two meet.
+    """
+    if not comparable:
+        return "not comparable"
+    return {True: "held", False: "missed", None: "unknown"}[inside]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -26,6 +26,7 @@ from agent.cli.output import (
     table,
     text,
 )
+from analyzers.words import spread
 
 if TYPE_CHECKING:
     from agent.approvals import Action
@@ -132,7 +133,7 @@ def endpoints(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption = Outp
     rows = []
     for e in view["endpoints"]:
         goals = [
-            f"[{_colour(o['met'])}]{o['target']} {number(o['observed'])} / {o['limit']:g}[/{_colour(o['met'])}]"
+            f"[{_colour(o['met'])}]{o['target']} {spread(o['observed'], o['at_least'], o['at_most'])} / {o['limit']:g}[/{_colour(o['met'])}]"
             for o in e["objective"]
         ]
         findings = [f["code"] for f in e["findings"]]
@@ -160,7 +161,21 @@ def endpoints(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption = Outp
         "findings",
     ]
     table("Endpoints", columns, rows, "No endpoint is set; see `flyball init`.")
+    for e in view["endpoints"]:
+        stdout.print(f"{text(e['name'])}: {text(standing(e['decision']))}")
     return None
+
+
+def standing(decision: Mapping[str, Any] | None) -> str:
+    """How an endpoint stands, why, and when that was said."""
+    if decision is None:
+        return "not judged yet: no daemon has looked at it"
+    word = decision["state"].replace("_", " ")
+    return (
+        f"{word}, {moment(decision['at'])}: {decision['text']}"
+        if decision["text"]
+        else f"{word}, {moment(decision['at'])}"
+    )
 
 
 def _colour(met: bool | None) -> str:
@@ -237,8 +252,12 @@ def recommendations_show(
     for reason in r["risk_reasons"]:
         stdout.print(f"  risk: {text(reason)}")
     names = [m for m in r["predicted"] if m in r["predicted_now"] or "_p95" in m]
-    rows = [[m, _interval(r["predicted_now"].get(m)), _interval(r["predicted"][m])] for m in names]
-    table("Expected (80 % interval)", ["metric", "now", "proposed"], rows, "Nothing supports a prediction.")
+    rows = [
+        [m, _observed(r["observed_now"].get(m)), _interval(r["predicted_now"].get(m)), _interval(r["predicted"][m])]
+        for m in names
+    ]
+    columns = ["metric", "now, observed", "now, by the model", "proposed, by the model"]
+    table("Expected (80 % intervals)", columns, rows, "Nothing supports a prediction.")
     rows = [
         [text(o["label"]), o["verdict"], money(o["money"]["per_hour"]), text(o["why"])] for o in r["body"]["options"]
     ]
@@ -256,6 +275,12 @@ def recommendations_show(
     if r["plan"]:
         _print_rest_of_plan(r["plan"])
     return None
+
+
+def _observed(target: Mapping[str, Any] | None) -> str:
+    if target is None:
+        return "-"
+    return f"{spread(target['observed'], target['at_least'], target['at_most'])} (limit {target['limit']:g})"
 
 
 def _print_rest_of_plan(plan: dict[str, Any]) -> None:
@@ -423,13 +448,18 @@ def print_ledger(rows: list[dict[str, Any]]) -> None:
             r["metric"],
             number(r["before"]),
             f"{number(r['predicted'])} ({number(r['low'])} to {number(r['high'])})",
-            number(r["observed"]),
+            r["observed_text"],
             "-" if r["error"] is None else f"{r['error']:+.0%}",
-            {True: "[green]yes[/green]", False: "[red]no[/red]", None: "-"}[r["inside"]],
+            {"held": "[green]held[/green]", "missed": "[red]missed[/red]"}.get(r["verdict"], r["verdict"]),
         ]
         for r in rows
     ]
-    table("Ledger", ["metric", "before", "predicted (80 %)", "observed", "error", "inside"], cells, "Not verified yet.")
+    table(
+        "Ledger",
+        ["metric", "before", "predicted (80 %)", "observed", "off by, at least", "promise"],
+        cells,
+        "Not verified yet.",
+    )
 
 
 def changes_rollback(

@@ -31,6 +31,7 @@ from agent.demo.slack_stand_in import SlackStandIn
 from agent.settings import Settings
 from agent.store import Store
 from analyzers.money import per_month
+from analyzers.words import spread
 from collectors.base import Target
 from collectors.http import Http
 from collectors.traffic.thread import simulate
@@ -260,7 +261,8 @@ def _scene(seen: Mapping[str, Mapping[str, Any]], slack: SlackStandIn, elapsed_s
 def _goal(goal: Mapping[str, Any] | None) -> Text:
     if goal is None or goal["observed"] is None:
         return Text("-", "dim")
-    return Text(f"{goal['observed']:.3g} / {goal['limit']:g} s", "green" if goal["met"] else "red")
+    colour = {True: "green", False: "red", None: "yellow"}[goal["met"]]
+    return Text(f"{spread(goal['observed'], goal['at_least'], goal['at_most'])} / {goal['limit']:g} s", colour)
 
 
 def _happening(e: Mapping[str, Any]) -> Text:
@@ -270,10 +272,19 @@ def _happening(e: Mapping[str, Any]) -> Text:
         return Text(f"{change['state'].replace('_', ' ')}: {change['what']}", colour)
     if advice is not None:
         return Text(f"{advice['state']}: {advice['what']}", "cyan")
-    lacking = any(f["kind"] == "insufficient_data" for f in e["findings"])
-    if lacking or e["seen_at"] is None:
-        return Text("gathers evidence", "dim")
-    return Text("looks for a better size" if e["findings"] else "watched: the size is right", "dim")
+    state = e["decision"]["state"] if e["decision"] is not None else "gathering"
+    return Text(_STATES[state], "dim" if state in ("fine", "gathering", "not_known") else "yellow")
+
+
+_STATES = {
+    "fine": "watched: the size is right",
+    "too_small": "too small: looks for a better size",
+    "too_large": "larger than it need be: looks for a smaller size",
+    "gathering": "gathers evidence",
+    "not_known": "gathers evidence",
+    "stuck": "requests run and nothing comes out",
+    "contradiction": "what it shows contradicts itself",
+}
 
 
 def _summary(store: Store, loaded: Settings, now: float, wall_s: float) -> dict[str, Any]:
@@ -335,19 +346,9 @@ def _interval(option: Mapping[str, Any], metric: str) -> str:
 _PLAIN = {"ttft_p95_s": "TTFT p95, s", "itl_p95_s": "ITL p95, s", "requests_per_s": "requests/s"}
 
 
-def _observed(row: Mapping[str, Any]) -> str:
-    """The range, where a histogram tells no more than a range: by it the promise is judged."""
-    low, high = row["observed_low"], row["observed_high"]
-    if low is None or low == high:
-        return number(row["observed"], digits=2)
-    return (
-        f"{number(low, digits=2)} to {number(high, digits=2)}" if high is not None else f"over {number(low, digits=2)}"
-    )
-
-
 def _print_ledger(summary: Mapping[str, Any]) -> None:
     table = Table(title="Ledger: promised and observed", title_justify="left")
-    for column in ("endpoint", "change", "metric", "before", "promised (80 %)", "observed", "held"):
+    for column in ("endpoint", "change", "metric", "before", "promised (80 %)", "observed", "promise"):
         table.add_column(column, no_wrap=column in ("endpoint", "metric"))
     for c in summary["changes"]:
         rows = [r for r in c["ledger"] if r["metric"] in ("ttft_p95_s", "itl_p95_s", "requests_per_s")]
@@ -358,8 +359,8 @@ def _print_ledger(summary: Mapping[str, Any]) -> None:
                 _PLAIN[r["metric"]],
                 number(r["before"], digits=2),
                 f"{number(r['low'], digits=2)} to {number(r['high'], digits=2)}",
-                _observed(r),
-                {True: "[green]yes[/green]", False: "[red]no[/red]", None: "-"}[r["inside"]],
+                r["observed_text"],
+                {"held": "[green]held[/green]", "missed": "[red]missed[/red]"}.get(r["verdict"], r["verdict"]),
             )
     stdout.print(table)
     reasons = [

@@ -21,6 +21,7 @@ from slack_sdk.models.blocks import (
 
 from actuators.shape import Shape
 from analyzers.money import and_unknown
+from analyzers.words import promise, spread
 
 Row = Mapping[str, Any]
 #: Characters. Slack takes 3000 in a section, but refuses a message whose blocks together hold about 13,000: msg_blocks_too_long.
@@ -36,7 +37,7 @@ def recommendation(row: Row, tokens: Mapping[str, str] | None, page_url: str) ->
         HeaderBlock(text=PlainTextObject(text=_cut(title, _HEADER))),
         _section(f"*Now:* {_escape(_label(current))}\n*Proposed:* {_escape(_label(proposed))}"),
         _section("*Why*\n" + "\n".join(f"• {_escape(r['text'])}" for r in body["reasons"])),
-        _section("*Expected*\n" + _expected(current, proposed)),
+        _section("*Expected*\n" + _expected(body.get("observed", ()), proposed)),
         _section(
             f"*Money:* {_money(row)}\n*Risk:* {body['risk']}"
             + "".join(f"\n• {_escape(t)}" for t in body["risk_reasons"])
@@ -78,6 +79,23 @@ def refused(why: str) -> dict[str, Any]:
     }
 
 
+def finding(row: Row, decision: Row | None, page_url: str) -> dict[str, Any]:
+    """What is wrong at an endpoint, where nothing is proposed: and why not."""
+    endpoint, body = row["endpoint"], row["body"]
+    lines = [_escape(body["text"])]
+    if decision is not None and decision["text"] and decision["text"] != body["text"]:
+        lines.append(f"*What Flyball makes of it:* {_escape(decision['text'])}")
+    title = f"{endpoint}: {'objective missed' if body['kind'] == 'breach' else 'something contradicts itself'}"
+    blocks: list[Block] = [
+        HeaderBlock(text=PlainTextObject(text=_cut(title, _HEADER))),
+        _section("\n".join(lines)),
+        ContextBlock(
+            elements=[MarkdownTextObject(text=f"{body['code']} · <{page_url}/endpoints/{endpoint}|evidence>")]
+        ),
+    ]
+    return {"text": _cut(_escape(f"{title}: {body['text']}"), _SECTION), "blocks": [b.to_dict() for b in blocks]}
+
+
 _ENDED = {
     "succeeded": "change verified",
     "rolled_back": "change rolled back; the endpoint is frozen until a person unfreezes it",
@@ -91,7 +109,8 @@ def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
     plan = row["plan"]
     shapes = f"{Shape.from_dict(plan['before']).label()} → {Shape.from_dict(plan['after']).label()}"
     lines = [
-        f"• {s['metric']}: promised {s['predicted']:.3g} ({s['low']:.3g} to {s['high']:.3g}), came {s['observed']:.3g}"
+        f"• {s['metric']}: promised {s['low']:.3g} to {s['high']:.3g}, came "
+        f"{spread(s['observed'], s['observed_low'], s['observed_high'])}: {promise(s['comparable'], s['inside'])}"
         for s in ledger
         if s["observed"] is not None and s["metric"].endswith("_s") and "_p95" in s["metric"]
     ]
@@ -158,17 +177,22 @@ def _buttons(row: Row, tokens: Mapping[str, str]) -> ActionsBlock:
     )
 
 
-def _expected(current: Mapping[str, Any], proposed: Mapping[str, Any]) -> str:
+def _expected(observed: Sequence[Mapping[str, Any]], proposed: Mapping[str, Any]) -> str:
+    """Of each target what it is now, as observed, and what is predicted of the proposed shape."""
     prediction = proposed["prediction"]
     if prediction is None:
-        return "Nothing supports a prediction for this shape."
-    before = (current["prediction"] or {"metrics": {}})["metrics"]
+        return _escape(f"Nothing supports a prediction for this shape: {proposed['why']}.")
+    now = {o["target"]: o for o in observed}
     lines = []
     for metric, interval in prediction["metrics"].items():
-        if "_p95" not in metric and metric != "output_tokens_per_s":
+        if metric not in now and "_p95" not in metric:
             continue
-        then = f"{before[metric]['mid']:.3g} → " if metric in before else ""
-        lines.append(f"• {metric}: {then}*{interval['mid']:.3g}* ({interval['low']:.3g} to {interval['high']:.3g})")
+        seen = now.get(metric)
+        then = f"now {spread(seen['observed'], seen['at_least'], seen['at_most'])} → " if seen is not None else ""
+        limit = f", the limit is {seen['limit']:g}" if seen is not None else ""
+        lines.append(
+            f"• {metric}: {then}*{interval['mid']:.3g}* (80 %: {interval['low']:.3g} to {interval['high']:.3g}){limit}"
+        )
     error = {k: v for k, v in prediction["error"].items() if v is not None}
     known = ", ".join(f"{k} {v:.0%}" for k, v in sorted(error.items())) or "not measured on this endpoint yet"
     return "\n".join([*lines, f"Method: {prediction['method']}; its error so far: {known}"])

@@ -14,7 +14,7 @@ from agent.metrics import Metrics
 from agent.settings import Settings, SlackSettings
 from agent.slack import message
 from agent.slack.receive import Reply, allowed_url
-from agent.store import Store, changes, outbox, recommendations
+from agent.store import Store, changes, fleet, outbox, recommendations
 from collectors.clock import Clock
 from collectors.http import Http
 
@@ -25,6 +25,8 @@ PERMANENT = ("invalid_payload", "no_text", "no_service", "no_active_hooks", "inv
              "channel_is_archived", "action_prohibited", "posting_to_general_channel_denied", "team_disabled",
              "user_not_found", "invalid_blocks")  # fmt: skip
 GIVE_UP_S = 86_400.0
+#: Findings that people are told of though nothing is proposed; the same one once in so long, however often it comes and goes.
+NOTICED, NOTICE_S = ("breach", "contradiction"), 3600.0
 
 
 #: After a message could not be made it is tried again so much later: what it tells of may have moved on by then.
@@ -92,6 +94,13 @@ class Sender:
                 outbox.put(
                     db, channel="slack", kind="recommendation", subject=row["id"], revision=row["revision"], now=now
                 )
+            said = {row["endpoint"] for row in recommendations.listed(db, states=recommendations.OPEN)}
+            for finding in fleet.findings(
+                db
+            ):  # in every mode: who only observes wants to hear of a breach all the more
+                if finding["kind"] in NOTICED and finding["endpoint"] not in said:
+                    revision = int(finding["first_seen_at"] // NOTICE_S)
+                    outbox.put(db, channel="slack", kind="finding", subject=finding["key"], revision=revision, now=now)
             return outbox.due(db, now)
 
     async def answer(self, reply: Reply) -> None:
@@ -116,6 +125,13 @@ class Sender:
                 if change is not None:
                     return message.change(change, changes.ledger(db, change_id=change["id"]), self._page())
                 outbox.sent(db, item["id"], now)
+                return None
+            if item["kind"] == "finding":
+                found = next((f for f in fleet.findings(db) if f["key"] == item["subject"]), None)
+                known = fleet.get(db, found["endpoint"]) if found is not None else None
+                if found is not None:
+                    return message.finding(found, known["decision"] if known else None, self._page())
+                outbox.sent(db, item["id"], now)  # it has passed before anybody could be told
                 return None
             if item["kind"] == "report":
                 return message.report(item["subject"], outbox.reports(db, limit=1)[0], self._page())

@@ -32,6 +32,11 @@ def changed(db: sa.Connection, endpoint: str, now: float) -> None:
     db.execute(sa.update(_E).where(_E.c.endpoint == endpoint).values(last_change_at=now))
 
 
+def decided(db: sa.Connection, endpoint: str, decision: Mapping[str, Any]) -> None:
+    """Keep what the last analysis came to: ``at, state, text, reasons`` (what is shown where people ask why)."""
+    db.execute(sa.update(_E).where(_E.c.endpoint == endpoint).values(decision=dict(decision)))
+
+
 def freeze(db: sa.Connection, endpoint: str, *, reason: str, now: float, by: str) -> None:
     """Nothing is applied to it until a person unfreezes it."""
     db.execute(sa.update(_E).where(_E.c.endpoint == endpoint).values(frozen_because=reason, frozen_at=now))

@@ -25,6 +25,7 @@ class EndpointRow(TypedDict):
     frozen_because: str | None
     frozen_at: float | None
     last_change_at: float | None
+    decision: Json | None
 
 
 class SourceRow(TypedDict):

@@ -91,6 +91,7 @@ endpoints = sa.Table(
     _text("frozen_because", nullable=True),
     _real("frozen_at"),
     _real("last_change_at"),
+    sa.Column("decision", sa.JSON(none_as_null=True)),
 )
 
 findings = sa.Table(

@@ -117,6 +117,15 @@ def latest(db: sa.Connection, endpoint: str, duration_s: float, source: str) -> 
     return _window(dict(row._mapping)) if row is not None else None
 
 
+def begun(db: sa.Connection, endpoint: str, duration_s: float) -> float | None:
+    """The start of the oldest collected window that observed something; None: there is none."""
+    query = sa.select(sa.func.min(_T.c.start)).where(
+        _T.c.endpoint == endpoint, _T.c.duration_s == duration_s, _T.c.coverage > 0
+    )
+    found: float | None = db.execute(query).scalar_one()
+    return found
+
+
 def spent(db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float) -> Cost:
     """US dollars over windows of one resolution, gaps included: reserved capacity costs whether watched or not.
 

@@ -9,10 +9,11 @@ from actuators.shape import Operation, Plan, Shape
 from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes, windows
 from agent.store import audit as audit_table
 from agent.tune.request import Budget, Effort, Load, TuneRequest
-from analyzers.finding import Evidence, Finding, Reason
+from analyzers.finding import Evidence, Finding, Reason, Severity
+from analyzers.finding import Kind as FindingKind
 from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction
-from analyzers.recommendation import Money, Option, Recommendation
+from analyzers.recommendation import Money, ObservedTarget, Option, Recommendation
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Window
 
@@ -91,6 +92,7 @@ def advice(
         risk_reasons=("its error is not measured yet",),
         workload={"requests_per_s": 2.0},
         evidence=Evidence(T0, T0 + 3600, 60, 1.0, 7200.0, "vllm"),
+        observed=(ObservedTarget("ttft_p95_s", 1.0, 0.36, 0.25, 0.5, True),),
     )
 
 
@@ -141,7 +143,8 @@ def change_row(
 def ledger_row(change_id: str, metric: str = "ttft_p95_s", endpoint: str = "chat", **values: Any) -> dict[str, Any]:
     return {
         "change_id": change_id, "endpoint": endpoint, "metric": metric, "method": "simulation", "low": 0.32,
-        "predicted": 0.4, "high": 0.48, "before": 0.3, "observed": 0.44, "inside": True, "error": 0.1,
+        "predicted": 0.4, "high": 0.48, "before": 0.3, "observed": 0.44, "observed_low": 0.25, "observed_high": 0.5,
+        "inside": True, "error": 0.0,
         "comparable": True, "at": T0,
     } | values  # fmt: skip
 
@@ -152,9 +155,16 @@ def shape_row(now: float = T0, **values: Any) -> dict[str, Any]:
     } | values  # fmt: skip
 
 
-def finding(endpoint: str = "chat", code: str = "LOW_OCCUPANCY", text: str = "half of it idles") -> Finding:
+def finding(
+    endpoint: str = "chat",
+    code: str = "LOW_OCCUPANCY",
+    text: str = "half of it idles",
+    *,
+    kind: FindingKind = "idle",
+    severity: Severity = "info",
+) -> Finding:
     evidence = Evidence(T0, T0 + 3600, 60, 1.0, 7200.0, "vllm")
-    return Finding(endpoint, "idle", "info", Reason(code, text, {"running_peak": 4.0}), evidence)
+    return Finding(endpoint, kind, severity, Reason(code, text, {"running_peak": 4.0}), evidence)
 
 
 def fill(store: Store, *, now: float = T0 + 3600, text: str = "half of it idles") -> None:

@@ -180,11 +180,11 @@ def test_status_tells_how_it_is(config: Path, filled: Store) -> None:
 
 def test_endpoints_show_what_is_not_known_as_such(config: Path) -> None:
     (row,) = as_json("endpoints", "-c", config)["endpoints"]
-    assert row["objective"] == [
-        {"target": "ttft_p95_s", "limit": 1.0, "observed": None, "met": None, "burn_rate": None, "samples": 0.0}
-    ]
+    unknown = dict.fromkeys(("observed", "at_least", "at_most", "met", "burn_rate"))
+    assert row["objective"] == [{"target": "ttft_p95_s", "limit": 1.0, "samples": 0.0, **unknown}]
     assert row["money"]["usd_per_month"] is None
     assert "not seen yet" in run("endpoints", "-c", config).stdout
+    assert "chat: not judged yet: no daemon has looked at it" in run("endpoints", "-c", config).stdout
 
 
 def test_endpoints_show_what_was_seen(config: Path, filled: Store) -> None:

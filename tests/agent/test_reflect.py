@@ -29,7 +29,7 @@ from analyzers.whatif.calibrate import calibrate
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.http import Http
 from collectors.sessions import Sessions
-from collectors.window import Window
+from collectors.window import Gauge, Window
 from tests.agent.records import T0
 from tests.analyzers.whatif import reference_server
 
@@ -224,3 +224,69 @@ def test_evidence_is_read_while_another_writes(tmp_path: Path) -> None:
         fleet.saw_shape(db, "other", {"shape": {}, "shape_version": "", "ready": True, "detail": "", "seen_at": T0})
         found = house.reflector._evidence(house.watched["a"], LIVE, house.clock.now())
     assert len(found.situation.windows) == 10
+
+
+# -- how an endpoint stands ----------------------------------------------------------------------------------------------
+
+
+def test_how_each_stands_and_why_is_kept_for_whoever_asks(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"], {"stable_cycles": 3})
+    house.cycle()
+    with house.store.read() as db:
+        row = fleet.get(db, "a")
+    assert row is not None
+    decision = row["decision"]
+    assert decision is not None
+    assert (decision["at"], decision["state"]) == (T0 + 600, "too_large")
+    assert decision["text"] == "proposed: replicas 2 → 1; seen in 1 of the 3 analyses in a row that it takes"
+    assert [r["code"] for r in decision["reasons"]] == ["HELD_BACK"]
+
+
+def test_within_five_minutes_there_is_a_provisional_result_that_says_until_when(tmp_path: Path) -> None:
+    """Ten minutes of an hour were seen: a smaller shape waits until 48 of them were, counted from the first reading."""
+    house = House(tmp_path, ["a"], {"evidence_s": 3600})
+    house.cycle()
+    with house.store.read() as db:
+        row = fleet.get(db, "a")
+        assert not recommendations.listed(db)
+        assert [f["code"] for f in fleet.findings(db, "a") if f["kind"] == "insufficient_data"] == []
+    assert row is not None
+    decision = row["decision"]
+    assert decision is not None
+    assert decision["state"] == "gathering"
+    assert "10 min of 1 h were seen" in decision["text"]
+    assert "so far 1 x small" in decision["text"]
+    (reason,) = decision["reasons"]
+    assert reason["numbers"]["whole_at"] == T0 + 0.8 * 3600
+
+
+def test_a_gap_is_no_first_reading(tmp_path: Path) -> None:
+    """Of an endpoint that is known for long, what was not seen lacks."""
+    house = House(tmp_path, ["a"], {"evidence_s": 3600})
+    with house.store.write() as db:
+        old = windows.load(db, "a", "vllm", T0, T0 + 60, 60.0)
+        windows.save(db, [_of("a", w, T0 - 86_400) for w in old])
+    house.cycle()
+    with house.store.read() as db:
+        row = fleet.get(db, "a")
+    assert row is not None
+    assert row["decision"] is not None
+    assert [r["code"] for r in row["decision"]["reasons"]] == ["LOW_COVERAGE"]
+
+
+def test_an_endpoint_at_rest_for_days_gets_a_proposal(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"])
+    calm = {"running": Gauge(0.0, 0.0, 0.0), "waiting": Gauge(0.0, 0.0, 0.0)}
+    with house.store.write() as db:
+        for start, width, n in ((T0 + 600 - 48 * 3600, 3600.0, 47), (T0 + 600, 60.0, 10)):
+            begun = start // width * width
+            quiet = [
+                Window("a", "vllm", begun + i * width, width, 1.0, 2, 0, {"requests": 0.0}, {}, calm) for i in range(n)
+            ]
+            windows.save(db, quiet)
+    asyncio.run(house.clock.advance(600))
+    house.cycle()
+    with house.store.read() as db:
+        (row,) = recommendations.listed(db)
+    assert [r["code"] for r in row["body"]["reasons"]] == ["LITTLE_TRAFFIC"]
+    assert row["body"]["proposed"]["shape"]["replicas"] == 1

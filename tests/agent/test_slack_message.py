@@ -19,8 +19,9 @@ from agent.governor import Governor
 from agent.settings import SlackSettings
 from agent.slack import message
 from agent.slack.send import GIVE_UP_S
-from agent.store import Store, changes, outbox, recommendations
-from tests.agent.records import T0, advice, change_row, ledger_row, recommendation_row
+from agent.store import Store, changes, fleet, outbox, recommendations
+from analyzers.finding import Finding
+from tests.agent.records import T0, advice, change_row, finding, ledger_row, recommendation_row, shape_row
 from tests.agent.slack import (
     ADA,
     BOB,
@@ -90,7 +91,8 @@ def test_a_recommendation_says_everything_that_a_person_decides_by() -> None:
     sent = message.recommendation(row, BUTTONS, PAGE)
     said = "\n".join([sent["text"], *_texts(sent["blocks"])])
     for wanted in (
-        "2 x small", "1 x small", "half of it idles", "ttft_p95_s", "0.4", "0.32 to 0.48", "its error so far: ttft_p95_s 10%",
+        "2 x small", "1 x small", "half of it idles", "ttft_p95_s", "0.4", "now 0.25 to 0.5", "0.32 to 0.48", "the limit is 1",
+        "its error so far: ttft_p95_s 10%",
         "saves $730 a month", "*Risk:* medium", "its error is not measured yet", row["plan_hash"][:19], "until 2027-01-16",
         "revision 1", f"{PAGE}/recommendations/aaaa0001",
     ):  # fmt: skip
@@ -148,8 +150,68 @@ def test_an_end_says_what_was_promised_and_what_came() -> None:
     row = change_row("cccc0001", state="rolled_back", state_reason="ttft_p95_s is 2 s")
     sent = message.change(row, [ledger_row("cccc0001")], PAGE)
     said = json.dumps(sent)
-    assert "promised 0.4 (0.32 to 0.48), came 0.44" in said
+    assert "promised 0.32 to 0.48, came 0.25 to 0.5: held" in said
     assert "frozen until a person unfreezes it" in said
+
+
+# -- what is wrong, whatever is proposed ---------------------------------------------------------------------------------
+
+
+def _breach(store: Store, now: float, *found: Finding) -> None:
+    with store.write() as db:
+        fleet.saw_shape(db, "chat", shape_row(now))
+        fleet.decided(db, "chat", {"at": now, "state": "too_small", "text": "the policy allows no more", "reasons": []})
+        fleet.found(db, "chat", found, now)
+
+
+BREACH = finding(
+    code="OBJECTIVE_BREACH_TTFT_P95_S", text="<!here> ttft_p95_s is 4 s", kind="breach", severity="warning"
+)
+
+
+@pytest.mark.parametrize("mode", ["observe", "approve", "auto"])
+def test_of_a_breach_people_hear_in_every_mode_and_why_nothing_is_proposed(
+    mode: str, store: Store, tmp_path: Path
+) -> None:
+    _breach(store, T0, BREACH, finding())
+    with serve(answering("ok")) as server, governor(store, tmp_path, mode=mode, **_to(server)) as made:
+        (sent,) = _sent(made, server, cycles=3)
+    said = json.dumps(sent)
+    assert "chat: objective missed" in said
+    assert "&lt;!here&gt; ttft_p95_s is 4 s" in said
+    assert "the policy allows no more" in said
+    assert "LOW_OCCUPANCY" not in said
+    assert_within_limits(sent)
+
+
+def test_one_that_comes_and_goes_is_told_once_an_hour(store: Store, tmp_path: Path) -> None:
+    with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
+        for at in (T0, T0 + 300, T0 + 1200):
+            _breach(store, at, BREACH)
+            _sent(made, server)
+            _breach(store, at + 60)
+        assert len(server.requests) == 1
+        _breach(store, T0 + 3700, BREACH)
+        assert len(_sent(made, server)) == 2
+
+
+def test_what_has_passed_before_it_could_be_told_is_not_told(store: Store, tmp_path: Path) -> None:
+    _breach(store, T0, BREACH)
+    with store.write() as db:
+        outbox.put(db, channel="slack", kind="finding", subject=BREACH.key, revision=0, now=T0)
+    _breach(store, T0 + 60)
+    with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
+        assert _sent(made, server) == []
+    with store.read() as db:
+        assert outbox.due(db, T0 + 1e6) == []
+
+
+def test_a_proposal_says_of_its_breach_itself(store: Store, tmp_path: Path) -> None:
+    propose(store)
+    _breach(store, T0, BREACH)
+    with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
+        (sent,) = _sent(made, server)
+    assert "proposed" in sent["text"]
 
 
 # -- which message carries buttons -------------------------------------------------------------------------------------

@@ -263,7 +263,7 @@ def test_under_a_breach_a_model_that_the_server_refutes_is_not_followed_but_what
     assert advice.proposed.prediction is None
     assert advice.risk == "high"
     assert "20.0 run: 2.9 replicas" in advice.proposed.why
-    assert [o.value for o in advice.observed] == [pytest.approx(4.0, rel=0.02)]
+    assert [o.observed for o in advice.observed] == [pytest.approx(4.0, rel=0.02)]
 
 
 def test_where_nothing_waits_replicas_do_not_help_a_refuted_model() -> None:
