@@ -27,6 +27,7 @@ from agent.store.control import Lead
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, watched_of
 from analyzers.hardware import ACCELERATORS
+from analyzers.money import Tariff, Unit
 from analyzers.policy import Catalogue
 from analyzers.whatif.calibrate import calibrate
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
@@ -127,7 +128,7 @@ class House:
         watched = watched_of(self.settings, self.settings.endpoint(name), environment)
         watched.actuator, watched.catalogue = Planner(), catalogue
         watched.live = LIVE
-        watched.price_per_hour = 2.0
+        watched.tariff = Tariff.of({Unit.HOUR: 2.0})
         return watched
 
     def prices(self, name: str, act: Callable[[], None]) -> Prices:
