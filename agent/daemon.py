@@ -30,6 +30,7 @@ from agent.plugins import PluginError
 from agent.report import weekly
 from agent.settings import Settings
 from agent.store import Store, outbox
+from agent.store.control import Lead
 from agent.web.app import create_app
 from agent.web.inbound import MAX_CONNECTIONS, BoundedProtocol, WholeBodies, allow_descriptors
 from collectors.http import Http
@@ -71,11 +72,13 @@ class Daemon:
         """Until SIGTERM or SIGINT. Returns the exit code."""
         self._store.upgrade()
         self._listen(asyncio.get_running_loop())
+        watchdog = asyncio.create_task(self._watchdog(), name="watchdog")
         try:
             while not self._stop.is_set():
                 governor, self._next = self._next or self._make(self._settings), None
-                await self._serve(governor)
+                await self._serve(governor, watchdog)
         finally:
+            watchdog.cancel()
             self._store.close()
         log.info("stopped")
         return 0
@@ -105,7 +108,7 @@ class Daemon:
         http = Http(ca_file=settings.tls_ca_file, monotonic=self._clock.monotonic)
         return Governor(settings, self._store, self._clock, holder=self._holder, http=http)
 
-    async def _serve(self, governor: Governor) -> None:
+    async def _serve(self, governor: Governor, watchdog: asyncio.Task[None]) -> None:
         """Run under one set of settings until told to stop, or until new ones are accepted."""
         settings = governor.settings
         server = _Server(_uvicorn(governor))
@@ -114,11 +117,10 @@ class Daemon:
         scheduler = self._schedule(governor)
         tasks = [asyncio.create_task(loop.run(ended), name=loop.name) for loop in governor.loops]
         tasks.append(asyncio.create_task(server.serve(), name="web"))
-        tasks.append(asyncio.create_task(self._watchdog(ended), name="watchdog"))
         log.info("started", endpoints=len(settings.endpoints), page=f"http://{settings.web.host}:{settings.web.port}")
         systemd.notify("READY=1", f"STATUS=watching {len(settings.endpoints)} endpoints")
         try:
-            await self._until_told(tasks)
+            await self._until_told([*tasks, watchdog])
         finally:
             scheduler.shutdown(wait=False)
             ended.set()
@@ -184,17 +186,16 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watchdog(self, ended: asyncio.Event) -> None:
-        """Feed systemd's watchdog as long as this process's event loop turns.
+    async def _watchdog(self) -> None:
+        """Feed systemd's watchdog as long as this process's event loop turns, between two sets of settings too.
 
         A peer that hangs, a full disk, a database that is away are trouble of their own, on /healthz: a restart mends none of them.
         """
         period = systemd.watchdog_s()
-        while not ended.is_set():
+        while True:
             if period is not None:
                 systemd.notify("WATCHDOG=1")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), (period or 10.0) / 2)
+            await self._clock.sleep((period or 10.0) / 2)
 
     def _schedule(self, governor: Governor) -> AsyncIOScheduler:
         """The weekly report: in memory, coalesced; one that was missed while down is caught up from the database."""
@@ -215,10 +216,11 @@ class Daemon:
         """Make the report that was due last, unless it is there, or nothing was watched yet by then."""
         settings = governor.settings
         end = last_due(settings.report.schedule, settings.timezone, self._clock.now())
-        if governor.lead is None or end == self._reported:
+        lead = governor.lead
+        if lead is None or end == self._reported:
             return
         try:
-            made = await asyncio.to_thread(self._make_report, settings, end)
+            made = await asyncio.to_thread(self._make_report, settings, end, lead)
         except Exception:
             governor.metrics.cycle_errors.labels("report", "Exception").inc()
             log.exception("report_failed")
@@ -227,11 +229,12 @@ class Daemon:
         if made is not None:
             log.info("report_made", path=str(made))
 
-    def _make_report(self, settings: Settings, end: float) -> Path | None:
+    def _make_report(self, settings: Settings, end: float, lead: Lead) -> Path | None:
         with self._store.read() as db:
             if any(r["period_end"] == end for r in outbox.reports(db)):
                 return None
-        return weekly(self._store, settings, start=end - WEEK_S, end=end, now=self._clock.now(), only_with_data=True)
+        now = self._clock.now()
+        return weekly(self._store, settings, start=end - WEEK_S, end=end, now=now, only_with_data=True, lead=lead)
 
 
 def _uvicorn(governor: Governor) -> uvicorn.Config:

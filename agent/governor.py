@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -108,29 +109,35 @@ class Governor:
     async def decide(self) -> None:
         if self.lead is not None:
             with self.tracing.tracer.start_as_current_span("decide"):
-                await self.reflector.cycle_all(self.watched.values())
+                await self._led(partial(self.reflector.cycle_all, self.watched.values()))
 
     async def act(self) -> None:
         if self.lead is not None:
             with self.tracing.tracer.start_as_current_span("act"):
-                try:
-                    await self.applier.cycle(self.lead)
-                except LostLease as error:
-                    log.warning("deposed", why=str(error))
-                    self.lead = None
+                await self._led(self.applier.cycle)
 
     async def notify(self) -> None:
-        if self.lead is not None:
-            await self.sender.cycle()
+        await self._led(self.sender.cycle)
 
     async def keep_house(self) -> None:
         """Roll windows up and age them out."""
-        if self.lead is not None:
-            await asyncio.to_thread(self._keep_house)
+        await self._led(lambda lead: asyncio.to_thread(self._keep_house, lead))
 
-    def _keep_house(self) -> None:
+    async def _led(self, cycle: Callable[[Lead], Awaitable[object]]) -> None:
+        """A cycle of the leader's. One who finds that he was deposed stands by."""
+        lead = self.lead
+        if lead is None:
+            return
+        try:
+            await cycle(lead)
+        except LostLease as error:
+            log.warning("deposed", why=str(error))
+            if self.lead == lead:
+                self.lead = None
+
+    def _keep_house(self, lead: Lead) -> None:
         now, keep, raw = self.clock.now(), self.settings.retention, self.settings.collect.window_s
-        with self.store.write() as db:
+        with control.leading(self.store, lead) as db:
             days = {raw: keep.raw_days, 300.0: keep.five_minutes_days, 3600.0: keep.hours_days}
             windows.age_out(db, now, {width: d * 86_400 for width, d in days.items()})
         windows.roll_up(self.store, now, raw)
@@ -169,9 +176,11 @@ class Governor:
         await self.applier.stop()
         await self.watcher.stop()
         await self.watcher.close_windows()
-        await asyncio.to_thread(self._give_up)
-        await self.environment.sessions.aclose()
-        self.tracing.close()
+        try:
+            await asyncio.to_thread(self._give_up)
+        finally:
+            await self.environment.sessions.aclose()
+            self.tracing.close()
 
     def _give_up(self) -> None:
         with self.store.write() as db:

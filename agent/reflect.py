@@ -11,6 +11,7 @@ import contextvars
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,8 @@ from actuators.base import ActuatorError, LiveState
 from actuators.shape import Plan, Shape
 from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, fleet, recommendations, tunes, windows
+from agent.store import Store, changes, control, fleet, recommendations, tunes, windows
+from agent.store.control import Lead, LostLease
 from agent.store.evidence import judged
 from agent.watch import WatchedEndpoint
 from agent.wiring import policy_of
@@ -39,6 +41,9 @@ from analyzers.situation import Situation
 from collectors.clock import Clock
 
 log = structlog.get_logger()
+
+#: Opens the transaction that something is written in: a leader's, who is refused once he is deposed, or a person's.
+_Write = Callable[[], AbstractContextManager[sa.Connection]]
 
 #: Advice that a person rejected is not given again for so long.
 REJECTED_S = 7 * 86_400.0
@@ -132,22 +137,28 @@ class Reflector:
         self._threads = ThreadPoolExecutor(MOST_THREADS, "reflect")
         self._at_once = max(1, os.cpu_count() or 1)
 
-    async def cycle_all(self, endpoints: Iterable[WatchedEndpoint]) -> None:
-        """Analyze each endpoint once. What one raises, or how long it hangs, costs the others nothing."""
+    async def cycle_all(self, endpoints: Iterable[WatchedEndpoint], lead: Lead) -> None:
+        """Analyze each endpoint once. What one raises, or how long it hangs, costs the others nothing.
+
+        Nothing is kept where ``lead`` is no longer the truth.
+        """
         seats = asyncio.Semaphore(self._at_once)
 
         async def one(watched: WatchedEndpoint) -> None:
             async with seats:
-                await self._guarded(watched)
+                await self._guarded(watched, lead)
 
         await asyncio.gather(*(one(watched) for watched in endpoints))
 
-    async def _guarded(self, watched: WatchedEndpoint) -> None:
+    async def _guarded(self, watched: WatchedEndpoint, lead: Lead) -> None:
         name = watched.settings.name
         structlog.contextvars.bind_contextvars(endpoint=name)  # of this endpoint's task alone
         with self._tracer.start_as_current_span("analyze", attributes={"flyball.endpoint": name}) as span:
             try:
-                decision = await self.cycle(watched)
+                decision = await self.cycle(watched, lead)
+            except LostLease as error:
+                log.warning("deposed", why=str(error))
+                return
             except Exception as error:  # the boundary around an endpoint: counted, and the next cycle tries again
                 self._metrics.analysis_errors.labels(name, type(error).__name__).inc()
                 log.exception("analysis_failed")
@@ -155,21 +166,22 @@ class Reflector:
             if decision is not None and decision.recommendation is not None:
                 span.set_attribute("flyball.direction", decision.recommendation.direction)
 
-    async def cycle(self, watched: WatchedEndpoint) -> Decision | None:
+    async def cycle(self, watched: WatchedEndpoint, lead: Lead) -> Decision | None:
         """Analyze one endpoint once. None while its system does not say what is live.
 
-        Raises TimeoutError where it takes longer than ``ANALYSIS_S``, and for as long as that analysis has not ended.
+        Raises TimeoutError where it takes longer than ``ANALYSIS_S``, and for as long as that analysis has not ended; LostLease.
         """
         endpoint, live = watched.settings, watched.live
         if live is None:
             return None
         now, before = self._clock.now(), self._analyses.get(endpoint.name)
-        analysis = await self._thought(endpoint.name, partial(self._analyze, watched, live, now))
+        write = partial(control.leading, self._store, lead)
+        analysis = await self._thought(endpoint.name, partial(self._analyze, watched, live, now, write))
         fresh = analysis is not before
         if fresh:
             self._measure(endpoint, analysis)
-        held = await self._advise(watched, live, analysis.decision, now, fresh=fresh)
-        await asyncio.to_thread(self._stand, endpoint, analysis, held, now)
+        held = await self._advise(watched, live, analysis.decision, now, write, fresh=fresh)
+        await asyncio.to_thread(self._stand, endpoint, analysis, held, now, write)
         return analysis.decision
 
     async def _thought(self, name: str, work: Callable[[], _Analysis]) -> _Analysis:
@@ -199,23 +211,24 @@ class Reflector:
             with self._store.write() as db:
                 _keep_shape(db, endpoint.name, live, watched.price_per_hour, now)
             found = self._evidence(watched, live, now)
-            return request(found.situation, wanted, watched.catalogue, self._predictor(watched, found, now), by)
+            predictor = self._predictor(watched, found, now, self._store.write)
+            return request(found.situation, wanted, watched.catalogue, predictor, by)
 
         advice = await asyncio.to_thread(advise)
         plan = await asyncio.wait_for(watched.actuator.plan(live, advice.proposed.shape), PLAN_S)
-        return await asyncio.to_thread(self._insert, advice, plan, now, by)
+        return await asyncio.to_thread(self._insert, advice, plan, now, by, self._store.write)
 
     # -- evidence ------------------------------------------------------------------------------------------------------
 
-    def _analyze(self, watched: WatchedEndpoint, live: LiveState, now: float) -> _Analysis:
+    def _analyze(self, watched: WatchedEndpoint, live: LiveState, now: float, write: _Write) -> _Analysis:
         """From the evidence to the decision; the last one where the evidence has not changed."""
         endpoint = watched.settings
         found = self._evidence(watched, live, now)
         key, before = found.key(), self._analyses.get(endpoint.name)
         if before is not None and before.key == key:
             return before
-        findings, decision = self._think(watched, found, now)
-        self._keep(endpoint, live, watched.price_per_hour, findings, now)
+        findings, decision = self._think(watched, found, now, write)
+        self._keep(endpoint, live, watched.price_per_hour, findings, now, write)
         analysis = self._analyses[endpoint.name] = _Analysis(key, findings, decision, _attained(found.situation))
         return analysis
 
@@ -255,29 +268,33 @@ class Reflector:
         )
         return _Evidence(situation, error)
 
-    def _think(self, watched: WatchedEndpoint, found: _Evidence, now: float) -> tuple[list[Finding], Decision]:
+    def _think(
+        self, watched: WatchedEndpoint, found: _Evidence, now: float, write: _Write
+    ) -> tuple[list[Finding], Decision]:
         situation = found.situation
         findings = analyze(situation)
         lacking = tuple(f.reason for f in findings if f.kind == "insufficient_data")
         if lacking:
             return findings, at_rest(situation, findings, watched.catalogue) or Decision(None, lacking)
-        decision = recommend(situation, findings, watched.catalogue, self._predictor(watched, found, now))
+        decision = recommend(situation, findings, watched.catalogue, self._predictor(watched, found, now, write))
         fit = self._fits.get(situation.endpoint)
         if fit is not None:
             fit.doubted |= any(reason.code == "MODEL_TOO_HOPEFUL" for reason in decision.hold)
         return findings, decision
 
-    def _predictor(self, watched: WatchedEndpoint, found: _Evidence, now: float) -> Predictor:
+    def _predictor(self, watched: WatchedEndpoint, found: _Evidence, now: float, write: _Write) -> Predictor:
         """The endpoint's kind, calibrated on this evidence."""
         s, kind = found.situation, KINDS[watched.settings.kind]
         try:
-            calibrated = self._calibrated(watched, kind, s, now)
+            calibrated = self._calibrated(watched, kind, s, now, write)
         except CannotPredict as refused:
             return Refusal(refused)
         basis = Basis(s.shape, s.objective, watched.catalogue, found.error)
         return Replayer(kind, calibrated, s.windows, basis, self._settings.decide.seed)
 
-    def _calibrated(self, watched: WatchedEndpoint, kind: Kind[Any], situation: Situation, now: float) -> Calibration:
+    def _calibrated(
+        self, watched: WatchedEndpoint, kind: Kind[Any], situation: Situation, now: float, write: _Write
+    ) -> Calibration:
         """The calibration for this evidence: the last one (also of the daemon before this one) while it holds, or a new one."""
         name, n = situation.endpoint, len(situation.windows)
         facts = situation.windows[-1].facts if situation.windows else {}
@@ -287,7 +304,7 @@ class Reflector:
             accelerator = situation.shape.accelerator
             hardware = watched.catalogue.hardware.get(accelerator) if accelerator is not None else None
             fit = _Fit(kind.calibrate(situation.windows, situation.shape, hardware), now, n)
-            with self._store.write() as db:
+            with write() as db:
                 fleet.keep_calibration(db, name, key=fit.calibrated.key, now=now, body=fit.calibrated.as_dict())
         self._fits[name] = fit
         return fit.calibrated
@@ -324,14 +341,15 @@ class Reflector:
         per_hour: float | None,
         findings: Sequence[Finding],
         now: float,
+        write: _Write,
     ) -> None:
-        with self._store.write() as db:
+        with write() as db:
             _keep_shape(db, endpoint.name, live, per_hour, now)
             for finding in fleet.found(db, endpoint.name, findings, now):
                 log.info("finding", endpoint=endpoint.name, code=finding.reason.code, text=finding.reason.text)
 
     async def _advise(
-        self, watched: WatchedEndpoint, live: LiveState, decision: Decision, now: float, *, fresh: bool
+        self, watched: WatchedEndpoint, live: LiveState, decision: Decision, now: float, write: _Write, *, fresh: bool
     ) -> str | None:
         """Give the advice once it has come often enough in a row; the same evidence once more does not count again.
 
@@ -349,7 +367,7 @@ class Reflector:
         if streak.length < needed:
             return f"seen in {streak.length} of the {needed} analyses in a row that it takes" if advice else None
         if advice is None:
-            await asyncio.to_thread(self._withdraw, endpoint.name, None, now)
+            await asyncio.to_thread(self._withdraw, endpoint.name, None, now, write)
             return None
         refused = await asyncio.to_thread(self._held_back, endpoint, advice, now)
         if refused:
@@ -365,10 +383,12 @@ class Reflector:
         except TimeoutError:
             no_plan = f"no plan within {PLAN_S:.0f} s"
             log.warning("no_plan", endpoint=endpoint.name, code="TIMED_OUT", why=no_plan)
-        await asyncio.to_thread(self._propose, endpoint, advice, plan, now)
+        await asyncio.to_thread(self._propose, endpoint, advice, plan, now, write)
         return no_plan
 
-    def _stand(self, endpoint: EndpointSettings, analysis: _Analysis, held: str | None, now: float) -> None:
+    def _stand(
+        self, endpoint: EndpointSettings, analysis: _Analysis, held: str | None, now: float, write: _Write
+    ) -> None:
         """Keep how the endpoint stands, and tell people of what is new and bad: in every mode, proposal or none."""
         state, text = analysis.decision.standing(analysis.findings)
         reasons = analysis.decision.hold or (() if held is None else (Reason("HELD_BACK", held),))
@@ -378,7 +398,7 @@ class Reflector:
             "text": text if held is None else f"{text}; {held}",
             "reasons": [{"code": r.code, "text": r.text, "numbers": dict(r.numbers)} for r in reasons],
         }
-        with self._store.write() as db:
+        with write() as db:
             fleet.decided(db, endpoint.name, body)
 
     def _held_back(self, endpoint: EndpointSettings, advice: Recommendation, now: float) -> str | None:
@@ -406,22 +426,24 @@ class Reflector:
                     return f"rejected by {row['state_by']}"
         return None
 
-    def _propose(self, endpoint: EndpointSettings, advice: Recommendation, plan: Plan | None, now: float) -> None:
+    def _propose(
+        self, endpoint: EndpointSettings, advice: Recommendation, plan: Plan | None, now: float, write: _Write
+    ) -> None:
         with self._store.read() as db:
             open_rows = recommendations.listed(db, endpoint=endpoint.name, states=recommendations.OPEN)
         same = next((r for r in open_rows if r["fingerprint"] == advice.fingerprint), None)
-        self._withdraw(endpoint.name, same["id"] if same else None, now)
+        self._withdraw(endpoint.name, same["id"] if same else None, now, write)
         self._metrics.saving.labels(endpoint.name).set(advice.saving_per_month or 0.0)
         if same is None:
-            self._insert(advice, plan, now, "flyball")
+            self._insert(advice, plan, now, "flyball", write)
             return
         if not _moved(same, advice, plan):
             return
-        with self._store.write() as db:
+        with write() as db:
             values = _figures(advice, plan) | {"expires_at": now + endpoint.policy.expires_s}
             recommendations.refresh(db, same["id"], revision=same["revision"], now=now, values=values)
 
-    def _insert(self, advice: Recommendation, plan: Plan | None, now: float, by: str) -> str:
+    def _insert(self, advice: Recommendation, plan: Plan | None, now: float, by: str, write: _Write) -> str:
         endpoint = self._settings.endpoint(advice.endpoint)
         identity = recommendations.new_id()
         auto = endpoint.mode == "auto" and advice.direction in endpoint.policy.auto and advice.risk != "high"
@@ -441,7 +463,7 @@ class Reflector:
             "decided_at": None,
             **_figures(advice, plan),
         }
-        with self._store.write() as db:
+        with write() as db:
             if by != "flyball":
                 self._supersede_others(db, advice.endpoint, now)
             recommendations.insert(db, row)
@@ -474,9 +496,9 @@ class Reflector:
                 reason="a person asked for another change",
             )
 
-    def _withdraw(self, endpoint: str, keep: str | None, now: float) -> None:
+    def _withdraw(self, endpoint: str, keep: str | None, now: float, write: _Write) -> None:
         """Supersede the endpoint's other open advice that Flyball itself gave."""
-        with self._store.write() as db:
+        with write() as db:
             for row in recommendations.listed(db, endpoint=endpoint, states=recommendations.OPEN):
                 if row["id"] != keep and row["requested_by"] == "flyball":
                     reason = "the evidence now calls for something else" if keep else "no longer called for"

@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from agent import charts, views
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, outbox, windows
+from agent.store import Store, changes, control, outbox, windows
 from agent.store import recommendations as advice
+from agent.store.control import Lead
 from agent.store.evidence import judged, main_source
 from agent.store.windows import ROLLUPS
 from analyzers.money import Cost, Total, and_unknown, parts, per_month
@@ -78,8 +79,12 @@ def weekly(
     now: float,
     path: Path | None = None,
     only_with_data: bool = False,
+    lead: Lead | None = None,
 ) -> Path | None:
-    """Write the report of ``start``..``end`` and note it. None where ``only_with_data`` and nothing was observed."""
+    """Write the report of ``start``..``end`` and note it. None where ``only_with_data`` and nothing was observed.
+
+    lead: who makes it, where it is not a person; raises LostLease, and nothing is noted, where that is no longer the truth.
+    """
     figures = summary(store, settings, start=start, end=end)
     if only_with_data and not any(e["coverage"] for e in figures["endpoints"]):
         return None
@@ -88,7 +93,7 @@ def weekly(
     partial = file.with_suffix(".partial")
     partial.write_text(_render(store, settings, figures, now), encoding="utf-8")
     partial.replace(file)
-    with store.write() as db:
+    with store.write() if lead is None else control.leading(store, lead) as db:
         outbox.add_report(db, start=start, end=end, now=now, path=str(file), summary=figures)
         if settings.slack is not None:
             outbox.put(db, channel="slack", kind="report", subject=str(file), revision=int(end), now=now)

@@ -22,6 +22,7 @@ from agent.settings import CollectSettings, EndpointSettings
 from agent.spool import Spool
 from agent.store import Store, fleet, windows
 from agent.store.windows import Entry
+from analyzers.money import Tariff, Usage
 from analyzers.policy import Catalogue
 from collectors.base import NO_SERIES, Collector, FleetMember, Target
 from collectors.builder import WindowBuilder
@@ -79,8 +80,10 @@ class WatchedEndpoint:
     collectors: Mapping[str, Source]
     actuator: Actuator
     catalogue: Catalogue = field(default_factory=Catalogue)
-    price_per_hour: float | None = None
-    """US dollars of the whole endpoint, as it is now; None: unknown."""
+    tariff: Tariff = field(default_factory=Tariff)
+    """What its shape is paid for by, as that was last seen. Without a price where none is known."""
+    reserved: float | None = None
+    """Replicas, as they were last seen; None: not known."""
     live: LiveState | None = None
     replicas: Mapping[str, str] = field(default_factory=dict)
     """Name to address, as the system last said: they are read on while it says nothing."""
@@ -110,7 +113,17 @@ class WatchedEndpoint:
             shape = self.catalogue.with_size(shape, shape.size)
         self.live = replace(live, shape=shape)
         self.replicas = dict(live.targets)
-        self.price_per_hour = self.catalogue.per_hour(shape, live.serving)
+        self.tariff = self.catalogue.tariff(shape)
+        self.reserved = live.serving if shape.replicas is None else shape.replicas
+
+    @property
+    def price_per_hour(self) -> float | None:
+        """US dollars of the whole endpoint, as it is now; None: unknown."""
+        return self.tariff.cost(Usage(hours=1.0, replica_hours=self.reserved)).usd
+
+    def entry_of(self, window: Window) -> windows.Entry:
+        """A window with what its time cost, by the prices and the replicas of now."""
+        return windows.entry_of(window, self.tariff, self.reserved)
 
     def targets(self) -> list[Target]:
         """Each replica where the system knows them, otherwise the one address."""
@@ -267,7 +280,7 @@ class Watcher:
         for window in closed:
             self._metrics.windows.labels(window.endpoint, window.source).inc()
             self._metrics.coverage.labels(window.endpoint, window.source).set(window.coverage)
-        entries = [windows.entry_of(w, self._watched[w.endpoint].price_per_hour) for w in closed]
+        entries = [self._watched[window.endpoint].entry_of(window) for window in closed]
         monotonic = self._clock.monotonic()
         health = [row for watched in self._watched.values() for row in watched.health_rows(now, monotonic)]
         await self._keep(entries, health)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 from analyzers.objective import Objective, ObjectiveTarget
+from analyzers.strict import nearest
 from analyzers.whatif.model import EngineModel
 from collectors.durations import seconds_of
 
@@ -129,13 +129,6 @@ def price(value: Value, name: str) -> float | None:
     if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
         raise BadQuestion(f"{name}={value}: write US dollars, such as 2.5")
     return positive(value, name, zero=True)
-
-
-def nearest(given: str, known: Iterable[str]) -> str:
-    """What to do about an unknown name."""
-    names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names) or 'none'}"
 
 
 def engine_settings(model: EngineModel) -> set[str]:

@@ -10,6 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from collectors.window import Window
+
+#: A share of an interval from which on it counts as all of it.
+_WHOLE = 0.999
 #: Of a month, as the vendors' calculators have it.
 HOURS_PER_MONTH = 730.0
 
@@ -46,6 +50,16 @@ class Usage:
     """Of the prompt tokens. None is taken for none: where a cache is not told of, nothing is billed as cached."""
     output_tokens: float | None = None
     requests: float | None = None
+
+    @classmethod
+    def of(cls, window: Window, replicas: float | None = None) -> Usage:
+        """Of an endpoint over a window, with so many replicas; None: not known. Tokens that were seen in a part of it only are not known."""
+        hours = window.duration_s / 3600.0
+        counted = {
+            name: window.count(name) if window.coverage_of(name) >= _WHOLE else None
+            for name in ("prompt_tokens", "cached_prompt_tokens", "output_tokens", "requests")
+        }
+        return cls(hours=hours, replica_hours=None if replicas is None else replicas * hours, **counted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from typing import Any
 
 from actuators.shape import Autoscaling, Shape
 from analyzers import grammar
-from analyzers.grammar import BadQuestion, Value, nearest
+from analyzers.grammar import BadQuestion, Value
 from analyzers.hardware import find
 from analyzers.policy import Catalogue
+from analyzers.strict import nearest
 
 #: Engine arguments whose effect is replayed.
 ENGINE_ARGUMENTS = (

@@ -9,6 +9,7 @@ answer means.
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import http.cookiejar
 import socket
 import ssl
@@ -35,6 +36,8 @@ _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _KEEP_IDLE_S = 4.0
 #: After its deadline a request that still goes on is cancelled after all.
 _GRACE_S = 5.0
+#: An answer older or newer than this is a stale cache's, or one of the two clocks is wrong: neither is fit to decide on.
+_MAX_SKEW_S = 300.0
 #: Kinds that mean that there was no answer at all.
 _NO_ANSWER = frozenset(("down", "dns", "tls", "timeout"))
 
@@ -330,6 +333,23 @@ def check_status(status: int, url: str, body: bytes = b"") -> None:
     if 400 <= status < 600:
         raise CollectError(f"http_{status // 100}xx", detail)
     raise CollectError("protocol", f"{detail}, which is not an answer to this request")
+
+
+def check_clock(answer: HttpAnswer, now: float) -> None:
+    """Raises CollectError ``clock_skew`` when the answer's Date is more than five minutes from ``now``."""
+    date = answer.headers.get("date")
+    if date is None:
+        return
+    try:
+        there = email.utils.parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, OverflowError, OSError):  # no date that can be: nothing to compare with
+        return
+    if abs(there - now) > _MAX_SKEW_S:
+        raise CollectError(
+            "clock_skew",
+            f"the answer is dated {there - now:+.0f} s from our clock: a cache gives old pages, or a clock is wrong. "
+            "Set both by NTP, and read past any cache",
+        )
 
 
 async def _read(response: httpx.Response, max_bytes: int) -> bytes:

@@ -5,7 +5,6 @@ Owns the names and what they mean in Flyball's words. Adds nothing up over time:
 
 from __future__ import annotations
 
-import email.utils
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +16,10 @@ from collectors.base import Scope, SourceContext, Target
 from collectors.discovery import Support
 from collectors.door import GREATEST, check_histogram, total
 from collectors.exposition import Exposition, Labels, Samples
-from collectors.http import Http, HttpAnswer
+from collectors.http import Http, check_clock
 from collectors.text import clean
 from collectors.window import CollectError, Histogram, Reading
 
-#: A page older or newer than this is a stale cache's, or one of the two clocks is wrong: neither is fit to decide on.
-_MAX_SKEW_S = 300.0
 _VERSION_TRIES = 3
 _MAX_TARGETS = 4096
 _MAX_ENGINES = 256
@@ -169,23 +166,6 @@ async def _fetch_version(http: Http, target: Target, timeout_s: float) -> str | 
     except (CollectError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return clean(version) if isinstance(version, str) else None
-
-
-def check_clock(answer: HttpAnswer, now: float) -> None:
-    """Raises CollectError ``clock_skew`` when the answer's Date is more than five minutes from ``now``."""
-    date = answer.headers.get("date")
-    if date is None:
-        return
-    try:
-        there = email.utils.parsedate_to_datetime(date).timestamp()
-    except (ValueError, TypeError, OverflowError, OSError):  # no date that can be: nothing to compare with
-        return
-    if abs(there - now) > _MAX_SKEW_S:
-        raise CollectError(
-            "clock_skew",
-            f"the answer is dated {there - now:+.0f} s from our clock: a cache gives old pages, or a clock is wrong. "
-            "Set both by NTP, and read past any cache",
-        )
 
 
 def readings_of(samples: Samples, target: str, model: str | None, at: float) -> list[Reading]:

@@ -170,7 +170,8 @@ async def _tune(
 
     from agent.clock import WallClock
     from agent.tune.run import Tune, estimate
-    from analyzers.grammar import BadQuestion, nearest
+    from analyzers.grammar import BadQuestion
+    from analyzers.strict import nearest
     from collectors.http import Http
 
     names = [e.name for e in settings.endpoints]

@@ -20,7 +20,8 @@ from agent.simulate.request import (
     loaded,
     warmup_of,
 )
-from analyzers.grammar import BadQuestion, nearest, objective, positive, span
+from analyzers.grammar import BadQuestion, objective, positive, span
+from analyzers.strict import nearest
 from collectors.openai import Api
 from collectors.traffic.cluster import Cluster
 from collectors.traffic.connection import resolve

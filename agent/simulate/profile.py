@@ -22,7 +22,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from analyzers.grammar import BadQuestion, nearest
+from analyzers.grammar import BadQuestion
+from analyzers.strict import nearest
 from collectors.plan import Rates
 
 _CURVES = ("rate", "steps", "points", "day", "bursts")

@@ -89,4 +89,4 @@ def to_store(store: Store, outcome: TrafficOutcome, window_s: float) -> int:
         )
     made = windows_of(run.tally, width, endpoint, window_s, run.started_at, run.elapsed_s)
     with store.write() as db:
-        return windows.save(db, made, {endpoint: outcome.traffic.prices.usd_per_hour})
+        return windows.save(db, made, {endpoint: outcome.traffic.prices.tariff})

@@ -14,7 +14,8 @@ from agent.metrics import Metrics
 from agent.settings import Settings, SlackSettings
 from agent.slack import message
 from agent.slack.receive import Reply, allowed_url
-from agent.store import Store, changes, fleet, outbox, recommendations
+from agent.store import Store, changes, control, fleet, outbox, recommendations
+from agent.store.control import Lead, LostLease
 from collectors.clock import Clock
 from collectors.http import Http
 
@@ -57,8 +58,8 @@ class Sender:
         self._clock = clock
         self._metrics = metrics
 
-    async def cycle(self) -> int:
-        """Send what is due, one at a time. Returns how many got out.
+    async def cycle(self, lead: Lead) -> int:
+        """Send what is due, one at a time. Returns how many got out. Raises LostLease where ``lead`` is no longer the truth.
 
         One message that cannot be made costs no other its way out. Where nobody answers, the rest waits: a channel that is away is
         asked once a cycle, and not once a message.
@@ -67,29 +68,29 @@ class Sender:
         if slack is None:
             return 0
         sent = 0
-        for item in await asyncio.to_thread(self._due):
+        for item in await asyncio.to_thread(self._due, lead):
             try:
-                payload = await asyncio.to_thread(self._payload, item, slack)
-            except SQLAlchemyError:
-                raise  # the database's trouble, and not this message's
+                payload = await asyncio.to_thread(self._payload, item, slack, lead)
+            except (SQLAlchemyError, LostLease):
+                raise  # the database's trouble or this leader's, and not this message's
             except Exception as error:  # the boundary around each message
                 log.exception("message_not_made", subject=item["subject"], kind=item["kind"])
                 await asyncio.to_thread(
-                    self._settle, item, f"cannot be made: {type(error).__name__}: {error}", _UNMADE_S
+                    self._settle, item, f"cannot be made: {type(error).__name__}: {error}", _UNMADE_S, lead
                 )
                 continue
             if payload is None:
                 continue
             delivery = await self._post(slack.webhook_url.get_secret_value(), payload, slack)
-            await asyncio.to_thread(self._settle, item, delivery.problem, delivery.retry_s)
+            await asyncio.to_thread(self._settle, item, delivery.problem, delivery.retry_s, lead)
             sent += delivery.problem is None
             if delivery.away:
                 break
         return sent
 
-    def _due(self) -> list[outbox.Row]:
+    def _due(self, lead: Lead) -> list[outbox.Row]:
         now = self._clock.now()
-        with self._store.write() as db:
+        with control.leading(self._store, lead) as db:
             for row in recommendations.listed(db, states=["proposed"]):  # one that woke from a snooze, too
                 outbox.put(
                     db, channel="slack", kind="recommendation", subject=row["id"], revision=row["revision"], now=now
@@ -116,10 +117,10 @@ class Sender:
         if delivery.problem is not None:
             log.warning("slack_answer_failed", error=delivery.problem)
 
-    def _payload(self, item: outbox.Row, slack: SlackSettings) -> dict[str, Any] | None:
+    def _payload(self, item: outbox.Row, slack: SlackSettings, lead: Lead) -> dict[str, Any] | None:
         """The message as it is now; None, and the item closed, where there is nothing to say any more."""
         now = self._clock.now()
-        with self._store.write() as db:
+        with control.leading(self._store, lead) as db:
             if item["kind"] == "change":
                 change = changes.get(db, item["subject"])
                 if change is not None:
@@ -176,10 +177,10 @@ class Sender:
         permanent = text in PERMANENT or answer.status in (403, 404, 410)
         return _Delivery(f"HTTP {answer.status} {text}", None if permanent else 60.0, away=answer.status >= 500)
 
-    def _settle(self, item: outbox.Row, problem: str | None, retry_s: float | None) -> None:
+    def _settle(self, item: outbox.Row, problem: str | None, retry_s: float | None, lead: Lead) -> None:
         now = self._clock.now()
         self._metrics.messages.labels("slack", "sent" if problem is None else "failed").inc()
-        with self._store.write() as db:
+        with control.leading(self._store, lead) as db:
             if problem is None:
                 outbox.sent(db, item["id"], now)
                 if item["kind"] == "recommendation":

@@ -15,7 +15,7 @@ from sqlalchemy import exc
 from agent.store import schema
 from agent.store.database import Store
 from agent.store.sql import upsert
-from analyzers.money import Cost
+from analyzers.money import Cost, Tariff, Usage
 from collectors.metrics import names
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Range, Window
@@ -45,15 +45,15 @@ class Entry(NamedTuple):
     """Of the whole endpoint over the window; None: unknown."""
 
 
-def save(db: sa.Connection, windows: Sequence[Window], price_per_hour: Mapping[str, float | None] | None = None) -> int:
-    """Save windows at a price. ``price_per_hour`` is the whole endpoint's, by name. As ``save_entries``."""
-    prices = price_per_hour or {}
-    return save_entries(db, [entry_of(w, prices.get(w.endpoint)) for w in windows])
+def save(db: sa.Connection, windows: Sequence[Window], tariffs: Mapping[str, Tariff] | None = None) -> int:
+    """Save windows at the tariffs of their endpoints, by name. As ``save_entries``."""
+    known = tariffs or {}
+    return save_entries(db, [entry_of(w, known.get(w.endpoint, Tariff())) for w in windows])
 
 
-def entry_of(window: Window, price_per_hour: float | None) -> Entry:
-    """``price_per_hour``: US dollars of the whole endpoint; None: unknown."""
-    return Entry(window, None if price_per_hour is None else price_per_hour * window.duration_s / 3600)
+def entry_of(window: Window, tariff: Tariff, replicas: float | None = None) -> Entry:
+    """At a tariff, with so many replicas; None: not known."""
+    return Entry(window, tariff.cost(Usage.of(window, replicas)).usd)
 
 
 def save_entries(db: sa.Connection, entries: Sequence[Entry]) -> int:

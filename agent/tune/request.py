@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from actuators.shape import Shape
-from analyzers.grammar import BadQuestion, nearest, place
+from analyzers.grammar import BadQuestion, place
 from analyzers.objective import Objective
 from analyzers.shapes import FIELDS, Vocabulary, changed_shape
+from analyzers.strict import nearest
 from collectors.plan import Lengths
 
 #: A space with more shapes than these is a slip of the pen.

@@ -29,6 +29,7 @@ from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict, Prediction
 from analyzers.shapes import Vocabulary, shape_of
+from analyzers.strict import nearest
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.engine import Router
 from analyzers.whatif.predict import Ensemble, replicas_of
@@ -75,7 +76,7 @@ def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, no
     """Raises BadQuestion on an unknown endpoint."""
     names = [e.name for e in settings.endpoints]
     if endpoint not in names:
-        raise BadQuestion(f"--endpoint {endpoint}: {grammar.nearest(endpoint, names)}")
+        raise BadQuestion(f"--endpoint {endpoint}: {nearest(endpoint, names)}")
     chosen = settings.endpoint(endpoint)
     width = settings.collect.window_s
     end = now // width * width

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analyzers.grammar import nearest
 from analyzers.kinds.base import Kind
 from analyzers.kinds.engine.engines import Engines
 from analyzers.kinds.engine.kind import EngineKind
@@ -15,6 +14,7 @@ from analyzers.kinds.serverless.function import ServerlessFunction
 from analyzers.kinds.system import DescribedSystem, ReplaySystem, check_version
 from analyzers.kinds.vm.kind import VmKind
 from analyzers.kinds.vm.machines import Machines
+from analyzers.strict import nearest
 
 SYSTEMS: dict[str, type[DescribedSystem]] = {
     kind.kind: kind for kind in (Machines, QuotaDeployment, ServerlessFunction, PtuDeployment)

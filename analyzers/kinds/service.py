@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from analyzers.strict import NumberOrArray
 from analyzers.whatif.distribution import Bins, Distribution, Samples
 from collectors.workload import Floats, Ints, Workload
 
@@ -159,8 +160,8 @@ class Speed:
     ttft_s, tpot_s: seconds; a constant, or observed values to draw from. Two lists of one length are drawn in pairs.
     """
 
-    ttft_s: float | Floats
-    tpot_s: float | Floats
+    ttft_s: NumberOrArray
+    tpot_s: NumberOrArray
     per_prompt_token_s: float = 0.0
 
     def __post_init__(self) -> None:

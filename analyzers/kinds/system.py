@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
-from analyzers.kinds import strict
+from analyzers import strict
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result
 from analyzers.money import Tariff, Unit, Usage
 from analyzers.prediction import CannotPredict
@@ -66,7 +66,7 @@ class DescribedSystem:
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Self:
         """Raises ValueError that names the field."""
-        return strict.made(cls, data)
+        return strict.read(cls, data)
 
     @property
     def label(self) -> str:

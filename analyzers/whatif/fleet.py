@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 
+from analyzers.strict import APART
 from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
 from collectors.workload import Floats, Ints
 
@@ -41,7 +42,7 @@ class ReplicaFleet:
     """Ready at time 0."""
     cold_start_s: float
     """From the wish for a replica to its first request."""
-    policy: ScalingPolicy | None = None
+    policy: Annotated[ScalingPolicy | None, APART] = None
     schedule: tuple[tuple[float, int], ...] = ()
     """(at_s, replicas wanted from then on), ascending. Not beside a policy."""
     failures: tuple[tuple[float, float], ...] = ()

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from analyzers import strict
+
 SCHEMA_VERSION = 1
 
 
@@ -121,44 +123,19 @@ class EngineModel:
     @classmethod
     def from_dict(cls, data: object) -> EngineModel:
         """The reverse of ``to_dict``. Raises ValueError that names the field: unknown, missing, or not what it must be."""
-        top = _object(data, "", ("schema_version", "iteration", "limits", "chunked_prefill", "accept_length", "source"))
-        version = top.get("schema_version")
+        if not isinstance(data, Mapping):
+            raise ValueError(f"the engine file must be an object, not {data!r}")
+        version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ValueError(f"schema_version: {version!r} is not known to this program, which reads {SCHEMA_VERSION}")
-        for name in ("iteration", "limits"):
-            if name not in top:
-                raise ValueError(f"{name}: missing")
-        chunked = top.get("chunked_prefill", True)
-        if not isinstance(chunked, bool):
-            raise ValueError(f"chunked_prefill must be true or false, not {chunked!r}")
-        source = top.get("source", {})
-        if not isinstance(source, Mapping):
-            raise ValueError("source must be an object")
-        iteration = _object(top["iteration"], "iteration.", tuple(f.name for f in fields(IterationCost)))
-        limits = _object(top["limits"], "limits.", tuple(f.name for f in fields(EngineLimits)))
-        for prefix, given, needed in (
-            ("iteration.", iteration, tuple(f.name for f in fields(IterationCost))),
-            ("limits.", limits, ("max_num_seqs", "max_num_batched_tokens")),
-        ):
-            for name in needed:
-                if name not in given:
-                    raise ValueError(f"{prefix}{name}: missing")
-        return cls(
-            IterationCost(**iteration), EngineLimits(**limits), chunked, dict(source), top.get("accept_length", 1.0)
-        )
+        rest = {name: value for name, value in data.items() if name != "schema_version"}
+        model = strict.read(cls, rest, also=("schema_version",))
+        for f in fields(IterationCost):
+            if f.name not in rest["iteration"]:  # what costs nothing says 0 in a file
+                raise ValueError(f"iteration.{f.name}: missing")
+        return replace(model, source=dict(rest.get("source", {})))
 
     @classmethod
     def from_json(cls, text: str) -> EngineModel:
         """From the ENGINE.json text. Raises ValueError, also where it is not JSON."""
         return cls.from_dict(json.loads(text))
-
-
-def _object(data: object, prefix: str, known: tuple[str, ...]) -> Mapping[str, Any]:
-    """``data`` as a JSON object that has no other fields than ``known``."""
-    where = prefix.rstrip(".") or "the engine file"
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where}: expected an object")
-    for name in data:
-        if name not in known:
-            raise ValueError(f"{prefix}{name}: unknown field; known here: {', '.join(known)}")
-    return data

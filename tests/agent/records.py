@@ -11,6 +11,7 @@ from agent.store import audit as audit_table
 from agent.tune.request import Budget, Effort, Load, TuneRequest
 from analyzers.finding import Evidence, Finding, Reason, Severity
 from analyzers.finding import Kind as FindingKind
+from analyzers.money import Tariff, Unit
 from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction
 from analyzers.recommendation import Money, ObservedTarget, Option, Recommendation
@@ -172,7 +173,7 @@ def fill(store: Store, *, now: float = T0 + 3600, text: str = "half of it idles"
     start = now // 60 * 60 - 3600
     minutes = [window(start + 60 * i, coverage=0.0 if 20 <= i < 30 else 1.0) for i in range(60)]
     with store.write() as db:
-        windows.save(db, minutes, {"chat": 2.0})
+        windows.save(db, minutes, {"chat": Tariff.of({Unit.HOUR: 2.0})})
         fleet.saw_shape(db, "chat", shape_row(now))
         fleet.found(db, "chat", [finding(text=text)], now)
         fleet.source_health(db, [_source("chat", "vllm", now)])

@@ -8,6 +8,7 @@ from pathlib import Path
 from actuators.shape import Shape
 from agent.clock import WallClock
 from agent.store import Store, fleet, windows
+from analyzers.money import Tariff, Unit
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from tests.analyzers.whatif.reference_server import poisson
 from tests.analyzers.whatif.reference_server import windows as served
@@ -43,7 +44,7 @@ def write(folder: Path, template: Path) -> Path:
         replace(w, start=now - 1200 + w.start) for w in busy
     ]
     with store.write() as db:
-        windows.save(db, rows, {"chat": 3.5})
+        windows.save(db, rows, {"chat": Tariff.of({Unit.HOUR: 3.5})})
         fleet.saw_shape(
             db, "chat",
             {"shape": SHAPE.as_dict(), "shape_version": "v", "ready": True, "detail": "", "seen_at": now, "price_per_hour": 3.5},

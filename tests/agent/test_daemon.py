@@ -10,9 +10,11 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 import yaml
@@ -25,6 +27,7 @@ from agent.settings import Settings
 from agent.store import Store, outbox, schema, windows
 from collectors.http import Http
 from collectors.window import Window
+from tests.actuators.support import free_port
 from tests.agent.daemons import Daemon, running, write_settings
 from tests.collectors.pages import v0_9
 from tests.collectors.servers import Handler, Request, Served, answering, serve
@@ -111,6 +114,31 @@ def test_sighup_takes_new_settings_in(tmp_path: Path, vllm: Served) -> None:
         change_settings(config, endpoints=[endpoint("chat", vllm.url), endpoint("second", vllm.url)])
         daemon.signal(signal.SIGHUP)
         daemon.until(lambda: daemon.lines("reloaded"), "the settings are reloaded")
+        daemon.ready()
+        daemon.until(lambda: _newest(daemon, "second"), "the new endpoint has been read")
+        assert daemon.stop(WITHIN_S) == 0
+
+
+def test_sighup_is_heeded_while_somebody_holds_the_database(tmp_path: Path, vllm: Served) -> None:
+    """New settings are taken or refused at once; until the old ones are put away the process lives, as systemd can hear."""
+    config = write_settings(tmp_path, [endpoint("chat", vllm.url)])
+    good = config.read_text()
+    with _systemd() as (listening, env), running(config, env=env) as daemon:
+        daemon.ready()
+        with _write_lock(tmp_path):
+            config.write_text("endpoints: [")
+            daemon.signal(signal.SIGHUP)
+            daemon.until(lambda: daemon.lines("reload_refused"), "broken settings are refused")
+            assert daemon.get("/healthz")[0] in (200, 503), "its pages answer"
+            config.write_text(good)
+            change_settings(config, endpoints=[endpoint("chat", vllm.url), endpoint("second", vllm.url)])
+            daemon.signal(signal.SIGHUP)
+            daemon.until(lambda: daemon.lines("reloaded"), "the settings are reloaded")
+            _drain(listening)
+            for _ in range(15):
+                _hears(listening, "WATCHDOG=1")
+            assert len(daemon.lines("started")) == 1, "it had begun again already, so nothing was waited for"
+        daemon.until(lambda: len(daemon.lines("started")) == 2, "it begins with the new settings")
         daemon.ready()
         daemon.until(lambda: _newest(daemon, "second"), "the new endpoint has been read")
         assert daemon.stop(WITHIN_S) == 0
@@ -255,25 +283,80 @@ def test_a_second_daemon_stands_by_and_takes_over(tmp_path: Path, vllm: Served) 
 # -- systemd, traces, logs ---------------------------------------------------------------------------------------------
 
 
-def test_systemd_is_told(tmp_path: Path, vllm: Served) -> None:
+@contextmanager
+def _systemd() -> Iterator[tuple[socket.socket, dict[str, str]]]:
+    """Where systemd listens, and what it tells the daemon; it wants to hear from it every second."""
     address = f"/tmp/flyball-test-{os.getpid()}.sock"  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(address)
         listening.settimeout(60)
         try:
-            env = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000000"}
-            with running(write_settings(tmp_path, [endpoint("chat", vllm.url)]), env=env) as daemon:
-                assert _hears(listening, "READY=1") == ["READY=1", "STATUS=watching 1 endpoints"]
-                _hears(listening, "WATCHDOG=1")
-                _hears(listening, "WATCHDOG=1")
-                daemon.signal(signal.SIGHUP)
-                assert re.fullmatch(r"MONOTONIC_USEC=\d+", _hears(listening, "RELOADING=1")[1])
-                _hears(listening, "READY=1")
-                daemon.signal(signal.SIGTERM)
-                _hears(listening, "STOPPING=1")
-                assert daemon.process.wait(WITHIN_S) == 0
+            yield listening, {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000000"}
         finally:
             Path(address).unlink()
+
+
+def test_systemd_is_told(tmp_path: Path, vllm: Served) -> None:
+    with (
+        _systemd() as (listening, env),
+        running(write_settings(tmp_path, [endpoint("chat", vllm.url)]), env=env) as daemon,
+    ):
+        assert _hears(listening, "READY=1") == ["READY=1", "STATUS=watching 1 endpoints"]
+        _hears(listening, "WATCHDOG=1")
+        _hears(listening, "WATCHDOG=1")
+        daemon.signal(signal.SIGHUP)
+        assert re.fullmatch(r"MONOTONIC_USEC=\d+", _hears(listening, "RELOADING=1")[1])
+        _hears(listening, "READY=1")
+        daemon.signal(signal.SIGTERM)
+        _hears(listening, "STOPPING=1")
+        assert daemon.process.wait(WITHIN_S) == 0
+
+
+def test_the_watchdog_is_fed_by_a_living_process_whatever_its_peers_do(tmp_path: Path) -> None:
+    absent = f"http://127.0.0.1:{free_port()}"
+    with serve(hanging()) as stuck, _systemd() as (listening, env):
+        config = write_settings(
+            tmp_path,
+            [endpoint("stuck", stuck.url), endpoint("absent", absent)],
+            collect={"interval_s": 0.5, "window_s": 1, "timeout_s": 60},
+        )
+        with running(config, env=env) as daemon:
+            daemon.until(lambda: stuck.requests and daemon.lines("read_failed"), "one hangs and one is not there")
+            with _write_lock(tmp_path):
+                _drain(listening)
+                for _ in range(10):
+                    _hears(listening, "WATCHDOG=1")
+            daemon.signal(signal.SIGSTOP)
+            process = psutil.Process(daemon.process.pid)
+            daemon.until(lambda: process.status() == psutil.STATUS_STOPPED, "it stands still")
+            _drain(listening)
+            listening.settimeout(2)
+            with pytest.raises(TimeoutError):  # one that does not live is not taken for one that does
+                listening.recv(4096)
+            listening.settimeout(60)
+            daemon.signal(signal.SIGCONT)
+            _hears(listening, "WATCHDOG=1")
+            assert daemon.stop(WITHIN_S) == 0
+
+
+@contextmanager
+def _write_lock(folder: Path) -> Iterator[None]:
+    """Held by another process, as far as the daemon can tell."""
+    other = sqlite3.connect(folder / "flyball.db", isolation_level=None, timeout=60)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+    finally:
+        other.close()
+
+
+def _drain(listening: socket.socket) -> None:
+    """Until nothing that was sent before is left to hear."""
+    listening.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            listening.recv(4096)
+    listening.settimeout(60)
 
 
 def _hears(listening: socket.socket, state: str) -> list[str]:

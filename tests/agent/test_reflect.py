@@ -10,20 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from opentelemetry.trace import NoOpTracer
 
 from actuators.base import LiveState
 from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
 from agent import reflect
+from agent.apply import LEASE
 from agent.clock import VirtualClock
 from agent.metrics import Metrics
 from agent.reflect import Reflector
 from agent.settings import Settings
-from agent.store import Store, fleet, recommendations, windows
+from agent.store import Store, control, fleet, recommendations, schema, windows
+from agent.store.control import Lead
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, watched_of
 from analyzers.hardware import ACCELERATORS
+from analyzers.money import Tariff, Unit
 from analyzers.policy import Catalogue
 from analyzers.whatif.calibrate import calibrate
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
@@ -62,8 +66,11 @@ class Planner(ReadOnlyActuator):
 
     def __init__(self) -> None:
         self.hangs = False
+        self.meanwhile: Callable[[], None] | None = None
 
     async def plan(self, live: LiveState, wanted: Shape) -> Plan:
+        if self.meanwhile is not None:
+            self.meanwhile()
         if self.hangs:
             await asyncio.Event().wait()
         return Plan("e", "none", live.shape, wanted, live.version, (), False, 0.0, "none needed")
@@ -98,6 +105,18 @@ class House:
                 windows.save(db, [_of(name, w, T0 + i * 60) for i, w in enumerate(seen)])
         self.watched = {e.name: self._watched(e.name) for e in self.settings.endpoints}
         self.reflector = self.another()
+        self.lead = self.leads("here")
+
+    def leads(self, holder: str) -> Lead:
+        """Whoever led before is deposed."""
+        with self.store.write() as db:
+            db.execute(sa.update(schema.leases).values(expires_at=0.0))
+            lead = control.acquire(db, LEASE, holder, 1e9)
+        assert lead is not None
+        return lead
+
+    def depose(self) -> None:
+        self.leads("there")
 
     def another(self) -> Reflector:
         """As after a restart."""
@@ -109,7 +128,7 @@ class House:
         watched = watched_of(self.settings, self.settings.endpoint(name), environment)
         watched.actuator, watched.catalogue = Planner(), catalogue
         watched.live = LIVE
-        watched.price_per_hour = 2.0
+        watched.tariff = Tariff.of({Unit.HOUR: 2.0})
         return watched
 
     def prices(self, name: str, act: Callable[[], None]) -> Prices:
@@ -126,7 +145,7 @@ class House:
                 fleet.keep_calibration(db, name, key=found.key, now=T0, body=found.as_dict())
 
     def cycle(self) -> None:
-        asyncio.run(self.reflector.cycle_all(self.watched.values()))
+        asyncio.run(self.reflector.cycle_all(self.watched.values(), self.lead))
 
     def decided(self) -> set[str]:
         with self.store.read() as db:
@@ -224,6 +243,36 @@ def test_evidence_is_read_while_another_writes(tmp_path: Path) -> None:
         fleet.saw_shape(db, "other", {"shape": {}, "shape_version": "", "ready": True, "detail": "", "seen_at": T0})
         found = house.reflector._evidence(house.watched["a"], LIVE, house.clock.now())
     assert len(found.situation.windows) == 10
+
+
+def test_a_deposed_leader_keeps_nothing_of_what_it_thought(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"])
+    house.prices("a", house.depose)  # in the middle of the analysis
+    house.cycle()
+    with house.store.read() as db:
+        assert not recommendations.listed(db)
+        assert db.execute(sa.select(schema.findings)).all() == []
+    assert house.decided() == set()
+    house.reflector, house.lead = house.another(), house.leads("here")
+    house.prices("a", lambda: None)
+    house.cycle()
+    with house.store.read() as db:
+        assert [row["endpoint"] for row in recommendations.listed(db)] == ["a"]
+    assert house.decided() == {"a"}
+
+
+def test_a_leader_deposed_before_the_plan_is_there_gives_no_advice(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"])
+    planner = house.watched["a"].actuator
+    assert isinstance(planner, Planner)
+    planner.meanwhile = house.depose
+    house.cycle()
+    with house.store.read() as db:
+        assert not recommendations.listed(db)
+    planner.meanwhile, house.reflector, house.lead = None, house.another(), house.leads("here")
+    house.cycle()
+    with house.store.read() as db:
+        assert len(recommendations.listed(db)) == 1
 
 
 # -- how an endpoint stands ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from agent import charts, views
 from agent.report import summary, weekly
 from agent.settings import Settings
 from agent.store import Store, changes, outbox, recommendations, windows
+from analyzers.money import Tariff, Unit
 from tests.agent.records import T0, change_row, fill, ledger_row, recommendation_row, window
 
 HOUR = 3600.0
@@ -31,7 +32,7 @@ def week(store: Store) -> Store:
     rows = [window(T0 + 60 * i) for i in range(120)]
     rows += [window(T0 + 60 * i, endpoint="code", coverage=float(i < 30), ttft=(1.0,)) for i in range(60)]
     with store.write() as db:
-        windows.save(db, rows, {"chat": 2.0, "code": 10.0})
+        windows.save(db, rows, {"chat": Tariff.of({Unit.HOUR: 2.0}), "code": Tariff.of({Unit.HOUR: 10.0})})
     return store
 
 
@@ -53,7 +54,9 @@ def test_an_unknown_cost_is_said_and_is_no_zero(week: Store, tmp_path: Path) -> 
     """Spent $14, and an unknown amount on `free`: also where only some of its windows have no price."""
     with week.write() as db:
         windows.save(db, [window(T0 + 60 * i, endpoint="free") for i in range(10)])
-        windows.save(db, [window(T0 + 60 * i, endpoint="half") for i in range(5)], {"half": 6.0})
+        windows.save(
+            db, [window(T0 + 60 * i, endpoint="half") for i in range(5)], {"half": Tariff.of({Unit.HOUR: 6.0})}
+        )
         windows.save(db, [window(T0 + 60 * i, endpoint="half") for i in range(5, 10)])
     chosen = settings(tmp_path, "chat", "code", "free", "half")
     figures = summary(week, chosen, start=T0, end=T0 + 2 * HOUR)

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import logs, views
+from agent.apply import LEASE
 from agent.governor import Governor
 from agent.settings import SlackSettings
 from agent.slack import message
 from agent.slack.send import GIVE_UP_S
-from agent.store import Store, changes, fleet, outbox, recommendations
+from agent.store import Store, changes, control, fleet, outbox, recommendations, schema
 from analyzers.finding import Finding
 from tests.agent.records import T0, advice, change_row, finding, ledger_row, recommendation_row, shape_row
 from tests.agent.slack import (
@@ -220,7 +222,8 @@ def test_a_proposal_says_of_its_breach_itself(store: Store, tmp_path: Path) -> N
 def _sent(made: Governor, server: Served, cycles: int = 1) -> list[dict[str, Any]]:
     async def send() -> None:
         for _ in range(cycles):
-            await made.sender.cycle()
+            await made.take_lead()
+            await made.notify()
 
     asyncio.run(send())
     return [dict(r.json) for r in server.requests]
@@ -387,7 +390,8 @@ def test_it_waits_longer_each_time_and_gives_up_after_a_day(store: Store, tmp_pa
             if row is not None:
                 made.clock.set(row["next_try_at"])  # type: ignore[attr-defined]
             before = made.clock.now()
-            await made.sender.cycle()
+            await made.take_lead()
+            await made.notify()
             waits.append(_outbox(store)["next_try_at"] - before)
 
     with serve(answering("", "500 Oops")) as server, governor(store, tmp_path, **_to(server)) as made:
@@ -471,6 +475,46 @@ def test_a_slack_that_takes_nothing_is_asked_once_a_cycle(store: Store, tmp_path
         propose(store, f"aaaa{number:04d}")
     with serve(answering("", "503 Service Unavailable")) as server, governor(store, tmp_path, **_to(server)) as made:
         assert len(_sent(made, server)) == 1
+
+
+def _depose(store: Store) -> None:
+    with store.write() as db:
+        db.execute(sa.update(schema.leases).values(expires_at=0.0))
+        assert control.acquire(db, LEASE, "another", 1e9) is not None
+
+
+def test_a_deposed_leader_sends_and_queues_nothing(store: Store, tmp_path: Path) -> None:
+    propose(store)
+    with store.write() as db:
+        recommendations.insert(db, recommendation_row("bbbb0002"))  # not queued yet
+
+    async def late(made: Governor) -> None:
+        assert await made.take_lead() is not None
+        _depose(store)
+        await made.notify()
+        assert made.lead is None
+
+    with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
+        asyncio.run(late(made))
+        assert server.requests == []
+    with store.read() as db:
+        assert [(row["subject"], row["state"]) for row in outbox.due(db, T0)] == [("aaaa0001", "waiting")]
+
+
+def test_a_leader_deposed_while_slack_answers_notes_nothing(store: Store, tmp_path: Path) -> None:
+    """The next leader sends it once more: a message may come twice, and what one reads of it is what the one who leads wrote."""
+    propose(store)
+
+    async def handler(request: Any, writer: Any) -> None:
+        await asyncio.to_thread(_depose, store)
+        await answering("ok")(request, writer)
+
+    with serve(handler) as server, governor(store, tmp_path, **_to(server)) as made:
+        assert len(_sent(made, server)) == 1
+        assert made.lead is None
+    with store.read() as db:
+        assert [row["subject"] for row in outbox.due(db, T0)] == ["aaaa0001"]
+    assert state(store) == "proposed"
 
 
 # -- other messages ----------------------------------------------------------------------------------------------------

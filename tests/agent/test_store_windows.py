@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from agent.store import Store, schema, windows
 from agent.store.database import _alembic
-from analyzers.money import Cost
+from analyzers.money import Cost, Tariff, Unit
 from collectors.metrics import names
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Range, Window
@@ -51,7 +51,7 @@ def everything() -> Window:
 def test_a_window_comes_back_exactly(store: Store) -> None:
     saved = everything()
     with store.write() as db:
-        assert windows.save(db, [saved], {"chat": 3.6}) == 1
+        assert windows.save(db, [saved], {"chat": Tariff.of({Unit.HOUR: 3.6})}) == 1
     with store.read() as db:
         (loaded,) = windows.load(db, "chat", "vllm", T0, T0 + 60, 60.0)
         cost = db.execute(sa.select(schema.windows.c.cost_usd)).scalar_one()
@@ -99,19 +99,41 @@ def test_saving_again_changes_nothing(store: Store) -> None:
 def test_a_fuller_window_replaces_its_row_and_a_poorer_one_does_not(store: Store) -> None:
     poor = window(T0, coverage=0.25, counts={"requests": 1.0})
     with store.write() as db:
-        windows.save(db, [poor], {"chat": 1.0})
-        assert windows.save(db, [window(T0)], {"chat": 2.0}) == 1
-        assert windows.save(db, [poor], {"chat": 1.0}) == 0
+        windows.save(db, [poor], {"chat": Tariff.of({Unit.HOUR: 1.0})})
+        assert windows.save(db, [window(T0)], {"chat": Tariff.of({Unit.HOUR: 2.0})}) == 1
+        assert windows.save(db, [poor], {"chat": Tariff.of({Unit.HOUR: 1.0})}) == 0
     with store.read() as db:
         assert windows.load(db, "chat", "vllm", T0, T0 + 60, 60.0) == [window(T0)]
         assert windows.spent(db, "chat", "vllm", T0, T0 + 60, 60.0).usd == pytest.approx(2.0 / 60)
+
+
+def test_a_window_costs_what_its_tariff_says(store: Store) -> None:
+    tokens = Tariff.of({Unit.INPUT_1K: 0.5, Unit.OUTPUT_1K: 2.0})
+    told = window(T0, counts={"prompt_tokens": 4000.0, "output_tokens": 1000.0})
+    seen = {
+        "replicas": windows.entry_of(window(T0), Tariff.of({Unit.REPLICA_HOUR: 3.0}), 4),
+        "nobody knows how many": windows.entry_of(window(T0), Tariff.of({Unit.REPLICA_HOUR: 3.0})),
+        "tokens": windows.entry_of(told, tokens),
+        "tokens in a part of it": windows.entry_of(replace(told, coverage=0.5), tokens),
+        "no price": windows.entry_of(told, Tariff()),
+    }
+    assert {what: entry.cost_usd for what, entry in seen.items()} == {
+        "replicas": pytest.approx(12.0 / 60),
+        "nobody knows how many": None,
+        "tokens": pytest.approx(4.0),
+        "tokens in a part of it": None,
+        "no price": None,
+    }
 
 
 @pytest.mark.parametrize("counts", [{"requests": math.inf}, {"throttled": math.nan}])
 def test_a_number_that_no_page_can_show_is_refused_and_costs_only_its_window(
     counts: dict[str, float], store: Store
 ) -> None:
-    rows = [windows.entry_of(window(T0 + 60 * i, counts=counts if i == 3 else None), 1.0) for i in range(8)]
+    rows = [
+        windows.entry_of(window(T0 + 60 * i, counts=counts if i == 3 else None), Tariff.of({Unit.HOUR: 1.0}))
+        for i in range(8)
+    ]
     ((entry, reason),) = windows.each_saved(store, rows, windows.save_entries)
     assert entry is rows[3]
     assert reason.startswith("ValueError: window")
@@ -136,7 +158,7 @@ def test_what_a_database_never_takes_is_told_from_an_outage(
     """On PostgreSQL, which refuses most."""
     name = postgresql.create(postgresql_template)
     store = Store(postgresql.url(name))
-    good = [windows.entry_of(window(T0 + 60 * i), None) for i in range(5)]
+    good = [windows.entry_of(window(T0 + 60 * i), Tariff()) for i in range(5)]
     refused = windows.each_saved(store, [*good[:2], windows.Entry(bad, None), *good[2:]], windows.save_entries)
     assert [entry.window for entry, _ in refused] == [bad]
     with store.read() as db:
@@ -149,7 +171,7 @@ def test_an_outage_is_raised_and_no_window_is_given_up(store: Store) -> None:
     with store.write() as db:
         db.execute(sa.text("ALTER TABLE windows RENAME TO elsewhere"))
     with pytest.raises(SQLAlchemyError):
-        windows.each_saved(store, [windows.entry_of(window(T0), None)], windows.save_entries)
+        windows.each_saved(store, [windows.entry_of(window(T0), Tariff())], windows.save_entries)
 
 
 def test_only_whole_windows_of_one_kind_are_loaded(store: Store) -> None:
@@ -177,7 +199,7 @@ def test_roll_up_adds_counts_merges_sketches_and_shows_gaps(store: Store) -> Non
     """One hour: 50 minutes are there, 5 of them are noticed gaps, 10 minutes nobody wrote anything."""
     minutes = [window(T0 + 60 * i, coverage=0.0 if i < 5 else 1.0, running=float(i)) for i in range(60) if i < 50]
     with store.write() as db:
-        windows.save(db, minutes, {"chat": 2.0})
+        windows.save(db, minutes, {"chat": Tariff.of({Unit.HOUR: 2.0})})
     assert windows.roll_up(store, LATE, 60.0) == 10 + 1
     with store.read() as db:
         fives = windows.load(db, "chat", "vllm", T0, T0 + 3600, 300.0)
@@ -274,8 +296,8 @@ def test_ageing_out_keeps_each_resolution_for_its_own_time(store: Store) -> None
 
 def test_money_of_gaps_is_spent_and_unknown_prices_stay_unknown(store: Store) -> None:
     with store.write() as db:
-        windows.save(db, [window(T0), window(T0 + 60, coverage=0.0)], {"chat": 60.0})
-        windows.save(db, [window(T0, endpoint="free")], {"free": None})
+        windows.save(db, [window(T0), window(T0 + 60, coverage=0.0)], {"chat": Tariff.of({Unit.HOUR: 60.0})})
+        windows.save(db, [window(T0, endpoint="free")], {"free": Tariff()})
         assert windows.spent(db, "chat", "vllm", T0, T0 + 120, 60.0).usd == pytest.approx(2.0)
         assert windows.spent(db, "free", "vllm", T0, T0 + 120, 60.0) == Cost(None, ("price",))
 

@@ -381,9 +381,9 @@ def test_whatever_lies_in_the_spool_new_windows_are_saved_and_nothing_is_silent(
 
 def test_one_window_that_the_database_never_takes_blocks_no_other(clock: VirtualClock, tmp_path: Path) -> None:
     """What one endpoint costs overflows: its windows are refused one by one, and counted with the reason."""
-    hundred = Saying(LiveState(Shape(replicas=100), "1", True))
+    many = Saying(LiveState(Shape(replicas=10_000), "1", True))
     watched = {
-        name: watched_of(name, Counting(clock, None), system) for name, system in (("good", Saying()), ("bad", hundred))
+        name: watched_of(name, Counting(clock, None), system) for name, system in (("good", Saying()), ("bad", many))
     }
     watched["bad"].catalogue = Catalogue(own_price=1e307)
     watcher, store = watcher_of(watched, clock, tmp_path)

@@ -268,7 +268,7 @@ def test_table_and_page_tell_what_each_kind_has(files: Path) -> None:
     [
         (QUOTA, {"kind": "qouta"}, "kind: 'qouta' is not known; did you mean quota?"),
         (QUOTA, {"schema_version": 2}, "schema_version: 2 is not known"),
-        (QUOTA, {"speed": None}, "speed: expected an object, not None"),
+        (QUOTA, {"speed": None}, "speed must be an object, not None"),
         (QUOTA, {"speed": {"ttft_s": 0.1}}, "speed.tpot_s: missing"),
         (QUOTA, {"speed": {"ttft_s": "fast", "tpot_s": 0.1}}, "speed.ttft_s must be a finite number or a list, not 'fast'"),
         (QUOTA, {"speed": {"ttft_s": -1, "tpot_s": 0.1}}, "e.json: speed: ttft_s must be finite seconds, 0 or more"),

@@ -11,6 +11,7 @@ from analyzers.money import Cost, Price, Tariff, Total, Unit, Usage, and_unknown
 from analyzers.policy import Catalogue, Policy, candidates
 from analyzers.prediction import Prediction
 from analyzers.recommend import recommend
+from collectors.window import Window
 from tests.analyzers.situations import Whole, hour, promise, situation
 from tests.analyzers.test_recommend import chosen
 
@@ -30,6 +31,20 @@ def test_tokens_are_paid_for_one_by_one() -> None:
     cached = Tariff((*TOKENS.prices, Price(0.001, Unit.CACHED_INPUT_1K)))
     assert cached.cost(used).usd == pytest.approx(0.018 + 0.004 + 0.03)
     assert TOKENS.cost(Usage(prompt_tokens=10.0)) == Cost(None, ("output_tokens",))
+
+
+def test_what_was_used_over_a_window() -> None:
+    counts = {"prompt_tokens": 900.0, "output_tokens": 300.0, "requests": 3.0}
+    window = Window("chat", "vllm", 0.0, 1800.0, 1.0, counts=counts, observed={"output_tokens": 0.5})
+    used = Usage.of(window, 3)
+    assert used == Usage(hours=0.5, replica_hours=1.5, prompt_tokens=900.0, requests=3.0), (
+        "half of the output is unknown"
+    )
+    assert TOKENS.cost(used) == Cost(None, ("output_tokens",))
+    assert Tariff.of({Unit.REPLICA_HOUR: 2.0}).cost(used) == Cost(3.0)
+    assert Tariff.of({Unit.REPLICA_HOUR: 2.0}).cost(Usage.of(window)) == Cost(None, ("replica_hours",))
+    gap = Window("chat", "vllm", 0.0, 1800.0, 0.0)
+    assert Usage.of(gap, 3) == Usage(hours=0.5, replica_hours=1.5), "capacity is paid for, seen or not"
 
 
 def test_what_has_no_price_costs_an_unknown_amount() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 import time
@@ -12,9 +13,9 @@ from typing import TypeVar
 
 import pytest
 
-from collectors.http import Http, HttpAnswer, _next
+from collectors.http import Http, HttpAnswer, _next, check_clock
 from collectors.window import CollectError
-from tests.collectors.servers import Handler, Request, answering, certificate, head_of, serve
+from tests.collectors.servers import Handler, Request, answering, certificate, dated, head_of, serve
 
 T = TypeVar("T")
 
@@ -420,3 +421,19 @@ def test_a_redirect_is_followed_to_the_same_server_only(at: str, to: str, follow
     else:
         with pytest.raises(CollectError, match="redirect"):
             _next("GET", at, to)
+
+
+@pytest.mark.parametrize("off", [-3600.0, -301.0, 301.0, 3600.0])
+def test_a_date_far_from_our_clock(off: float) -> None:
+    with pytest.raises(CollectError, match=re.escape(f"{off:+.0f} s from our clock")) as caught:
+        check_clock(_answer(date=dated(1_000_000.0 + off)), 1_000_000.0)
+    assert caught.value.kind == "clock_skew"
+
+
+@pytest.mark.parametrize("date", [dated(1_000_000.0 - 60), "yesterday", "Mon, 99 Foo 2026 00:00:00 GMT", None])
+def test_a_date_that_is_near_or_says_nothing(date: str | None) -> None:
+    check_clock(_answer(**({} if date is None else {"date": date})), 1_000_000.0)
+
+
+def _answer(**headers: str) -> HttpAnswer:
+    return HttpAnswer(200, headers, b"", 0.1, "http://model:8000/metrics")

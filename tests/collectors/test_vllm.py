@@ -241,13 +241,7 @@ def test_a_server_without_a_version_is_tolerated(version: str | None) -> None:
 
 
 def test_a_clock_an_hour_off() -> None:
-    clock = SetClock()
-    hour_off = vllm_server(v0_6(), None, date=dated(clock.time - 3600))
-    assert kind_of(hour_off) == "clock_skew"
-    assert kind_of(vllm_server(v0_6(), None, date=dated(clock.time + 3600))) == "clock_skew"
-    for date in (dated(clock.time - 60), "yesterday", "Mon, 99 Foo 2026 00:00:00 GMT"):
-        (result,), _ = collect(vllm_server(v0_6(), None, date=date))
-        assert not isinstance(result, CollectError)
+    assert kind_of(vllm_server(v0_6(), None, date=dated(SetClock().time - 3600))) == "clock_skew"
 
 
 def test_a_server_that_is_down() -> None:

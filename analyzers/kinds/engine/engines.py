@@ -13,6 +13,7 @@ from analyzers.kinds.engine import ensembles, fleets
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_replay
 from analyzers.money import Tariff, Unit, Usage
 from analyzers.prediction import CannotPredict
+from analyzers.strict import nearest
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.engine import ROUTERS, Router, replay
 from analyzers.whatif.fleet import ReplicaFleet
@@ -161,7 +162,7 @@ class Engines:
         known = {*grammar.engine_settings(self.engine), *_OWN, *(fleets.settings_of(scaler["kind"]) if scaler else ())}
         for name, value in rest.items():
             if name not in known:
-                raise BadQuestion(f"{name}={value}: the engine has no such setting; {grammar.nearest(name, known)}")
+                raise BadQuestion(f"{name}={value}: the engine has no such setting; {nearest(name, known)}")
 
     def in_place_of(self, other: Engines) -> Self:
         """With all of ``other`` but its engine."""
@@ -234,4 +235,4 @@ def router_named(name: str) -> Router:
     for known in ROUTERS:
         if name == known:
             return known
-    raise BadQuestion(f"router {name}: {grammar.nearest(name, ROUTERS)}")
+    raise BadQuestion(f"router {name}: {nearest(name, ROUTERS)}")

@@ -15,6 +15,7 @@ from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
 from analyzers.hardware import ACCELERATORS, find
 from analyzers.kinds.results import METRICS, ReplayResult, ReplayTraffic, Result, Rows, of_replay
+from analyzers.strict import nearest
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.engine import Router
 from analyzers.whatif.fit import Times
@@ -41,7 +42,7 @@ def accelerator(name: str, calibration: CalibratedEngine) -> str:
     """Its name in the hardware table. Raises BadQuestion where the one or the other is not known."""
     row = find(name)
     if row is None:
-        raise BadQuestion(f"accelerator={name}: its bandwidth is not known; {grammar.nearest(name, ACCELERATORS)}")
+        raise BadQuestion(f"accelerator={name}: its bandwidth is not known; {nearest(name, ACCELERATORS)}")
     if base_shape(calibration).accelerator is None:
         raise BadQuestion(
             f"accelerator={name}: the engine file does not tell which accelerator it was calibrated on; "

@@ -7,11 +7,11 @@ The short form ``hpa:in_flight=8,min=1,max=10`` writes that ``autoscaler``: a me
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, get_args
 
-from analyzers.grammar import Value, nearest, scalar
-from analyzers.kinds import strict
+from analyzers import strict
+from analyzers.grammar import Value, scalar
 from analyzers.kinds.system import check_version
 from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineLimits
@@ -43,7 +43,7 @@ def built(form: FleetForm, limits: EngineLimits) -> ReplicaFleet:
     scaler = form.get("autoscaler")
     rest = {name: value for name, value in form.items() if name != "autoscaler"}
     policy = None if scaler is None else _policy(scaler, form, limits)
-    return strict.made(ReplicaFleet, rest, also=("autoscaler",), policy=policy)
+    return replace(strict.read(ReplicaFleet, rest, also=("autoscaler",)), policy=policy)
 
 
 def _policy(scaler: Any, form: FleetForm, limits: EngineLimits) -> ScalingPolicy:
@@ -57,12 +57,12 @@ def _policy(scaler: Any, form: FleetForm, limits: EngineLimits) -> ScalingPolicy
         bounds.pop("most", None)
     if kind == "flyball":
         bounds |= {"max_num_seqs": limits.max_num_seqs, "cold_start_s": form.get("cold_start_s", 0.0)}
-    return strict.made(POLICIES[kind], {**bounds, **settings}, "autoscaler.", also=("kind",))
+    return strict.read(POLICIES[kind], {**bounds, **settings}, "autoscaler", also=("kind",))
 
 
 def _kind(name: object) -> str:
     if name not in POLICIES:
-        raise ValueError(f"autoscaler.kind: {name!r} is not known; {nearest(str(name), POLICIES)}")
+        raise ValueError(f"autoscaler.kind: {name!r} is not known; {strict.nearest(str(name), POLICIES)}")
     return str(name)
 
 
@@ -150,7 +150,7 @@ def check_settings(kind: str, names: Iterable[str]) -> None:
     known = settings_of(_kind(kind))
     for name in names:
         if name not in known:
-            raise ValueError(f"{name}: {kind} has no such setting; {nearest(name, known)}")
+            raise ValueError(f"{name}: {kind} has no such setting; {strict.nearest(name, known)}")
 
 
 def _with(scaler: FleetForm, given: str, value: Value) -> FleetForm:

@@ -9,16 +9,14 @@ from analyzers.kinds.ptu import throughput as ptu
 from analyzers.kinds.ptu.throughput import Ptu
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, calls, of_served
 from analyzers.kinds.service import Retries, Speed
-from analyzers.kinds.strict import INLINE
 from analyzers.kinds.system import TokenPricedSystem
 from analyzers.money import Tariff, Unit, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
-class PtuDeployment(TokenPricedSystem):
+class PtuDeployment(TokenPricedSystem, Ptu):
     kind: ClassVar[str] = "ptu"
 
-    ptu: Ptu = field(metadata=INLINE)
     speed: Speed
     spill: Speed | None = None
     """How fast the pay-per-token deployment is that takes refused calls. None: clients try again."""
@@ -27,14 +25,18 @@ class PtuDeployment(TokenPricedSystem):
     seed: int = 0
     usd_per_ptu_hour: float | None = None
 
+    def __post_init__(self) -> None:
+        TokenPricedSystem.__post_init__(self)
+        Ptu.__post_init__(self)
+
     @property
     def label(self) -> str:
-        return f"{self.ptu.ptus:g} PTU, {'spilling over' if self.spill is not None else 'no spillover'}"
+        return f"{self.ptus:g} PTU, {'spilling over' if self.spill is not None else 'no spillover'}"
 
     def run(self, traffic: ReplayTraffic) -> ReplayResult:
         got = ptu.replay(
             traffic.workload,
-            self.ptu,
+            self,
             self.speed,
             max_tokens=self.max_tokens,
             spill=self.spill,

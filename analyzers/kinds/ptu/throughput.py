@@ -27,7 +27,7 @@ from analyzers.kinds.service import Retries, ServiceReplay, Speed, check_not_emp
 from collectors.workload import Ints, Workload
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ptu:
     """A provisioned deployment."""
 
@@ -39,7 +39,7 @@ class Ptu:
     bucket_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
+        for name in ("ptus", "input_tokens_per_minute_per_ptu", "output_weight", "bucket_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"ptu: {name} must be above 0, not {value}")

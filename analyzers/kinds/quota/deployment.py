@@ -9,15 +9,13 @@ from analyzers.kinds.quota import limits as quota
 from analyzers.kinds.quota.limits import ApiQuota
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, calls, of_served
 from analyzers.kinds.service import Retries, Speed
-from analyzers.kinds.strict import INLINE
 from analyzers.kinds.system import TokenPricedSystem
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuotaDeployment(TokenPricedSystem):
+class QuotaDeployment(TokenPricedSystem, ApiQuota):
     kind: ClassVar[str] = "quota"
 
-    quota: ApiQuota = field(metadata=INLINE)
     speed: Speed
     max_tokens: int | None = None
     """What clients ask for at most. None: as many as came out."""
@@ -28,7 +26,7 @@ class QuotaDeployment(TokenPricedSystem):
     def label(self) -> str:
         limits = [
             f"{limit.per_minute:,.0f} {what}/min"
-            for limit, what in ((self.quota.tokens, "tokens"), (self.quota.requests, "requests"))
+            for limit, what in ((self.tokens, "tokens"), (self.requests, "requests"))
             if limit is not None
         ]
         return f"pay per token, {', '.join(limits) or 'not limited'}"
@@ -36,7 +34,7 @@ class QuotaDeployment(TokenPricedSystem):
     def run(self, traffic: ReplayTraffic) -> ReplayResult:
         got = quota.replay(
             traffic.workload,
-            self.quota,
+            self,
             self.speed,
             max_tokens=self.max_tokens,
             retries=self.retries,

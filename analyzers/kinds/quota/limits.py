@@ -52,7 +52,7 @@ class QuotaLimit:
         return self.per_minute * self.period_s / 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ApiQuota:
     """The limits of a deployment. None: not limited."""
 

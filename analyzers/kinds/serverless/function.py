@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_served
 from analyzers.kinds.serverless import platform as serverless
 from analyzers.kinds.serverless.platform import Serverless
 from analyzers.kinds.service import Speed
-from analyzers.kinds.strict import INLINE
 from analyzers.kinds.system import DescribedSystem, check_prices
 from analyzers.money import Tariff, Unit, Usage
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerlessFunction(DescribedSystem):
+class ServerlessFunction(DescribedSystem, Serverless):
     kind: ClassVar[str] = "serverless"
 
-    platform: Serverless = field(metadata=INLINE)
     speed: Speed
     """Of a request alone on an instance."""
     seed: int = 0
@@ -27,15 +25,15 @@ class ServerlessFunction(DescribedSystem):
     usd_per_billed_hour: float | None = None
 
     def __post_init__(self) -> None:
+        Serverless.__post_init__(self)
         check_prices(self)
 
     @property
     def label(self) -> str:
-        p = self.platform
-        return f"serverless, {p.least} to {p.most} instances of {p.concurrency} at once"
+        return f"serverless, {self.least} to {self.most} instances of {self.concurrency} at once"
 
     def run(self, traffic: ReplayTraffic) -> ReplayResult:
-        got = serverless.replay(traffic.workload, self.platform, self.speed, seed=self.seed)
+        got = serverless.replay(traffic.workload, self, self.speed, seed=self.seed)
         more = {
             "cold_starts": int(got.gauges["cold_starts"]),
             "replica_s": got.used["instance_s"],

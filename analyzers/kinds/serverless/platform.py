@@ -26,7 +26,7 @@ from analyzers.kinds.service import CallTimes, ServiceReplay, Speed, check_not_e
 from collectors.workload import Floats, Workload
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Serverless:
     """What a platform runs a function or a container with."""
 

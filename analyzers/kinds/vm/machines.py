@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from analyzers.kinds import strict
+from analyzers import strict
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_served
 from analyzers.kinds.system import DescribedSystem, check_prices
 from analyzers.kinds.vm import usl
@@ -37,7 +37,8 @@ class Machines(DescribedSystem):
     max_concurrency: int | None = None
     usd_per_replica_hour: float | None = None
     """Of one machine."""
-    asked_cores: float | None = field(default=None, metadata=strict.APART)
+    asked_cores: Annotated[float | None, strict.APART] = None
+    """None: those of ``cores``."""
 
     def __post_init__(self) -> None:
         check_prices(self)
@@ -62,7 +63,7 @@ class Machines(DescribedSystem):
                 raise ValueError(f"cores={asked}: write a number above 0")
             if asked != (self.asked_cores or self.cores):
                 data.pop("usd_per_replica_hour", None)
-        return strict.made(type(self), strict.changed(type(self), data, rest), asked_cores=asked)
+        return replace(self.read(strict.changed(type(self), data, rest)), asked_cores=asked)
 
     @cached_property
     def fitted(self) -> UslFit:

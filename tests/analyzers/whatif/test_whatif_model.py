@@ -60,7 +60,7 @@ def changed(path: str, value: Any) -> str:
         ("limits.max_num_batched_tokens", 32, "below max_num_seqs"),
         ("limits.kv_tokens", 8, "less than one block"),
         ("chunked_prefill", "yes", "chunked_prefill must be"),
-        ("limits", 5, "limits: expected an object"),
+        ("limits", 5, "limits must be an object"),
         ("accept_length", 0.9, "accept_length must be"),
         ("accept_length", float("inf"), "accept_length must be"),
         ("accept_length", "2", "accept_length must be"),
