@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
+import scipy  # which imports its parts when they are first used
 
 from analyzers.whatif.discrepancy import Discrepancy, Residual, features
 from analyzers.whatif.engine import Replay, RequestOutcomes, replay
@@ -203,7 +203,7 @@ def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, 
     low, high = problem.bounds
 
     def solve(at: Floats) -> Any:
-        return least_squares(
+        return scipy.optimize.least_squares(
             problem.residuals, np.clip(at, low + 1e-6, high - 1e-6), problem.jacobian, bounds=(low, high),
             loss="soft_l1", f_scale=2.0, max_nfev=20, xtol=1e-4, ftol=1e-4,
         )  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats  # noqa: F401  here, and not in the time that an analysis has
 from opentelemetry.trace import NoOpTracer
 
 from actuators.base import LiveState
@@ -25,6 +26,7 @@ from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, watched_of
 from analyzers.hardware import ACCELERATORS
 from analyzers.policy import Catalogue
+from analyzers.whatif import calibrate as calibration
 from analyzers.whatif.calibrate import calibrate
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.http import Http
@@ -36,6 +38,12 @@ from tests.analyzers.whatif import reference_server
 SHAPE = Shape(replicas=2, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 64})
 LIVE = LiveState(SHAPE, "v1", ready=True)
 MODEL = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
+
+
+@pytest.fixture(autouse=True)
+def _quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fitted does not matter here."""
+    monkeypatch.setattr(calibration, "REPLAYED", 2_000)
 
 
 class Prices(Mapping[str, float | None]):
