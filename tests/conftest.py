@@ -3,6 +3,7 @@ and plain tracebacks in the log, since drawing them takes longer than most tests
 
 import os
 
+import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
@@ -11,3 +12,8 @@ settings.register_profile(
 )
 settings.load_profile("flyball")
 structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The demo takes longest by far: begun first, nobody waits for it alone in the end."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
