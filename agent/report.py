@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import sqlalchemy as sa
 
-from agent import charts, views
+from agent import views
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, outbox, windows
 from agent.store import recommendations as advice
@@ -159,6 +159,8 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start:
 
 
 def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: float) -> str:
+    from agent import charts  # takes a while to import, and a daemon draws seldom
+
     since, until = figures["start"], figures["end"]
     done = views.change_list(store, since=since)["changes"]
     sections = []
@@ -195,6 +197,8 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
 def _charts(e: EndpointSettings, series: Sequence[Mapping[str, Any]], marks: Sequence[Mapping[str, Any]]) -> list[str]:
     if not series:
         return []
+    from agent import charts
+
     names = {"ttft": "time to first token", "itl": "gap between tokens", "e2e": "end to end"}
     drawn = [charts.load(series, marks)]
     for target in e.wanted().targets:
@@ -206,6 +210,8 @@ def _charts(e: EndpointSettings, series: Sequence[Mapping[str, Any]], marks: Seq
 
 def _options(store: Store, e: EndpointSettings) -> dict[str, Any] | None:
     """The trade-off of the newest recommendation: every shape that was considered, and the front of cost and latency."""
+    from agent import charts
+
     with store.read() as db:
         rows = advice.listed(db, endpoint=e.name, limit=20)
     row = max(rows, key=lambda r: (len(r["body"]["options"]) > 2, r["created_at"]), default=None)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # which imports its parts when they are first used
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def trend(times: Sequence[float], values: Sequence[float]) -> Trend | None:
     x, y = np.asarray(times, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if np.median(np.abs(y)) == 0 or np.ptp(y) == 0:
         return None
-    slope, intercept = stats.theilslopes(y, x)[:2]
+    slope, intercept = scipy.stats.theilslopes(y, x)[:2]
     first, last = np.clip([intercept + slope * x[0], intercept + slope * x[-1]], y.min(), y.max())
-    p_value = float(stats.kendalltau(x, y).pvalue)
+    p_value = float(scipy.stats.kendalltau(x, y).pvalue)
     return Trend(float(slope), float(first), float(last), p_value)

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ class Store:
 
     def head(self) -> str:
         """The revision that this Flyball works with."""
-        return str(ScriptDirectory.from_config(_alembic()).get_current_head())
+        return str(_scripts().get_current_head())
 
     def check(self) -> None:
         """Raises ``StoreError`` unless the schema is just right, ``SchemaTooNew`` where it is ahead."""
@@ -131,7 +132,7 @@ class Store:
         return self.head()
 
     def _refuse_newer(self, current: str | None) -> None:
-        known = {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
+        known = {script.revision for script in _scripts().walk_revisions()}
         if current is not None and current not in known:
             raise SchemaTooNew(
                 f"database {self.where} is at schema {current}, which this Flyball does not know: a newer one made it. "
@@ -153,6 +154,12 @@ def _alembic() -> Config:
     config = Config()
     config.set_main_option("script_location", str(files("migrations")))
     return config
+
+
+@cache
+def _scripts() -> ScriptDirectory:
+    """The schema's history, read once."""
+    return ScriptDirectory.from_config(_alembic())
 
 
 def _sqlite(url: sa.URL, now: Callable[[], float]) -> sa.Engine:

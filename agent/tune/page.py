@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent import charts
 from agent.report import environment
 from agent.tune.table import columns, heading, rows
 
@@ -22,6 +21,8 @@ def page(found: Mapping[str, Any], now: float) -> str:
 
 def drawn(found: Mapping[str, Any]) -> dict[str, Any]:
     """What ``_tune.html`` shows."""
+    from agent import charts  # takes a while to import, and a daemon draws seldom
+
     best = found["recommended"]
     return {
         "found": found,
@@ -45,6 +46,8 @@ def _limit(trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> dict[str
 
 def _load(found: Mapping[str, Any], objective: Mapping[str, Any]) -> dict[str, Any] | None:
     """One target over the rates that were sent."""
+    from agent import charts
+
     name = objective["target"]
     if name == "error_rate":
         return None

@@ -11,7 +11,7 @@ from fastapi import BackgroundTasks, FastAPI, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
-from agent import charts, views
+from agent import views
 from agent.approvals import ACTIONS
 from agent.report import environment
 from agent.slack.receive import MAX_BODY, ClickError
@@ -178,6 +178,8 @@ def _render(request: Request, governor: Governor, template: str, data: dict[str,
 
 def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]:
     """The charts of a page."""
+    from agent import charts  # takes a while to import, and a daemon draws seldom
+
     if template == "endpoint.html":
         e = data["endpoint"]
         marks = [{"at": c["applied_at"], "what": "changed"} for c in e["changes"] if c["applied_at"]]

@@ -28,7 +28,8 @@ from collectors.loadtests import LoadTest
 from collectors.window import Window
 
 _LEAST_REQUESTS = 30
-_REPLAYED = 24_000  # requests in one evaluation: exact enough, and a fit stays within about two seconds
+#: Requests in one evaluation: exact enough, and a fit stays within about two seconds.
+REPLAYED = 24_000
 #: When the settings do not say: vLLM's own defaults for serving on smaller accelerators (0.6 to 0.11). Stated in the notes.
 DEFAULT_MAX_NUM_SEQS = 256
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
@@ -158,7 +159,7 @@ def calibrate(
         facts.update(window.facts)
     machine = machine_of(facts, shape, hardware)
     limits = _limits(shape, prior, facts, known, notes)
-    found = observations(known, seed, _REPLAYED)
+    found = observations(known, seed, REPLAYED)
     if not any("ttft_s" in part.seen for o in found for part in o.parts):
         notes.append("no usable TTFT (unknown, or mixed with an unknown queue): prefill cost is mostly the prior's")
     engine = EngineModel(IterationCost(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))

@@ -19,15 +19,16 @@ The ensemble is drawn from the fit's posterior in the linear approximation (rand
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
+import scipy  # which imports its parts when they are first used
 
 from analyzers.whatif.discrepancy import Discrepancy, Residual, features
-from analyzers.whatif.engine import Replay, replay
+from analyzers.whatif.engine import Replay, RequestOutcomes, replay
 from analyzers.whatif.model import EngineModel, IterationCost
 from collectors.workload import Floats, Ints, Workload
 
@@ -163,16 +164,20 @@ def client_replay(
 ) -> tuple[Replay, Times]:
     """Replay, and see it as a client does. ``closed`` and ``inside``: as in ``Observation``. ``how`` goes to ``replay``."""
     got = replay(workload, with_draw(model, draw), **how)
-    each = got.per_request
+    return got, _client_times(got.per_request, draw, closed=closed, inside=inside)
+
+
+def _client_times(each: RequestOutcomes, draw: PosteriorDraw, *, closed: int | None, inside: bool) -> Times:
+    """What was replayed, as a client sees it. Of ``draw``, only what lies between engine and client counts."""
     done = each.e2e_s >= 0
     ttft, e2e, queue = (np.where(done, v, np.nan) for v in (each.ttft_s, each.e2e_s, each.queue_s))
     if closed is not None:
         sent = _sent(e2e, closed)
         ttft, e2e, queue = ttft - sent, e2e - sent, np.zeros_like(queue)
-    gaps = np.maximum(workload.output_tokens - 1, 0).astype(np.float64)
+    gaps = np.maximum(each.output_tokens - 1, 0).astype(np.float64)
     late = draw.lag * np.where(gaps > 0, (e2e - ttft) / np.maximum(gaps, 1.0), 0.0)
     late = late + (0.0 if inside else draw.overhead_s)
-    return got, Times(ttft + late, e2e + late, queue, gaps)
+    return Times(ttft + late, e2e + late, queue, gaps)
 
 
 def with_draw(model: EngineModel, draw: PosteriorDraw) -> EngineModel:
@@ -198,7 +203,7 @@ def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, 
     low, high = problem.bounds
 
     def solve(at: Floats) -> Any:
-        return least_squares(
+        return scipy.optimize.least_squares(
             problem.residuals, np.clip(at, low + 1e-6, high - 1e-6), problem.jacobian, bounds=(low, high),
             loss="soft_l1", f_scale=2.0, max_nfev=20, xtol=1e-4, ftol=1e-4,
         )  # fmt: skip
@@ -229,6 +234,8 @@ class _Problem:
     def __init__(self, engine: EngineModel, observations: Sequence[Observation], prior: Prior) -> None:
         self._prior = prior
         self._observations = [(o, _engine_of(o, engine), features(o.workload, o.running)) for o in observations]
+        self._limited = any(engine.limits.kv_tokens is not None for _, engine, _ in self._observations)
+        self._replays: OrderedDict[tuple[IterationCost, float], list[RequestOutcomes]] = OrderedDict()
 
     def draw(self, theta: Floats) -> PosteriorDraw:
         values = [float(v) for v in np.exp(theta)]
@@ -238,8 +245,8 @@ class _Problem:
         """What was seen over what is replayed, in logarithms, for each metric of each part."""
         draw = self.draw(theta)
         out = []
-        for o, engine, where in self._observations:
-            _, times = client_replay(o.workload, engine, draw, closed=o.closed, inside=o.inside, timeout_s=o.timeout_s)
+        for (o, _, where), each in zip(self._observations, self._replayed(draw), strict=True):
+            times = _client_times(each, draw, closed=o.closed, inside=o.inside)
             if o.without_queue:
                 times = replace(times, ttft_s=times.ttft_s - times.queue_s, e2e_s=times.e2e_s - times.queue_s)
             for part in o.parts:
@@ -253,6 +260,22 @@ class _Problem:
                         doubt = math.hypot(doubt, _QUEUE_DOUBT * waited)
                     out.append(Residual(metric, where, off, doubt))
         return out
+
+    def _replayed(self, draw: PosteriorDraw) -> list[RequestOutcomes]:
+        """Each observation's traffic on the draw's engine. The last few are kept: a step of ``overhead_s`` or ``lag`` alone, and of the
+        size of a cache that has no limit, is no new replay."""
+        key = (draw.iteration, draw.cache if self._limited else 1.0)
+        known = self._replays.get(key)
+        if known is None:
+            known = self._replays[key] = [
+                replay(o.workload, with_draw(engine, draw), timeout_s=o.timeout_s).per_request
+                for o, engine, _ in self._observations
+            ]
+            if len(self._replays) > UNKNOWNS:
+                self._replays.popitem(last=False)
+        else:
+            self._replays.move_to_end(key)
+        return known
 
     def residuals(self, theta: Floats) -> Floats:
         data = [c.value / c.doubt for c in self.compared(theta)]

@@ -15,6 +15,7 @@ from actuators.shape import Operation, Plan, Shape
 from agent.clock import VirtualClock
 from collectors.http import Http, HttpAnswer
 from collectors.sessions import Sessions
+from tests.collectors.servers import TRUST
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.cloud import Endpoint
 from tests.fakes.azure.ml import endpoint_id
@@ -26,7 +27,7 @@ class CountingHttp(Http):
     """The real client, which keeps what was sent."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(tls=TRUST)
         self.sent: list[tuple[str, str]] = []
         self.headers: list[tuple[str, dict[str, str]]] = []
         self.instants = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats  # noqa: F401  here, and not in the time that an analysis has
 import sqlalchemy as sa
 from opentelemetry.trace import NoOpTracer
 
@@ -29,6 +30,7 @@ from agent.wiring import Environment, watched_of
 from analyzers.hardware import ACCELERATORS
 from analyzers.money import Tariff, Unit
 from analyzers.policy import Catalogue
+from analyzers.whatif import calibrate as calibration
 from analyzers.whatif.calibrate import calibrate
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.http import Http
@@ -40,6 +42,12 @@ from tests.analyzers.whatif import reference_server
 SHAPE = Shape(replicas=2, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 64})
 LIVE = LiveState(SHAPE, "v1", ready=True)
 MODEL = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
+
+
+@pytest.fixture(autouse=True)
+def _quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fitted does not matter here."""
+    monkeypatch.setattr(calibration, "REPLAYED", 2_000)
 
 
 class Prices(Mapping[str, float | None]):

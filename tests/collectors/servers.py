@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+#: The system's authorities, read once for the many clients of one test.
+TRUST = ssl.create_default_context()
+
 
 @dataclass(frozen=True)
 class Request:

@@ -13,13 +13,11 @@ import random
 import selectors
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from agent.loops import Loop
 from tests.world.faults import Death
-from tests.world.world import START, Process, World
-
-_T = TypeVar("_T")
+from tests.world.world import START, Process, SingleThreadLoop, World
 
 
 class _Selector(selectors.SelectSelector):
@@ -38,7 +36,7 @@ class _Selector(selectors.SelectSelector):
         return ready
 
 
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
+class VirtualTimeLoop(SingleThreadLoop):
     """See the module's docstring."""
 
     def __init__(self, seed: int) -> None:
@@ -50,21 +48,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual.now
 
-    def run_in_executor(self, executor: Any, func: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:  # type: ignore[override]
-        future: asyncio.Future[_T] = self.create_future()
-
-        def call() -> None:
-            if future.cancelled():
-                return
-            try:
-                result = func(*args)
-            except BaseException as error:  # a death too ends where it is awaited
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
+    def begin(self, call: Callable[[], None]) -> None:
         self.call_later(self._random.uniform(0.0, 0.02), call)
-        return future
 
 
 class LoopClock:

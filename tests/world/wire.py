@@ -22,6 +22,7 @@ from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, watched_of
 from collectors.http import Http, HttpAnswer
 from tests.agent.slack import ADA, form, payload, signed
+from tests.collectors.servers import TRUST
 from tests.world.faults import Death, Faults, FaultyStore
 
 START = 1_700_000_400.0  # a whole minute
@@ -32,7 +33,7 @@ class FaultyHttp(Http):
     """The real client, in which the process can die before and after each request."""
 
     def __init__(self, faults: Faults) -> None:
-        super().__init__()
+        super().__init__(tls=TRUST)
         self._faults = faults
 
     async def call(self, method: str, url: str, **options: Any) -> HttpAnswer:

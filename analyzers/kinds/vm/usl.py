@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import nnls
-from scipy.special import ndtr, ndtri
+import scipy  # which imports its parts when they are first used
 
 from analyzers.kinds.serverless.platform import Serverless, run
 from analyzers.kinds.service import ServiceReplay, check_not_empty
@@ -285,7 +284,7 @@ def _robust(rows: Floats) -> tuple[Floats, Floats]:
     found = np.zeros(3)
     for step in range(60):
         root = np.sqrt(weights / near)
-        found = nnls(rows * root[:, None], root)[0]
+        found = scipy.optimize.nnls(rows * root[:, None], root)[0]
         near = np.maximum(rows @ found, 1e-6)
         distance = np.abs(np.log(near))
         if step < 30:
@@ -310,7 +309,7 @@ def _posterior(rows: Floats, scatter: float, freedom: float, rng: np.random.Gene
     """
     scores = []
     for law in _LAWS:
-        _, off = nnls(rows[:, np.array(law)], np.ones(rows.shape[0]))
+        _, off = scipy.optimize.nnls(rows[:, np.array(law)], np.ones(rows.shape[0]))
         scores.append((off / scatter) ** 2 + sum(law) * math.log(rows.shape[0]))
     shares = np.exp(-0.5 * (np.array(scores) - min(scores)))
     out = []
@@ -326,7 +325,7 @@ def _posterior(rows: Floats, scatter: float, freedom: float, rng: np.random.Gene
 def _gibbs(rows: Floats, scale: Floats, rng: np.random.Generator) -> Floats:
     """(chains, k) coefficients, one draw of each of the chains, which have ``scale`` each."""
     precision, towards = rows.T @ rows, rows.sum(axis=0)
-    at = np.tile(nnls(rows, np.ones(rows.shape[0]))[0], (scale.shape[0], 1))
+    at = np.tile(scipy.optimize.nnls(rows, np.ones(rows.shape[0]))[0], (scale.shape[0], 1))
     for _ in range(_SWEEPS):
         for j, own in enumerate(np.diag(precision)):
             mean = (towards[j] - at @ precision[j]) / own + at[:, j]
@@ -339,4 +338,10 @@ def _cut_normal(mean: Floats, spread: Floats, u: Floats) -> Floats:
     below = -mean / spread
     far = below > 6.0  # there it falls off exponentially, and the normal's own tail is beyond the precision of a float
     tail = -spread * np.log1p(-u) / np.where(far, below, 1.0)
-    return np.where(far, tail, np.maximum(0.0, mean - spread * ndtri(ndtr(-np.where(far, 0.0, below)) * (1.0 - u))))
+    return np.where(
+        far,
+        tail,
+        np.maximum(
+            0.0, mean - spread * scipy.special.ndtri(scipy.special.ndtr(-np.where(far, 0.0, below)) * (1.0 - u))
+        ),
+    )

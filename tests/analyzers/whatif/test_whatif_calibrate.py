@@ -10,6 +10,7 @@ import pytest
 from actuators.shape import Shape
 from analyzers.hardware import ACCELERATORS
 from analyzers.prediction import CannotPredict
+from analyzers.whatif import calibrate as calibration
 from analyzers.whatif.calibrate import CalibratedEngine, calibrate
 from analyzers.whatif.engine import replay
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
@@ -47,6 +48,12 @@ def foreseen(known: CalibratedEngine, rate: float) -> tuple[float, float, float]
     assert ttft is not None
     assert e2e is not None
     return itl, ttft, e2e
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests to which it does not matter how right the fit is."""
+    monkeypatch.setattr(calibration, "REPLAYED", 2_000)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +128,12 @@ def test_it_survives_json(learned: CalibratedEngine) -> None:
     assert EngineModel.from_json(learned.model.to_json()) == learned.model
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_same_windows_and_seed_give_the_same_answer() -> None:
     assert fitted(2.0, seconds=180.0) == fitted(2.0, seconds=180.0)
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_key_tells_versions_hardware_and_arguments_apart() -> None:
     seen = windows(TRUTH, poisson(3.0, 130.0, 1), facts={"engine_version": "0.19.0", "model": "llama", "kv": "x"})
     found = calibrate(seen, SHAPE, prior=TRUTH, hardware=None)
@@ -134,6 +143,7 @@ def test_the_key_tells_versions_hardware_and_arguments_apart() -> None:
     )
 
 
+@pytest.mark.usefixtures("quick")
 def test_limits_that_nobody_stated_are_assumed_aloud() -> None:
     found = calibrate(windows(TRUTH, poisson(3.0, 120.0, 1)), Shape(replicas=1), prior=None, hardware=None)
     assert found.model.limits.max_num_seqs == 256
