@@ -21,6 +21,7 @@ import structlog
 from opentelemetry.trace import Tracer
 
 from actuators.base import ActuatorError, LiveState
+from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
 from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
@@ -265,6 +266,7 @@ class Reflector:
             wanted_s=endpoint.policy.evidence_s,
             longer=longer,
             model=endpoint.model,
+            stated=isinstance(watched.actuator, ReadOnlyActuator),
         )
         return _Evidence(situation, error)
 

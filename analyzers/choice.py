@@ -60,7 +60,7 @@ class Choice:
 
     def relief(self) -> tuple[Judgement | None, list[Reason]]:
         """What meets the objective and costs least; else what comes clearly nearer to it than the present shape."""
-        priced = [shape for shape in self._others if self._costs[key(shape)] is not None]
+        priced = [shape for shape in self._relieving() if self._costs[key(shape)] is not None]
         found = self._cheapest(priced, self._relieves)
         if found:
             return min(found, key=lambda j: _preference(j, self.current)), []
@@ -98,10 +98,15 @@ class Choice:
         )
         return _as(_unjudged(self._s, shape, self._catalogue), "BY_OBSERVATION", why), list(doubts)
 
+    def _relieving(self) -> list[Shape]:
+        """What may be proposed under a breach: not fewer machines of the size that there is, whatever limits a replay would give them."""
+        present = most_replicas(self._s.shape) or 0
+        return [c for c in self._others if c.size != self._s.shape.size or (most_replicas(c) or 0) >= present]
+
     def _nearest(self) -> list[Judgement]:
         """Whole replays of those that come nearest, each the one with the most replicas of its kind."""
         tops: list[Judgement] = []
-        for group in by_kind(self._others):
+        for group in by_kind(self._relieving()):
             known = (self._after(shape, self._meets) for shape in reversed(group))
             tops += [j for j in known if j.option.verdict != "CANNOT_PREDICT"][:1]
         tops.sort(key=lambda j: (j.worst is None, j.worst or 0.0))
@@ -218,8 +223,10 @@ class Choice:
         cost, money = self._costs[key(shape)], money_of(self._s, self._catalogue, shape)
         if cost is None:
             verdict, why = "PRICE_UNKNOWN", "its price is not known, so it is not compared"
-        elif chosen is not None and chosen.feasible:
+        elif chosen is not None and chosen.feasible and not _less(cost, chosen.cost):
             verdict, why = "COSTS_MORE", f"no cheaper than {chosen.option.shape.label()}, which would do; not replayed"
+        elif chosen is not None and _less(cost, self.current.cost):
+            verdict, why = "TOO_FEW", "fewer machines than there are now, under a breach"
         elif _less(cost, self.current.cost):
             verdict, why = "NOT_REPLAYED", "no smaller shape is considered now"
         else:

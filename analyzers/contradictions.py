@@ -1,7 +1,8 @@
 """Facts that exclude each other. Where the telemetry, or the settings, cannot be so, nothing is concluded from them.
 
 ``ENGINE_STUCK``: requests are under way and nothing comes out of them. ``TELEMETRY_CONTRADICTS``: two metrics that count the same thing
-differ beyond what sampling can do. ``SETTINGS_CONTRADICT``: the server shows another limit, or another model, than the settings state.
+differ beyond what sampling can do. ``METRICS_LOST``: the server answers, and tells no more what it told. ``SETTINGS_CONTRADICT``: the
+server shows another limit, or another model, than the settings state.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SAMPLING, _SAMPLES, _REQUESTS = 3.0, 20, 100.0
 _EDGES = 0.05
 #: Of a limit that is stated, so little is reached while requests wait: it is another.
 _PLATEAU = 0.9
-#: A limit is where the queued windows mostly are: a queue begins and ends within one.
+#: A limit is where the queued windows mostly are, or the last of them: a queue begins and ends within one.
 _MOSTLY = 2 / 3
 #: Below this use of the KV cache, it is not the cache that holds requests back.
 _CACHE_FREE = 0.9
@@ -37,6 +38,8 @@ def contradictions(s: Situation) -> Iterator[tuple[Severity, Reason]]:
     for reason in (_impossible(seen), _little(seen)):
         if reason is not None:
             yield "critical", reason
+    if lost := _lost(s, seen):
+        yield "warning", lost
     if plateau := _plateau(s, seen):
         yield "warning", plateau
     if other := _other_model(s, seen):
@@ -101,6 +104,22 @@ def _contradiction(text: str, numbers: dict[str, float]) -> Reason:
     return Reason("TELEMETRY_CONTRADICTS", f"the telemetry contradicts itself: {text}", numbers)
 
 
+def _lost(s: Situation, seen: Sequence[Window]) -> Reason | None:
+    """What a decision needs, and the server told before: unknown since, and neither none nor quiet."""
+    if len(seen) <= _WINDOWS:
+        return None
+    needed = {"requests", *("errors" if t.metric == "error_rate" else t.metric for t in s.objective.targets)}
+    gone = [m for m in sorted(needed) if _told(seen[:-_WINDOWS], m) and not _told(seen[-_WINDOWS:], m)]
+    if not gone:
+        return None
+    since = lasting(sum(w.duration_s for w in seen[-_WINDOWS:]))
+    return Reason("METRICS_LOST", f"the server answers, and has not told {', '.join(gone)} for {since} or longer")
+
+
+def _told(windows: Sequence[Window], metric: str) -> bool:
+    return any(w.coverage_of(metric) > 0 for w in windows)
+
+
 def _plateau(s: Situation, seen: Sequence[Window]) -> Reason | None:
     """Requests wait, the cache is free, and no more than so many run: that is the limit, whatever the settings state."""
     slots = s.shape.engine.get("max_num_seqs")
@@ -117,9 +136,10 @@ def _plateau(s: Situation, seen: Sequence[Window]) -> Reason | None:
     if len(queued) < _WINDOWS:
         return None
     most = max(w.gauges["running"].maximum for w in seen if "running" in w.gauges)
-    room, at_it = slots * s.shape.replicas, [w for w in queued if w.gauges["running"].mean >= 0.95 * most]
+    room, at_it = slots * s.shape.replicas, [w.gauges["running"].mean >= 0.95 * most for w in queued]
     beyond = most > 1.05 * room
-    if not beyond and (most >= _PLATEAU * room or len(at_it) < _WINDOWS or len(at_it) < _MOSTLY * len(queued)):
+    flat = sum(at_it) >= max(_WINDOWS, _MOSTLY * len(at_it)) or all(at_it[-_WINDOWS:])
+    if not beyond and (most >= _PLATEAU * room or not flat):
         return None
     each, waiting = most / s.shape.replicas, sum(w.gauges["waiting"].mean for w in queued) / len(queued)
     numbers = {

@@ -14,7 +14,17 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from actuators.shape import Shape, difference
-from analyzers.choice import Choice, Judgement, cost_of, current_of, money_of, refuted, replayed_whole, worst_of
+from analyzers.choice import (
+    Choice,
+    Judgement,
+    cost_of,
+    current_of,
+    money_of,
+    refuted,
+    replayed_whole,
+    serving,
+    worst_of,
+)
 from analyzers.finding import Finding, Reason
 from analyzers.findings import missing_evidence
 from analyzers.money import per_month
@@ -252,6 +262,9 @@ def _risk(s: Situation, direction: Direction, proposed: Option) -> tuple[Risk, l
     if prediction.extrapolates:
         reasons.append("the load on each replica, or its hardware, is beyond what the calibration has seen")
         risk = "high" if direction == "shrink" else "medium" if risk == "low" else risk
+    if direction == "shrink" and (never := _never_seen(s, proposed)):
+        reasons.append(never)
+        risk = "high"
     unmeasured = [
         t.name for t in s.objective.targets if prediction.error.get(t.name) is None and t.name in prediction.metrics
     ]
@@ -261,6 +274,24 @@ def _risk(s: Situation, direction: Direction, proposed: Option) -> tuple[Risk, l
         )
     reasons += prediction.notes
     return risk, reasons
+
+
+def _never_seen(s: Situation, proposed: Option) -> str | None:
+    """That a smaller shape rests on a limit which is only stated, and was never reached. None: it does not."""
+    before, after = serving(s, s.shape), serving(s, proposed.shape)
+    running = proposed.prediction.metrics.get("running_mean") if proposed.prediction is not None else None
+    slots = s.shape.engine.get("max_num_seqs")
+    if not (s.stated and before and after and running) or proposed.shape.engine.get("max_num_seqs") != slots:
+        return None
+    seen = max((w.gauges["running"].maximum for w in s.windows if "running" in w.gauges), default=0.0) / before
+    busy = running.mid / after
+    busy += 2 * math.sqrt(busy)  # of a Poisson number, one in forty is above it
+    if busy <= seen:
+        return None
+    return (
+        f"up to {busy:.0f} sequences would run on a replica, and more than {seen:.0f} were never seen to: that it can is only "
+        f"stated (max_num_seqs {slots})"
+    )
 
 
 def _workload(s: Situation) -> dict[str, float]:

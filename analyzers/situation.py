@@ -36,6 +36,8 @@ class Situation:
     """Coarse windows of the days before ``end``, where the span itself saw too few requests."""
     model: str | None = None
     """The model that the settings name."""
+    stated: bool = False
+    """Whether the shape, its engine's limits with it, is only what the settings state: no system tells it."""
 
     def coverage_of(self, metric: str) -> float:
         """The share of the span in which a metric was told."""

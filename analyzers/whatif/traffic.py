@@ -6,7 +6,7 @@ rate, lengths from each window's own distributions. Owns no clock and no randomn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from collectors.workload import Floats, Ints, Workload
 def workload_from_windows(
     windows: Sequence[Window], *, seed: int, scale: float = 1.0, max_requests: int = 20_000, lengths: bool = True
 ) -> Workload:
-    """The workload that ``windows`` describe, with arrivals at ``scale`` times the observed rate.
+    """The workload that ``windows`` describe, with arrivals at ``scale`` times the rate at which requests came: those that ended, and
+    those by which the backlog grew. What a full server answers is what it can carry, and not what is asked of it.
 
     Windows that were not observed (coverage 0), or whose request count is unknown, are left out: time closes over them, they are
     no quiet time. Windows observed as empty are quiet time. Where more than ``max_requests`` are expected, windows are taken
@@ -33,14 +34,15 @@ def workload_from_windows(
         raise ValueError(f"scale ({scale}) must be above 0 and max_requests ({max_requests}) at least 1")
     rng = np.random.default_rng(seed)
     known = [w for w in windows if w.coverage > 0 and w.count("requests") is not None]
-    expected = sum((w.rate("requests") or 0.0) * w.duration_s for w in known) * scale
+    rates = dict(zip((w.start for w in known), arrival_rates(known), strict=True))
+    expected = sum(rates[w.start] * w.duration_s for w in known) * scale
     if not expected > 0:
         raise CannotPredict(
             "NO_TRAFFIC",
             f"none of {len(windows)} windows holds a request; give a span that saw traffic, or a trace",
         )
     share = min(1.0, max_requests / expected)
-    chosen, piece = _thinned(known, share)
+    chosen, piece = _thinned(known, share, rates)
     of_length: _Lengths | _UnitLengths = _Lengths(known) if lengths else _UnitLengths()
 
     arrivals: list[Floats] = []
@@ -48,13 +50,13 @@ def workload_from_windows(
     at = 0.0
     for window in chosen:
         span = window.duration_s * piece
-        n = int(rng.poisson((window.rate("requests") or 0.0) * scale * span))
+        n = int(rng.poisson(rates[window.start] * scale * span))
         if n:
             arrivals.append(at + np.sort(rng.random(n)) * span)
             columns.append(of_length.draw(window, n, rng))
         at += span
     if not arrivals:  # a handful expected, none drawn: one request keeps the answer defined
-        busiest = max(chosen, key=lambda w: w.rate("requests") or 0.0)
+        busiest = max(chosen, key=lambda w: rates[w.start])
         arrivals.append(np.array([0.5 * at]))
         columns.append(of_length.draw(busiest, 1, rng))
     prompt, output, prefix = (np.concatenate(column) for column in zip(*columns, strict=True))
@@ -66,18 +68,39 @@ def scaled(workload: Workload, factor: float) -> Workload:
     return Workload(workload.arrival_s / factor, workload.prompt_tokens, workload.output_tokens, workload.prefix_tokens)
 
 
-def _thinned(windows: Sequence[Window], share: float) -> tuple[list[Window], float]:
+def arrival_rates(windows: Sequence[Window]) -> list[float]:
+    """(n,) requests per second that came in each window, in order; of windows that know how many ended.
+
+    The backlog is what ran and waited at a window's end; where it is not known at both ends, what ended is all that can be said.
+    """
+    found: list[float] = []
+    before: Window | None = None
+    for window in windows:
+        rate, grown = window.rate("requests") or 0.0, 0.0
+        if before is not None and before.end == window.start:
+            then, now = _backlog(before), _backlog(window)
+            grown = now - then if then is not None and now is not None else 0.0
+        found.append(max(0.0, rate + grown / window.duration_s))
+        before = window
+    return found
+
+
+def _backlog(window: Window) -> float | None:
+    running, waiting = window.gauges.get("running"), window.gauges.get("waiting")
+    return running.last + waiting.last if running is not None and waiting is not None else None
+
+
+def _thinned(windows: Sequence[Window], share: float, rates: Mapping[float, float]) -> tuple[list[Window], float]:
     """Every n-th window so that about ``share`` of the requests remain, and which part of each one's duration to take."""
     if share >= 1.0:
         return list(windows), 1.0
     keep = max(1, int(share * len(windows)))
     picked = [windows[int((i + 0.5) * len(windows) / keep)] for i in range(keep)]
-    requests = sum(w.rate("requests") or 0.0 for w in picked)
+    requests = sum(rates[w.start] for w in picked)
     if requests <= 0:  # the few picked were quiet ones
-        picked = [max(windows, key=lambda w: w.rate("requests") or 0.0)]
-        requests = picked[0].rate("requests") or 0.0
-    wanted = share * sum((w.rate("requests") or 0.0) * w.duration_s for w in windows)
-    have = sum((w.rate("requests") or 0.0) * w.duration_s for w in picked)
+        picked = [max(windows, key=lambda w: rates[w.start])]
+    wanted = share * sum(rates[w.start] * w.duration_s for w in windows)
+    have = sum(rates[w.start] * w.duration_s for w in picked)
     return picked, min(1.0, wanted / have)
 
 

@@ -27,6 +27,10 @@ def chosen_of_all(s: Situation, findings: Sequence[Finding], catalogue: Catalogu
 
     meets = [r for r in rows if _worst(s, r[1], "mid") <= room and r[1].saturates <= MAX_SATURATION]
     if any(f.kind == "breach" for f in findings):
+        meets, rows = (
+            [r for r in some if r[0].size != s.shape.size or (r[0].replicas or 0) >= (s.shape.replicas or 0)]
+            for some in (meets, rows)
+        )
         if meets:
             return min(meets, key=preference)[0]
         limit = _worst(s, at_present, "mid") * (1 - WORTHWHILE_RELIEF)

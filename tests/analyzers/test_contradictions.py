@@ -130,6 +130,29 @@ def test_telemetry_that_agrees_is_never_called_a_contradiction(rate: float, e2e:
     assert not {"TELEMETRY_CONTRADICTS", "ENGINE_STUCK"} & set(found(situation(rows)))
 
 
+# -- metrics that vanish -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 20])
+def test_what_the_server_tells_no_more_is_named_after_three_windows(n: int) -> None:
+    gone = [
+        replace(minute(i, requests=None, ttft=()), observed={"requests": 0.0, "ttft_s": 0.0}) for i in range(60 - n, 60)
+    ]
+    f = found(situation([*hour()[: 60 - n], *gone]))
+    assert ("METRICS_LOST" in f) == (n >= 3)
+    if n >= 3:
+        assert (
+            f["METRICS_LOST"].reason.text == "the server answers, and has not told requests, ttft_s for 3 min or longer"
+        )
+    assert "NO_TRAFFIC" not in f
+
+
+def test_no_request_is_not_a_metric_lost() -> None:
+    """A histogram without new values was told: nothing came."""
+    rows = [*hour()[:50], *(minute(i, requests=0.0, ttft=(), running=0.0) for i in range(50, 60))]
+    assert "METRICS_LOST" not in found(situation(rows))
+
+
 # -- settings that the server contradicts ----------------------------------------------------------------------------------
 
 

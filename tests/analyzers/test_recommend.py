@@ -72,7 +72,7 @@ def test_a_breach_is_relieved_by_the_cheapest_shape_that_meets_the_objective() -
     verdicts = {(o.shape.size, o.shape.replicas): o.verdict for o in advice.options}
     assert verdicts[("small", 3)] == "MISSES_OBJECTIVE"
     assert verdicts[("small", 2)] == "current"
-    assert verdicts[("small", 1)] == "MISSES_OBJECTIVE"
+    assert verdicts[("small", 1)] == "TOO_FEW"
     assert verdicts[("big", 2)] == "COSTS_MORE"  # and is not replayed: a cheaper one would do
     assert advice.options[0].verdict == "chosen"
     assert advice.options[0].shape == advice.proposed.shape
@@ -286,6 +286,16 @@ def test_what_is_predicted_to_change_nothing_is_not_proposed() -> None:
     wide = {n: promise(0.88 - 0.01 * n, spread=0.4) for n in (1, 2, 3, 4)}
     decision = decide(s, table({("small", n): p for n, p in wide.items()}))
     assert hold(decision) == ["NO_SHAPE_MEETS"]
+
+
+def test_under_a_breach_fewer_machines_of_the_same_size_are_never_proposed() -> None:
+    """Whatever a replay says of another limit on one of them: it was never seen there."""
+    policy = Policy(max_replicas=2, engine={"max_num_seqs": [40]})
+    best = {(2, 10): 3.0, (1, 40): 0.3, (2, 40): 0.5}
+    s = situation(SLOW, policy=policy)
+    decision = decide(s, Whole(lambda c, _: promise(best.get((c.replicas, c.engine["max_num_seqs"]), 9.0))))
+    assert decision.recommendation is not None
+    assert decision.recommendation.proposed.shape == SHAPE.with_(engine={"max_num_seqs": 40})
 
 
 @given(st.floats(0.01, 0.6), st.floats(0.5, 30.0), st.floats(0.0, 30.0))

@@ -29,10 +29,10 @@ def poisson(rate: float, seconds: float, seed: int, *, prompt: float = 600.0, ou
     )
 
 
-def coarse(values: Floats, weights: Floats | None = None) -> Sketch:
+def coarse(values: Floats, weights: Floats | None = None, edges: Sequence[float] = EDGES) -> Sketch:
     weights = np.ones(values.shape[0]) if weights is None else weights
-    counts, _ = np.histogram(values, (0.0, *EDGES, np.inf), weights=weights)
-    return Sketch.from_histogram(EDGES, counts, float((values * weights).sum()))
+    counts, _ = np.histogram(values, (0.0, *edges, np.inf), weights=weights)
+    return Sketch.from_histogram(edges, counts, float((values * weights).sum()))
 
 
 def windows(
@@ -42,25 +42,34 @@ def windows(
     duration_s: float = 60.0,
     leave_out: Sequence[str] = (),
     facts: Mapping[str, str] | None = None,
+    replicas: int = 1,
+    edges: Sequence[float] = EDGES,
+    stuck_at: float = np.inf,
 ) -> list[Window]:
-    each = replay(work, model).per_request
-    admitted, first, end = work.arrival_s + each.queue_s, work.arrival_s + each.ttft_s, work.arrival_s + each.e2e_s
+    """edges: of the latencies' buckets. stuck_at: from then on nothing is admitted, no token comes out, and nothing ends."""
+    each = replay(work, model, replicas=replicas).per_request
+    assert each is not None
+    admitted, first, end = (work.arrival_s + v for v in (each.queue_s, each.ttft_s, each.e2e_s))
+    took = np.maximum(end - first, 1e-9)
+    last = np.minimum(end, stuck_at)
+    admitted, first, end = (np.where(v > stuck_at, np.inf, v) for v in (admitted, first, end))
     gaps = np.maximum(work.output_tokens - 1, 0)
+    ordered = [np.sort(v) for v in (work.arrival_s, admitted, end)]
     out = []
     for start in np.arange(0.0, work.duration_s - duration_s + 1e-6, duration_s):
         stop = start + duration_s
         done = (end >= start) & (end < stop)
         # The share of each request's tokens that came in this window.
-        share = np.clip(np.minimum(end, stop) - np.maximum(first, start), 0, None) / np.maximum(end - first, 1e-9)
+        share = np.clip(np.minimum(last, stop) - np.maximum(first, start), 0, None) / took
         moments = np.linspace(start, stop, 120, endpoint=False)
-        running = np.array([np.count_nonzero((admitted <= t) & (end > t)) for t in moments])
-        waiting = np.array([np.count_nonzero((work.arrival_s <= t) & (admitted > t)) for t in moments])
+        arrived_by, admitted_by, ended_by = (np.searchsorted(v, moments, "right") for v in ordered)
+        running, waiting = admitted_by - ended_by, arrived_by - admitted_by
         some = (gaps > 0) & (share > 0)
         sketches = {
-            "ttft_s": coarse(each.ttft_s[done]),
-            "e2e_s": coarse(each.e2e_s[done]),
-            "queue_s": coarse(each.queue_s[done]),
-            "itl_s": coarse(((end - first) / np.maximum(gaps, 1))[some], (share * gaps)[some]),
+            "ttft_s": coarse(each.ttft_s[done], edges=edges),
+            "e2e_s": coarse(each.e2e_s[done], edges=edges),
+            "queue_s": coarse(each.queue_s[done], edges=edges),
+            "itl_s": coarse((took / np.maximum(gaps, 1))[some], (share * gaps)[some], edges),
             "prompt_length": Sketch.from_values(work.prompt_tokens[done]),
             "output_length": Sketch.from_values(work.output_tokens[done]),
         }
