@@ -142,6 +142,18 @@ class Sketch:
             self._keys, self._counts * share, parts, self._total * share, self._minimum, self._maximum
         )
 
+    def split(self, parts: float) -> Sketch:
+        """Each value as so many equal ones that add up to it. Raises ValueError unless ``parts`` is finite and above 0."""
+        if not (math.isfinite(parts) and parts > 0):
+            raise ValueError(f"sketch: values are split into a finite number of parts above 0, not {parts}")
+        if self.count <= 0:
+            return Sketch()
+        keys, counts = gather(key_of(value_of(self._keys) / parts), self._counts * parts)
+        split = {
+            tuple(edge / parts for edge in edges): _frozen(counts * parts) for edges, counts in self._parts.items()
+        }
+        return Sketch()._fill(keys, counts, split, self._total, self._minimum / parts, self._maximum / parts)
+
     def add_many(self, values: ArrayLike) -> Sketch:
         """With these samples too. Raises ValueError as ``from_values``."""
         return Sketch.merge((self, Sketch.from_values(values)))
