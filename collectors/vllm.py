@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from collectors.base import Scope, SourceContext, Target
 from collectors.discovery import Support
@@ -100,12 +100,33 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    url: str | None = Field(default=None, pattern=r"^https?://[^/\s?#]+(/[^\s?#]*)?$")
+    """Address of the metrics where it is another than the endpoint's: another port, a side-car. Read once for the endpoint, however many
+    replicas it has; its `api_key` is sent there only where scheme, host and port are the endpoint's. Default: each target's own address."""
     path: str = Field(default="/metrics", pattern=r"^/")
-    """Where the metrics are, under the target's address. Default: vLLM's own."""
+    """Where the metrics are, under that address. Default: vLLM's own."""
     timeout_s: float = Field(default=5.0, gt=0, le=60)
     """Seconds for one page, connecting included. Default 5: a third of the usual interval between reads."""
     max_series: int = Field(default=20_000, gt=0)
     """Refuse a page with more series of the wanted names. One engine has about 200: the default serves 100."""
+
+    @model_validator(mode="after")
+    def _base(self) -> Options:
+        if self.url is not None:
+            self.url = self.url.rstrip("/").removesuffix(self.path.rstrip("/"))
+        return self
+
+    def page_of(self, target: Target) -> tuple[str, Mapping[str, str]]:
+        """The address of a target's metrics, and the headers that may be sent there."""
+        if self.url is None:
+            return target.url + self.path, target.headers
+        same = _origin(self.url) == _origin(target.url)
+        return self.url + self.path, target.headers if same else {}
+
+
+def _origin(url: str) -> tuple[str, str]:
+    scheme, _, rest = url.partition("://")
+    return scheme.lower(), rest.partition("/")[0].lower()
 
 
 class _Engine(NamedTuple):
@@ -124,11 +145,11 @@ class VllmCollector:
     source: ClassVar[str] = "vllm"
     interval_s: float | None = None
     settles_s = 0.0
-    scope: Scope = "replica"
 
     def __init__(self, context: SourceContext) -> None:
         self._context = context
         self._options = Options.model_validate(dict(context.options))
+        self.scope: Scope = "replica" if self._options.url is None else "endpoint"
         self.deadline_s: float | None = 2 * self._options.timeout_s + 1  # the page, and now and then its version
         self._exposition = Exposition(_NAMES, max_series=self._options.max_series)
         self._versions: dict[str, _Version] = {}
@@ -139,9 +160,8 @@ class VllmCollector:
         Raises CollectError; besides the kinds of ``Http``: not_metrics, not_vllm, truncated, too_large, invalid_value,
         clock_skew, model_not_found.
         """
-        answer = await self._context.http.get(
-            target.url + self._options.path, headers=target.headers, timeout_s=self._options.timeout_s
-        )
+        url, headers = self._options.page_of(target)
+        answer = await self._context.http.get(url, headers=headers, timeout_s=self._options.timeout_s)
         now = self._context.clock.now()
         check_clock(answer, now)
         samples = self._exposition.parse(answer.body, answer.headers.get("content-type", ""))
