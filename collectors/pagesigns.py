@@ -53,7 +53,7 @@ SIGNS: tuple[PageSign, ...] = (
         "Scrape it by a Prometheus that names them back (metric_relabel_configs: regex `ray_vllm_(.+)`, replacement `vllm:$1`, "
         "target_label `__name__`) and read that: `sources: {prometheus: {url: ..., preset: [vllm]}}`; "
         "or measure from outside with `sources: {probe: {}}`",
-        _names("ray_vllm_"),
+        _names("ray_vllm[_:]"),
     ),
     PageSign("SGLang's", _store("sglang"), _names("sglang[:_]")),
     PageSign("TGI's (Text Generation Inference)", _store("tgi"), _names("tgi_")),
