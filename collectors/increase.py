@@ -5,19 +5,17 @@ Arithmetic only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from collectors.bins import Edges, Floats
+from collectors.bins import Edges, Floats, divided
 from collectors.tokengaps import output_of, tokens_per_gap
 from collectors.window import Histogram, Reading
 
 #: Start times are compared with this slack: some are computed from a clock's ticks.
 SAME_START_S = 1.0
-_STEP = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +29,8 @@ class HistogramIncrease:
     total: float
 
     def split(self, parts: float) -> HistogramIncrease:
-        """Each value as so many equal ones that add up to it. Edges are rounded by up to 0.5 %, so that the same ones come again."""
-        rounded = math.exp(round(math.log(parts) / _STEP) * _STEP)
-        edges = tuple(edge / rounded for edge in self.edges)
-        return HistogramIncrease(self.name, edges, self.increments * parts, self.total)
+        """Each value as so many equal ones that add up to it."""
+        return HistogramIncrease(self.name, divided(self.edges, parts), self.increments * parts, self.total)
 
 
 @dataclass(frozen=True, slots=True)

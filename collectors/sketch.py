@@ -16,7 +16,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collectors.bins import GAMMA, LARGEST, ZERO_KEY, Edges, Floats, Ints, check_part, gather, key_of, spread, value_of
+from collectors.bins import (
+    GAMMA,
+    LARGEST,
+    ZERO_KEY,
+    Edges,
+    Floats,
+    Ints,
+    check_part,
+    divided,
+    gather,
+    key_of,
+    spread,
+    value_of,
+)
 from collectors.packing import pack_counts, take, take_counts
 
 _VERSION = 1
@@ -149,10 +162,11 @@ class Sketch:
         if self.count <= 0:
             return Sketch()
         keys, counts = gather(key_of(value_of(self._keys) / parts), self._counts * parts)
-        split = {
-            tuple(edge / parts for edge in edges): _frozen(counts * parts) for edges, counts in self._parts.items()
-        }
-        return Sketch()._fill(keys, counts, split, self._total, self._minimum / parts, self._maximum / parts)
+        split: defaultdict[Edges, Floats] = defaultdict(lambda: np.zeros(1))
+        for edges, added in self._parts.items():
+            key = divided(edges, parts)
+            split[key] = _frozen(split[key] + added * parts)
+        return Sketch()._fill(keys, counts, dict(split), self._total, self._minimum / parts, self._maximum / parts)
 
     def add_many(self, values: ArrayLike) -> Sketch:
         """With these samples too. Raises ValueError as ``from_values``."""

@@ -1,8 +1,8 @@
 """Gaps between events as gaps between tokens.
 
-An engine that puts out several tokens at once (speculative decoding, multi-token prediction, a stream interval above 1) times its
-events: vLLM observes ``inter_token_latency_seconds`` once for each output, however many tokens it holds (pull request 52853 says so in
-its HELP). ITL is per token everywhere here, so such a gap counts as one gap for each of the event's tokens. Arithmetic only.
+An engine that puts out several tokens at once (speculative decoding, multi-token prediction) times its events: vLLM observes
+``inter_token_latency_seconds`` once for each output, however many tokens it holds (its pull request 52853). ITL is per token everywhere
+here, so such a gap counts as one gap for each of the event's tokens. Arithmetic only.
 """
 
 from __future__ import annotations
