@@ -49,9 +49,9 @@ SIGNS: tuple[PageSign, ...] = (
         re.compile(rb'^vllm:\w+\{[^}\n]*\bserver="|^(?:# (?:HELP|TYPE) )?vllm_router[:_]', re.MULTILINE),
     ),
     PageSign(
-        "Ray's, which names vLLM's metrics ray_vllm_... instead of vllm:...",
-        "Scrape it by a Prometheus that names them back (metric_relabel_configs: regex `ray_vllm_(.+)`, replacement `vllm:$1`, "
-        "target_label `__name__`) and read that: `sources: {prometheus: {url: ..., preset: [vllm]}}`; "
+        "Ray's, which writes ray_vllm_ where vLLM writes vllm:",
+        "Scrape it by a Prometheus that names them back (metric_relabel_configs: source_labels `[__name__]`, regex `ray_vllm[_:](.+)`, "
+        "replacement `vllm:$1`, target_label `__name__`) and read that: `sources: {prometheus: {url: ..., preset: [vllm]}}`; "
         "or measure from outside with `sources: {probe: {}}`",
         _names("ray_vllm[_:]"),
     ),
