@@ -67,7 +67,9 @@ async def check_live(loaded: SettingsFile) -> tuple[list[Problem], list[Endpoint
         for i, endpoint in enumerate(loaded.settings.endpoints):
             watched = watched_of(loaded.settings, endpoint, environment)
             found, read = await _reach(loaded, ("endpoints", i), watched)
-            models = await listed_models(http, watched.targets()[0], loaded.settings.collect.timeout_s)
+            answers = bool(read) or (watched.live is not None and watched.live.ready)
+            timeout_s = loaded.settings.collect.timeout_s
+            models = await listed_models(http, watched.targets()[0], timeout_s) if answers else ()
             snapshots.append(snapshot_of(watched, read, models))
             problems += found
             problems += [
