@@ -8,10 +8,13 @@ from agent.clock import WallClock
 from agent.configfile import Loc, Problem, SettingsFile, field_name, nearest
 from agent.discover import lacking_of
 from agent.plugins import PluginError
+from agent.snapshots import EndpointSnapshot, listed_models, snapshot_of
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, watched_of
 from collectors.http import Http
-from collectors.window import CollectError
+from collectors.window import CollectError, Reading, Span
+
+_CORRECT = "Correct the settings, or start the server as they say: everything is predicted from them"
 
 
 def check_plugins(loaded: SettingsFile) -> list[Problem]:
@@ -53,21 +56,31 @@ def _problem(loaded: SettingsFile, loc: Loc, what: str, do: str) -> Problem:
     return Problem(str(loaded.path), loaded.line(loc), field_name(loc), what, do)
 
 
-async def check_live(loaded: SettingsFile) -> list[Problem]:
-    """Reach every source and system once; sends nothing but reads."""
+async def check_live(loaded: SettingsFile) -> tuple[list[Problem], list[EndpointSnapshot]]:
+    """Reach every source and system once, and tell what was seen; sends nothing but reads."""
     clock = WallClock()
     http = Http(ca_file=loaded.settings.tls_ca_file, monotonic=clock.monotonic)
     environment = Environment(http, clock)
     problems: list[Problem] = []
+    snapshots: list[EndpointSnapshot] = []
     try:
         for i, endpoint in enumerate(loaded.settings.endpoints):
             watched = watched_of(loaded.settings, endpoint, environment)
-            problems += await _reach(loaded, ("endpoints", i), watched)
+            found, read = await _reach(loaded, ("endpoints", i), watched)
+            answers = bool(read) or (watched.live is not None and watched.live.ready)
+            timeout_s = loaded.settings.collect.timeout_s
+            models = await listed_models(http, watched.targets()[0], timeout_s) if answers else ()
+            snapshots.append(snapshot_of(watched, read, models))
+            problems += found
+            problems += [
+                _problem(loaded, ("endpoints", i, *c.field), f"is {c.stated}, and the server says {c.told}", _CORRECT)
+                for c in snapshots[-1].contradictions
+            ]
             problems += await _allowed(loaded, ("endpoints", i), watched, environment)
     finally:
         await environment.sessions.aclose()
         await http.aclose()
-    return problems
+    return problems, snapshots
 
 
 async def _allowed(loaded: SettingsFile, at: Loc, watched: WatchedEndpoint, environment: Environment) -> list[Problem]:
@@ -86,8 +99,12 @@ async def _allowed(loaded: SettingsFile, at: Loc, watched: WatchedEndpoint, envi
     ]
 
 
-async def _reach(loaded: SettingsFile, at: Loc, watched: WatchedEndpoint) -> list[Problem]:
+async def _reach(
+    loaded: SettingsFile, at: Loc, watched: WatchedEndpoint
+) -> tuple[list[Problem], dict[str, list[Reading | Span]]]:
+    """What does not answer, and what each source told that does."""
     problems: list[Problem] = []
+    read: dict[str, list[Reading | Span]] = {}
     try:
         watched.live = await watched.actuator.live()
         if not watched.live.ready:
@@ -98,8 +115,8 @@ async def _reach(loaded: SettingsFile, at: Loc, watched: WatchedEndpoint) -> lis
     for name, collector in watched.collectors.items():
         for target in watched.targets_of(name):
             try:
-                await collector.read(target)
+                read.setdefault(name, []).extend(await collector.read(target))
             except CollectError as error:
                 where = (*at, "sources", name)
                 problems.append(_problem(loaded, where, f"{target.url} cannot be read: {error.kind}", error.detail))
-    return problems
+    return problems, {name: said for name, said in read.items() if said}

@@ -228,6 +228,10 @@ class VerifySettings(_Section):
     """Load within this share of the load before counts as equal. Default: 0.2."""
 
 
+#: What is asked for under an endpoint's address, and so is no address of one.
+_PAGE = re.compile(r"/(metrics|health|version|v1/models|v1/(chat/)?completions)$")
+
+
 class EndpointSettings(_Section):
     """One deployed model that answers requests."""
 
@@ -263,7 +267,13 @@ class EndpointSettings(_Section):
     @field_validator("url")
     @classmethod
     def _url(cls, value: str) -> str:
-        return value.rstrip("/")
+        root = value.rstrip("/")
+        if page := _PAGE.search(root):
+            raise ValueError(
+                f"ends in {page[0]}, which is one of the server's pages: write its root, {root[: page.start()]}. "
+                "Metrics at another address go into `sources: {vllm: {url: ...}}`"
+            )
+        return root
 
     @field_validator("objective")
     @classmethod

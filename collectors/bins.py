@@ -89,6 +89,12 @@ def gather(keys: Ints, counts: Floats) -> tuple[Ints, Floats]:
     return used + first, dense[used]
 
 
+def divided(edges: Edges, parts: float) -> Edges:
+    """Edges of the values' equal parts, to 1 %: numbers of parts that are close to each other give the same edges, so that bins add up."""
+    rounded = math.exp(round(math.log(parts) / (2 * ERROR)) * 2 * ERROR)
+    return tuple(edge / rounded for edge in edges)
+
+
 def check_part(edges: Edges, counts: Floats) -> None:
     """Raises ValueError unless ``edges`` (n,) and ``counts`` (n + 1,) can be a histogram."""
     ascending = all(low < high for low, high in itertools.pairwise(edges))

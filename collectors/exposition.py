@@ -2,7 +2,7 @@
 
 Owns the text format (Prometheus 0.0.4 and OpenMetrics 1.0: escapes, timestamps, exemplars, ``# EOF``) and nothing of
 what a name means. A page differs from the last one in its values only, so the head of each line (name and labels) is
-parsed once and then looked up. HELP and TYPE lines are skipped, so repeated ones do no harm.
+parsed once and then looked up. Of the comments only the HELP of wanted names is kept: it may say in which unit a name counts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from types import MappingProxyType
 from collectors.window import CollectError
 
 Labels = Mapping[str, str]
-#: By name: the labels and the value of each series, in the page's order.
-Samples = dict[str, list[tuple[Labels, float]]]
+#: The labels and the value of each series of one name, in the page's order.
+SeriesList = list[tuple[Labels, float]]
 
 _MAX_LINES = 200_000
 #: Longest line, and longest text of one label: a page of one endless line must not fill the memory.
@@ -28,11 +28,25 @@ _CLOSE = re.compile(rb"\s*\}")
 _NAME = re.compile(rb"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _SAMPLE = re.compile(rb"\s*[a-zA-Z_:{][^\n]*[\s}][+-]?(?:[0-9.]|Inf|inf|NaN|nan)")
 _ESCAPE = re.compile(rb'\\([\\n"])')
+_HELP = b"# HELP "
 _NO_LABELS: Labels = MappingProxyType({})
 
 #: A remembered head: its name and labels.
 _Head = tuple[str, Labels]
 _UNWANTED: _Head = ("", _NO_LABELS)
+
+
+class MetricsPage(dict[str, SeriesList]):
+    """The wanted series of one page by name, with what the page says of the names."""
+
+    __slots__ = ("help", "page")
+
+    def __init__(self, page: bytes = b"") -> None:
+        super().__init__()
+        self.page = page
+        """The whole page: a foreign one says what it is by the names that nobody wanted."""
+        self.help: dict[str, str] = {}
+        """By sample name, as the HELP line has it: OpenMetrics leaves ``_total`` out there."""
 
 
 class Exposition:
@@ -44,18 +58,20 @@ class Exposition:
         self._max_series = max_series
         self._heads: dict[bytes, _Head] = {}
 
-    def parse(self, body: bytes, content_type: str = "") -> Samples:
+    def parse(self, body: bytes, content_type: str = "") -> MetricsPage:
         """The wanted samples of a page. NaN and infinite values are given as they are.
 
         Raises CollectError: ``not_metrics`` for HTML, nothing at all or a broken line, ``truncated`` when the page
         ends in the middle, ``too_large`` when it has more series than agreed.
         """
         _check_page(body, content_type)
-        samples: Samples = {}
+        samples = MetricsPage(body)
         heads = self._heads
         new = number = 0
         for index, line in enumerate(body.split(b"\n")):
             if not line or line[0] == 35:  # "#"
+                if line.startswith(_HELP):
+                    self._keep_help(line, samples.help)
                 continue
             if len(line) > _MAX_LINE:
                 raise CollectError("too_large", f"line {index + 1} of the page is longer than {_MAX_LINE} bytes")
@@ -82,11 +98,15 @@ class Exposition:
                 samples[name].append((labels, value))
             else:
                 samples[name] = [(labels, value)]
-        if not samples and not any(_SAMPLE.match(line) for line in body.split(b"\n") if line[:1] != b"#"):
-            if b"# TYPE " in body or b"# EOF" in body:
-                return samples
-            raise CollectError("not_metrics", "the page holds no metrics. Check the address and its path")
+        if not samples:
+            _check_metrics(body)
         return samples
+
+    def _keep_help(self, line: bytes, texts: dict[str, str]) -> None:
+        name, _, text = line[len(_HELP) : len(_HELP) + _MAX_LABEL].partition(b" ")
+        wanted = self._wanted.get(name)
+        if wanted is not None:
+            texts.setdefault(wanted, _unescaped(text.strip()))
 
     def _remember(self, head: bytes, known: _Head) -> None:
         if len(self._heads) >= _MAX_HEADS:
@@ -105,6 +125,14 @@ class Exposition:
         if not fields:
             raise ValueError(f"{name} has no value")
         return (name, labels), fields[0]
+
+
+def _check_metrics(body: bytes) -> None:
+    """Raises CollectError unless a page without any wanted name is one of metrics all the same."""
+    if any(_SAMPLE.match(line) for line in body.split(b"\n") if line[:1] != b"#"):
+        return
+    if b"# TYPE " not in body and b"# EOF" not in body:
+        raise CollectError("not_metrics", "the page holds no metrics. Check the address and its path")
 
 
 def _number(text: bytes) -> float:

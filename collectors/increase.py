@@ -5,11 +5,13 @@ Arithmetic only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from collectors.bins import Edges, Floats
+from collectors.bins import Edges, Floats, divided
+from collectors.tokengaps import output_of, tokens_per_gap
 from collectors.window import Histogram, Reading
 
 #: Start times are compared with this slack: some are computed from a clock's ticks.
@@ -26,6 +28,10 @@ class HistogramIncrease:
     """(n + 1,) for n edges: how many values fell into each bin, not cumulative over the edges."""
     total: float
 
+    def split(self, parts: float) -> HistogramIncrease:
+        """Each value as so many equal ones that add up to it."""
+        return HistogramIncrease(self.name, divided(self.edges, parts), self.increments * parts, self.total)
+
 
 @dataclass(frozen=True, slots=True)
 class Increase:
@@ -37,7 +43,7 @@ class Increase:
 
 
 def increase(before: Reading, after: Reading) -> Increase:
-    """The difference of two readings.
+    """The difference of two readings, with the gaps between events as gaps between tokens.
 
     When the target says that it started anew, everything that it counts happened since. When a value fell although it
     does not say so, that value was set back, as Prometheus takes it (documentation of ``rate``: "breaks in
@@ -62,7 +68,18 @@ def increase(before: Reading, after: Reading) -> Increase:
             fell = _fell(old, histogram)
             restarted = restarted or fell
             histograms.append(_filled(name, None if anew or fell else old, histogram))
-    return Increase(restarted, counts, histograms)
+    return Increase(restarted, counts, _per_token(counts, histograms, after))
+
+
+def _per_token(
+    counts: Mapping[str, float], histograms: list[HistogramIncrease], after: Reading
+) -> list[HistogramIncrease]:
+    lately = output_of(counts, {h.name: (float(h.increments.sum()), h.total) for h in histograms})
+    ever = output_of(after.counters, {name: (h.counts[-1], h.total) for name, h in after.histograms.items()})
+    if lately is None or ever is None:
+        return histograms
+    parts = tokens_per_gap(lately, ever)
+    return histograms if parts == 1 else [h.split(parts) if h.name == "itl_s" else h for h in histograms]
 
 
 def _fell(before: Histogram, after: Histogram) -> bool:

@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from collectors.base import Scope, SourceContext, Target
 from collectors.discovery import Support
 from collectors.door import check_number
-from collectors.exposition import Exposition, Samples
+from collectors.exposition import Exposition, MetricsPage
 from collectors.http import Http, HttpStream, check_status
+from collectors.pagesigns import told_apart
 from collectors.text import clean
 from collectors.window import CollectError, Reading
 
@@ -132,13 +133,13 @@ def make(context: SourceContext) -> LlamacppCollector:
     return LlamacppCollector(context)
 
 
-def values_of(samples: Samples) -> tuple[dict[str, float], dict[str, float]]:
+def values_of(samples: MetricsPage) -> tuple[dict[str, float], dict[str, float]]:
     """A page's counters and gauges.
 
     Raises CollectError: not_llamacpp, several_servers, invalid_value.
     """
     if not samples:
-        raise CollectError("not_llamacpp", "the page has metrics, but none of llama.cpp's. Check the address")
+        raise CollectError("not_llamacpp", told_apart(samples.page, "llama.cpp's"))
     counters = _known(samples, _COUNTERS)
     processed, cached = _value(samples, _PROCESSED), counters.get("cached_prompt_tokens")
     if processed is not None and cached is not None:
@@ -150,12 +151,12 @@ def values_of(samples: Samples) -> tuple[dict[str, float], dict[str, float]]:
     return counters, gauges
 
 
-def _known(samples: Samples, names: Mapping[str, str]) -> dict[str, float]:
+def _known(samples: MetricsPage, names: Mapping[str, str]) -> dict[str, float]:
     values = {name: _value(samples, theirs) for name, theirs in names.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _value(samples: Samples, name: str) -> float | None:
+def _value(samples: MetricsPage, name: str) -> float | None:
     """The one value; None where there is none, or NaN. Raises CollectError."""
     series = samples.get(name, ())
     if len(series) > 1:

@@ -35,6 +35,8 @@ _TABLE = (
     Metric("prompt_tokens", "counter", "tokens", "sum", "read, cached ones included"),
     Metric("cached_prompt_tokens", "counter", "tokens", "sum", "of the prompt tokens, served from the prefix cache"),
     Metric("output_tokens", "counter", "tokens", "sum", "generated"),
+    Metric("drafts", "counter", "steps", "sum", "of a sequence, that verified drafted tokens: speculative decoding"),
+    Metric("accepted_tokens", "counter", "tokens", "sum", "of the output tokens, those drafted: accept length = 1 + accepted / drafts"),
     Metric("preemptions", "counter", "requests", "sum", "sequences thrown out of the batch for want of memory"),
     Metric("billed_usd", "counter", "USD", "sum", "what the source says that it charged"),
     Metric("ttft_s", "distribution", "s", "sum", "request sent to first token"),

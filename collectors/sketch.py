@@ -16,7 +16,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collectors.bins import GAMMA, LARGEST, ZERO_KEY, Edges, Floats, Ints, check_part, gather, key_of, spread, value_of
+from collectors.bins import (
+    GAMMA,
+    LARGEST,
+    ZERO_KEY,
+    Edges,
+    Floats,
+    Ints,
+    check_part,
+    divided,
+    gather,
+    key_of,
+    spread,
+    value_of,
+)
 from collectors.packing import pack_counts, take, take_counts
 
 _VERSION = 1
@@ -141,6 +154,19 @@ class Sketch:
         return Sketch()._fill(
             self._keys, self._counts * share, parts, self._total * share, self._minimum, self._maximum
         )
+
+    def split(self, parts: float) -> Sketch:
+        """Each value as so many equal ones that add up to it. Raises ValueError unless ``parts`` is finite and above 0."""
+        if not (math.isfinite(parts) and parts > 0):
+            raise ValueError(f"sketch: values are split into a finite number of parts above 0, not {parts}")
+        if self.count <= 0:
+            return Sketch()
+        keys, counts = gather(key_of(value_of(self._keys) / parts), self._counts * parts)
+        split: defaultdict[Edges, Floats] = defaultdict(lambda: np.zeros(1))
+        for edges, added in self._parts.items():
+            key = divided(edges, parts)
+            split[key] = _frozen(split[key] + added * parts)
+        return Sketch()._fill(keys, counts, dict(split), self._total, self._minimum / parts, self._maximum / parts)
 
     def add_many(self, values: ArrayLike) -> Sketch:
         """With these samples too. Raises ValueError as ``from_values``."""

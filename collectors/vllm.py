@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from collectors.base import Scope, SourceContext, Target
 from collectors.discovery import Support
 from collectors.door import GREATEST, check_histogram, total
-from collectors.exposition import Exposition, Labels, Samples
+from collectors.exposition import Exposition, Labels, MetricsPage, SeriesList
 from collectors.http import Http, check_clock
+from collectors.pagesigns import told_apart
+from collectors.prefixcache import PrefixCacheContext, PrefixCacheCount, cached_tokens
 from collectors.text import clean
 from collectors.window import CollectError, Histogram, Reading
 
@@ -29,13 +32,17 @@ _COUNTERS: Mapping[str, tuple[str, ...]] = {
     "prompt_tokens": ("vllm:prompt_tokens_total",),
     "output_tokens": ("vllm:generation_tokens_total",),
     "preemptions": ("vllm:num_preemptions_total",),
-    # 0.17 and later count cached prompt tokens as such; before, the hits of the prefix cache are the same tokens.
-    "cached_prompt_tokens": (
-        "vllm:prompt_tokens_cached_total",
-        "vllm:prefix_cache_hits_total",
-        "vllm:gpu_prefix_cache_hits_total",
-    ),
+    "drafts": ("vllm:spec_decode_num_drafts_total",),
+    "accepted_tokens": ("vllm:spec_decode_num_accepted_tokens_total",),
+    # 0.17 and later count cached prompt tokens as such; before, they are what the prefix caches had.
+    "cached_prompt_tokens": ("vllm:prompt_tokens_cached_total",),
 }
+#: By cache, the main one first: what its counters are called, the preferred first. The first name never counted blocks.
+_PREFIX_CACHES: tuple[tuple[str, ...], ...] = (
+    ("vllm:prefix_cache", "vllm:gpu_prefix_cache"),
+    ("vllm:cpu_prefix_cache",),
+)
+_ENDINGS = ("_total", "")
 _HISTOGRAMS: Mapping[str, tuple[str, ...]] = {
     "ttft_s": ("vllm:time_to_first_token_seconds",),
     # Until 0.11 the gap between tokens had the name of what is TPOT elsewhere.
@@ -59,6 +66,13 @@ _STARTED = "process_start_time_seconds"
 _CREATED = "vllm:generation_tokens_created"
 
 _PLAIN = {name for names in _COUNTERS.values() for name in names} | {
+    *(
+        f"{name}_{part}{end}"
+        for names in _PREFIX_CACHES
+        for name in names
+        for part in ("hits", "queries")
+        for end in _ENDINGS
+    ),
     *_KV_USAGE,
     *(_RUNNING, _WAITING, _WAITING_BY_REASON, _SWAPPED, _FINISHED, _CONFIG, _HTTP, _STARTED, _CREATED),
 }
@@ -86,19 +100,43 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    url: str | None = Field(default=None, pattern=r"^https?://[^/\s?#]+(/[^\s?#]*)?$")
+    """Address of the metrics where it is another than the endpoint's: another port, a side-car. Read once for the endpoint, however many
+    replicas it has; its `api_key` is sent there only where scheme, host and port are the endpoint's. Default: each target's own address."""
     path: str = Field(default="/metrics", pattern=r"^/")
-    """Where the metrics are, under the target's address. Default: vLLM's own."""
+    """Where the metrics are, under that address. Default: vLLM's own."""
     timeout_s: float = Field(default=5.0, gt=0, le=60)
     """Seconds for one page, connecting included. Default 5: a third of the usual interval between reads."""
     max_series: int = Field(default=20_000, gt=0)
     """Refuse a page with more series of the wanted names. One engine has about 200: the default serves 100."""
 
+    @model_validator(mode="after")
+    def _base(self) -> Options:
+        if self.url is not None:
+            self.url = self.url.rstrip("/").removesuffix(self.path.rstrip("/"))
+        return self
+
+    def page_of(self, target: Target) -> tuple[str, Mapping[str, str]]:
+        """The address of a target's metrics, and the headers that may be sent there."""
+        if self.url is None:
+            return target.url + self.path, target.headers
+        same = _origin(self.url) == _origin(target.url)
+        return self.url + self.path, target.headers if same else {}
+
+
+def _origin(url: str) -> tuple[str, str]:
+    scheme, _, rest = url.partition("://")
+    return scheme.lower(), rest.partition("/")[0].lower()
+
 
 class _Engine(NamedTuple):
     """Whose series it is. ``rank`` is None before the engine label came (0.8 and older)."""
 
-    model: str | None
+    model: str
     rank: str | None
+
+
+_EngineSeries = dict[str, SeriesList]
 
 
 class VllmCollector:
@@ -107,11 +145,11 @@ class VllmCollector:
     source: ClassVar[str] = "vllm"
     interval_s: float | None = None
     settles_s = 0.0
-    scope: Scope = "replica"
 
     def __init__(self, context: SourceContext) -> None:
         self._context = context
         self._options = Options.model_validate(dict(context.options))
+        self.scope: Scope = "replica" if self._options.url is None else "endpoint"
         self.deadline_s: float | None = 2 * self._options.timeout_s + 1  # the page, and now and then its version
         self._exposition = Exposition(_NAMES, max_series=self._options.max_series)
         self._versions: dict[str, _Version] = {}
@@ -122,17 +160,15 @@ class VllmCollector:
         Raises CollectError; besides the kinds of ``Http``: not_metrics, not_vllm, truncated, too_large, invalid_value,
         clock_skew, model_not_found.
         """
-        answer = await self._context.http.get(
-            target.url + self._options.path, headers=target.headers, timeout_s=self._options.timeout_s
-        )
+        url, headers = self._options.page_of(target)
+        answer = await self._context.http.get(url, headers=headers, timeout_s=self._options.timeout_s)
         now = self._context.clock.now()
         check_clock(answer, now)
         samples = self._exposition.parse(answer.body, answer.headers.get("content-type", ""))
-        readings = readings_of(samples, target.name, self._context.model, now)
-        version = await self._version(target, readings[0].started_at)
-        if version is None:
-            return readings
-        return [_with_fact(reading, "engine_version", version) for reading in readings]
+        version = None
+        if any(name.startswith("vllm:") for name in samples):
+            version = await self._version(target, _started_at(samples, samples))
+        return readings_of(samples, target.name, self._context.model, now, version)
 
     async def _version(self, target: Target, started_at: float | None) -> str | None:
         """What ``/version`` says, asked once for each start; a server without it is tolerated."""
@@ -168,51 +204,134 @@ async def _fetch_version(http: Http, target: Target, timeout_s: float) -> str | 
     return clean(version) if isinstance(version, str) else None
 
 
-def readings_of(samples: Samples, target: str, model: str | None, at: float) -> list[Reading]:
-    """A page as readings, the lowest engine first.
+def readings_of(
+    samples: MetricsPage, target: str, model: str | None, at: float, version: str | None = None
+) -> list[Reading]:
+    """A page as readings, the lowest engine first. version: of the engine, where it is known.
 
     Raises CollectError: not_vllm, model_not_found, invalid_value, truncated, too_large.
     """
-    by_engine: dict[_Engine, Samples] = {}
-    for name, series in samples.items():
-        if not name.startswith("vllm:"):
-            continue
-        for labels, value in series:
-            engine = _Engine(labels.get("model_name"), labels.get("engine"))
-            by_engine.setdefault(engine, {}).setdefault(name, []).append((labels, value))
-    # cache_config_info has no model in any version, and none but the engine in some.
-    engines = [e for e in by_engine if e.model is not None]
-    if not engines:
-        raise CollectError("not_vllm", "the page has metrics, but none of vLLM's. Check the address")
-    wanted = sorted((e for e in engines if model is None or e.model == model), key=_order)
+    by_engine = _by_engine(samples)
+    wanted = sorted((e for e in by_engine if model is None or e.model == model), key=_order)
     if not wanted:
-        there = ", ".join(sorted({e.model for e in engines if e.model is not None})[:8])
+        there = ", ".join(sorted({e.model for e in by_engine})[:8])
         raise CollectError("model_not_found", f"the server has no model {model}; it has {there}")
     if len(wanted) > _MAX_ENGINES:
         raise CollectError("too_large", f"the page has {len(wanted)} engines, more than {_MAX_ENGINES}")
     several_models = len({e.model for e in wanted}) > 1
     readings = []
     for number, engine in enumerate(wanted):
-        mine = by_engine[engine]
-        config = next((by_engine[e] for e in by_engine if e.model is None and e.rank == engine.rank), {})
+        mine, config = by_engine[engine], _config_of(engine, by_engine, samples.get(_CONFIG, ()))
+        gauges, facts = _gauges(mine), _facts(engine, config, version)
+        # The HTTP layer counts for the whole server: once, with its first engine.
+        counters = _counters(mine, samples.get(_HTTP, ()) if number == 0 else ())
+        if "cached_prompt_tokens" not in counters:
+            cached = _cached(mine, samples.help, counters.get("prompt_tokens"), gauges.get("running"), facts)
+            counters |= {} if cached is None else {"cached_prompt_tokens": cached}
         readings.append(
             Reading(
                 target=_target(target, engine, several_models),
                 at=at,
-                # The HTTP layer counts for the whole server: once, with its first engine.
-                counters=_counters(mine, samples.get(_HTTP, ()) if number == 0 else ()),
+                counters=counters,
                 histograms=_histograms(mine),
-                gauges=_gauges(mine),
+                gauges=gauges,
                 started_at=_started_at(samples, mine),
-                facts=_facts(engine, mine.get(_CONFIG) or config.get(_CONFIG) or ()),
+                facts=facts,
             )
         )
     return readings
 
 
+def _by_engine(samples: MetricsPage) -> dict[_Engine, _EngineSeries]:
+    """Each engine's own series. A label that some names do not have (it came with a version) means the only one that there is.
+
+    Raises CollectError ``not_vllm``.
+    """
+    named = [(n, each) for n, each in samples.items() if n.startswith("vllm:") and n != _CONFIG]
+    # Triton's backend for vLLM calls the label `model`.
+    label = "model_name" if any("model_name" in labels for _, each in named for labels, _ in each) else "model"
+    parts: dict[tuple[str | None, str | None], _EngineSeries] = {}
+    for name, each in named:
+        for labels, value in each:
+            part = parts.setdefault((labels.get(label), labels.get("engine")), {})
+            part.setdefault(name, []).append((labels, value))
+    models = {model for model, _ in parts if model is not None}
+    if not models:
+        raise CollectError("not_vllm", _foreign(samples, bool(named)))
+    by_engine = {_Engine(model, rank): part for (model, rank), part in parts.items() if model is not None}
+    if len(models) == 1:
+        (only,) = models
+        for (model, rank), part in parts.items():
+            if model is None:
+                _add(by_engine.setdefault(_Engine(only, rank), {}), part, ())
+    for model in models:
+        ranked = sorted((e for e in by_engine if e.model == model and e.rank is not None), key=_order)
+        rest = by_engine.pop(_Engine(model, None), None) if ranked else None
+        if rest is not None:  # of several, what they share counts once, with the first
+            _add(by_engine[ranked[0]], rest, [by_engine[e] for e in ranked])
+    return by_engine
+
+
+def _add(to: _EngineSeries, more: _EngineSeries, known: Sequence[_EngineSeries]) -> None:
+    """The names that are not there yet."""
+    for name, each in more.items():
+        if name not in to and not any(name in one for one in known):
+            to[name] = each
+
+
+def _foreign(samples: MetricsPage, named: bool) -> str:
+    if not named or re.search(rb'^vllm:\w+\{[^}\n]*\bserver="', samples.page, re.MULTILINE):
+        return told_apart(samples.page, "vLLM's")
+    return (
+        "the page has vLLM's names but no model_name label, so nobody knows whose they are: a router or a relabelling took it away. "
+        "Give the address of the vLLM server itself"
+    )
+
+
+def _config_of(engine: _Engine, by_engine: Collection[_Engine], configs: Sequence[tuple[Labels, float]]) -> Labels:
+    """What it says of its cache: its own, else the only one, else one of the whole process; empty where that is not known."""
+    theirs = [labels for labels, _ in configs if labels.get("model_name", engine.model) == engine.model]
+    own = [labels for labels in theirs if labels.get("engine") == engine.rank]
+    if not own and len(theirs) == 1 and len(by_engine) == 1:
+        own = theirs
+    if not own and all("engine" not in labels for labels in theirs):
+        own = theirs
+    return own[0] if own and all(dict(labels) == dict(own[0]) for labels in own) else {}
+
+
+def _cached(
+    samples: _EngineSeries,
+    help_texts: Mapping[str, str],
+    prompt_tokens: float | None,
+    running: float | None,
+    facts: Mapping[str, str],
+) -> float | None:
+    """Prompt tokens that the prefix caches had; None where that is not known."""
+    counts = []
+    for names in _PREFIX_CACHES:
+        for name in names:
+            hits, queries = (
+                _first(_sum(samples, f"{name}_{part}{end}") for end in _ENDINGS) for part in ("hits", "queries")
+            )
+            if hits is not None:
+                texts = (help_texts.get(f"{name}_{part}{end}", "") for part in ("hits", "queries") for end in _ENDINGS)
+                recent = name == _PREFIX_CACHES[0][0]
+                counts.append(PrefixCacheCount(hits, queries, " ".join(texts), recent))
+                break
+    first_tokens = _sum(samples, _HISTOGRAMS["ttft_s"][0] + "_count")
+    context = PrefixCacheContext(
+        prompt_tokens, first_tokens, running, _whole(facts.get("block_size", "")), facts.get("engine_version")
+    )
+    return cached_tokens(counts, context)
+
+
+def _first(values: Iterable[float | None]) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
 def _order(engine: _Engine) -> tuple[str, int, str]:
     rank = engine.rank or "0"
-    return engine.model or "", _whole(rank) or 0, rank
+    return engine.model, _whole(rank) or 0, rank
 
 
 def _whole(text: str) -> int | None:
@@ -225,7 +344,7 @@ def _target(target: str, engine: _Engine, several_models: bool) -> str:
     return name if engine.rank in (None, "0") else f"{name}#{engine.rank}"
 
 
-def _counters(samples: Samples, http: Iterable[tuple[Labels, float]]) -> dict[str, float]:
+def _counters(samples: _EngineSeries, http: Iterable[tuple[Labels, float]]) -> dict[str, float]:
     counters: dict[str, float] = {}
     for name, spellings in _COUNTERS.items():
         for spelling in spellings:
@@ -247,7 +366,7 @@ def _is_failure(labels: Labels) -> bool:
     return labels.get("status", "").startswith("5") and labels.get("handler", "").startswith("/v1/")
 
 
-def _gauges(samples: Samples) -> dict[str, float]:
+def _gauges(samples: _EngineSeries) -> dict[str, float]:
     gauges: dict[str, float] = {}
     running = _sum(samples, _RUNNING)
     if running is not None:
@@ -268,7 +387,7 @@ def _gauges(samples: Samples) -> dict[str, float]:
     return gauges
 
 
-def _sum(samples: Samples, name: str, **labels: str) -> float | None:
+def _sum(samples: _EngineSeries, name: str, **labels: str) -> float | None:
     """The sum over all series with these labels; None where there is none, or where one is NaN."""
     values = [
         value for found, value in samples.get(name, ()) if all(found.get(key) == want for key, want in labels.items())
@@ -284,7 +403,7 @@ def _total(name: str, values: Sequence[float]) -> float | None:
     return None if math.isnan(added) else added
 
 
-def _histograms(samples: Samples) -> dict[str, Histogram]:
+def _histograms(samples: _EngineSeries) -> dict[str, Histogram]:
     histograms: dict[str, Histogram] = {}
     for name, spellings in _HISTOGRAMS.items():
         for spelling in spellings:
@@ -296,7 +415,7 @@ def _histograms(samples: Samples) -> dict[str, Histogram]:
     return histograms
 
 
-def _histogram(name: str, samples: Samples) -> Histogram | None:
+def _histogram(name: str, samples: _EngineSeries) -> Histogram | None:
     added = _sum(samples, name + "_sum")
     if name + "_sum" not in samples or name + "_count" not in samples:
         raise CollectError("truncated", f"{name} has buckets but no sum or no count: half of a page")
@@ -323,7 +442,7 @@ def _histogram(name: str, samples: Samples) -> Histogram | None:
     return histogram
 
 
-def _started_at(samples: Samples, mine: Samples) -> float | None:
+def _started_at(samples: _EngineSeries, mine: _EngineSeries) -> float | None:
     starts = {value for _, value in samples.get(_STARTED, ())}
     if len(starts) > 1:
         raise CollectError(
@@ -336,9 +455,11 @@ def _started_at(samples: Samples, mine: Samples) -> float | None:
     return None
 
 
-def _facts(engine: _Engine, config: Sequence[tuple[Labels, float]] | tuple[()]) -> dict[str, str]:
-    facts = {} if engine.model is None else {"model": engine.model}
-    labels = config[0][0] if config else {}
+def _facts(engine: _Engine, labels: Labels, version: str | None) -> dict[str, str]:
+    facts = {"model": engine.model}
+    version = version or labels.get("version")
+    if version is not None:
+        facts["engine_version"] = version
     for fact, label in (
         ("block_size", "block_size"),
         ("num_gpu_blocks", "num_gpu_blocks"),
@@ -354,15 +475,3 @@ def _facts(engine: _Engine, config: Sequence[tuple[Labels, float]] | tuple[()]) 
     if whole is not None:
         facts["kv_tokens"] = str(whole)
     return facts
-
-
-def _with_fact(reading: Reading, name: str, text: str) -> Reading:
-    return Reading(
-        reading.target,
-        reading.at,
-        reading.counters,
-        reading.histograms,
-        reading.gauges,
-        reading.started_at,
-        {**reading.facts, name: text},
-    )

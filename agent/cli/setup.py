@@ -40,17 +40,22 @@ def check(
     live: Annotated[bool, typer.Option("--live", help="Also reach each endpoint, source and system once.")] = False,
     output: OutputOption = Output.table,
 ) -> None:
-    """Validate the settings: every problem with its file, line, field, and what to do. Exit code 2 when there is one."""
+    """Validate the settings: every problem with its file, line, field, and what to do. Exit code 2 when there is one.
+
+    With --live it also prints what each endpoint says of itself: models, version, load, limits, and what the settings state otherwise.
+    """
     import asyncio
 
     from agent.check import check_live, check_plugins
     from agent.configfile import BadSettings, load
+    from agent.snapshots import EndpointSnapshot
 
+    seen: list[EndpointSnapshot] = []
     try:
         loaded = load(config)
         problems = check_plugins(loaded)
         if live and not problems:
-            problems = asyncio.run(check_live(loaded))
+            problems, seen = asyncio.run(check_live(loaded))
     except BadSettings as error:
         problems = list(error.problems)
     if output is Output.json:
@@ -60,9 +65,12 @@ def check(
                 "schema_version": 1,
                 "ok": not problems,
                 "problems": [{f: getattr(p, f) for f in fields} for p in problems],
+                **({"endpoints": [snapshot.as_dict() for snapshot in seen]} if live else {}),
             }
         )
     else:
+        for line in (line for snapshot in seen for line in snapshot.lines()):
+            stdout.print(text(line), highlight=False, soft_wrap=True)
         for problem in problems:
             stdout.print(f"[red]error[/red] {text(problem)}", highlight=False, soft_wrap=True)
         if not problems:

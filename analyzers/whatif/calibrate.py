@@ -25,6 +25,7 @@ from analyzers.whatif.loadtests import observation
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.roofline import RooflineMachine
 from collectors.loadtests import LoadTest
+from collectors.tokengaps import accept_length
 from collectors.window import Window
 
 _LEAST_REQUESTS = 30
@@ -154,9 +155,16 @@ def calibrate(
     notes: list[str] = []
     if any(s.little for s in known):
         notes.append("concurrency is from Little's law (rate x time in the system): the windows have no running gauge")
+    drafts, accepted = (sum(w.count(name) or 0.0 for w in windows) for name in ("drafts", "accepted_tokens"))
+    if (speculated := accept_length(drafts, accepted) or 1.0) > 1.0:
+        notes.append(f"it speculates, {speculated:.3g} tokens a step; its iterations are fitted as of one token each")
     facts: dict[str, str] = {}
     for window in windows:
         facts.update(window.facts)
+    if facts.get("prefix_caching") == "True" and all(w.count("cached_prompt_tokens") is None for w in windows):
+        notes.append(
+            "how many prompt tokens came from the prefix cache is not known: prefill may be slower than it looks"
+        )
     machine = machine_of(facts, shape, hardware)
     limits = _limits(shape, prior, facts, known, notes)
     found = observations(known, seed, REPLAYED)

@@ -21,6 +21,7 @@ from collectors.clock import Clock
 from collectors.prometheus.client import Labels, PrometheusAccount, PrometheusClient, Series
 from collectors.prometheus.presets import PRESETS, STEADY, Preset, Query, buckets
 from collectors.sketch import Sketch
+from collectors.tokengaps import output_of, tokens_per_gap
 from collectors.window import CollectError, Gauge, Range, Reading, Span
 
 #: With more values of a label than this, series are chosen by the label being there, and sorted out here.
@@ -122,6 +123,13 @@ class _StoreAnswer:
     steady: bool = False
     """Whether its targets are the same at both ends of the interval, and none of them restarted."""
 
+    def time_tokens(self) -> None:
+        """Gaps between events become gaps between tokens."""
+        output = output_of(self.counts, {name: (sketch.count, sketch.total) for name, sketch in self.sketches.items()})
+        parts = 1.0 if output is None else tokens_per_gap(output, output)
+        if parts != 1:
+            self.sketches["itl_s"] = self.sketches["itl_s"].split(parts)
+
     def span(self, name: str, end: float, step_s: float) -> Span:
         share = min(1.0, (self.alive or 0.0) / self.lately) if self.lately else 1.0
         gauges = {m: Gauge(mean, max(mean, self.maxima.get(m, mean)), mean) for m, mean in self.means.items()}
@@ -199,6 +207,10 @@ class PrometheusFleet:
             await asyncio.gather(*(self._metric(there, query, ends, answers) for query in first))
             for query in (q for q, _ in queries if q.adds):
                 await self._metric(there, query, ends, answers)
+            for member in there:
+                for end in ends:
+                    if (member.name, end) in answers:
+                        answers[member.name, end].time_tokens()
 
     async def _alive(self, group: Sequence[_Member], preset: Preset, ends: Sequence[float], answers: _Answers) -> None:
         now = f"count by ($by) (count_over_time({preset.alive}{{$sel}}[$w]))"

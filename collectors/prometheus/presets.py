@@ -100,6 +100,19 @@ def _between(series: str, by: str) -> str:
     return f"{now} - (sum by ({by}) ({series} offset $w) or 0 * {now})"
 
 
+def _cached_before_0_17() -> str:
+    """What the prefix cache had, where it counted tokens: until 0.9 the same names count blocks, of which fewer are looked up than half
+    of the prompt tokens. There the share of hits in what was looked up is taken, which has no unit. None is none in any unit.
+    """
+    hits, queries = (
+        " or ".join(_increase(f"vllm:{name}_{part}_total") for name in ("prefix_cache", "gpu_prefix_cache"))
+        for part in ("hits", "queries")
+    )
+    prompt = _increase("vllm:prompt_tokens_total")
+    counted = f"({hits}) and ({queries}) >= 0.5 * {prompt}"
+    return f"({counted}) or ({hits}) == 0 or ({hits}) / (({queries}) > 0) * {prompt}"
+
+
 _FINISHED = _increase("vllm:request_success_total")
 _HTTP = _increase("http_requests_total", ',handler=~"/v1/.*"')
 _HTTP_FAILED = _part(_increase("http_requests_total", ',handler=~"/v1/.*",status=~"5.*"'), _HTTP)
@@ -115,7 +128,9 @@ _VLLM = Preset(
         _count("prompt_tokens", "vllm:prompt_tokens_total"),
         _count("output_tokens", "vllm:generation_tokens_total"),
         _count("preemptions", "vllm:num_preemptions_total"),
-        _count("cached_prompt_tokens", "vllm:prompt_tokens_cached_total", "vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+        Query("cached_prompt_tokens", "count", (_increase("vllm:prompt_tokens_cached_total"), _cached_before_0_17())),
+        _count("drafts", "vllm:spec_decode_num_drafts_total"),
+        _count("accepted_tokens", "vllm:spec_decode_num_accepted_tokens_total"),
         _gauge("running", "sum", "vllm:num_requests_running"),
         Query("waiting", "gauge", (
             'sum by ($by) ($over(vllm:num_requests_waiting_by_reason{$sel,reason="capacity"}[$w]))'

@@ -165,3 +165,14 @@ def test_label_sets_that_change_with_each_page_are_forgotten() -> None:
     for i in range(15):
         reader.parse(b"".join(b'%s{id="%d"} 1\n' % (b"a" if j % 2 else b"c", i * 10_000 + j) for j in range(10_000)))
     assert len(reader._heads) <= 50_000
+
+
+def test_the_help_of_wanted_names_is_kept() -> None:
+    page = (
+        b"# HELP a_total What\\nis counted.\n# HELP a_total Said twice.\n# TYPE a_total counter\n# HELP other Unwanted.\n"
+        b"# HELP a_total\n# HELPless\na_total 1\n"
+    )
+    samples = Exposition(("a_total", "silent")).parse(page)
+    assert samples == {"a_total": [({}, 1.0)]}
+    assert samples.help == {"a_total": "What\nis counted."}
+    assert samples.page == page

@@ -268,3 +268,17 @@ def test_half_of_a_distribution_is_the_same_distribution() -> None:
     assert whole.scaled(0.0).count == 0
     with pytest.raises(ValueError, match="share"):
         whole.scaled(-1.0)
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=50), st.floats(0.2, 20.0))
+def test_split_values_add_up_to_what_they_were(values: list[float], parts: float) -> None:
+    edges, counts = (0.5, 2.0, 8.0), [3.0, 0.0, 2.0, 1.0]
+    for whole in (Sketch.from_values(values), Sketch.from_histogram(edges, counts, 30.0)):
+        split = whole.split(parts)
+        assert split.total == whole.total
+        assert split.count == pytest.approx(whole.count * parts)
+        low, high = whole.bounds(0.5)
+        assert split.bounds(0.5) == (pytest.approx(low / parts, rel=0.05), pytest.approx(high / parts, rel=0.05))
+    assert Sketch().split(parts) == Sketch()
+    with pytest.raises(ValueError, match="parts above 0"):
+        Sketch.from_values(values).split(0.0)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from collectors.base import SourceContext, Target
 from collectors.exposition import Exposition
@@ -155,6 +157,98 @@ def test_too_many_engines() -> None:
     with pytest.raises(CollectError) as caught:
         read_page(page)
     assert caught.value.kind == "too_large"
+
+
+# -- labels that a version leaves out ------------------------------------------------------------------------------
+
+CONFIG = 'vllm:cache_config_info{block_size="32",%snum_gpu_blocks="%d"} 1.0\n'
+
+
+def running(*labels: str) -> str:
+    return "".join(f"vllm:num_requests_running{{{of}}} {i + 1}.0\n" for i, of in enumerate(labels))
+
+
+RANKED = ('engine="0",model_name="m"', 'engine="1",model_name="m"')
+
+
+def kv_tokens(page: str) -> list[str | None]:
+    return [reading.facts.get("kv_tokens") for reading in read_page(page)]
+
+
+def test_what_is_said_of_the_cache_without_an_engine_is_of_the_only_one() -> None:
+    assert kv_tokens(running(RANKED[0]) + CONFIG % ("", 100)) == ["3200"]
+    assert kv_tokens(running('model_name="m"') + CONFIG % ('engine="0",', 100)) == ["3200"]
+    assert kv_tokens(running('engine="3",model_name="m"') + CONFIG % ("", 100)) == ["3200"]
+    assert kv_tokens(running('engine="3",model_name="m"') + CONFIG % ('engine="0",', 100)) == ["3200"]
+
+
+def test_what_is_said_of_the_cache_without_an_engine_is_of_all_of_one_process() -> None:
+    assert kv_tokens(running(*RANKED) + CONFIG % ("", 100)) == ["3200", "3200"]
+    labelled = CONFIG % ('engine="0",', 100) + CONFIG % ('engine="1",', 200)
+    assert kv_tokens(running(*RANKED) + labelled) == ["3200", "6400"]
+    assert kv_tokens(running(*RANKED) + labelled + CONFIG % ("", 999)) == ["3200", "6400"]
+    # Whose is it? One engine's is told, the other's is not known.
+    assert kv_tokens(running(*RANKED) + CONFIG % ('engine="0",', 100) + CONFIG % ("", 999)) == ["3200", None]
+    assert kv_tokens(running(*RANKED) + CONFIG % ("", 100) + CONFIG % ("", 200)) == [None, None]
+
+
+def test_a_name_without_the_engine_or_the_model_is_of_the_only_one() -> None:
+    page = running(RANKED[0]) + 'vllm:num_requests_waiting{model_name="m"} 5\nvllm:prompt_tokens_total{engine="0"} 70\n'
+    (reading,) = read_page(page, "m")
+    assert (reading.target, reading.gauges, reading.counters) == (
+        "a",
+        {"running": 1, "waiting": 5},
+        {"prompt_tokens": 70},
+    )
+
+
+def test_a_name_without_the_engine_counts_once_among_several() -> None:
+    first, second = read_page(running(*RANKED) + 'vllm:num_preemptions_total{model_name="m"} 9\n')
+    assert (first.counters, second.counters) == ({"preemptions": 9}, {})
+    assert (first.target, second.target) == ("a", "a#1")
+    # An engine's own goes before what is said of all of them.
+    both = running(*RANKED) + 'vllm:num_requests_running{model_name="m"} 3\n'
+    assert [reading.gauges["running"] for reading in read_page(both)] == [1, 2]
+
+
+@given(
+    ranks=st.sampled_from(((None,), ("0",), ("0", "1"), ("0", "1", "2"), ("5",))),
+    bare=st.sets(
+        st.sampled_from(("vllm:num_preemptions_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total"))
+    ),
+    modelless=st.booleans(),
+    model=st.sampled_from(("m", None)),
+)
+def test_nothing_is_lost_or_counted_twice_where_a_label_is_left_out(
+    ranks: tuple[str | None, ...], bare: set[str], modelless: bool, model: str | None
+) -> None:
+    """Three counters: each by engine, or only for all of them together. The sum over the readings is what was counted."""
+    lines = []
+    for number, name in enumerate(
+        ("vllm:num_preemptions_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total"), 1
+    ):
+        for rank in (None,) if name in bare else ranks:
+            labels = ['model_name="m"'] if not (modelless and name in bare) else []
+            labels += [] if rank is None else [f'engine="{rank}"']
+            lines.append(f"{name}{{{','.join(labels)}}} {number * 10}")
+    page = "\n".join(
+        [
+            running(*(f'model_name="m"{"" if r is None else f",engine={chr(34)}{r}{chr(34)}"}' for r in ranks)),
+            *lines,
+            "",
+        ]
+    )
+    readings = read_page(page, model)
+    assert len(readings) == len({r.target for r in readings}) == len(ranks)
+    for number, (name, metric) in enumerate(
+        (
+            ("vllm:num_preemptions_total", "preemptions"),
+            ("vllm:prompt_tokens_total", "prompt_tokens"),
+            ("vllm:generation_tokens_total", "output_tokens"),
+        ),
+        1,
+    ):
+        assert sum(r.counters.get(metric, 0) for r in readings) == number * 10 * (1 if name in bare else len(ranks))
 
 
 # -- through a real server ----------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -72,9 +74,13 @@ def _until_known(store: Scraped) -> None:
 
 
 def read(store: Scraped, endpoints: dict[str, dict[str, Any]], since: float | None = None) -> Said:
+    return read_at(store.url, endpoints, since)
+
+
+def read_at(url: str, endpoints: dict[str, dict[str, Any]], since: float | None = None) -> Said:
     async def go() -> Said:
         http, sessions, clock = Http(), Sessions(), MachineClock()
-        shared = {"url": store.url, "step_s": STEP_S, "delay_s": 3}
+        shared = {"url": url, "step_s": STEP_S, "delay_s": 3}
         try:
             members: list[FleetMember] = [
                 make(SourceContext(name, None, http, clock, sessions, {"labels": {"job": name}, **shared, **options}))
@@ -191,3 +197,78 @@ def test_discovery_finds_the_jobs_and_their_replicas(store: Scraped) -> None:
     assert sorted(of["job"] for of in labels) == ["one", "two", "two"]  # two models in the second job
     said = read(store, {one.name: {"labels": of} for one, of in zip(found, labels, strict=True)})
     assert all(spans(said, one.name)[0].share == 1.0 for one in found)
+
+
+# -- units that a version or a setting of vLLM changes --------------------------------------------------------------------
+
+
+class CountingPage(BaseHTTPRequestHandler):
+    """vLLM's counters of 10 requests more at each scrape: 640 prompt tokens, of which three quarters were cached, and 41 answered, one each
+    10 ms. ``block``: tokens that the prefix cache counts as one; ``event``: tokens that come out at once."""
+
+    begun = time.monotonic()
+    block, event = 1, 1.0
+
+    def do_GET(self) -> None:
+        n = 10 * int((time.monotonic() - self.begun) / stores.SCRAPE_S + 1)
+        of, gaps = 'engine="0",model_name="m"', round(n * 40 / self.event)
+        gap = 0.01 * self.event
+        body = "\n".join(
+            [
+                f"vllm:num_requests_running{{{of}}} 2",
+                f"vllm:prompt_tokens_total{{{of}}} {n * 640}",
+                f"vllm:generation_tokens_total{{{of}}} {n * 41}",
+                f"vllm:gpu_prefix_cache_queries_total{{{of}}} {n * 640 / self.block}",
+                f"vllm:gpu_prefix_cache_hits_total{{{of}}} {n * 480 / self.block}",
+                _histogram("vllm:time_to_first_token_seconds", of, n, 0.1),
+                _histogram("vllm:inter_token_latency_seconds", of, gaps, gap),
+                _histogram("vllm:request_time_per_output_token_seconds", of, n, 0.01),
+                "",
+            ]
+        ).encode()
+        self.send_response(200)
+        self.send_header("content-type", "text/plain; version=0.0.4")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Scrapes are not worth a line."""
+
+
+def _histogram(name: str, of: str, count: int, value: float) -> str:
+    edges = [*(0.004, 0.016, 0.064, 0.256), "+Inf"]
+    reached = [f'{name}_bucket{{{of},le="{edge}"}} {count if value <= float(edge) else 0}' for edge in edges]
+    return "\n".join([*reached, f"{name}_count{{{of}}} {count}", f"{name}_sum{{{of}}} {count * value}"])
+
+
+@pytest.mark.parametrize("name", ["prometheus", "victoria-metrics"])
+def test_blocks_are_tokens_and_events_are_tokens_in_a_store_too(name: str) -> None:
+    kinds = {"plain": (1, 1.0), "blocks": (16, 1.0), "events": (1, 4.0)}
+    opening = {"prometheus": stores.prometheus, "victoria-metrics": stores.victoria_metrics}[name]
+    with ExitStack() as stack:
+        jobs = {}
+        for job, (block, event) in kinds.items():
+            handler = type("Page", (CountingPage,), {"block": block, "event": event})
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            stack.callback(server.shutdown)
+            Thread(target=server.serve_forever, daemon=True).start()
+            jobs[job] = [f"127.0.0.1:{server.server_port}"]
+        url = stack.enter_context(opening(jobs))
+        found = _whole_spans(url, list(kinds))
+    for job, span in found.items():
+        prompts, output, gaps = span.counts["prompt_tokens"], span.counts["output_tokens"], span.sketches["itl_s"]
+        assert span.counts["cached_prompt_tokens"] == pytest.approx(0.75 * prompts, rel=1e-6), job
+        assert gaps.mean == pytest.approx(0.01, rel=0.01), job
+        assert gaps.count == pytest.approx(output * 40 / 41, rel=0.01), job
+
+
+def _whole_spans(url: str, jobs: list[str]) -> dict[str, Span]:
+    """Of each, an interval in which something was counted."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        said = read_at(url, {job: {} for job in jobs})
+        found = {job: s for job, s in said if isinstance(s, Span) and s.counts.get("prompt_tokens") and s.sketches}
+        if len(found) == len(jobs):
+            return found
+        time.sleep(1)
+    raise AssertionError("the store never had a whole interval of all jobs")

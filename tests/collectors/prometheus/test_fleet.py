@@ -75,10 +75,10 @@ def test_many_endpoints_are_told_by_one_query_a_metric() -> None:
 def test_a_series_that_is_not_there_is_unknown() -> None:
     with fake_store() as store:
         alive(store, "chat")
-        store.tell("vllm:generation_tokens_total", ({"job": "chat"}, math.nan))
-        store.tell("vllm:prompt_tokens_total", ({"job": "chat"}, 5.0))
+        store.tell("vllm:prompt_tokens_total", ({"job": "chat"}, math.nan))
+        store.tell("vllm:generation_tokens_total", ({"job": "chat"}, 5.0))
         said = read(store, {"chat": {}, "gone": {}})
-    assert only(said, "chat").counts == {"prompt_tokens": 5.0}
+    assert only(said, "chat").counts == {"output_tokens": 5.0}
     assert not any(name == "gone" for name, _ in said)
 
 
