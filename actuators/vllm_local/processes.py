@@ -1,7 +1,7 @@
 """Processes that outlive Flyball: started in their own session, recorded, found again, and stopped without a doubt.
 
 Owns the records, the logs and the signals of one endpoint's processes on this host (Linux: it reads ``/proc``). Decides
-nothing, waits for nothing. A record is written before a start and again after it, and each process carries a marker in its
+nothing. A record is written before a start and again after it, and each process carries a marker in its
 environment that its children inherit. So whoever dies at whatever instant, the next look finds a process that can be
 adopted, or none.
 """
@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from actuators.base import ActuatorError
 MARKER = "FLYBALL_REPLICA"
 KEPT_LOGS = 20
 _PROC = Path("/proc")
+#: After an interrupted start a process is looked for so long, and so often, before there is none.
+_NEWBORN_S, _NEWBORN_LOOKS = 0.5, 10
 #: What a process inherits of Flyball's environment. Not the rest: Flyball's secrets are not the model server's business.
 _INHERITED = (
     "PATH",
@@ -157,7 +160,7 @@ class Processes:
         """
         record = self.records().get(name)
         if record is not None:
-            process = self._locate(record)
+            process = self._locate(record) if record.pid is not None else self._locate_newborn(record)
             if process is not None:
                 if record.digest != digest:
                     raise ActuatorError("NAME_TAKEN", f"{name} runs with other arguments: stop it, then plan again")
@@ -240,6 +243,15 @@ class Processes:
                 return None
             return MarkedProcess(record.pid, record.name, leader=True, started_ticks=stat[1])
         return next((p for p in self.scan() if p.name == record.name and p.leader), None)
+
+    def _locate_newborn(self, record: ProcessRecord) -> MarkedProcess | None:
+        """Of a start that was interrupted: a process that is just becoming its program has no environment to be known by yet."""
+        for _ in range(_NEWBORN_LOOKS):
+            found = self._locate(record)
+            if found is not None:
+                return found
+            time.sleep(_NEWBORN_S / _NEWBORN_LOOKS)
+        return None
 
     def _write(self, record: ProcessRecord) -> ProcessRecord:
         write_json(self._records / f"{record.name}.json", asdict(record))
