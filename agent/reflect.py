@@ -253,7 +253,7 @@ class Reflector:
             error = changes.measured_error(db, endpoint.name)
         situation = Situation(
             endpoint.name,
-            rows[-1].source if rows else "",
+            rows[-1].source if rows else " or ".join(endpoint.sources),
             rows,
             start,
             max(end, start + width),

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
@@ -315,21 +316,17 @@ def _summary(store: Store, loaded: Settings, now: float, wall_s: float) -> dict[
 
 def _print_tradeoffs(store: Store) -> None:
     """What each considered shape would cost and do."""
-    table = Table(title="Trade-offs: every shape that was considered", title_justify="left")
-    for column in ("endpoint", "shape", "$/month", "TTFT p95, predicted", "ITL p95", "verdict"):
-        table.add_column(column, no_wrap=column == "endpoint")
+    table = _table("Trade-offs: every shape that was considered", "$/month", "TTFT p95, s", "ITL p95, s", "verdict")
     for brief in views.recommendation_list(store)["recommendations"]:
         view = views.recommendation(store, brief["id"])
         assert view is not None
         now = Shape.from_dict(view["recommendation"]["body"]["current"]["shape"])
-        for i, o in enumerate(view["recommendation"]["body"]["options"][:6]):
-            what = difference(now, Shape.from_dict(o["shape"])) or f"as it is: {now.label()}"
-            hourly = o["money"]["per_hour"]
+        table.add_row(f"[bold]{brief['endpoint']}[/bold]")
+        for o in view["recommendation"]["body"]["options"][:6]:
             style = {"chosen": "bold green", "current": "bold"}.get(o["verdict"], "dim")
             table.add_row(
-                brief["endpoint"] if i == 0 else "",
-                what,
-                money(per_month(hourly)),
+                difference(now, Shape.from_dict(o["shape"])) or "as it is",
+                money(per_month(o["money"]["per_hour"])),
                 _interval(o, "ttft_p95_s"),
                 _interval(o, "itl_p95_s"),
                 o["verdict"].lower().replace("_", " "),
@@ -338,24 +335,30 @@ def _print_tradeoffs(store: Store) -> None:
     stdout.print(table)
 
 
+def _table(title: str, *columns: str) -> Table:
+    """Of endpoints, and under each what differs: readable at 80 columns."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", min_width=19, overflow="fold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
 def _interval(option: Mapping[str, Any], metric: str) -> str:
     interval = (option["prediction"] or {"metrics": {}})["metrics"].get(metric)
-    return f"{interval['low']:.2g} to {interval['high']:.2g} s" if interval else "-"
+    return f"{interval['low']:.2g} to {interval['high']:.2g}" if interval else "-"
 
 
-_PLAIN = {"ttft_p95_s": "TTFT p95, s", "itl_p95_s": "ITL p95, s", "requests_per_s": "requests/s"}
+_PLAIN = {"ttft_p95_s": "TTFT p95, s", "itl_p95_s": "ITL p95, s"}
 
 
 def _print_ledger(summary: Mapping[str, Any]) -> None:
-    table = Table(title="Ledger: promised and observed", title_justify="left")
-    for column in ("endpoint", "change", "metric", "before", "promised (80 %)", "observed", "promise"):
-        table.add_column(column, no_wrap=column in ("endpoint", "metric"))
+    table = _table("Ledger: promised and observed", "metric", "before", "promised", "observed", "promise")
     for c in summary["changes"]:
-        rows = [r for r in c["ledger"] if r["metric"] in ("ttft_p95_s", "itl_p95_s", "requests_per_s")]
-        for i, r in enumerate(rows):
+        table.add_row(f"[bold]{c['endpoint']}[/bold]")
+        for i, r in enumerate(r for r in c["ledger"] if r["metric"] in _PLAIN):
             table.add_row(
-                c["endpoint"] if i == 0 else "",
-                f"{c['what']}: {c['state'].replace('_', ' ')}" if i == 0 else "",
+                c["what"] if i == 0 else "",
                 _PLAIN[r["metric"]],
                 number(r["before"], digits=2),
                 f"{number(r['low'], digits=2)} to {number(r['high'], digits=2)}",
