@@ -38,12 +38,12 @@ def from_store(store: Store, settings: Settings, endpoint: str, since_s: float, 
     return known
 
 
-def tested_shape(texts: Sequence[str]) -> Shape:
-    """What load tests were made on, as ``--shape`` says it. Raises BadQuestion."""
+def tested_shape(texts: Sequence[str], notes: list[str]) -> Shape:
+    """What load tests were made on, as ``--shape`` says it; ``notes`` takes what has no known effect. Raises BadQuestion."""
     shape, known = Shape(replicas=1, accelerator_count=1), Vocabulary(Catalogue(hardware=ACCELERATORS), _OF_TESTS)
     for one in texts:
         with place(f"--shape {one}"):
-            shape = shape_of(one, shape, known, [])
+            shape = shape_of(one, shape, known, notes)
     return shape
 
 

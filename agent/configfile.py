@@ -39,7 +39,8 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{where}: {self.field}: {self.what}. {self.do}" if self.field else f"{where}: {self.what}. {self.do}"
+        said = f"{self.what}{'' if self.what.endswith('?') else '.'} {self.do}"
+        return f"{where}: {self.field}: {said}" if self.field else f"{where}: {said}"
 
 
 class BadSettings(Exception):

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from actuators.base import ActuatorError
 from agent import systemd
-from agent.check import check_plugins
+from agent.check import check_file
 from agent.clock import WallClock
 from agent.configfile import BadSettings, SettingsFile, load
 from agent.governor import Governor, last_due
@@ -151,7 +151,7 @@ class Daemon:
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={int(self._clock.monotonic() * 1e6)}")
         try:
             loaded = load(self._path)
-            problems = [*map(str, check_plugins(loaded)), *self._obstacles(loaded.settings)]
+            problems = [*map(str, check_file(loaded)), *self._obstacles(loaded.settings)]
             governor = self._make(loaded.settings) if not problems else None
         except BadSettings as error:
             problems, governor = [str(problem) for problem in error.problems], None

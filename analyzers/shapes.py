@@ -1,17 +1,18 @@
 """One grammar for a shape, on every command line and in every file: ``replicas=2,size=NAME,accelerator=L40S,max_num_seqs=64``.
 
-What is written are changes to a base shape. A name that is not known is refused, and so is an engine argument of which no effect is
-known: it would be replayed as if it changed nothing. Old spellings are read, and said.
+What is written are changes to a base shape. A name that is not known is refused. An argument that the engine knows and the replay does
+not is taken, and said to change nothing that is predicted. Old spellings are read, and said.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from actuators.shape import Autoscaling, Shape
-from analyzers import grammar
+from analyzers import grammar, vllm_arguments
 from analyzers.grammar import BadQuestion, Value
 from analyzers.hardware import find
 from analyzers.policy import Catalogue
@@ -31,6 +32,8 @@ _COUNTS = ("replicas", "least", "most", "accelerator_count")
 _AMOUNTS = ("cpus", "memory_gb")
 _TEXTS = ("tier", "region")
 FIELDS = (*_COUNTS, "size", "accelerator", *_AMOUNTS, *_TEXTS)
+#: Names that are so alike are one name and a slip of the pen.
+_SLIP = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +46,18 @@ class Vocabulary:
 
 
 def shape_of(text: str, base: Shape, known: Vocabulary, notes: list[str]) -> Shape:
-    """``base`` with the changes of ``text``. ``notes`` takes what was read by an old name. Raises BadQuestion."""
-    return changed_shape(grammar.pairs(text, notes), base, known)
+    """``base`` with the changes of ``text``. ``notes`` takes what was read by an old name, or has no known effect. Raises BadQuestion."""
+    return changed_shape(grammar.pairs(text, notes), base, known, notes)
 
 
-def changed_shape(changes: Mapping[str, Value], base: Shape, known: Vocabulary) -> Shape:
+def changed_shape(changes: Mapping[str, Value], base: Shape, known: Vocabulary, notes: list[str]) -> Shape:
     """``base`` with single settings changed, by their names. Raises BadQuestion."""
     wanted = {name.removeprefix("engine."): value for name, value in changes.items()}
-    engine = {
-        name: wanted.pop(name) for name in list(wanted) if name in {*ENGINE_ARGUMENTS, *known.engine, *base.engine}
-    }
-    _check_names(wanted, {*FIELDS, *ENGINE_ARGUMENTS, *known.engine, *base.engine})
-    empty = [name for name, value in {**wanted, **engine}.items() if value is None]
+    _note(notes, check_names(wanted, {*FIELDS, *ENGINE_ARGUMENTS, *known.engine, *base.engine}))
+    empty = [name for name, value in wanted.items() if value is None]
     if empty:
         raise BadQuestion(f"{empty[0]}=none: give a value")
+    engine = {name: value for name, value in wanted.items() if name not in FIELDS and value is not None}
     if "size" in wanted and "accelerator" in wanted:
         raise BadQuestion("size and accelerator both say what it runs on; give one")
     shape = _hardware(base, wanted, known.catalogue)
@@ -66,17 +67,41 @@ def changed_shape(changes: Mapping[str, Value], base: Shape, known: Vocabulary) 
     return shape.with_(engine=engine, **more)
 
 
-def _check_names(given: Iterable[str], known: set[str]) -> None:
+def check_names(given: Iterable[str], known: Collection[str]) -> list[str]:
+    """A note for each engine argument that vLLM has and the replay does not know. Raises BadQuestion on a name that neither has."""
+    notes = []
     for name in given:
-        if name not in known:
-            said = nearest(name, known)
-            near = said.startswith("did you mean")
-            why = (
-                "there is no such setting"
-                if near
-                else "no effect of it is known; list it in policy.engine if it has one"
+        if name in known:
+            continue
+        if name in vllm_arguments.ARGUMENTS:
+            notes.append(
+                f"{name}: no effect of it on the prediction is known: it is predicted as if it changed nothing"
             )
-            raise BadQuestion(f"{name}: {why}; {said}")
+            continue
+        said = nearest(name, known)
+        if not said.startswith("did you mean"):
+            near = difflib.get_close_matches(name, sorted(vllm_arguments.ARGUMENTS), n=1, cutoff=_SLIP)
+            said = f"did you mean {near[0]}?" if near else said
+        raise BadQuestion(f"{name}: there is no such setting; {said}")
+    return notes
+
+
+def with_effect(changes: Mapping[str, Value], known: Collection[str], notes: list[str]) -> dict[str, Value]:
+    """``changes`` without those arguments that vLLM has and ``known`` has not; ``notes`` takes each of them."""
+    idle = [name for name in changes if name in vllm_arguments.ARGUMENTS and name not in known]
+    _note(notes, check_names(idle, ()))
+    return {name: value for name, value in changes.items() if name not in idle}
+
+
+def slip(given: str, known: Iterable[str]) -> str | None:
+    """The known name that ``given`` is a misspelling of; None: it is a name of its own, known or not."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=_SLIP)
+    return near[0] if near and given not in names else None
+
+
+def _note(notes: list[str], more: Iterable[str]) -> None:
+    notes += [note for note in more if note not in notes]
 
 
 def _hardware(shape: Shape, wanted: Mapping[str, Value], catalogue: Catalogue) -> Shape:

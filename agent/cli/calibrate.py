@@ -13,6 +13,7 @@ from agent.cli.output import (
     ConfigOption,
     Output,
     OutputOption,
+    console,
     fail,
     number,
     print_json,
@@ -61,6 +62,7 @@ def calibrate(
     from analyzers.grammar import BadQuestion
     from collectors.loadtests import BadLoadTest
 
+    notes: list[str] = []
     try:
         if (endpoint is None) == (not from_):
             raise BadQuestion("give either --endpoint NAME, or --from FILE")
@@ -74,13 +76,15 @@ def calibrate(
                 "--gpus": f"accelerator_count={gpus}" if gpus else None,
             }
             texts = [*(shape or []), *read_as("--shape", old | {"--set": ",".join(set_ or []) or None})]
-            known = calibration.from_files(from_ or [], model=model, shape=calibration.tested_shape(texts))
+            known = calibration.from_files(from_ or [], model=model, shape=calibration.tested_shape(texts, notes))
         if out is not None:
             write("--out", out, known.engine.to_json())
     except (BadQuestion, BadLoadTest) as error:
         raise fail(str(error), 2) from error
     except CannotPredict as error:
         raise fail(str(error), 1) from error
+    for note in notes:
+        console.print(f"note: {text(note)}", highlight=False, soft_wrap=True)
     answer = calibration.answer(known)
     if output is Output.json:
         return print_json(answer)

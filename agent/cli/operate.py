@@ -79,11 +79,11 @@ async def _deploy(store: Store, settings: Settings, endpoint: str, yes: bool) ->
 def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Run the daemon until SIGTERM. SIGHUP reloads the settings."""
     from agent import daemon, logs
-    from agent.check import check_plugins
+    from agent.check import check_file
     from agent.configfile import BadSettings, load
 
     loaded = load(config)
-    problems = check_plugins(loaded)
+    problems = check_file(loaded)
     if problems:
         raise BadSettings(problems)
     logs.configure(loaded.settings.log_level)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agent.cli.output import DEFAULT_CONFIG, ConfigOption, Output, OutputOption, console, fail, print_json, stdout, text
+
+if TYPE_CHECKING:
+    from agent.configfile import Problem
 
 
 def add(app: typer.Typer) -> None:
@@ -40,20 +43,24 @@ def check(
     live: Annotated[bool, typer.Option("--live", help="Also reach each endpoint, source and system once.")] = False,
     output: OutputOption = Output.table,
 ) -> None:
-    """Validate the settings: every problem with its file, line, field, and what to do. Exit code 2 when there is one.
+    """Validate the settings: every problem with its file, line, field, and what to do. Exit code 2 when there is one;
+    notes change nothing.
 
     With --live it also prints what each endpoint says of itself: models, version, load, limits, and what the settings state otherwise.
     """
     import asyncio
 
-    from agent.check import check_live, check_plugins
+    from agent.check import check_file, check_live, notes_of
     from agent.configfile import BadSettings, load
     from agent.snapshots import EndpointSnapshot
 
     seen: list[EndpointSnapshot] = []
+    notes: list[Problem] = []
     try:
         loaded = load(config)
-        problems = check_plugins(loaded)
+        problems = check_file(loaded)
+        wrong = {problem.field for problem in problems}
+        notes = [note for note in notes_of(loaded) if note.field not in wrong]
         if live and not problems:
             problems, seen = asyncio.run(check_live(loaded))
     except BadSettings as error:
@@ -66,6 +73,7 @@ def check(
                 "ok": not problems,
                 "problems": [{f: getattr(p, f) for f in fields} for p in problems],
                 **({"endpoints": [snapshot.as_dict() for snapshot in seen]} if live else {}),
+                "notes": [{f: getattr(n, f) for f in fields} for n in notes],
             }
         )
     else:
@@ -73,6 +81,8 @@ def check(
             stdout.print(text(line), highlight=False, soft_wrap=True)
         for problem in problems:
             stdout.print(f"[red]error[/red] {text(problem)}", highlight=False, soft_wrap=True)
+        for note in notes:
+            stdout.print(f"note: {text(note)}", highlight=False, soft_wrap=True)
         if not problems:
             stdout.print(f"{text(config)}: fine{', and everything answers' if live else ''}", highlight=False)
     if problems:

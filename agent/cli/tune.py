@@ -244,10 +244,10 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
     for one in given.candidates:
         with words.place(f"--candidate {one}"):
             shapes.append((one, shape_of(one, shape, known, notes)))
+    if given.space is not None:
+        shapes += request.space(given.space, shape, known, notes)
     for note in notes:
         console.print(f"note: {text(note)}", highlight=False, soft_wrap=True)
-    if given.space is not None:
-        shapes += request.space(given.space, shape, known)
     wanted = words.objective(given.objective) if given.objective else endpoint.wanted()
     if not wanted.targets:
         raise words.BadQuestion(

@@ -124,7 +124,7 @@ def check_load(load: Load) -> None:
         raise BadQuestion(f"--prefix-tokens {load.prefix_tokens}: give a number of 0 or more")
 
 
-def space(path: Path, present: Shape, known: Vocabulary) -> list[tuple[str, Shape]]:
+def space(path: Path, present: Shape, known: Vocabulary, notes: list[str]) -> list[tuple[str, Shape]]:
     """Every combination of a space file: lists under a shape's names and, under ``engine``, those of engine arguments. Raises BadQuestion."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -141,7 +141,7 @@ def space(path: Path, present: Shape, known: Vocabulary) -> list[tuple[str, Shap
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         with place(f"--space {path}"):
-            shape = changed_shape(chosen, present, known)
+            shape = changed_shape(chosen, present, known, notes)
         found.append((",".join(f"{name.removeprefix('engine.')}={value}" for name, value in chosen.items()), shape))
     return found
 

@@ -13,6 +13,7 @@ from analyzers.grammar import BadQuestion, Value
 from analyzers.kinds.engine import fleets
 from analyzers.kinds.engine.engines import Engines
 from analyzers.kinds.system import ReplaySystem
+from analyzers.shapes import with_effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def candidates(
     system = engine_file(engine)
     place = "" if isinstance(system, Engines) else f"{engine}: "
     name = _name(system, engine, options, settings or {}, autoscale)
-    first = Candidate(name, _changed(system, {**options, **scaler, **(settings or {})}, place))
+    first = Candidate(name, _changed(system, {**options, **scaler, **(settings or {})}, place, notes))
     tried = [first, *(_other(first, text, notes) for text in others)]
     if timeout_s is not None and (deaf := next((c for c in tried if not c.system.heeds_timeout), None)):
         raise BadQuestion(
@@ -103,10 +104,12 @@ def _other(first: Candidate, text: str, notes: list[str]) -> Candidate:
     system = first.system if file is None else engine_file(Path(str(file)))
     if file is not None and isinstance(system, Engines) and isinstance(first.system, Engines):
         system = system.in_place_of(first.system)
-    return Candidate(text, _changed(system, changes, f"--candidate {text}: "))
+    return Candidate(text, _changed(system, changes, f"--candidate {text}: ", notes))
 
 
-def _changed(system: ReplaySystem, changes: Mapping[str, Any], place: str) -> ReplaySystem:
+def _changed(system: ReplaySystem, changes: Mapping[str, Any], place: str, notes: list[str]) -> ReplaySystem:
+    if isinstance(system, Engines):
+        changes = with_effect(changes, grammar.engine_settings(system.engine), notes)
     if isinstance(file := changes.get("fleet"), str):
         changes = {**changes, "fleet": fleet_file(Path(file))}
     try:

@@ -27,6 +27,7 @@ endpoints:
     actuator: {system: emulated}
     objective: {ttft_p95_s: 1.0}
     shape: {replicas: 2, size: small}
+    usd_per_replica_hour: 1.5
 """
 
 
@@ -116,7 +117,16 @@ def test_check_tells_each_problem_and_exits_with_2(tmp_path: Path) -> None:
 def test_check_says_fine(config: Path) -> None:
     result = run("check", "-c", config)
     assert (result.exit_code, result.stdout) == (0, f"{config}: fine\n")
-    assert as_json("check", "-c", config) == {"schema_version": 1, "ok": True, "problems": []}
+    assert as_json("check", "-c", config) == {"schema_version": 1, "ok": True, "problems": [], "notes": []}
+    config.write_text(SETTINGS.replace("objective: {ttft_p95_s: 1.0}", "objective: {}"))
+    result = run("check", "-c", config)
+    assert result.exit_code == 0
+    assert (
+        f"note: {config}:7: endpoints[0].objective: no objective: whether it is fast enough is not judged."
+        in result.stdout
+    )
+    (note,) = as_json("check", "-c", config)["notes"]
+    assert (note["field"], note["line"]) == ("endpoints[0].objective", 7)
 
 
 def test_check_live_tells_what_does_not_answer(config: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from agent import logs
-from agent.check import check_plugins
+from agent.check import check_file, notes_of
 from agent.configfile import BadSettings, Problem, SettingsFile, load
 from agent.settings import SECRET_FIELDS, Settings, weekdays
 
@@ -34,7 +34,7 @@ def write(tmp_path: Path) -> Write:
 def problems(path: Path) -> tuple[Problem, ...]:
     """All that is wrong, from the file itself and from the plugins."""
     try:
-        return tuple(check_plugins(load(path)))
+        return tuple(check_file(load(path)))
     except BadSettings as error:
         return error.problems
 
@@ -72,6 +72,13 @@ CASES: list[tuple[str, int | None, str, str, str]] = [
     (HEAD + "    sources:\n      vllm:\n        timeout_s: 0\n", 6, "endpoints[0].sources.vllm.timeout_s", "greater than 0", ""),
     (HEAD + "    actuator:\n      system: vlm\n", 5, "endpoints[0].actuator.system", "no actuator is called 'vlm'", ""),
     (HEAD + "    mode: approve\n", 4, "endpoints[0].mode", "no system can change this endpoint", "observe"),
+    (HEAD + "    shape: {engine: {max_num_seq: 64}}\n", 4, "endpoints[0].shape.engine.max_num_seq", "is no argument", "mean max_num_seqs?"),
+    (HEAD + "    shape: {engine: {foo: 64}}\n", 4, "endpoints[0].shape.engine.foo", "is no argument of the engine", "Known: block_size"),
+    (HEAD + "    policy: {engine: {max_num_seq: [64]}}\n", 4, "endpoints[0].policy.engine.max_num_seq", "is no argument", "'max_num_seqs'"),
+    (HEAD + "    shape: {accelerator: A100-80}\n", 4, "endpoints[0].shape.accelerator", "'A100-80' is not known", "'A100-80GB'"),
+    (HEAD + "    shape: {size: smal}\nsizes: {small: {}}\n", 4, "endpoints[0].shape.size", "'smal' is not among `sizes`", "'small'"),
+    ("sizes:\n  a: {accelerator: A100-80}\n", 2, "sizes.a.accelerator", "'A100-80' is not known", "'A100-80GB'"),
+    (HEAD + "    objective: {ttft_p95_s: 1000}\n", 4, "endpoints[0].objective", "did you mean 1 s (1000ms)?", ""),
     # the file itself
     ("a: 1\na: 2\n", 2, "a", "is written twice", "Keep one"),
     (HEAD + "    model: a\n    model: b\n", 5, "endpoints[0].model", "is written twice", "Keep one"),
@@ -101,6 +108,32 @@ def test_a_problem_says_where_what_and_what_to_do(
     assert do in problem.do
     assert problem.do
     assert str(problem).startswith(f"{path}:{line}: " if line else f"{path}: ")
+
+
+SOUND = (
+    HEAD
+    + "    objective: {ttft_p95_s: 1}\n    usd_per_replica_hour: 2\n    shape: {replicas: 1, engine: {max_num_seqs: 8}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "what"),
+    [
+        (SOUND, None, ""),
+        (SOUND.replace("objective: {ttft_p95_s: 1}", "mode: observe"), "objective", "is not judged"),
+        (SOUND.replace("usd_per_replica_hour: 2", "mode: observe"), "usd_per_replica_hour", "neither cost nor saving"),
+        (SOUND.replace("shape: {replicas: 1, engine: {max_num_seqs: 8}}", ""), "shape", "other shapes are not predicted"),
+        (SOUND.replace("max_num_seqs: 8", "enforce_eager: true"), "shape.engine.enforce_eager", "no effect of it"),
+        (SOUND.replace("replicas: 1", "accelerator: MI300X"), "shape.accelerator", "not in the table"),
+        (SOUND + "    policy: {engine: {max_running_requests: [8]}}\n", "policy.engine.max_running_requests", "no effect of it"),
+    ],
+)  # fmt: skip
+def test_a_note_says_what_will_not_be_judged(write: Write, text: str, field: str | None, what: str) -> None:
+    path = write(text)
+    assert problems(path) == ()
+    notes = notes_of(load(path))
+    assert [n.field for n in notes] == ([f"endpoints[0].{field}"] if field else [])
+    assert all(what in n.what and n.do for n in notes)
 
 
 def test_all_problems_are_told_at_once(write: Write) -> None:

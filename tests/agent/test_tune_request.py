@@ -25,7 +25,7 @@ KNOWN = Vocabulary(CATALOGUE)
 def shapes(tmp_path: Path, text: str | bytes) -> list[tuple[str, Shape]]:
     path = tmp_path / "space.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return space(path, PRESENT, KNOWN)
+    return space(path, PRESENT, KNOWN, [])
 
 
 # -- a space -----------------------------------------------------------------------------------------------------------
@@ -85,9 +85,9 @@ def test_a_space_that_says_nothing_sensible(tmp_path: Path, text: str | bytes, s
 
 def test_a_space_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(BadQuestion, match="cannot be read"):
-        space(tmp_path / "none.yaml", PRESENT, KNOWN)
+        space(tmp_path / "none.yaml", PRESENT, KNOWN, [])
     with pytest.raises(BadQuestion, match="cannot be read"):
-        space(tmp_path, PRESENT, KNOWN)
+        space(tmp_path, PRESENT, KNOWN, [])
 
 
 def test_a_space_without_end_is_refused_before_it_is_written_out(tmp_path: Path) -> None:

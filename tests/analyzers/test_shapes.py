@@ -8,7 +8,8 @@ from actuators.shape import Autoscaling, Shape
 from analyzers.grammar import BadQuestion
 from analyzers.hardware import ACCELERATORS
 from analyzers.policy import Catalogue
-from analyzers.shapes import Vocabulary, changed_shape, shape_of
+from analyzers.shapes import ENGINE_ARGUMENTS, Vocabulary, changed_shape, shape_of, slip
+from analyzers.vllm_arguments import ARGUMENTS
 
 CATALOGUE = Catalogue(
     prices={"small": 1.0, "big": 3.0},
@@ -61,8 +62,8 @@ def test_old_spellings_are_read_and_said() -> None:
     ("text", "says"),
     [
         ("replica=1", "replica: there is no such setting; did you mean replicas?"),
-        ("foo=bar", "foo: no effect of it is known; list it in policy.engine"),
-        ("enforce_eager=true", "enforce_eager: no effect of it is known"),
+        ("foo=bar", "foo: there is no such setting; known: accelerator"),
+        ("enforce_eagr=true", "enforce_eagr: there is no such setting; did you mean enforce_eager?"),
         ("max_num_seq=4", "did you mean max_num_seqs?"),
         ("size=bigg", "did you mean big?"),
         ("accelerator=L50S", "did you mean L40S?"),
@@ -93,5 +94,29 @@ def test_an_autoscalers_bounds_are_written_and_its_count_is_not() -> None:
 
 def test_values_of_a_file_are_the_same_grammar() -> None:
     assert (
-        changed_shape({"replicas": 3, "engine.max_num_seqs": 32}, BASE, KNOWN) == read("replicas=3,max_num_seqs=32")[0]
+        changed_shape({"replicas": 3, "engine.max_num_seqs": 32}, BASE, KNOWN, [])
+        == read("replicas=3,max_num_seqs=32")[0]
     )
+
+
+def test_an_argument_of_the_engine_without_a_known_effect_is_taken_and_said_once() -> None:
+    notes: list[str] = []
+    for text in ("enforce_eager=true", "enforce_eager=true,max_num_seqs=16"):
+        shape = shape_of(text, BASE, KNOWN, notes)
+    assert shape == BASE.with_(engine={"enforce_eager": True, "max_num_seqs": 16})
+    assert notes == [
+        "enforce_eager: no effect of it on the prediction is known: it is predicted as if it changed nothing"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("max_num_seq", "max_num_seqs"),
+        ("max_num_seqs", None),
+        ("max_running_requests", None),
+        ("mem_fraction_static", None),
+    ],
+)
+def test_a_slip_of_the_pen_is_no_name_of_another_engine(given: str, meant: str | None) -> None:
+    assert slip(given, {*ENGINE_ARGUMENTS, *ARGUMENTS}) == meant
