@@ -8,12 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.cli.inspect import opened
-from agent.cli.output import DEFAULT_CONFIG, ConfigOption, Output, OutputOption, actor, console, fail, print_json, text
+from agent.cli.output import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    Output,
+    OutputOption,
+    actor,
+    console,
+    duration,
+    fail,
+    print_json,
+    read_as,
+    text,
+)
 
 if TYPE_CHECKING:
     from actuators.base import LiveState
     from agent.settings import Settings
     from agent.store import Store
+
+_SHORTEST_REPORT_S = 60.0
 
 
 def add(app: typer.Typer) -> None:
@@ -116,21 +130,31 @@ def resume(config: ConfigOption = DEFAULT_CONFIG) -> None:
 
 def report(
     config: ConfigOption = DEFAULT_CONFIG,
-    days: Annotated[float, typer.Option(min=0.001, help="Of the last so many days.")] = 7.0,
+    since: Annotated[
+        float | None,
+        typer.Option(parser=duration, metavar="DURATION", help="Of so long up to now: 7d, 36h. Default: 7d."),
+    ] = None,
+    days: Annotated[str | None, typer.Option(hidden=True)] = None,
     to: Annotated[
         Path | None, typer.Option("--to", help="Where to write it; default: the settings' report directory.")
     ] = None,
     output: OutputOption = Output.table,
 ) -> None:
-    """Write the report of the days up to now."""
+    """Write the report of the time up to now."""
     from agent.clock import WallClock
     from agent.report import summary, weekly
 
-    now = WallClock().now()
+    for old in read_as("--since", {"--days": days and (days if days[-1].isalpha() else f"{days}d")}):
+        since = duration(old)
+    now, span = WallClock().now(), 7 * 86_400.0 if since is None else since
+    if span < _SHORTEST_REPORT_S:
+        raise fail(
+            f"--since {span:g}s: a report of less than {_SHORTEST_REPORT_S:g} s says nothing; give for instance 7d", 2
+        )
     with opened(config) as (store, settings):
         if output is Output.json:
-            return print_json(summary(store, settings, start=now - days * 86_400, end=now))
-        path = weekly(store, settings, start=now - days * 86_400, end=now, now=now, path=to)
+            return print_json(summary(store, settings, start=now - span, end=now))
+        path = weekly(store, settings, start=now - span, end=now, now=now, path=to)
     console.print(f"Wrote {text(path)}")
     return None
 

@@ -104,8 +104,10 @@ def simulate(
     usd_per_1k_output_tokens: Annotated[float | None, typer.Option(help="US dollars per 1,000 output tokens.")] = None,
     max_rate: Annotated[float | None, typer.Option(help="Never more requests per second.")] = None,
     max_requests: Annotated[int | None, typer.Option(help="Never more requests.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Never more tokens, of prompts and outputs.")] = None,
-    max_usd: Annotated[float | None, typer.Option(help="Never more US dollars.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Never more tokens, of prompts and outputs; users are stopped before it.")
+    ] = None,
+    max_usd: Annotated[float | None, typer.Option(help="Never more US dollars; users are stopped before it.")] = None,
     max_error_rate: Annotated[float, typer.Option(help="Stop when more of the latest 50 requests failed.")] = 0.5,
     allow_production: Annotated[
         bool, typer.Option("--allow-production", help="Send to a production endpoint.")
@@ -213,15 +215,23 @@ def _keep(settings: Settings, outcome: TrafficOutcome) -> None:
 
 
 def _say_estimate(traffic: TrafficRequest, found: TrafficEstimate, notes: list[str]) -> None:
-    bound = "at most about " if found.at_most else ""
     cost = "unknown cost" if found.usd is None else money(found.usd)
     tokens = found.prompt_tokens + found.output_tokens
+    guessed = found.each_s is not None and found.requests != found.most_requests
     console.print(
-        f"To {text(traffic.target.url)}: {bound}{found.requests:,} requests in {traffic.duration_s:g} s, {tokens:,} tokens, {cost}; "
-        f"{found.workers} worker{'s' * (found.workers != 1)}",
+        f"To {text(traffic.target.url)}: {'about ' * guessed}{found.requests:,} requests in {traffic.duration_s:g} s, "
+        f"about {tokens:,} tokens, {cost}; {found.workers} worker{'s' * (found.workers != 1)}",
         highlight=False,
         soft_wrap=True,
     )
+    if guessed:
+        most = (
+            "no bound is set: --max-requests sets one"
+            if found.most_requests is None
+            else f"never more than {found.most_requests:,}"
+        )
+        basis = f"a guess: a user sends again every {found.each_s:.3g} s where the server is fast; a faster one gets more, a slower one less"
+        console.print(f"{basis}; {most}", highlight=False, soft_wrap=True)
     for note in notes:
         console.print(f"note: {text(note)}", highlight=False, soft_wrap=True)
 

@@ -79,7 +79,11 @@ def tune(
     budget_usd: Annotated[
         float | None, typer.Option(help="Begin nothing more when so many US dollars are spent.")
     ] = None,
-    budget_minutes: Annotated[float | None, typer.Option(help="Begin nothing more after so many minutes.")] = None,
+    budget_time: Annotated[
+        float | None,
+        typer.Option(parser=duration, metavar="DURATION", help="Begin nothing more after so long: 90m, 2h."),
+    ] = None,
+    budget_minutes: Annotated[str | None, typer.Option(hidden=True)] = None,
     step_seconds: Annotated[
         float,
         typer.Option(
@@ -118,6 +122,8 @@ def tune(
     from collectors.window import CollectError
 
     settings = load(config).settings
+    for old in read_as("--budget-time", {"--budget-minutes": None if budget_minutes is None else f"{budget_minutes}m"}):
+        budget_time = duration(old)
     store = Store(settings.database)
     try:
         store.upgrade()
@@ -131,7 +137,7 @@ def tune(
             rate,
             Load(prompt_tokens, output_tokens, prefix_tokens, api, exact_output, think),
             Effort(step_seconds, precision, max_steps),
-            Budget(budget_usd, budget_minutes),
+            Budget(budget_usd, None if budget_time is None else budget_time / 60),
             seed,
         )
         with warnings_on_stderr():
@@ -232,7 +238,7 @@ async def _asked(store: Store, settings: Settings, name: str, given: _Options, h
         )
     for option, value in {
         "--step-seconds": given.effort.step_s, "--precision": given.effort.precision, "--budget-usd": given.budget.usd,
-        "--budget-minutes": given.budget.minutes, "--rate": given.rate,
+        "--budget-time": given.budget.minutes, "--rate": given.rate,
     }.items():  # fmt: skip
         words.positive(value, option)
     words.positive(given.load.think_s, "--think", zero=True)

@@ -1,4 +1,4 @@
-"""A load over time, written in a file: YAML or JSON, a few names, each checked.
+"""A load over time, written in a file: YAML or JSON, a few names, each checked. Times are seconds, or 500ms, 2m, 1h.
 
 arrivals: gamma          # constant, poisson (the default) or gamma
 burstiness: 2            # of gamma: the coefficient of variation of the gaps
@@ -24,6 +24,7 @@ from typing import Any
 
 from analyzers.grammar import BadQuestion
 from analyzers.strict import nearest
+from collectors.durations import seconds_of
 from collectors.plan import Rates
 
 _CURVES = ("rate", "steps", "points", "day", "bursts")
@@ -57,12 +58,12 @@ class LoadProfile:
             return _cut(Rates.steps(_pairs(self.steps, f"{self.where}: steps")), duration_s)
         if self.day is not None:
             day = _section(self.day, f"{self.where}: day", ("rates", "seconds"))
-            seconds = _positives([day.get("seconds", 86_400.0)], f"{self.where}: day: seconds")[0]
+            seconds = _spans([day.get("seconds", 86_400.0)], f"{self.where}: day: seconds")[0]
             return Rates.day(_rates(day.get("rates"), f"{self.where}: day: rates"), seconds, duration_s)
         if self.bursts is not None:
             bursts = _section(self.bursts, f"{self.where}: bursts", ("rates", "dwell_s"))
             rates = _rates(bursts.get("rates"), f"{self.where}: bursts: rates")
-            dwell = _positives(bursts.get("dwell_s"), f"{self.where}: bursts: dwell_s")
+            dwell = _spans(bursts.get("dwell_s"), f"{self.where}: bursts: dwell_s")
             if len(dwell) != len(rates):
                 raise BadQuestion(f"{self.where}: bursts: give as many dwell_s as rates")
             return Rates.bursts(rates, dwell, duration_s, seed)
@@ -85,9 +86,9 @@ def shape_of(path: Path) -> LoadProfile:
     curves = [name for name in (*_CURVES, "users") if name in data]
     if len(curves) != 1:
         raise BadQuestion(f"{where}: give one of {', '.join(_CURVES)} and users, not {' and '.join(curves) or 'none'}")
-    for name in ("burstiness", "duration_s"):
+    for name, read in (("burstiness", _positives), ("duration_s", _spans)):
         if name in data:
-            data[name] = _positives([data[name]], f"{where}: {name}")[0]
+            data[name] = read([data[name]], f"{where}: {name}")[0]
     for name in ("users", "prefix_tokens"):
         if name in data and (not isinstance(data[name], int) or isinstance(data[name], bool)):
             raise BadQuestion(f"{where}: {name}: {data[name]!r} is no whole number")
@@ -123,6 +124,20 @@ def _positives(values: object, where: str) -> list[float]:
     return found
 
 
+def _seconds(value: object) -> float:
+    try:
+        return seconds_of(value)
+    except ValueError:
+        return -1.0
+
+
+def _spans(values: object, where: str) -> list[float]:
+    found = [_seconds(v) for v in values] if isinstance(values, list) else []
+    if not found or min(found) <= 0:
+        raise BadQuestion(f"{where}: give durations, such as 30 (seconds), 500ms or 2m")
+    return found
+
+
 def _rates(values: object, where: str) -> list[float]:
     found = [_number(v) for v in values] if isinstance(values, list) else []
     if not found or min(found) < 0:
@@ -132,9 +147,10 @@ def _rates(values: object, where: str) -> list[float]:
 
 def _pairs(values: object, where: str) -> list[tuple[float, float]]:
     pairs = values if isinstance(values, list) else []
-    if not pairs or not all(isinstance(p, list) and len(p) == 2 and min(map(_number, p)) >= 0 for p in pairs):
-        raise BadQuestion(f"{where}: write pairs of seconds and requests per second, such as [[60, 5], [60, 20]]")
-    return [(float(a), float(b)) for a, b in pairs]
+    read = [(_seconds(p[0]), _number(p[1])) for p in pairs if isinstance(p, list) and len(p) == 2]
+    if not read or len(read) < len(pairs) or min(map(min, read)) < 0:
+        raise BadQuestion(f"{where}: write pairs of seconds and requests per second, such as [[60, 5], [2m, 20]]")
+    return read
 
 
 def _cut(rates: Rates, duration_s: float) -> Rates:

@@ -20,7 +20,7 @@ from collectors.traffic.requests import RequestTemplate
 from collectors.traffic.schedule import OpenSchedule, SessionSchedule, UserSchedule
 from collectors.traffic.worker import Row
 
-#: What a fast server takes at least, to bound what users in a closed loop may send: seconds to the first token, and for each.
+#: What a fast server takes, to guess what users in a closed loop will send: seconds to the first token, and for each.
 _FAST_TTFT_S, _FAST_ITL_S = 0.05, 0.01
 #: An error storm is judged by so many of the latest requests.
 _STORM_REQUESTS = 50
@@ -42,8 +42,10 @@ class TrafficEstimate:
     usd: float | None
     """None: no price is known."""
     workers: int
-    at_most: bool
-    """A bound only: in a closed loop the server decides how many requests there are."""
+    most_requests: int | None
+    """No more than these are sent. None: no bound is set; in a closed loop the server decides how many there are."""
+    each_s: float | None = None
+    """Seconds that a request and the thought after it are taken to last, in a closed loop: what ``requests`` rests on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class TrafficOutcome:
 def estimate(traffic: TrafficRequest, nodes: Mapping[str, int] | None = None) -> TrafficEstimate:
     """``nodes``: CPUs by node of the cluster that sends it; None: this machine does. Raises BadQuestion where they are too few."""
     load = traffic.load
+    each: float | None = None
     if isinstance(load, UserSchedule):
         each = _FAST_TTFT_S + traffic.mean_output * _FAST_ITL_S + load.think.mean_s
         requests = math.ceil(load.users * max(1.0, traffic.duration_s / each))
@@ -87,7 +90,8 @@ def estimate(traffic: TrafficRequest, nodes: Mapping[str, int] | None = None) ->
         output,
         cost(traffic, traffic.duration_s, prompt, output),
         _workers(traffic.workers, chunks, nodes),
-        isinstance(load, UserSchedule),
+        load.most if isinstance(load, UserSchedule) else requests,
+        each,
     )
 
 
@@ -116,7 +120,7 @@ def check_caps(traffic: TrafficRequest, found: TrafficEstimate) -> None:
         )
     if caps.rate is not None and (traffic.peak_rate or 0.0) > caps.rate:
         raise BadQuestion(f"--max-rate {caps.rate:g}: this load peaks at {traffic.peak_rate:g} requests a second")
-    if found.at_most:
+    if traffic.closed:
         return
     over = {
         "--max-requests": (found.requests, caps.requests),
@@ -211,7 +215,10 @@ class _Guard:
         caps = self._traffic.caps
         if caps.requests is not None and counts["sent"] >= caps.requests and self._traffic.closed:
             return "cap_requests"
-        if caps.tokens is not None and counts["prompt_tokens"] + counts["output_tokens"] > caps.tokens:
+        # What is under way will be used too: a cap that is only then seen is exceeded by as much.
+        prompt = counts["prompt_tokens"] + counts["in_flight"] * self._traffic.mean_prompt
+        output = counts["output_tokens"] + counts["in_flight"] * self._traffic.mean_output
+        if caps.tokens is not None and prompt + output > caps.tokens:
             return "cap_tokens"
-        spent = cost(self._traffic, at_s, counts["prompt_tokens"], counts["output_tokens"])
+        spent = cost(self._traffic, at_s, prompt, output)
         return "cap_usd" if caps.usd is not None and spent is not None and spent > caps.usd else None

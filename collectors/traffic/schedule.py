@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from collectors.durations import seconds_of
 from collectors.plan import Lengths
 from collectors.workload import Floats, Ints, Workload
 
@@ -21,7 +22,7 @@ _BLOCK = 1024
 
 @dataclass(frozen=True, slots=True)
 class ThinkTime:
-    """How long a user thinks between an answer and the next request: ``fixed:2`` or ``exponential:2``, in seconds."""
+    """How long a user thinks between an answer and the next request: ``fixed:2`` or ``exponential:500ms``; a bare number is seconds."""
 
     kind: str = "fixed"
     mean_s: float = 0.0
@@ -31,11 +32,11 @@ class ThinkTime:
         """Raises ValueError."""
         kind, _, number = text.rpartition(":")
         try:
-            mean = float(number)
+            mean = seconds_of(number)
         except ValueError:
             mean = -1.0
-        if kind not in ("", "fixed", "exponential") or not 0 <= mean < math.inf:
-            raise ValueError(f"think time {text!r}: expected fixed:2 or exponential:2, in seconds")
+        if kind not in ("", "fixed", "exponential") or mean < 0:
+            raise ValueError(f"think time {text!r}: expected fixed:2 or exponential:500ms; a bare number is seconds")
         return cls(kind or "fixed", mean)
 
     def draw(self, rng: np.random.Generator) -> float:

@@ -344,10 +344,26 @@ def test_a_change_under_way_is_shown(config: Path, filled: Store) -> None:
 
 
 def test_report_is_written_where_it_is_asked_for(config: Path, filled: Store, tmp_path: Path) -> None:
-    result = run("report", "-c", config, "--to", tmp_path / "r.html", "--days", "1")
+    result = run("report", "-c", config, "--to", tmp_path / "r.html", "--since", "36h")
     assert result.exit_code == 0
     assert "<svg" in (tmp_path / "r.html").read_text()
     assert as_json("status", "-c", config)["last_report"]["path"] == str(tmp_path / "r.html")
+
+
+@pytest.mark.parametrize("given", [("--since", "2d"), ("--since", "48h"), ("--days", "2"), ("--days", "2d")])
+def test_a_reports_span_is_a_duration(config: Path, filled: Store, given: tuple[str, str]) -> None:
+    result = run("report", "-c", config, *given, "-o", "json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert found["end"] - found["start"] == 2 * 86_400
+    assert ("--days is read as --since 2d" in result.stderr) is (given[0] == "--days")
+
+
+@pytest.mark.parametrize("span", ["0", "1s", "soon"])
+def test_a_reports_span_that_says_nothing_is_refused(config: Path, span: str) -> None:
+    result = run("report", "-c", config, "--since", span)
+    assert result.exit_code == 2
+    assert "7d" in result.stderr
 
 
 # -- as a program -------------------------------------------------------------------------------------------------------

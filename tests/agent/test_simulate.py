@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from agent.cli import app, output
+from agent.simulate.profile import shape_of
+from agent.simulate.request import Prices
+from agent.simulate.run import _Guard
 from agent.store import Store, windows
 from collectors.loadtests import read
 from collectors.traces import write_trace
@@ -164,6 +169,24 @@ def test_profiles(server: Exact, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("steps: [[1m, 5], [500ms, 2]]", "steps: [[60, 5], [0.5, 2]]"),
+        ("points: [[0, 5], [2m, 2]]", "points: [[0, 5], [120, 2]]"),
+        ("day: {rates: [1, 2], seconds: 1d}\nduration_s: 2h", "day: {rates: [1, 2], seconds: 86400}\nduration_s: 7200"),
+        ("bursts: {rates: [1, 2], dwell_s: [500ms, 2s]}\nduration_s: 1m", "bursts: {rates: [1, 2], dwell_s: [0.5, 2]}\nduration_s: 60"),
+    ],
+)  # fmt: skip
+def test_times_of_a_profile_are_durations(tmp_path: Path, text: str, same: str) -> None:
+    found = []
+    for name, written in (("a", text), ("b", same)):
+        (tmp_path / name).write_text(written)
+        profile = shape_of(tmp_path / name)
+        found.append((profile.duration_s, profile.rates(profile.duration_s or 0.0, 1)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("rate: 5\nusers: 3", "give one of"),
@@ -267,6 +290,29 @@ def test_users_are_stopped_at_a_cap(server: Exact) -> None:
     )
     assert answer["stopped"] == "cap_tokens"
     assert answer["elapsed_s"] < 50
+
+
+def test_what_users_will_send_is_a_guess_with_its_basis(server: Exact) -> None:
+    users = ("--url", server.url, "--concurrency", "4", "--duration", "1", "--output-tokens", "5", "--warmup", "0")
+    said = " ".join(run(*users, code={0, 3}).stderr.split())
+    assert "about 40 requests in 1 s" in said
+    assert "a user sends again every 0.1 s where the server is fast" in said
+    assert "no bound is set: --max-requests sets one" in said
+    assert "at most" not in said
+    said = " ".join(run(*users, "--max-requests", "6", code={0, 3}).stderr.split())
+    assert ": 6 requests in 1 s" in said
+    assert "a guess" not in said
+    said = " ".join(run(*users, "--max-requests", "50", code={0, 3}).stderr.split())
+    assert "never more than 50" in said
+
+
+def test_tokens_that_are_under_way_count_towards_the_cap() -> None:
+    caps = SimpleNamespace(requests=None, tokens=1000, usd=None, error_rate=0.5)
+    traffic: Any = SimpleNamespace(caps=caps, closed=True, mean_prompt=60.0, mean_output=40.0, prices=Prices())
+    guard = _Guard(traffic, lambda _at, _counts: None)
+    used = {"prompt_tokens": 300, "output_tokens": 200}
+    assert guard.see(1.0, Counter(used | {"in_flight": 5})) is None
+    assert guard.see(1.0, Counter(used | {"in_flight": 6})) == "cap_tokens"
 
 
 def test_an_error_storm_stops_the_traffic() -> None:

@@ -170,7 +170,7 @@ def test_killed_in_the_middle_of_a_trial_it_goes_on_with_what_was_measured(tmp_p
         assert code == 1, "another question must wait"
         assert f"tune {identity} of another question" in err
         later(at)
-        code, out, err = at.run(*SEQS, *QUICK, "--budget-minutes", "50", "-o", "json")  # a budget may be raised
+        code, out, err = at.run(*SEQS, *QUICK, "--budget-time", "50m", "-o", "json")  # a budget may be raised
         assert code == 0, err
         assert f"going on with tune {identity}" in err
         found = json.loads(out)
@@ -253,7 +253,7 @@ def test_interrupted_while_it_waits_for_somebody_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("budget", "spent"),
     [
-        (("--budget-minutes", "0.015"), "the budget of 0.015 minutes is spent"),
+        (("--budget-time", "900ms"), "the budget of 0.015 minutes is spent"),
         (("--budget-usd", "0.0003"), "the budget of $0.0003 is spent"),  # a second costs $0.00028
     ],
 )
@@ -391,7 +391,7 @@ def refuse(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         ((*SEQS, "--rate", "nan"), "--rate nan"),
         ((*SEQS, "--think", "-1"), "is no duration"),
         ((*SEQS, "--budget-usd", "0"), "--budget-usd 0"),
-        ((*SEQS, "--budget-minutes", "inf"), "--budget-minutes inf"),
+        ((*SEQS, "--budget-time", "inf"), "is no duration"),
         ((*SEQS, "--step-seconds", "0"), "--step-seconds 0"),
         ((*SEQS, "--precision", "0"), "--precision 0"),
         ((*SEQS, "--prompt-tokens", "zipf:2"), "expected 100"),

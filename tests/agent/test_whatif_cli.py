@@ -101,6 +101,17 @@ def test_one_request_by_hand(tmp_path: Path, engine: Path) -> None:
     assert got["candidates"][0]["ttft_s"] == got["ttft_s"]
 
 
+def test_an_argument_without_a_known_effect_is_said_and_a_slip_of_the_pen_refused(tmp_path: Path, engine: Path) -> None:
+    arguments = ("--trace", trace(tmp_path, "0.5,100,3"), "--engine", engine)
+    got = answer(*arguments, "--shape", "enforce_eager=true", "--candidate", "enforce_eager=true,max_num_seqs=2")
+    assert got["candidates"][1]["shape"]["limits"]["max_num_seqs"] == 2
+    assert [note for note in got["notes"] if "enforce_eager: no effect of it" in note] == [got["notes"][0]]
+    for slip, meant in (("max_num_seq=2", "max_num_seqs"), ("replica=2", "replicas")):
+        result = run(*arguments, "--candidate", slip)
+        assert result.exit_code == 2
+        assert f"did you mean {meant}?" in result.stderr
+
+
 def test_what_is_not_known_is_null(tmp_path: Path, engine: Path) -> None:
     """The only request is larger than the model: nothing came of it, and nothing has a price."""
     arguments = ("--trace", trace(tmp_path, "0,4000,3"), "--engine", engine, "--objective", "ttft_p95=1")

@@ -107,6 +107,7 @@ def test_rates_that_cannot_be(points: tuple[tuple[float, float], ...]) -> None:
 def test_think_times() -> None:
     assert ThinkTime.parse("2") == ThinkTime("fixed", 2.0)
     assert ThinkTime.parse("fixed:2").draw(RNG(1)) == 2.0
+    assert ThinkTime.parse("exponential:500ms") == ThinkTime("exponential", 0.5)
     drawn = [ThinkTime.parse("exponential:2").draw(RNG(i)) for i in range(2000)]
     assert np.mean(drawn) == pytest.approx(2, rel=0.1)
     for text in ("", "x", "fixed:-1", "zipf:1", "fixed:inf", "fixed:nan"):

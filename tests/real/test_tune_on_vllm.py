@@ -60,7 +60,7 @@ def configure(folder: Path) -> Path:
 def command(config: Path) -> list[str]:
     folder = config.parent
     traffic = ["--prompt-tokens", "fixed:32", "--output-tokens", "fixed:16", "--exact-output", "--api", "completions"]
-    effort = ["--step-seconds", "3", "--max-steps", "5", "--budget-minutes", "15"]
+    effort = ["--step-seconds", "3", "--max-steps", "5", "--budget-time", "15m"]
     asked = [
         "--endpoint",
         NAME,

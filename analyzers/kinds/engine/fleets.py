@@ -16,6 +16,7 @@ from analyzers.kinds.system import check_version
 from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineLimits
 from analyzers.whatif.scaling import GovernorPolicy, Hpa, Keda, Kpa, Metric, ScalingPolicy
+from collectors.durations import seconds_of
 
 FleetForm = Mapping[str, Any]
 POLICIES: dict[str, type[Hpa | Keda | Kpa | GovernorPolicy]] = {
@@ -85,14 +86,16 @@ def changed(form: FleetForm | None, changes: dict[str, Any], replicas: int) -> F
         if cold is not None:
             raise ValueError(f"cold_start={cold}: says nothing of replicas that stay; give autoscale= or fleet= too")
         return None
-    form = form if cold is None else {**form, "cold_start_s": cold}
+    form = form if cold is None else {**form, "cold_start_s": seconds_of(cold)}
     scaler = form.get("autoscaler")
     if isinstance(scaler, Mapping):
         own = settings_of(str(scaler["kind"])) & set(changes)
         if own or fresh:
             form = _set({"replicas": replicas, **form}, {name: changes.pop(name) for name in sorted(own)})
         if "cold_start_s" not in form:
-            raise ValueError("autoscale: give cold_start=SECONDS too, from the wish for a replica to its first request")
+            raise ValueError(
+                "autoscale: give cold_start=DURATION too, from the wish for a replica to its first request"
+            )
     return form
 
 
