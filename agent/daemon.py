@@ -28,7 +28,7 @@ from agent.configfile import BadSettings, SettingsFile, load
 from agent.governor import Governor, last_due
 from agent.plugins import PluginError
 from agent.report import weekly
-from agent.settings import Settings
+from agent.settings import Settings, WebSettings
 from agent.store import Store, outbox
 from agent.store.control import Lead
 from agent.web.app import create_app
@@ -43,6 +43,10 @@ WEEK_S = 7 * 86_400.0
 GRACE_S, CUT_OFF_S = 6.0, 9.0
 #: How often a missed report is looked for: also by a daemon that takes the lead over.
 CATCH_UP_S = 60.0
+
+
+class CannotListen(Exception):
+    """The pages' address is taken."""
 
 
 class _Server(uvicorn.Server):
@@ -84,16 +88,20 @@ class Daemon:
         return 0
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take signals in a thread of their own: the event loop may be held up by the very thing that shall end."""
+        """Take signals in a thread of their own: the event loop may be held up by the very thing that shall end.
+
+        SIGHUP takes new settings in; from a terminal that was closed, which is no terminal any more, it ends what was begun on it.
+        """
         reading, writing = socket.socketpair()
         writing.setblocking(False)
+        begun_on_terminal = os.isatty(0)
         signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # the number in the pipe is what counts
 
         def wait() -> None:
             with reading, writing:
-                while reading.recv(1)[0] == signal.SIGHUP:
+                while reading.recv(1)[0] == signal.SIGHUP and not (begun_on_terminal and not os.isatty(0)):
                     loop.call_soon_threadsafe(self._reload.set)
                 systemd.notify("STOPPING=1")
                 loop.call_soon_threadsafe(self._stop.set)
@@ -171,12 +179,8 @@ class Daemon:
         found = []
         if settings.database != self._settings.database:
             found.append("the database cannot be changed while running; restart Flyball")
-        new, old = (settings.web.host, settings.web.port), (self._settings.web.host, self._settings.web.port)
-        if new != old:
-            try:
-                socket.create_server(new).close()
-            except OSError as error:
-                found.append(f"web: {new[0]}:{new[1]} cannot be listened on: {error.strerror}")
+        if (settings.web.host, settings.web.port) != (self._settings.web.host, self._settings.web.port):
+            found += cannot_listen(settings.web)
         return found
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -237,6 +241,18 @@ class Daemon:
         return weekly(self._store, settings, start=end - WEEK_S, end=end, now=now, only_with_data=True, lead=lead)
 
 
+def cannot_listen(web: WebSettings) -> list[str]:
+    """Why the pages' address cannot be listened on, and what to do. Empty: it can."""
+    family = socket.AF_INET6 if ":" in web.host else socket.AF_INET
+    try:
+        socket.create_server((web.host, web.port), family=family).close()
+    except OSError as error:
+        do = "set web.port to a free one, or stop what listens there: another `flyball run`, perhaps"
+        why = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
+        return [f"web: {web.host}:{web.port} cannot be listened on: {why}; {do}"]
+    return []
+
+
 def _uvicorn(governor: Governor) -> uvicorn.Config:
     web = governor.settings.web
     return uvicorn.Config(
@@ -254,8 +270,10 @@ def _uvicorn(governor: Governor) -> uvicorn.Config:
 
 
 def run(path: Path) -> int:
-    """Start the daemon with the settings at ``path``. Raises ``BadSettings`` and ``StoreError``."""
+    """Start the daemon with the settings at ``path``. Raises ``BadSettings``, ``CannotListen`` and ``StoreError``."""
     loaded = load(path)
+    if taken := cannot_listen(loaded.settings.web):  # said before it leads: the one that runs goes on undisturbed
+        raise CannotListen(taken[0])
     allow_descriptors()
 
     async def main() -> int:

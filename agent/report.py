@@ -22,7 +22,7 @@ from agent.store.evidence import judged, main_source
 from agent.store.windows import ROLLUPS
 from analyzers.money import Cost, Total, and_unknown, parts, per_month
 from analyzers.objective import attainment, total
-from analyzers.words import spread
+from analyzers.words import lasting, spread
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
@@ -101,12 +101,27 @@ def weekly(
 
 
 def _rows(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> list[Window]:
-    """The whole span, in order: at the finest resolution that fits into a chart, its two ends at a finer one."""
-    raw = settings.collect.window_s
-    coarser = [w for w in ROLLUPS if w > raw]
-    fits = [i for i, w in enumerate([raw, *coarser]) if (end - start) / w <= _POINTS]
-    widths = [raw, *coarser][: fits[0] + 1 if fits else None]
-    return _tiled(db, e, start, end, widths)
+    """The span since it was first watched, in order: at the finest resolution that fits into a chart and is kept for so long, its two ends at a finer one.
+
+    Nothing begins before the first window that was collected: what is merged into an hour says nothing of when in it that was.
+    """
+    widths = [settings.collect.window_s, *(w for w in ROLLUPS if w > settings.collect.window_s)]
+    since = _watched_since(db, e, start, end, widths)
+    for i, width in enumerate(widths):
+        kept = windows.first(db, e.name, list(e.sources), start, end, width)
+        if (end - since) / width <= _POINTS and kept is not None and kept - since <= width:
+            return _tiled(db, e, since, end, widths[: i + 1])
+    return _tiled(db, e, since, end, widths)
+
+
+def _watched_since(db: sa.Connection, e: EndpointSettings, start: float, end: float, widths: Sequence[float]) -> float:
+    """Where the windows begin, as exactly as the finest of ``widths`` (seconds, ascending) that is kept from then still tells."""
+    since, within = start, None
+    for width in reversed(widths):
+        at = windows.first(db, e.name, list(e.sources), start, end, width)
+        if at is not None and (within is None or at < within):
+            since, within = at, at + width
+    return since
 
 
 def _tiled(db: sa.Connection, e: EndpointSettings, start: float, end: float, widths: Sequence[float]) -> list[Window]:
@@ -132,13 +147,16 @@ def _spent(db: sa.Connection, rows: Sequence[Window]) -> Cost:
 def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> dict[str, Any]:
     rows = _rows(db, settings, e, start, end)
     observed = [w for w in rows if w.coverage > 0]
+    seen = sum(w.coverage * w.duration_s for w in rows)
     span = end - rows[0].start if rows else 0.0  # since it was first watched: time without any window is a gap
     prompt, output = (total(observed, n) for n in ("prompt_tokens", "output_tokens"))
     spent = _spent(db, rows)
     return {
         "name": e.name,
         "mode": e.mode,
-        "coverage": min(1.0, sum(w.coverage * w.duration_s for w in rows) / span) if rows else None,
+        "watched_since": rows[0].start if rows else None,
+        "coverage": min(1.0, seen / span) if rows else None,
+        "coverage_of_period": min(1.0, seen / (end - start)) if rows else None,
         "requests": total(observed, "requests"),
         "tokens": None if prompt is None or output is None else prompt + output,
         "spent_usd": spent.usd,
@@ -187,7 +205,7 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             promises=charts.promises([r for r in ledger if r["metric"].endswith("_s") and "_p" in r["metric"]]),
             accuracy=views.accuracy(store)["accuracy"],
             waiting=views.recommendation_list(store, states=advice.OPEN)["recommendations"],
-            status=views.status(store, settings),
+            status=views.status(store, settings, now),
             now=now,
             css=environment().loader.get_source(environment(), "style.css")[0],  # type: ignore[union-attr]
         )
@@ -237,6 +255,7 @@ def environment() -> jinja2.Environment:
     )
     found.globals |= {"and_unknown": and_unknown}
     found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent, "spread": _spread}
+    found.filters |= {"lasting": lasting}
     return found
 
 

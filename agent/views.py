@@ -31,8 +31,11 @@ MISSED_WINDOWS = 3
 View = dict[str, Any]
 
 
-def status(store: Store, settings: Settings) -> View:
-    """Flyball's own health: the loop, the leader, the brake, what could not be read or delivered."""
+def status(store: Store, settings: Settings, now: float) -> View:
+    """Flyball's own health: the loop, the leader, the brake, what could not be read or delivered.
+
+    Running is who holds the lease: one that was killed holds it until it runs out, so the age of the last sign of life stands beside it.
+    """
     with store.read() as db:
         beat = control.get(db, "heartbeat")
         leader = control.leader(db, "leader")
@@ -48,6 +51,7 @@ def status(store: Store, settings: Settings) -> View:
         "schema_version": SCHEMA_VERSION,
         "running": leader is not None,
         "last_cycle_at": beat["at"] if beat else None,
+        "last_cycle_age_s": max(0.0, now - beat["at"]) if beat else None,
         "loops": beat["value"] if beat else {},
         "leader": {"holder": leader["holder"], "epoch": leader["epoch"]} if leader else None,
         "paused": {"by": paused["by"], "at": paused["at"], "reason": paused["value"]["reason"]} if paused else None,
@@ -70,7 +74,8 @@ def endpoints(store: Store, settings: Settings, now: float) -> View:
     """Every endpoint against its objective."""
     with store.read() as db:
         rows = [_endpoint(db, settings, e, now) for e in settings.endpoints]
-    return {"schema_version": SCHEMA_VERSION, "endpoints": rows}
+        watched = control.leader(db, "leader") is not None
+    return {"schema_version": SCHEMA_VERSION, "watched": watched, "endpoints": rows}
 
 
 def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
@@ -83,7 +88,8 @@ def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
         view["recommendations"] = [_brief(r) for r in recommendations.listed(db, endpoint=name, limit=20)]
         view["changes"] = [_change(r) for r in changes.listed(db, endpoint=name, purpose="change", limit=20)]
         view["tunes"] = _tunes(db, name, 5)
-    return {"schema_version": SCHEMA_VERSION, "endpoint": view}
+        watched = control.leader(db, "leader") is not None
+    return {"schema_version": SCHEMA_VERSION, "watched": watched, "endpoint": view}
 
 
 def _recent(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float, since: float) -> list[Window]:
@@ -99,6 +105,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
     observed = [w for w in rows if w.coverage > 0]
     span = sum(w.coverage * w.duration_s for w in observed)
     until = max(rows[-1].end, now - MISSED_WINDOWS * settings.collect.window_s) if rows else now
+    newest = observed[-1].end if observed else None
     requests = total(observed, "requests")
     price = known["price_per_hour"] if known else None
     prompt, output = (total(observed, n) for n in ("prompt_tokens", "output_tokens"))
@@ -123,8 +130,12 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
             "start": rows[0].start if rows else None,
             "end": rows[-1].end if rows else None,
             "coverage": span / (until - rows[0].start) if rows else None,
-            "newest_at": observed[-1].end if observed else None,
+            "span_s": rows[-1].end - rows[0].start if rows else None,
+            "newest_at": newest,
+            "age_s": None if newest is None else max(0.0, now - newest),
+            "old": newest is not None and now - newest > (MISSED_WINDOWS + 1) * settings.collect.window_s,
         },
+        "now": _latest(observed, settings.collect.window_s, now),
         "objective": [
             {
                 "target": a.target.name,
@@ -165,6 +176,19 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
             }
             for s in fleet.sources(db, e.name)
         ],
+    }
+
+
+def _latest(observed: Sequence[Window], width: float, now: float) -> View | None:
+    """The load of the last windows, beside that of the whole span. None: nothing was observed so lately."""
+    last = [w for w in observed if w.end > now - (MISSED_WINDOWS + 1) * width][-MISSED_WINDOWS:]
+    if not last:
+        return None
+    return {
+        "span_s": last[-1].end - last[0].start,
+        "requests_per_s": mean_rate(last, "requests"),
+        "running_mean": _gauge(last, "running"),
+        "waiting_mean": _gauge(last, "waiting"),
     }
 
 

@@ -6,6 +6,7 @@ Heavy modules are imported where they are used, so that `flyball --help` and the
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -20,6 +21,25 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"flyball {version('flyball')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """The governor for deployed AI models: watches, replays, resizes with approval, verifies, and undoes."""
+
+
 setup.add(app)
 discover.add(app)
 operate.add(app)

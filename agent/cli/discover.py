@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agent.cli.output import Output, OutputOption, console, fail, print_json, stdout, write
+from agent.cli.output import Output, OutputOption, console, fail, print_json, stdout, warnings_on_stderr, write
 
 if TYPE_CHECKING:
     from collectors.discovery import Permission
@@ -37,7 +37,8 @@ def discover(
 
     from agent.discover import as_yaml, found_by
 
-    found, lacking = asyncio.run(found_by(system, _options(option)))
+    with warnings_on_stderr():
+        found, lacking = asyncio.run(found_by(system, _options(option)))
     if output is Output.json:
         entries = [{"name": f.name, "note": f.note, "settings": dict(f.settings)} for f in found]
         print_json({"schema_version": 1, "system": system, "found": entries, "lacking": _as_rows(lacking)})

@@ -25,8 +25,9 @@ from agent.cli.output import (
     stdout,
     table,
     text,
+    warnings_on_stderr,
 )
-from analyzers.words import spread
+from analyzers.words import lasting, spread
 
 if TYPE_CHECKING:
     from agent.approvals import Action
@@ -65,9 +66,19 @@ def opened(config: Path) -> Iterator[tuple[Store, Settings]]:
     store = Store(settings.database)
     try:
         store.check()
-        yield store, settings
+        with warnings_on_stderr():
+            yield store, settings
     finally:
         store.close()
+
+
+def named(name: str, settings: Settings) -> None:
+    """Exit code 2 where the settings have no endpoint of that name."""
+    from analyzers.strict import nearest
+
+    names = [e.name for e in settings.endpoints]
+    if name not in names:
+        raise fail(f"no endpoint {name}; {nearest(name, names)}", 2)
 
 
 def _now() -> float:
@@ -81,13 +92,18 @@ def status(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption = Output.
     from agent import views
 
     with opened(config) as (store, settings):
-        view = views.status(store, settings)
+        view = views.status(store, settings, _now())
     if output is Output.json:
         return print_json(view)
     paused, leader = view["paused"], view["leader"]
     rows = [
         ["daemon", "[green]running[/green]" if view["running"] else "[yellow]not running[/yellow]"],
-        ["last cycle", moment(view["last_cycle_at"])],
+        [
+            "last sign of life",
+            f"{lasting(view['last_cycle_age_s'])} ago, {moment(view['last_cycle_at'])}"
+            if view["last_cycle_at"]
+            else "-",
+        ],
         ["leader", f"{text(leader['holder'])} (epoch {leader['epoch']})" if leader else "-"],
         [
             "paused",
@@ -122,11 +138,18 @@ def status(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption = Output.
     return None
 
 
-def endpoints(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption = Output.table) -> None:
-    """Every endpoint against its objective."""
+def endpoints(
+    name: Annotated[str | None, typer.Argument(help="Only this one. Default: all.")] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    output: OutputOption = Output.table,
+) -> None:
+    """Every endpoint, or one, against its objective."""
     from agent import views
 
     with opened(config) as (store, settings):
+        if name is not None:
+            named(name, settings)
+            settings = settings.model_copy(update={"endpoints": [settings.endpoint(name)]})
         view = views.endpoints(store, settings, _now())
     if output is Output.json:
         return print_json(view)
@@ -144,7 +167,7 @@ def endpoints(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption = Outp
                 e["mode"],
                 f"{text(e['label'])}\n{state if e['ready'] is not None else 'not seen yet'}",
                 "\n".join(goals) or "-",
-                number(e["load"]["requests_per_s"], "/s"),
+                loads(e),
                 money(e["money"]["usd_per_month"]),
                 number(e["money"]["usd_per_1k_tokens"], " $"),
                 "\n".join(findings) or "-",
@@ -163,7 +186,25 @@ def endpoints(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption = Outp
     table("Endpoints", columns, rows, "No endpoint is set; see `flyball init`.")
     for e in view["endpoints"]:
         stdout.print(f"{text(e['name'])}: {text(standing(e['decision']))}")
+        if e["window"]["old"]:
+            stdout.print(f"[yellow]{text(e['name'])}: {text(aged(e['window']))}[/yellow]", highlight=False)
+    if not view["watched"]:
+        stdout.print("[yellow]Nobody watches: no daemon is running; start `flyball run`[/yellow]", highlight=False)
     return None
+
+
+def loads(e: Mapping[str, Any]) -> str:
+    """Requests per second now, and on the mean of the span that is judged."""
+    now, span = e["now"], e["window"]["span_s"]
+    if span is None:
+        return "-"
+    latest = "not known" if now is None else number(now["requests_per_s"], "/s")
+    return f"now {latest}\n{number(e['load']['requests_per_s'], '/s')} over {lasting(span)}"
+
+
+def aged(window: Mapping[str, Any]) -> str:
+    """When old figures are from."""
+    return f"the newest figures are of {moment(window['newest_at'])}, {lasting(window['age_s'])} ago"
 
 
 def standing(decision: Mapping[str, Any] | None) -> str:
@@ -188,8 +229,10 @@ def unfreeze(
     """Let changes be applied again to an endpoint that a rollback froze."""
     from agent.store import fleet
 
-    with opened(config) as (store, _), store.write() as db:
-        if not fleet.unfreeze(db, endpoint, now=_now(), by=actor()):
+    with opened(config) as (store, settings), store.write() as db:
+        frozen = fleet.unfreeze(db, endpoint, now=_now(), by=actor())
+        if not frozen:
+            named(endpoint, settings)
             raise fail(f"{endpoint} is not frozen")
     console.print(f"{text(endpoint)} may be changed again")
 
@@ -204,10 +247,12 @@ def recommendations_list(
     from agent import views
     from agent.store.recommendations import OPEN
 
-    with opened(config) as (store, _):
+    with opened(config) as (store, settings):
         view = views.recommendation_list(
             store, endpoint_name=endpoint, states=None if every else [*OPEN, "approved", "applying"]
         )
+    if endpoint is not None and not view["recommendations"]:
+        named(endpoint, settings)
     if output is Output.json:
         return print_json(view)
     rows = [
@@ -374,10 +419,7 @@ def recommendations_propose(
     except BadQuestion as error:
         raise fail(f"--shape {wanted}: {error}", 2) from error
     with opened(config) as (store, settings):
-        if endpoint not in [e.name for e in settings.endpoints]:
-            raise fail(
-                f"no endpoint is called {endpoint}; there are: {', '.join(e.name for e in settings.endpoints)}", 2
-            )
+        named(endpoint, settings)
         try:
             identity = asyncio.run(propose(store, settings, endpoint, wanted, actor(), notes))
         except BadQuestion as error:
@@ -397,8 +439,10 @@ def changes_list(
     """What was done, and how it ended."""
     from agent import views
 
-    with opened(config) as (store, _):
+    with opened(config) as (store, settings):
         view = views.change_list(store, endpoint_name=endpoint)
+    if endpoint is not None and not view["changes"]:
+        named(endpoint, settings)
     if output is Output.json:
         return print_json(view)
     rows = [

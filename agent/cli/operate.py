@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.inspect import opened
+from agent.cli.inspect import named, opened
 from agent.cli.output import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -20,6 +20,7 @@ from agent.cli.output import (
     print_json,
     read_as,
     text,
+    warnings_on_stderr,
 )
 
 if TYPE_CHECKING:
@@ -52,12 +53,12 @@ def deploy(
     from agent.store import Store
 
     settings = load(config).settings
-    if endpoint not in [e.name for e in settings.endpoints]:
-        raise fail(f"no endpoint is called {endpoint}; there are: {', '.join(e.name for e in settings.endpoints)}", 2)
+    named(endpoint, settings)
     store = Store(settings.database)
     try:
         store.upgrade()  # deploying comes before the daemon's first start
-        live = asyncio.run(_deploy(store, settings, endpoint, yes))
+        with warnings_on_stderr():
+            live = asyncio.run(_deploy(store, settings, endpoint, yes))
     except CannotDeploy as error:
         raise fail(str(error)) from error
     finally:
@@ -91,7 +92,7 @@ async def _deploy(store: Store, settings: Settings, endpoint: str, yes: bool) ->
 
 
 def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Run the daemon until SIGTERM. SIGHUP reloads the settings."""
+    """Run the daemon until SIGTERM. SIGHUP reloads the settings; the closing of the terminal that it was begun on ends it."""
     from agent import daemon, logs
     from agent.check import check_file
     from agent.configfile import BadSettings, load
@@ -101,7 +102,11 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     if problems:
         raise BadSettings(problems)
     logs.configure(loaded.settings.log_level)
-    raise typer.Exit(daemon.run(config))
+    try:
+        code = daemon.run(config)
+    except daemon.CannotListen as error:
+        raise fail(str(error)) from error
+    raise typer.Exit(code)
 
 
 def pause(

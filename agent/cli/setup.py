@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agent.cli.output import DEFAULT_CONFIG, ConfigOption, Output, OutputOption, console, fail, print_json, stdout, text
+from agent.cli.output import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    Output,
+    OutputOption,
+    console,
+    fail,
+    print_json,
+    stdout,
+    text,
+    warnings_on_stderr,
+)
 
 if TYPE_CHECKING:
     from agent.configfile import Problem
@@ -62,7 +73,8 @@ def check(
         wrong = {problem.field for problem in problems}
         notes = [note for note in notes_of(loaded) if note.field not in wrong]
         if live and not problems:
-            problems, seen = asyncio.run(check_live(loaded))
+            with warnings_on_stderr():
+                problems, seen = asyncio.run(check_live(loaded))
     except BadSettings as error:
         problems = list(error.problems)
     if output is Output.json:

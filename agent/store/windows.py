@@ -106,6 +106,18 @@ def load(db: sa.Connection, endpoint: str, source: str, start: float, end: float
     return [_window(dict(row._mapping)) for row in rows]
 
 
+def first(
+    db: sa.Connection, endpoint: str, sources: Sequence[str], start: float, end: float, duration_s: float
+) -> float | None:
+    """Where the earliest window of one resolution begins that lies whole within ``start``..``end``; None: there is none."""
+    found: float | None = db.execute(
+        sa.select(sa.func.min(_T.c.start))
+        .where(_T.c.endpoint == endpoint, _T.c.source.in_(sources), _T.c.duration_s == duration_s)
+        .where(_T.c.start >= start, _T.c.start + _T.c.duration_s <= end)
+    ).scalar_one()
+    return found
+
+
 def latest(db: sa.Connection, endpoint: str, duration_s: float, source: str) -> Window | None:
     """The newest window that really observed something."""
     row = db.execute(

@@ -134,7 +134,7 @@ def _views(governor: Governor) -> dict[str, tuple[str, _View]]:
         "/changes/{identity}": ("change.html", lambda identity: views.change(store, identity)),
         "/tunes": ("tunes.html", lambda: views.tune_list(store)),
         "/tunes/{identity}": ("tune.html", lambda identity: views.tune(store, identity)),
-        "/status": ("status.html", lambda: views.status(store, settings)),
+        "/status": ("status.html", lambda: views.status(store, settings, clock.now())),
         "/reports": ("reports.html", reports),
     }
 

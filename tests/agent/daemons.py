@@ -124,13 +124,19 @@ class Daemon:
 
 
 @contextmanager
-def running(config: Path, name: str = "flyball", env: Mapping[str, str] | None = None) -> Iterator[Daemon]:
+def running(
+    config: Path, name: str = "flyball", env: Mapping[str, str] | None = None, stdin: int | None = None
+) -> Iterator[Daemon]:
     """Start ``flyball run`` with the settings at ``config``; killed at the end where it still runs. Its log is ``name``.log."""
     log = config.parent / f"{name}.log"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", **(env or {})}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "agent", "run", "-c", str(config)], stdout=file, stderr=file, env=environment
+            [sys.executable, "-m", "agent", "run", "-c", str(config)],
+            stdin=stdin,
+            stdout=file,
+            stderr=file,
+            env=environment,
         )
     try:
         yield Daemon(config, log, process, _settings(config, env or {}))

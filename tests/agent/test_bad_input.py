@@ -184,7 +184,7 @@ def test_a_bad_endpoint_stays_alone_with_its_error(what: str, tmp_path: Path, go
         tries = watch.counted("bad", bad.kind)
         assert tries >= 2, f"counted: {re.findall('flyball_read_errors_total.*', watch.metrics)}"
         assert tries < WATCHED_S / INTERVAL_S / 2, "it is asked less and less often"
-        status = views.status(watch.store, watch.settings)
+        status = views.status(watch.store, watch.settings, 0.0)
         assert [(s["endpoint"], s["source"]) for s in status["sources_in_trouble"]] == [("bad", "vllm")]
         assert status["sources_in_trouble"][0]["last_error"].startswith(f"{bad.kind}: ")
         gaps = watch.windows("bad")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +298,7 @@ def test_what_expired_cannot_be_approved(config: Path, filled: Store) -> None:
 def test_propose_says_why_not(config: Path) -> None:
     result = run("recommendations", "propose", "nobody", "--shape", "replicas=1", "-c", config)
     assert result.exit_code == 2
-    assert "there are: chat" in result.stderr
+    assert "no endpoint nobody; known: chat" in result.stderr
     result = run("recommendations", "propose", "chat", "--shape", "replicas", "-c", config)
     assert result.exit_code == 2
     assert "NAME=VALUE" in result.stderr
@@ -314,6 +316,81 @@ def test_rollback(config: Path, filled: Store) -> None:
     assert run("changes", "rollback", "zzzz", "-y", "-c", config).exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("endpoints", "caht"),
+        ("deploy", "caht"),
+        ("recommendations", "list", "--endpoint", "caht"),
+        ("changes", "list", "--endpoint", "caht"),
+        ("recommendations", "propose", "caht", "--shape", "replicas=1"),
+    ],
+)
+def test_an_endpoint_that_is_not_there(config: Path, words: tuple[str, ...]) -> None:
+    result = run(*words, "-c", config)
+    assert (result.exit_code, result.stderr) == (2, "error no endpoint caht; did you mean chat?\n")
+
+
+def test_one_endpoint_is_shown_alone(config: Path, filled: Store) -> None:
+    config.write_text(SETTINGS + "  - {name: other, url: 'http://127.0.0.1:2'}\n")
+    assert [e["name"] for e in as_json("endpoints", "-c", config)["endpoints"]] == ["chat", "other"]
+    assert [e["name"] for e in as_json("endpoints", "other", "-c", config)["endpoints"]] == ["other"]
+    assert "chat" not in run("endpoints", "other", "-c", config).stdout
+
+
+def test_the_load_of_now_stands_beside_that_of_the_span(config: Path, filled: Store) -> None:
+    (row,) = as_json("endpoints", "-c", config)["endpoints"]
+    assert 0 < row["now"]["span_s"] <= 180
+    assert row["now"]["requests_per_s"] == pytest.approx(row["load"]["requests_per_s"])
+    assert row["window"]["old"] is False
+    said = run("endpoints", "-c", config).stdout
+    assert re.search(r"now [0-9.]+/s", said)
+    assert re.search(r"[0-9.]+/s over [0-9.]+ (min|h)", said)
+
+
+def _ended(store: Store) -> None:
+    """The daemon that filled it gives the lease up."""
+    with store.write() as db:
+        leads = control.leader(db, "leader")
+        assert leads is not None
+        control.release(db, "leader", leads["holder"])
+
+
+def test_old_figures_are_called_old_and_that_nobody_watches(config: Path, sqlite_template: Path) -> None:
+    store = Store(f"sqlite:///{config.parent}/flyball.db")
+    fill(store, now=WallClock().now() - 1200)
+    _ended(store)
+    (row,) = as_json("endpoints", "-c", config)["endpoints"]
+    assert row["window"]["old"] is True
+    assert 1200 <= row["window"]["age_s"] < 1400
+    assert row["now"] is None
+    said = run("endpoints", "-c", config).stdout
+    assert "now not known" in said
+    assert re.search(r"chat: the newest figures are of .*, 2\d\.?\d? min ago", said)
+    assert "Nobody watches: no daemon is running" in said
+    with store.write() as db:
+        assert control.acquire(db, "leader", "somebody", 30.0) is not None
+    assert "Nobody watches" not in run("endpoints", "-c", config).stdout
+    store.close()
+
+
+def test_the_last_sign_of_life_has_an_age(config: Path, filled: Store) -> None:
+    _ended(filled)
+    with filled.write() as db:
+        control.acquire(db, "leader", "somebody", 30.0)
+        control.put(db, "heartbeat", {}, WallClock().now() - 25, "somebody")
+    assert 25 <= as_json("status", "-c", config)["last_cycle_age_s"] < 60
+    said = run("status", "-c", config).stdout
+    assert re.search(r"last sign of life +│ [2-5]\d\.?\d? s ago", said)
+    assert "not running" not in said
+
+
+def test_the_version_is_said() -> None:
+    for option in ("--version", "-V"):
+        result = run(option)
+        assert (result.exit_code, result.stdout) == (0, f"flyball {version('flyball')}\n")
+
+
 def test_pause_and_resume(config: Path, filled: Store) -> None:
     assert run("pause", "--reason", "holiday", "-c", config).exit_code == 0
     view = as_json("status", "-c", config)["paused"]
@@ -329,6 +406,8 @@ def test_pause_and_resume(config: Path, filled: Store) -> None:
 
 def test_unfreeze(config: Path, filled: Store) -> None:
     assert run("unfreeze", "chat", "-c", config).exit_code == 1
+    result = run("unfreeze", "caht", "-c", config)
+    assert (result.exit_code, result.stderr) == (2, "error no endpoint caht; did you mean chat?\n")
     with filled.write() as db:
         fleet.saw_shape(db, "chat", shape_row())
         fleet.freeze(db, "chat", reason="x", now=1.0, by="flyball")

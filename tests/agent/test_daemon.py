@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -28,7 +29,7 @@ from agent.store import Store, outbox, schema, windows
 from collectors.http import Http
 from collectors.window import Window
 from tests.actuators.support import free_port
-from tests.agent.daemons import Daemon, running, write_settings
+from tests.agent.daemons import Daemon, flyball, running, write_settings
 from tests.collectors.pages import v0_9
 from tests.collectors.servers import Handler, Request, Served, answering, serve
 
@@ -75,7 +76,7 @@ def test_sigterm_ends_it_cleanly(tmp_path: Path, vllm: Served) -> None:
         assert daemon.lines("cut_off") == []
         with daemon.store() as store, store.read() as db:
             assert windows.load(db, "chat", "vllm", 0, time.time(), 1.0) != []
-            assert views.status(store, daemon.settings)["leader"] is None, "the lease is given up"
+            assert views.status(store, daemon.settings, 0.0)["leader"] is None, "the lease is given up"
 
 
 def test_sigterm_ends_it_while_an_endpoint_hangs(tmp_path: Path) -> None:
@@ -102,6 +103,40 @@ def test_sigterm_ends_it_while_somebody_holds_the_database(tmp_path: Path, vllm:
         finally:
             other.close()
         assert daemon.lines("cut_off") != []
+
+
+def test_the_closing_of_its_terminal_ends_it(tmp_path: Path, vllm: Served) -> None:
+    ours, its = os.openpty()
+    try:
+        config = write_settings(tmp_path, [endpoint("chat", vllm.url)])
+        with running(config, stdin=its) as daemon:
+            os.close(its)
+            daemon.ready()
+            daemon.signal(signal.SIGHUP)
+            daemon.until(lambda: daemon.lines("reloaded"), "the settings are reloaded while the terminal is there")
+            daemon.ready()
+            os.close(ours)
+            ours = -1
+            daemon.signal(signal.SIGHUP)
+            assert daemon.process.wait(WITHIN_S) == 0
+            assert daemon.lines()[-1]["event"] == "stopped"
+    finally:
+        if ours >= 0:
+            os.close(ours)
+
+
+def test_a_port_in_use_is_said_before_it_leads(tmp_path: Path, vllm: Served) -> None:
+    config = write_settings(tmp_path, [endpoint("chat", vllm.url)])
+    with socket.create_server(("127.0.0.1", yaml.safe_load(config.read_text())["web"]["port"])) as taken:
+        done = flyball("run", "-c", str(config))
+        port = taken.getsockname()[1]
+    assert done.returncode == 1
+    assert (
+        f"127.0.0.1:{port} cannot be listened on: {os.strerror(errno.EADDRINUSE)}; set web.port to a free one"
+        in done.stderr
+    )
+    assert done.stdout == ""
+    assert not (tmp_path / "flyball.db").exists(), "it has not led"
 
 
 # -- new settings ------------------------------------------------------------------------------------------------------

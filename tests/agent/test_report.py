@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent import charts, views
-from agent.report import summary, weekly
+from agent.report import _rows, summary, weekly
 from agent.settings import Settings
 from agent.store import Store, changes, outbox, recommendations, windows
 from analyzers.money import Tariff, Unit
@@ -92,6 +92,47 @@ def test_time_without_any_window_is_a_gap(store: Store, tmp_path: Path) -> None:
     assert chat["coverage"] == pytest.approx(0.2)
     view = views.endpoints(store, settings(tmp_path), T0 + 600)["endpoints"][0]
     assert view["window"]["coverage"] == pytest.approx(0.2)
+
+
+def test_nothing_is_drawn_from_before_the_first_reading(store: Store, tmp_path: Path) -> None:
+    """Watched for 90 minutes, from half past: hours are merged already, and the report is of a week."""
+    began, end = T0 + HOUR / 2, T0 + 2 * HOUR
+    assert T0 % HOUR == 0
+    with store.write() as db:
+        windows.save(db, [window(began + 60 * i) for i in range(90)])
+    windows.roll_up(store, end + HOUR, 60.0)
+    chosen = settings(tmp_path)
+    with store.read() as db:
+        assert windows.load(db, "chat", "vllm", T0, T0 + HOUR, HOUR) != [], "the whole hour is there"
+        rows = _rows(db, chosen, chosen.endpoints[0], end - 7 * 86_400, end)
+    assert [(w.start, w.duration_s) for w in rows] == [(began + 60 * i, 60.0) for i in range(90)]
+    (chat,) = summary(store, chosen, start=end - 7 * 86_400, end=end)["endpoints"]
+    assert chat["watched_since"] == began
+    assert chat["coverage"] == pytest.approx(1.0)
+    assert chat["coverage_of_period"] == pytest.approx(1.5 / (7 * 24))
+    written = weekly(store, chosen, start=end - 7 * 86_400, end=end, now=end, path=tmp_path / "r.html")
+    assert written is not None
+    assert re.search(r"100%.*since .* UTC; 1% of the whole period", written.read_text())
+
+
+def test_a_long_span_is_drawn_from_hours_and_its_first_part_of_an_hour_from_finer_windows(
+    store: Store, tmp_path: Path
+) -> None:
+    began, end = T0 + HOUR / 2, T0 + 100 * HOUR
+    with store.write() as db:
+        windows.save(db, [window(began + 60 * i) for i in range(60 * 99 + 30)])
+    windows.roll_up(store, end + HOUR, 60.0)
+    chosen = settings(tmp_path)
+    with store.read() as db:
+        rows = _rows(db, chosen, chosen.endpoints[0], T0 - HOUR, end)
+    assert rows[0].start == began
+    assert [w.duration_s for w in rows] == [300.0] * 6 + [HOUR] * 99
+    with store.write() as db:  # the finest ones have aged out
+        windows.age_out(db, end, {60.0: HOUR, 300.0: HOUR, HOUR: 1e9})
+    with store.read() as db:
+        rows = _rows(db, chosen, chosen.endpoints[0], T0 - HOUR, end)
+    assert rows[0].start == T0
+    assert {w.duration_s for w in rows} == {HOUR}
 
 
 def _done(store: Store, identity: str, state: str, at: float, saving: float | None) -> None:

@@ -330,7 +330,7 @@ def test_an_outage_delays_is_shown_and_neither_approves_nor_hinders(store: Store
         assert kept["next_try_at"] == T0 + 60
         assert "503" in kept["error"]
         assert state(store) == "proposed"
-        shown = views.status(store, made.settings)
+        shown = views.status(store, made.settings, 0.0)
         assert [m["subject"] for m in shown["undelivered"]] == ["aaaa0001"]
         decide = made.approvals.decide
         plan = row["plan_hash"]
