@@ -101,9 +101,10 @@ def weekly(
 
 
 def _rows(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> list[Window]:
-    """The span since it was first watched, in order: at the finest resolution that fits into a chart and is kept for so long, its two ends at a finer one.
+    """The span since it was first watched, in order: at the finest resolution that fits into a chart and is kept for so long.
 
-    Nothing begins before the first window that was collected: what is merged into an hour says nothing of when in it that was.
+    Its two ends are at a finer one. Nothing begins before the first window that was collected: an hour that was merged says nothing of
+    when in it that was.
     """
     widths = [settings.collect.window_s, *(w for w in ROLLUPS if w > settings.collect.window_s)]
     since = _watched_since(db, e, start, end, widths)

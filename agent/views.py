@@ -135,7 +135,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
             "age_s": None if newest is None else max(0.0, now - newest),
             "old": newest is not None and now - newest > (MISSED_WINDOWS + 1) * settings.collect.window_s,
         },
-        "now": _latest(observed, settings.collect.window_s, now),
+        "now": _latest(rows, settings.collect.window_s, now),
         "objective": [
             {
                 "target": a.target.name,
@@ -179,11 +179,12 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
     }
 
 
-def _latest(observed: Sequence[Window], width: float, now: float) -> View | None:
-    """The load of the last windows, beside that of the whole span. None: nothing was observed so lately."""
-    last = [w for w in observed if w.end > now - (MISSED_WINDOWS + 1) * width][-MISSED_WINDOWS:]
-    if not last:
+def _latest(rows: Sequence[Window], width: float, now: float) -> View | None:
+    """The load of the last windows, beside that of the whole span. None: the newest one is old, or observed nothing."""
+    last = [w for w in rows if w.end > now - (MISSED_WINDOWS + 1) * width][-MISSED_WINDOWS:]
+    if not last or last[-1].coverage == 0:
         return None
+    last = [w for w in last if w.coverage > 0]
     return {
         "span_s": last[-1].end - last[0].start,
         "requests_per_s": mean_rate(last, "requests"),

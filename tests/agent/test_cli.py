@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from typer.testing import CliRunner, Result
 
 from agent import plugins
 from agent.cli import app, main, output
+from agent.cli.inspect import opened
 from agent.clock import WallClock
 from agent.store import Store, changes, control, fleet, recommendations, schema
 from tests.agent.records import change_row, fill, plan, recommendation_row, shape_row
@@ -389,6 +391,18 @@ def test_the_version_is_said() -> None:
     for option in ("--version", "-V"):
         result = run(option)
         assert (result.exit_code, result.stdout) == (0, f"flyball {version('flyball')}\n")
+
+
+def test_what_the_daemons_parts_log_does_not_stand_above_an_answer(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened(config):
+        structlog.get_logger().info("recommended", endpoint="chat")
+        structlog.get_logger().warning("trouble")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "recommended" not in said.err
+    assert "trouble" in said.err
 
 
 def test_pause_and_resume(config: Path, filled: Store) -> None:

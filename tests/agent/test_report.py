@@ -94,6 +94,21 @@ def test_time_without_any_window_is_a_gap(store: Store, tmp_path: Path) -> None:
     assert view["window"]["coverage"] == pytest.approx(0.2)
 
 
+def test_now_is_not_known_where_the_newest_window_saw_nothing(store: Store, tmp_path: Path) -> None:
+    with store.write() as db:
+        windows.save(db, [window(T0 + 60 * i) for i in range(10)])
+    (seen,) = views.endpoints(store, settings(tmp_path), T0 + 610)["endpoints"]
+    assert seen["now"]["span_s"] == 180.0
+    assert seen["now"]["requests_per_s"] == pytest.approx(seen["load"]["requests_per_s"])
+    with store.write() as db:  # the server was killed
+        windows.save(db, [window(T0 + 600, coverage=0.0)])
+    (killed,) = views.endpoints(store, settings(tmp_path), T0 + 670)["endpoints"]
+    assert killed["now"] is None
+    assert killed["load"]["requests_per_s"] == pytest.approx(seen["load"]["requests_per_s"])
+    assert killed["window"]["newest_at"] == T0 + 600
+    assert killed["window"]["age_s"] == 70.0
+
+
 def test_nothing_is_drawn_from_before_the_first_reading(store: Store, tmp_path: Path) -> None:
     """Watched for 90 minutes, from half past: hours are merged already, and the report is of a week."""
     began, end = T0 + HOUR / 2, T0 + 2 * HOUR
