@@ -203,7 +203,7 @@ def test_bad_fleet_files_name_file_and_field(tmp_path: Path, change: dict[str, A
         (("--autoscale", "hpb:in_flight=8,max=3"), "'hpb' is not known; did you mean hpa?"),
         (("--autoscale", "hpa:in_fligt=8,max=3", "--cold-start", "9"), "in_fligt: hpa has no such setting; did you mean in_flight?"),
         (("--autoscale", "hpa:in_flight=8,maxx=3", "--cold-start", "9"), "--autoscale hpa:in_flight=8,maxx=3: maxx: hpa has no such setting"),
-        (("--autoscale", "hpa:in_flight=8,max=3"), "give cold_start=SECONDS too"),
+        (("--autoscale", "hpa:in_flight=8,max=3"), "give cold_start=DURATION too"),
         (("--autoscale", "hpa:in_flight=8", "--cold-start", "9"), "autoscale=hpa: give max=N"),
         (("--autoscale", "kpa,max=3", "--cold-start", "9"), "autoscale=kpa: say what one replica should bear"),
         (("--autoscale", "hpa:8,max=3", "--cold-start", "9"), "write for instance hpa:in_flight=8"),
