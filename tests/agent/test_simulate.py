@@ -123,7 +123,7 @@ def test_pages_records_and_other_formats(server: Exact, tmp_path: Path) -> None:
     page, rows, table = tmp_path / "a.html", tmp_path / "a.jsonl", tmp_path / "a.parquet"
     theirs, other = tmp_path / "g.json", tmp_path / "a.json"
     answer = asked(
-        server, "--rate", "20", "--duration", "1", "--output-tokens", "fixed:5", "--html", page, "--save", rows,
+        server, "--rate", "20", "--duration", "1", "--output-tokens", "fixed:40", "--html", page, "--save", rows,
         "--export", f"guidellm:{theirs}", "--export", f"aiperf:{other}",
     )  # fmt: skip
     text = page.read_text()
@@ -132,15 +132,17 @@ def test_pages_records_and_other_formats(server: Exact, tmp_path: Path) -> None:
     assert "<script" not in text
     records = [json.loads(line) for line in rows.read_text().splitlines()]
     assert len(records) == answer["sent"]
-    assert {r["output_tokens"] for r in records} == {5}
+    assert {r["output_tokens"] for r in records} == {40}
     assert all(r["due_s"] <= r["sent_s"] <= r["first_s"] <= r["last_s"] for r in records)
     for path, source in ((theirs, "guidellm"), (other, "aiperf")):
         (test,) = read(path)
         assert (test.source, test.completed, test.failed, test.model) == (source, answer["completed"], 0, "exact")
         assert test.latency["ttft_s"].mean == pytest.approx(answer["ttft_sent_s"]["mean"])
-        assert test.latency["tpot_s"].p50 == pytest.approx(answer["tpot_s"]["p50"])
+        # A client that stalls times gaps that are not those of the whole; then the reader takes those of the whole, and says so.
+        stalled = any("taken instead" in note for note in test.notes)
+        assert stalled or test.latency["tpot_s"].p50 == pytest.approx(answer["tpot_s"]["p50"])
         assert test.throughput_per_s == pytest.approx(answer["requests_per_s"])
-    asked(server, "--concurrency", "2", "--duration", "0.5", "--output-tokens", "fixed:5", "--save", table)
+    asked(server, "--concurrency", "2", "--duration", "0.5", "--output-tokens", "fixed:40", "--save", table)
     assert pq.read_table(table).column("error").null_count == pq.read_table(table).num_rows > 0
 
 
