@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,32 @@ from actuators.shape import Shape
 from agent.settings import Settings
 from agent.store import Store, fleet
 from agent.whatif.predictions import evidence
-from analyzers.grammar import place
+from analyzers.grammar import BadQuestion, place, positive
 from analyzers.hardware import ACCELERATORS, find
 from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict
 from analyzers.shapes import Vocabulary, shape_of
 from analyzers.whatif.calibrate import CalibratedEngine, calibrate, calibrate_on_tests
+from analyzers.whatif.loadtests import stated
 from collectors.loadtests import LoadTest, read
+from collectors.plan import Lengths
 
 SCHEMA_VERSION = 1
 #: Engine arguments that a calibration takes into account beside those that are replayed.
-_OF_TESTS = ("tensor_parallel_size", "quantization", "dtype", "model")
+_OF_TESTS = ("tensor_parallel_size", "quantization", "dtype", "model", "gpu_memory_utilization")
+
+
+@dataclass(frozen=True, slots=True)
+class StatedLoad:
+    """What a person says of load tests, where their files lack it."""
+
+    prompt_tokens: str | None = None
+    """As ``50``, ``uniform:50:200``, ``lognormal:MEAN:CV``; so ``output_tokens``."""
+    output_tokens: str | None = None
+    rate: float | None = None
+    """Requests per second."""
+    concurrency: int | None = None
+    """Requests in flight; beside a rate, at most."""
 
 
 def from_store(store: Store, settings: Settings, endpoint: str, since_s: float, now: float) -> CalibratedEngine:
@@ -47,13 +63,33 @@ def tested_shape(texts: Sequence[str], notes: list[str]) -> Shape:
     return shape
 
 
-def from_files(files: Sequence[Path], *, model: str | None, shape: Shape) -> CalibratedEngine:
+def from_files(
+    files: Sequence[Path], *, model: str | None, shape: Shape, load: StatedLoad = StatedLoad()
+) -> CalibratedEngine:
     """Fitted on the load tests of all ``files``, as one engine. Raises BadLoadTest, BadQuestion, CannotPredict ``NO_EVIDENCE``."""
+    prompt, output = (
+        _lengths(text, option)
+        for text, option in ((load.prompt_tokens, "--prompt-tokens"), (load.output_tokens, "--output-tokens"))
+    )
+    rate = positive(load.rate, "--rate")
     tests: list[LoadTest] = []
     for file in files:
-        tests += read(file)
+        tests += (
+            stated(test, prompt=prompt, output=output, rate_per_s=rate, concurrency=load.concurrency)
+            for test in read(file)
+        )
     hardware = find(shape.accelerator) if shape.accelerator is not None else None
     return calibrate_on_tests(tests, shape, model=model, hardware=hardware)
+
+
+def _lengths(text: str | None, option: str) -> Lengths | None:
+    """Raises BadQuestion."""
+    if text is None:
+        return None
+    try:
+        return Lengths.parse(text)
+    except ValueError as error:
+        raise BadQuestion(f"{option}: {error}") from error
 
 
 def answer(known: CalibratedEngine) -> dict[str, Any]:
@@ -71,10 +107,22 @@ def answer(known: CalibratedEngine) -> dict[str, Any]:
         "key": known.key,
         "engine": known.engine.to_dict(),
         "unknowns": rows,
-        "residuals": dict(known.residuals),
+        "residuals": {m: value if known.loads > 1 else None for m, value in known.residuals.items()},
+        "checked": known.loads > 1,
+        "misfit": dict(known.misfit),
+        "warnings": list(warnings(known)),
         "evidence": {"observations": known.windows, "requests": known.requests, "running": list(known.load)},
         "notes": list(known.notes),
     }
+
+
+def warnings(known: CalibratedEngine) -> Iterator[str]:
+    """What keeps the calibration from being believed as it stands."""
+    if known.warning is not None:
+        yield known.warning
+    if known.loads < 2:
+        yield "not checked: one load only, with which some engine always agrees; its error at other loads is not known"
+    yield from (note for note in known.notes if note.startswith("not used: "))
 
 
 _NAMES = ("base_s", "per_sequence_s", "per_context_token_s", "per_prefill_token_s", "per_prefill_context_token_s")
@@ -88,4 +136,4 @@ def _interval(values: Sequence[float]) -> dict[str, float | None]:
     return {"low": values[math.floor(0.1 * last)], "high": values[math.ceil(0.9 * last)]}
 
 
-__all__ = ["CannotPredict", "answer", "from_files", "from_store", "tested_shape"]
+__all__ = ["CannotPredict", "StatedLoad", "answer", "from_files", "from_store", "tested_shape"]

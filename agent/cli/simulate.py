@@ -55,7 +55,11 @@ def simulate(
         Path | None, typer.Option(help="Requests to send again: Flyball's columns, or a public trace.")
     ] = None,
     trace_format: Annotated[
-        str | None, typer.Option(help="flyball, azure, burstgpt or mooncake. Default: by columns.")
+        str | None, typer.Option(help="flyball, azure, burstgpt, mooncake or bailian. Default: by columns.")
+    ] = None,
+    time_unit: Annotated[
+        str | None,
+        typer.Option(help="Of the trace's arrivals: s, ms, us or ns. Default: the format's, if the values agree."),
     ] = None,
     like: Annotated[
         str | None, typer.Option(help="The traffic that was observed on this endpoint of the settings.")
@@ -137,7 +141,7 @@ def simulate(
 
     given = TrafficOptions(
         url=url, model=model, api=api, endpoint=endpoint, config=config, headers=header or [], api_key_env=api_key_env,
-        ca_file=ca_file, trace=trace, trace_format=trace_format, like=like, since=since, max_concurrency=max_concurrency,
+        ca_file=ca_file, trace=trace, trace_format=trace_format, time_unit=time_unit, like=like, since=since, max_concurrency=max_concurrency,
         timeout_s=timeout, exact_output=exact_output, extra=extra, objective=objective or [],
         prices=Prices(usd_per_hour, usd_per_1k_input_tokens, usd_per_1k_output_tokens),
         caps=Caps(max_rate, max_requests, max_tokens, max_usd, max_error_rate), workers=workers, ray=ray,

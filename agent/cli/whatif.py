@@ -43,6 +43,7 @@ class WhatIfOptions:
 
     trace: Path | None
     trace_format: str | None
+    time_unit: str | None
     engine: Path | None
     replicas: int | None
     shape: list[str]
@@ -64,7 +65,8 @@ class WhatIfOptions:
 
 #: Options of one form that say nothing in the other.
 _OF_TRACES = (
-    "trace_format", "engine", "replicas", "shape", "usd_per_replica_hour", "fleet", "autoscale", "cold_start", "timeout", "requests_out",
+    "trace_format", "time_unit", "engine", "replicas", "shape", "usd_per_replica_hour", "fleet", "autoscale", "cold_start", "timeout",
+    "requests_out",
 )  # fmt: skip
 _OF_ENDPOINTS = ("since",)
 
@@ -78,7 +80,11 @@ def whatif(
         Path | None, typer.Option(help="Requests to replay: arrival_s,prompt_tokens,output_tokens, or a public trace.")
     ] = None,
     trace_format: Annotated[
-        str | None, typer.Option(help="flyball, azure, burstgpt or mooncake. Default: by the columns.")
+        str | None, typer.Option(help="flyball, azure, burstgpt, mooncake or bailian. Default: by the columns.")
+    ] = None,
+    time_unit: Annotated[
+        str | None,
+        typer.Option(help="Of the trace's arrivals: s, ms, us or ns. Default: the format's, if the values agree."),
     ] = None,
     engine: Annotated[
         Path | None,
@@ -142,7 +148,7 @@ def whatif(
 
     shapes = [*(shape or []), *read_as("--shape", {"--set": ",".join(set_ or []) or None})]
     given = WhatIfOptions(
-        trace, trace_format, engine, replicas, shapes, usd_per_replica_hour, fleet, autoscale, cold_start, timeout, requests_out,
+        trace, trace_format, time_unit, engine, replicas, shapes, usd_per_replica_hour, fleet, autoscale, cold_start, timeout, requests_out,
         endpoint, since, candidate or [], router, objective or [], speed, html, config,
     )  # fmt: skip
     renamed("--price-per-hour", price_per_hour, "--usd-per-replica-hour")
@@ -203,10 +209,10 @@ def _from_trace(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], F
         timeout_s=timeout_s,
     )
     with progress("replaying", len(tried)) as advance:
-        workload = replays.read(given.trace, given.trace_format, given.speed, notes)
+        workload, taken = replays.read(given.trace, given.trace_format, given.speed, notes, given.time_unit)
         traffic = ReplayTraffic(workload, objective, timeout_s)
         outcomes = replays.all_replayed(traffic, tried, requests_out=given.requests_out, advance=advance)
-    told = replays.answer(traffic, tried, outcomes, trace=given.trace, engine=given.engine, notes=notes)
+    told = replays.answer(traffic, tried, outcomes, trace=given.trace, taken=taken, engine=given.engine, notes=notes)
     return told, outcomes, workload.arrival_s
 
 
@@ -264,6 +270,8 @@ def print_answer(answer: Mapping[str, Any]) -> None:
 
     from agent.whatif.table import rows, shown
 
+    if trace := answer.get("trace"):
+        stdout.print(text(_taken(trace)), highlight=False, soft_wrap=True)
     metrics, found = shown(answer), rows(answer)
     made = Table(title="What if (times in seconds)", title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     wide = stdout.width >= 110
@@ -291,6 +299,24 @@ def print_answer(answer: Mapping[str, Any]) -> None:
             stdout.print(f"{row.number}: not predicted. {text(row.refused)}", highlight=False, soft_wrap=True)
         elif row.done is not None and row.done[0] < row.done[1]:
             stdout.print(f"{row.number}: {row.done[0]} of {row.done[1]} requests completed", highlight=False)
+
+
+def _taken(trace: Mapping[str, Any]) -> str:
+    """What a trace was read as."""
+    rate, unit = trace["rate_per_s"], trace["time_unit"]
+    often = "" if rate is None else f", {number(rate)} a second on average"
+    return (
+        f"{trace['file']}: read as {trace['format']}, times {'as dates' if unit == 'dates' else f'in {unit}'}; "
+        f"{trace['requests']:,} requests in {_span(trace['span_s'])}{often}"
+    )
+
+
+def _span(seconds: float) -> str:
+    """In the units that a person would take."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def _dollars(value: float | None) -> str:

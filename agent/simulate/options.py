@@ -48,6 +48,7 @@ class TrafficOptions:
     ca_file: Path | None = None
     trace: Path | None = None
     trace_format: str | None = None
+    time_unit: str | None = None
     like: str | None = None
     since: str = "7d"
     max_concurrency: int | None = None
@@ -185,7 +186,7 @@ def _trace(given: TrafficOptions, notes: list[str]) -> Workload:
 
     assert given.trace is not None
     try:
-        return read_trace(given.trace, given.trace_format, notes)
+        return read_trace(given.trace, given.trace_format, notes, given.time_unit)
     except BadTrace as error:
         raise BadQuestion(str(error)) from error
 

@@ -18,17 +18,20 @@ from agent.whatif.figures import SCHEMA_VERSION, CandidateOutcome
 from agent.whatif.parallel import each
 from analyzers import grammar
 from analyzers.kinds.results import ReplayTraffic
-from collectors.traces import read_trace
+from collectors import traces
+from collectors.traces import Trace
 from collectors.workload import Workload
 
 
-def read(path: Path, format_name: str | None, speed: float | None, notes: list[str]) -> Workload:
-    """The trace, arriving ``speed`` times as fast. Raises BadTrace, BadQuestion."""
+def read(
+    path: Path, format_name: str | None, speed: float | None, notes: list[str], time_unit: str | None = None
+) -> tuple[Workload, Trace]:
+    """The trace, arriving ``speed`` times as fast, and what its file was taken for. Raises BadTrace, BadQuestion."""
     factor = grammar.positive(speed, "--speed") or 1.0
-    found = read_trace(path, format_name, notes)
+    found = traces.read(path, format_name, notes, time_unit)
     if factor != 1.0:
         notes.append(f"arrivals {factor:g} times as fast as in the trace")
-    return replace(found, arrival_s=found.arrival_s / factor)
+    return replace(found.workload, arrival_s=found.workload.arrival_s / factor), found
 
 
 def replayed(traffic: ReplayTraffic, candidate: Candidate, *, rows: bool = False) -> CandidateOutcome:
@@ -79,15 +82,25 @@ def answer(
     outcomes: Sequence[CandidateOutcome],
     *,
     trace: Path,
+    taken: Trace,
     engine: Path,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """The whole as JSON: the first candidate's figures, and all of them under ``candidates``."""
+    """The whole as JSON: the first candidate's figures, and all of them under ``candidates``. taken: what the file was read as."""
     work, found = traffic.workload, [outcome.figures for outcome in outcomes]
     return {
         "schema_version": SCHEMA_VERSION,
         **found[0],
-        "trace": {"file": str(trace), "requests": len(work), "duration_s": work.duration_s},
+        "trace": {
+            "file": str(trace),
+            "requests": len(work),
+            "duration_s": work.duration_s,
+            "format": taken.format,
+            "time_unit": taken.time_unit,
+            "span_s": taken.span_s,
+            "rate_per_s": taken.rate_per_s,
+            "unread_columns": list(taken.unread),
+        },
         "engine": str(engine),
         "timeout_s": traffic.timeout_s,
         "notes": [*notes, *_notes(tried, outcomes)],

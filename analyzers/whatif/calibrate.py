@@ -7,6 +7,7 @@ throughput. A window whose requests queue is compared at a full batch, and its T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -20,7 +21,7 @@ from analyzers.prediction import CannotPredict
 from analyzers.whatif import priors
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.evidence import WindowEvidence, observations, sight
-from analyzers.whatif.fit import OVERHEAD, EngineFit, Observation, PosteriorDraw, Prior, fit, with_draw
+from analyzers.whatif.fit import MISFIT, OVERHEAD, EngineFit, Observation, PosteriorDraw, Prior, fit, with_draw
 from analyzers.whatif.loadtests import observation
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.roofline import RooflineMachine
@@ -29,6 +30,8 @@ from collectors.tokengaps import accept_length
 from collectors.window import Window
 
 _LEAST_REQUESTS = 30
+#: Loads whose logarithms (running sequences, lengths) round to the same multiple of this are one.
+_SAME_LOAD = 0.05
 #: Requests in one evaluation: exact enough, and a fit stays within about two seconds.
 REPLAYED = 24_000
 #: When the settings do not say: vLLM's own defaults for serving on smaller accelerators (0.6 to 0.11). Stated in the notes.
@@ -63,7 +66,26 @@ class CalibratedEngine:
     weight_bytes: float = 2.0
     residuals: Mapping[str, float] = field(default_factory=dict)
     """Root mean square relative error of the fit by metric: ``itl_s``, ``ttft_s``, ``e2e_s``."""
+    misfit: Mapping[str, float] = field(default_factory=dict)
+    """Those of ``residuals`` that show that the fit did not reach its data."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def loads(self) -> int:
+        """How many different loads were seen. One alone shows no error: some engine agrees with any."""
+        rows = (*self.discrepancy.residuals, *self.discrepancy.unexplained)
+        return len({tuple(round(v / _SAME_LOAD) for v in r.where) for r in rows})
+
+    @property
+    def warning(self) -> str | None:
+        """What must be known of a fit that did not reach its data; None of one that did."""
+        if not self.misfit:
+            return None
+        off = ", ".join(f"{name} is off by {_factor(value)}" for name, value in self.misfit.items())
+        return (
+            f"the calibration did not reach its data: {off}, where at most {_factor(min(MISFIT[m] for m in self.misfit))} is allowed. "
+            "The engine model does not describe what was measured, and intervals are as wide as that"
+        )
 
     @property
     def best(self) -> PosteriorDraw:
@@ -86,6 +108,7 @@ class CalibratedEngine:
             "architecture": None if self.architecture is None else asdict(self.architecture),
             "weight_bytes": self.weight_bytes,
             "residuals": dict(self.residuals),
+            "misfit": dict(self.misfit),
             "notes": list(self.notes),
         }
 
@@ -111,6 +134,7 @@ class CalibratedEngine:
             load=(data["load"][0], data["load"][1]),
             discrepancy=Discrepancy.from_dict(data["discrepancy"]),
             architecture=None if architecture is None else Architecture(**architecture),
+            misfit=dict(data.get("misfit", {})),
             notes=tuple(data["notes"]),
             **rest,
         )
@@ -129,6 +153,11 @@ class CalibratedEngine:
             return cls.from_dict({**engine.source, "model": replace(engine, source={}).to_dict()})
         except (KeyError, TypeError, IndexError):
             return None
+
+
+def _factor(off: float) -> str:
+    """A root mean square of logarithms, as a person says it."""
+    return f"{math.exp(off) - 1.0:.0%}"
 
 
 def calibration_key(facts: Mapping[str, str], shape: Shape) -> str:
@@ -194,22 +223,28 @@ def calibrate_on_tests(
     model: its name, where the tests do not tell; with ``hardware``, the accelerator, it gives the roofline.
     Raises CannotPredict ``NO_EVIDENCE`` where no test can be used, and says why for each.
     """
-    found, notes, refused = [], [], []
+    found, used, notes, refused = [], [], [], []
     for i, test in enumerate(tests):
         notes += [f"{test.name}: {note}" for note in test.notes]
         try:
             found.append(observation(test, seed + i))
+            used.append(test)
         except CannotPredict as why:
             refused.append(why.detail)
     if not found:
         raise CannotPredict("NO_EVIDENCE", "; ".join(refused) or "no load test was given")
     notes += [f"not used: {why}" for why in refused]
     facts = {"model": name} if (name := model or next((t.model for t in tests if t.model), None)) else {}
+    shape, own = _tested_engine(shape, used, notes)
+    found = [replace(o, limits=limits) for o, limits in zip(found, own, strict=True)]
     machine = machine_of(facts, shape, hardware)
     limits = _limits(shape, None, facts, (), notes)
-    if limits.kv_tokens is None and machine is not None and (tokens := machine.cache_tokens()):
-        limits = replace(limits, kv_tokens=tokens)
-        notes.append(f"KV capacity from memory less weights: {tokens} tokens, to within 15 %")
+    if limits.kv_tokens is None and machine is not None:
+        share = shape.engine.get("gpu_memory_utilization")
+        tokens = machine.cache_tokens() if share is None else machine.cache_tokens(float(share))
+        if tokens:
+            limits = replace(limits, kv_tokens=tokens)
+            notes.append(f"KV capacity from memory less weights: {tokens} tokens, to within 15 %")
     if machine is not None:
         prior = priors.of_machine(machine, cache_known="kv_tokens" in shape.engine)
     else:
@@ -230,6 +265,40 @@ def calibrate_on_tests(
         load=(min(load), max(load)),
         notes=notes,
     )
+
+
+#: Engine limits that may differ from test to test of one engine.
+_LIMITS_OF_A_TEST = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size")
+
+
+def _tested_engine(shape: Shape, tests: Sequence[LoadTest], notes: list[str]) -> tuple[Shape, list[dict[str, int]]]:
+    """The shape with the engine arguments that the tests tell, and each test's own limits. What ``shape`` states wins.
+
+    Raises CannotPredict ``NO_EVIDENCE`` where the tests are of different engines.
+    """
+    engine = dict(shape.engine)
+    own: list[dict[str, int]] = [{} for _ in tests]
+    for name in dict.fromkeys(name for test in tests for name in test.engine):
+        told = [test.engine.get(name) for test in tests]
+        values = list(dict.fromkeys(value for value in told if value is not None))
+        if name in shape.engine:
+            others = [str(value) for value in values if str(value) != str(shape.engine[name])]
+            if others:
+                notes.append(
+                    f"{name}: {shape.engine[name]} is stated and the tests say {', '.join(others)}; what is stated is taken"
+                )
+            continue
+        if len(values) > 1 and name not in _LIMITS_OF_A_TEST:
+            raise CannotPredict(
+                "NO_EVIDENCE",
+                f"the tests are of different engines: {name} is {' and '.join(map(str, values))}; calibrate each on its own",
+            )
+        engine[name] = max(values) if len(values) > 1 else values[0]
+        notes.append(f"{name} is {', '.join(map(str, values))} by the tests themselves")
+        for limits, value in zip(own, told, strict=True):
+            if len(values) > 1 and value is not None:
+                limits[name] = int(value)
+    return replace(shape, engine=engine), own
 
 
 def _tested_decode(o: Observation) -> priors.Decode:
@@ -268,6 +337,7 @@ def calibrated(
         architecture=None if machine is None else machine.architecture,
         weight_bytes=2.0 if machine is None else machine.weight_bytes,
         residuals=fitted.residuals,
+        misfit=fitted.misfit,
         notes=tuple(notes),
     )
 

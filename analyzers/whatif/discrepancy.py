@@ -2,7 +2,8 @@
 
 Residuals (logarithms of seen over replayed) are taken as one smooth function of the load and the lengths, a Gaussian process with
 known hyperparameters (Kennedy and O'Hagan, "Bayesian calibration of computer models", 2001). Near what was seen a prediction takes
-the residual of there along; far from it the correction fades and the doubt grows. Values in, values out.
+the residual of there along; far from it the correction fades and the doubt grows. A residual that is no property of the engine is not
+carried as a correction, but as doubt: near where it was seen, an interval is as wide as it is. Values in, values out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 
 from collectors.workload import Floats, Workload
 
+#: 80 % of a normal distribution lies within so many standard deviations.
+Z80 = 1.2816
 #: Over which change of (running, prompt tokens, output tokens), in logarithms, residuals lose most of their likeness. The likeness falls
 #: exponentially (Ornstein-Uhlenbeck): between two residuals the correction runs straight, and beyond them it fades and does not shoot on.
 _REACH = np.array([3.0, 4.0, 4.0])
@@ -26,8 +29,12 @@ AMPLITUDE: Mapping[str, float] = {"ttft_s": 0.3, "itl_s": 0.12}
 
 #: What remains even where the load was seen: another day, another draw of arrivals, a load that was not steady.
 FLOOR: Mapping[str, float] = {"ttft_s": 0.04, "itl_s": 0.015}
-#: A residual of so many times its standard deviation is no property of this engine, but of something else that happened.
+#: A residual of so many times its standard deviation is no property of this engine, but of something else that happened, or of a model
+#: that did not reach its data.
 _NOT_OURS = 3.0
+#: Intervals hold what is unexplained with so much to spare: they are read off few draws, whose ninth decile may be no more than half
+#: of the normal distribution's.
+_WIDE = 2.5
 #: The stated hyperparameters count as much as so many residuals.
 _BELIEVED = 4.0
 
@@ -73,6 +80,8 @@ class Discrepancy:
     residuals: tuple[Residual, ...] = ()
     rough: float = 1.0
     """The iteration model's own error, as a share of ``AMPLITUDE``."""
+    unexplained: tuple[Residual, ...] = ()
+    """Those too large to be this engine's own."""
 
     @classmethod
     def of(cls, compared: Sequence[Residual], rough: float = 1.0) -> Discrepancy:
@@ -85,26 +94,48 @@ class Discrepancy:
         for r in compared:
             by_place.setdefault(r.where, []).append(r)
         kept: list[Residual] = []
+        unexplained: list[Residual] = []
+
+        def own(rows: Sequence[Residual], metric: str) -> list[Residual]:
+            found = [replace(r, metric=metric) for r in rows]
+            small = [abs(r.value) < _NOT_OURS * math.hypot(AMPLITUDE[metric], r.doubt) for r in found]
+            unexplained.extend(r for r, ok in zip(found, small, strict=True) if not ok)
+            return [r for r, ok in zip(found, small, strict=True) if ok]
+
         for rows in by_place.values():
-            gaps = [r for r in rows if r.metric == "itl_s"] or [r for r in rows if r.metric == "e2e_s"]
-            gaps = [r for r in gaps if abs(r.value) < _NOT_OURS * math.hypot(AMPLITUDE["itl_s"], r.doubt)]
+            gaps = own([r for r in rows if r.metric == "itl_s"] or [r for r in rows if r.metric == "e2e_s"], "itl_s")
             mean = sum(r.value for r in gaps) / len(gaps) if gaps else 0.0
-            kept += [replace(r, metric="itl_s") for r in gaps]
             starts = [replace(r, value=r.value - mean) for r in rows if r.metric == "ttft_s"]
-            kept += [r for r in starts if abs(r.value) < _NOT_OURS * math.hypot(AMPLITUDE["ttft_s"], r.doubt)]
-        return cls(tuple(kept), rough)
+            kept += [*gaps, *own(starts, "ttft_s")]
+        return cls(tuple(kept), rough, tuple(unexplained))
 
     def at(self, metric: str, where: tuple[float, float, float]) -> tuple[float, float]:
         """(mean, standard deviation) of the logarithm of truth over replay, for ``metric`` at ``where``; the floor is in it."""
         amplitude, floor = self.rough * AMPLITUDE[metric], FLOOR[metric]
         known = self._known.get(metric)
         if known is None:
-            return 0.0, math.hypot(amplitude, floor)
+            return 0.0, math.hypot(amplitude, floor, self._beyond(metric, where, 0.0))
         near = amplitude**2 * _likeness(known.points, np.array([where]))[:, 0]
         variance = amplitude**2 - float(near @ known.inverse @ near)
-        return float(near @ known.inverse @ known.values), known.scale * math.hypot(
-            math.sqrt(max(variance, 0.0)), floor
-        )
+        mean = float(near @ known.inverse @ known.values)
+        doubt = known.scale * math.hypot(math.sqrt(max(variance, 0.0)), floor)
+        return mean, math.hypot(doubt, self._beyond(metric, where, mean))
+
+    def _beyond(self, metric: str, where: tuple[float, float, float], mean: float) -> float:
+        """The standard deviation under which an 80 % interval about ``mean`` at ``where`` holds what is unexplained near it.
+
+        An engine that is slower by a factor than its model runs so many times as many sequences: within that factor it is the same load.
+        """
+        rows = [r for r in self.unexplained if r.metric == metric]
+        if rows:  # what lies beside them is no surer
+            rows += [r for r in self.residuals if r.metric == metric]
+        found = 0.0
+        for r in rows:
+            apart = np.abs(np.subtract(where, r.where))
+            apart[0] = max(0.0, apart[0] - abs(r.value))
+            alike = float(_likeness(apart[None, :], np.zeros((1, 3)))[0, 0])
+            found = max(found, _WIDE * abs(r.value - mean) / Z80 * alike)
+        return found
 
     @cached_property
     def _known(self) -> Mapping[str, _MetricResiduals]:
@@ -123,13 +154,18 @@ class Discrepancy:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"rough": self.rough, "residuals": [[r.metric, list(r.where), r.value, r.doubt] for r in self.residuals]}
+        parts = {"residuals": self.residuals, "unexplained": self.unexplained}
+        rows = {name: [[r.metric, list(r.where), r.value, r.doubt] for r in found] for name, found in parts.items()}
+        return {"rough": self.rough, **rows}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Discrepancy:
         """The reverse of ``as_dict``."""
-        rows = data["residuals"]
-        return cls(tuple(Residual(m, (w[0], w[1], w[2]), v, d) for m, w, v, d in rows), data["rough"])
+        residuals, unexplained = (
+            tuple(Residual(m, (w[0], w[1], w[2]), v, d) for m, w, v, d in data.get(name, ()))
+            for name in ("residuals", "unexplained")
+        )
+        return cls(residuals, data["rough"], unexplained)
 
 
 def _likeness(one: Floats, other: Floats) -> Floats:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import scipy  # which imports its parts when they are first used
 
-from analyzers.whatif.discrepancy import Discrepancy, Residual, features
+from analyzers.whatif.discrepancy import Z80, Discrepancy, Residual, features
 from analyzers.whatif.engine import Replay, RequestOutcomes, replay
 from analyzers.whatif.model import EngineModel, IterationCost
 from collectors.workload import Floats, Ints, Workload
@@ -44,6 +44,17 @@ _LAG_MOST = 3.0
 SPREAD = "e2e_spread"
 #: Relative doubt of a first token's time that is all waiting.
 _QUEUE_DOUBT = 0.3
+#: The greatest residual (root mean square of logarithms) of a fit that reached its data. It is half the width of the 80 % interval
+#: that a method's unmeasured error alone gives (25 % for TTFT, 15 % for others; ``predict.PRIOR_ERROR``): beyond it, a prediction of the
+#: very data would miss them.
+MISFIT: Mapping[str, float] = {"ttft_s": 0.475, "itl_s": 0.285, "e2e_s": 0.285}
+#: Where a fit that did not reach its data begins anew: engines so many times as slow as the prior's, in all coefficients.
+_FACTORS = (0.2, 1.0, 5.0)
+#: Share of ``MISFIT`` from which another overhead is tried.
+_DOUBTFUL = 2 / 3
+_SPEED = np.array([1.0] * OVERHEAD + [0.0] * (UNKNOWNS - OVERHEAD))
+#: Overheads that are tried, from this one up to the longest time that was seen.
+_LEAST_OVERHEAD_S, _OVERHEADS = 1e-4, 40
 _STEP = 0.03  # replays are piecewise smooth: a smaller difference would see their steps
 
 
@@ -77,7 +88,8 @@ class Observation:
     running: float
     """Mean sequences in the batch."""
     closed: int | None = None
-    """Clients of a closed loop: each sends its next request when its last one ended. The workload's arrival times do not count."""
+    """Requests in flight at most, by their clients: what arrives beyond waits outside, and that wait is not in what was seen. A closed
+    loop of so many clients is a workload that arrives whole at 0."""
     slots: int | None = None
     """Sequences at most in the batch where that is what is known (a full batch); the engine's own limit holds as well."""
     without_queue: bool = False
@@ -151,6 +163,8 @@ class EngineFit:
     discrepancy: Discrepancy
     residuals: Mapping[str, float]
     """Root mean square relative error by metric, before the discrepancy is taken along."""
+    misfit: Mapping[str, float]
+    """Those of them that show that the fit did not reach its data."""
 
 
 def client_replay(
@@ -164,16 +178,20 @@ def client_replay(
 ) -> tuple[Replay, Times]:
     """Replay, and see it as a client does. ``closed`` and ``inside``: as in ``Observation``. ``how`` goes to ``replay``."""
     got = replay(workload, with_draw(model, draw), **how)
-    return got, _client_times(got.per_request, draw, closed=closed, inside=inside)
+    return got, _client_times(got.per_request, workload.arrival_s, draw, closed=closed, inside=inside)
 
 
-def _client_times(each: RequestOutcomes, draw: PosteriorDraw, *, closed: int | None, inside: bool) -> Times:
+def _client_times(
+    each: RequestOutcomes, arrival_s: Floats, draw: PosteriorDraw, *, closed: int | None, inside: bool
+) -> Times:
     """What was replayed, as a client sees it. Of ``draw``, only what lies between engine and client counts."""
     done = each.e2e_s >= 0
     ttft, e2e, queue = (np.where(done, v, np.nan) for v in (each.ttft_s, each.e2e_s, each.queue_s))
     if closed is not None:
-        sent = _sent(e2e, closed)
-        ttft, e2e, queue = ttft - sent, e2e - sent, np.zeros_like(queue)
+        late = send_times(arrival_s, e2e, closed) - arrival_s
+        ttft, e2e = ttft - late, e2e - late
+        # Of a closed loop the wait in the engine is as long as its clients are many, and no chance is in it.
+        queue = np.maximum(queue - late, 0.0) if arrival_s[-1] > 0 else np.zeros_like(queue)
     gaps = np.maximum(each.output_tokens - 1, 0).astype(np.float64)
     late = draw.lag * np.where(gaps > 0, (e2e - ttft) / np.maximum(gaps, 1.0), 0.0)
     late = late + (0.0 if inside else draw.overhead_s)
@@ -188,13 +206,19 @@ def with_draw(model: EngineModel, draw: PosteriorDraw) -> EngineModel:
     return replace(model, iteration=draw.iteration, limits=limits)
 
 
-def _sent(e2e: Floats, clients: int) -> Floats:
-    """When each request of a closed loop was sent, of a replay in which all arrive at 0 and ``clients`` fit in the batch.
+def send_times(arrival_s: Floats, e2e: Floats, clients: int) -> Floats:
+    """When each request was sent, of a replay in which ``clients`` fit in the batch and the others wait in the engine.
 
-    Clients are interchangeable: the i-th request is sent when the (i - clients)-th of all ends.
+    First come, first served, and clients are interchangeable: the i-th request is sent when the (i - clients)-th of all ends, and not
+    before it arrives. e2e: (n,) seconds from arrival, not a number where it never ended.
     """
-    ends = np.sort(e2e[np.isfinite(e2e)])
-    return np.concatenate([np.zeros(min(clients, e2e.shape[0])), ends])[: e2e.shape[0]]
+    n = arrival_s.shape[0]
+    ends = np.sort((arrival_s + e2e)[np.isfinite(e2e)])
+    free = np.full(n, np.nan)
+    free[: min(clients, n)] = 0.0
+    after = ends[: max(0, n - clients)]
+    free[clients : clients + after.shape[0]] = after
+    return np.asarray(np.maximum(arrival_s, free))
 
 
 def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, seed: int = 0) -> EngineFit:
@@ -212,20 +236,46 @@ def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, 
     again = problem.with_best_cache(np.asarray(solved.x))
     if again[CACHE] != solved.x[CACHE]:
         solved = min(solved, solve(again), key=lambda s: float(s.cost))
+    # Least squares finds the valley that it starts in. Where that is not on the data, others are tried.
+    compared = problem.compared(np.asarray(solved.x))
+    if _misfit(compared, _DOUBTFUL):
+        starts = [problem.with_best_overhead(np.asarray(solved.x))]
+        if _misfit(compared):
+            starts += [problem.with_best_overhead(prior.centre + math.log(factor) * _SPEED) for factor in _FACTORS]
+        solved = min([solved, *map(solve, starts)], key=lambda s: float(s.cost))
     theta = np.asarray(solved.x)
     draws, spread = problem.draws(theta, np.asarray(solved.jac), seed)
     compared = problem.compared(theta)
-    by_metric: dict[str, list[float]] = {}
-    for c in compared:
-        by_metric.setdefault(c.metric, []).append(c.value)
     return EngineFit(
         best=problem.draw(theta),
         draws=draws,
         theta=theta,
         spread=spread,
         discrepancy=Discrepancy.of(compared, prior.rough),
-        residuals={m: math.sqrt(sum(v * v for v in values) / len(values)) for m, values in by_metric.items()},
+        residuals={m: _rms([c.value for c in rows]) for m, rows in _by_metric(compared).items()},
+        misfit=_misfit(compared),
     )
+
+
+def _misfit(compared: Sequence[Residual], share: float = 1.0) -> dict[str, float]:
+    """Metrics whose residual, root mean square, is beyond ``share`` of ``MISFIT`` and what the doubt of their data allows."""
+    found = {}
+    for metric, rows in _by_metric(compared).items():
+        off, doubt = _rms([r.value for r in rows]), _rms([r.doubt for r in rows])
+        if metric in MISFIT and off > math.hypot(share * MISFIT[metric], Z80 * doubt):
+            found[metric] = off
+    return found
+
+
+def _by_metric(compared: Sequence[Residual]) -> dict[str, list[Residual]]:
+    found: dict[str, list[Residual]] = {}
+    for r in compared:
+        found.setdefault(r.metric, []).append(r)
+    return found
+
+
+def _rms(values: Sequence[float]) -> float:
+    return math.sqrt(sum(v * v for v in values) / len(values))
 
 
 class _Problem:
@@ -235,6 +285,9 @@ class _Problem:
         self._prior = prior
         self._observations = [(o, _engine_of(o, engine), features(o.workload, o.running)) for o in observations]
         self._limited = any(engine.limits.kv_tokens is not None for _, engine, _ in self._observations)
+        outside = [part.seen for o in observations if not o.inside for part in o.parts]
+        times = [seen["ttft_s"][0] for seen in outside if "ttft_s" in seen]
+        self._longest_s, self._least_ttft_s = max(times, default=0.0), min(times, default=0.0)
         self._replays: OrderedDict[tuple[IterationCost, float], list[RequestOutcomes]] = OrderedDict()
 
     def draw(self, theta: Floats) -> PosteriorDraw:
@@ -246,7 +299,7 @@ class _Problem:
         draw = self.draw(theta)
         out = []
         for (o, _, where), each in zip(self._observations, self._replayed(draw), strict=True):
-            times = _client_times(each, draw, closed=o.closed, inside=o.inside)
+            times = _client_times(each, o.workload.arrival_s, draw, closed=o.closed, inside=o.inside)
             if o.without_queue:
                 times = replace(times, ttft_s=times.ttft_s - times.queue_s, e2e_s=times.e2e_s - times.queue_s)
             for part in o.parts:
@@ -290,7 +343,22 @@ class _Problem:
             other = theta.copy()
             other[CACHE] = self._prior.centre[CACHE] + factor
             tried.append(other)
-        return min(tried, key=lambda t: float(np.sqrt(1.0 + (self.residuals(t) / 2.0) ** 2).sum()))
+        return min(tried, key=self.cost)
+
+    def with_best_overhead(self, theta: Floats) -> Floats:
+        """``theta`` with the overhead that fits best, the rest as it is: no replay, and far from its own slope at the prior."""
+        if self._longest_s <= _LEAST_OVERHEAD_S:
+            return theta
+        tried = [theta]
+        for seconds in (*np.geomspace(_LEAST_OVERHEAD_S, self._longest_s, _OVERHEADS), 0.9 * self._least_ttft_s):
+            other = theta.copy()
+            other[OVERHEAD] = math.log(max(seconds, _LEAST_OVERHEAD_S))
+            tried.append(other)
+        return min(tried, key=self.cost)
+
+    def cost(self, theta: Floats) -> float:
+        """What the least squares minimise: soft_l1 of the residuals at scale 2."""
+        return 4.0 * float((np.sqrt(1.0 + (self.residuals(theta) / 2.0) ** 2) - 1.0).sum())
 
     def jacobian(self, theta: Floats) -> Floats:
         """By forward differences."""
@@ -326,6 +394,8 @@ class _Problem:
     def bounds(self) -> tuple[Floats, Floats]:
         low, high = self._prior.centre - 6.0, self._prior.centre + 6.0
         low[LAG], high[LAG] = 0.0, _LAG_MOST
+        if self._longest_s > 0:  # no wider than the data ask for: the solver's steps go by the bounds
+            high[OVERHEAD] = max(high[OVERHEAD], math.log(self._longest_s))
         return low, high
 
 

@@ -20,9 +20,6 @@ from analyzers.whatif.fit import PosteriorDraw, Times, client_replay
 from analyzers.whatif.model import EngineModel, IterationCost
 from collectors.workload import Workload
 
-#: 80 % of a normal distribution lies within so many standard deviations.
-Z80 = 1.2816
-
 
 @dataclass(frozen=True, slots=True)
 class Member:

@@ -21,12 +21,12 @@ from analyzers.hardware import Hardware, find
 from analyzers.objective import Objective
 from analyzers.prediction import Bar, CannotPredict, Interval, Miss, Prediction
 from analyzers.whatif.calibrate import CalibratedEngine
-from analyzers.whatif.discrepancy import Discrepancy
+from analyzers.whatif.discrepancy import Z80, Discrepancy
 from analyzers.whatif.engine import Replay, Router
 from analyzers.whatif.fit import PosteriorDraw
 from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.model import EngineModel, IterationCost
-from analyzers.whatif.outlook import Z80, Member, look
+from analyzers.whatif.outlook import Member, look
 from analyzers.whatif.roofline import RooflineMachine
 from analyzers.whatif.traffic import scaled
 from collectors.workload import Floats, Workload

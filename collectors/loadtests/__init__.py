@@ -6,7 +6,7 @@ defines otherwise is converted where its figures allow it and left out where not
 a latency of 0, which all four write for "none", is unknown. Owns the four formats, read once from a file; fits nothing.
 """
 
-from collectors.loadtests.loadtest import LATENCIES, BadLoadTest, LoadTest, LoadTestRecord, Summary
+from collectors.loadtests.loadtest import LATENCIES, BadLoadTest, LoadTest, LoadTestRecord, RateRamp, Summary
 from collectors.loadtests.reader import parse, read
 
-__all__ = ["LATENCIES", "BadLoadTest", "LoadTest", "LoadTestRecord", "Summary", "parse", "read"]
+__all__ = ["LATENCIES", "BadLoadTest", "LoadTest", "LoadTestRecord", "RateRamp", "Summary", "parse", "read"]

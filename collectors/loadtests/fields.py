@@ -63,7 +63,35 @@ def summary(data: Json, names: Sequence[str]) -> Summary | None:
 
 def capped(cap: float) -> str:
     """The note on a rate that is sent with a cap on requests in flight."""
-    return f"a rate with a cap of {cap:g} in flight: where the cap holds, calls go late and latency does not show it"
+    return f"a rate with a cap of {cap:g} in flight: where the cap holds, calls go late, and they are replayed so"
+
+
+#: Engine arguments that change how an engine answers, by the names that vLLM has for them.
+_ENGINE_COUNTS = ("max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size", "max_model_len", "block_size")
+_ENGINE_SHARES = ("gpu_memory_utilization",)
+_ENGINE_WORDS = ("quantization", "dtype")
+
+
+def engine_arguments(data: Json) -> dict[str, str | int | float]:
+    """Those that stand among the fields, written ``max_num_seqs``, ``max-num-seqs`` or ``--max-num-seqs``, as numbers or text."""
+    found: dict[str, str | int | float] = {}
+    for key, value in data.items():
+        name = str(key).lstrip("-").replace("-", "_")
+        if name in _ENGINE_WORDS and isinstance(value, str) and value:
+            found[name] = value
+        if name not in (*_ENGINE_COUNTS, *_ENGINE_SHARES):
+            continue
+        try:
+            as_number = sensible(float(value)) if isinstance(value, str) else sensible(value)
+        except ValueError:
+            continue
+        if not as_number:
+            continue
+        if name in _ENGINE_SHARES and as_number <= 1.0:
+            found[name] = as_number
+        elif name in _ENGINE_COUNTS and as_number == int(as_number):
+            found[name] = int(as_number)
+    return found
 
 
 def mean(summary: Summary | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from collectors.loadtests.fields import (
@@ -9,6 +10,7 @@ from collectors.loadtests.fields import (
     Json,
     capped,
     count,
+    engine_arguments,
     label,
     latencies,
     mean,
@@ -50,6 +52,10 @@ def _benchmark(entry: Json) -> LoadTest:
     kind = str(strategy.get("type_", "unknown"))
     totals = section(metrics, "request_totals") or section(entry, "request_totals")
     held = 1.0 if kind == "synchronous" else number(strategy, "streams", "max_concurrency")
+    if (
+        held is None and kind == "throughput"
+    ):  # the client's own limit, which it does not tell, shows in what was in flight
+        held = number(section(section(metrics, "request_concurrency"), "successful"), "max")
     closed = kind in ("synchronous", "concurrent", "throughput") and held is not None
     rate = number(strategy, "rate") if kind in ("constant", "poisson") else None
     found = {name: _metric(metrics, key) for name, key in _METRICS.items()}
@@ -75,6 +81,9 @@ def _benchmark(entry: Json) -> LoadTest:
         records=tuple(_records(section(entry, "requests"))),
         model=text(backend, "model") or text(worker, "backend_model"),
         max_concurrency=None if closed or held is None else int(held),
+        burstiness=math.inf if kind == "constant" else 1.0,
+        burst=math.floor(rate) if rate is not None and strategy.get("initial_burst") is True else 0,
+        engine=engine_arguments(entry),
         notes=tuple(_notes(kind, count(totals, "incomplete"), None if closed else held)),
     )
 

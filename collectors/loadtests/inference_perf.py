@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from collectors.loadtests.fields import MEDIAN_NAMES, Json, count, label, latencies, number, section, summary
+from collectors.loadtests.fields import MEDIAN_NAMES, Json, count, label, latencies, mean, number, section, summary
 from collectors.loadtests.loadtest import LATENCIES, BadLoadTest, LoadTest
 
 #: Median delay against its own schedule above which the generator could not keep up, by its own documentation.
 MOST_LAG_S = 0.010
+#: A lag below this share of the mean TTFT does not spoil it.
+_SMALL_LAG = 0.05
 _NAMES = ("time_to_first_token", "inter_token_latency", "time_per_output_token", "request_latency")
 
 
@@ -37,6 +39,10 @@ def read(data: Json, where: str) -> Iterator[LoadTest]:
     if duration is None and completed is not None and throughput:
         duration = completed / throughput
     names = dict(zip(LATENCIES, _NAMES, strict=True))
+    found = {k: summary(section(latency, n), MEDIAN_NAMES) for k, n in names.items()}
+    lag, ttft = number(section(load, "schedule_delay"), "median"), mean(found["ttft_s"])
+    if concurrency is None and lag is not None and ttft is not None and lag > max(MOST_LAG_S, _SMALL_LAG * ttft):
+        found["ttft_s"] = None
     rate = achieved if achieved is not None else asked
     yield LoadTest(
         source="inference-perf",
@@ -51,17 +57,19 @@ def read(data: Json, where: str) -> Iterator[LoadTest]:
         throughput_per_s=throughput,
         prompt_tokens=summary(section(good, "prompt_len", "prompt_tokens"), MEDIAN_NAMES),
         output_tokens=summary(section(good, "output_tokens", "output_len"), MEDIAN_NAMES),
-        latency=latencies({k: summary(section(latency, n), MEDIAN_NAMES) for k, n in names.items()}),
-        notes=() if concurrency else tuple(_notes(asked, achieved, number(section(load, "schedule_delay"), "median"))),
+        latency=latencies(found),
+        notes=() if concurrency else tuple(_notes(asked, achieved, lag, found["ttft_s"] is None and ttft is not None)),
     )
 
 
-def _notes(asked: float | None, achieved: float | None, lag_s: float | None) -> Iterator[str]:
-    """On an open loop."""
+def _notes(asked: float | None, achieved: float | None, lag_s: float | None, spoiled: bool) -> Iterator[str]:
+    """On an open loop. spoiled: its TTFT is left out."""
     yield "its constant rate has exponential gaps, so arrivals are Poisson in either mode"
     if asked is None:
-        yield "no rate is given: a summary over all stages is not one steady load; give the stage files"
+        yield "no rate is given: a summary over all stages is not one load; give the stage files"
     elif achieved is not None and not 0.95 * asked < achieved < 1.05 * asked:
         yield f"sent {achieved:.3g} requests per second where {asked:.3g} were asked for; the former is taken"
     if lag_s is not None and lag_s > MOST_LAG_S:
-        yield f"the generator ran {lag_s:.3g} s (median) behind its schedule: latencies hold its own delay"
+        yield f"the generator ran {lag_s:.3g} s (median) behind its schedule: latencies hold its own delay" + (
+            ", and TTFT is left out" if spoiled else ""
+        )

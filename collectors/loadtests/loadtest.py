@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -52,8 +52,18 @@ class LoadTestRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RateRamp:
+    """A rate that changes from request to request."""
+
+    start_per_s: float
+    end_per_s: float
+    kind: Literal["linear", "exponential"]
+    """Over the requests' order: the rate, or its logarithm, runs straight."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadTest:
-    """One steady load: a stage, a strategy, a run."""
+    """One load: a stage, a strategy, a run."""
 
     source: str
     """``inference-perf``, ``guidellm``, ``aiperf`` or ``vllm-bench``."""
@@ -64,11 +74,11 @@ class LoadTest:
     failed: int | None
     duration_s: float | None
     controlled: Literal["rate", "concurrency"] | None
-    """What was held: arrivals (open loop) or requests in flight (closed loop). None: neither, or not known."""
+    """What was held: arrivals (open loop) or requests in flight (closed loop). None: not known."""
     rate_per_s: float | None
-    """Requests sent per second, in an open loop: as it came out where that is given, else as asked."""
+    """Requests sent per second, in an open loop: as it came out where that is given, else as asked. None also where it ramps."""
     concurrency: float | None
-    """Requests in flight: as held in a closed loop, else the mean where that is given."""
+    """Requests in flight: as held in a closed loop (all of them where all were sent at once), else the mean where that is given."""
     throughput_per_s: float | None
     """Requests completed per second."""
     prompt_tokens: Summary | None
@@ -80,6 +90,16 @@ class LoadTest:
     model: str | None = None
     max_concurrency: int | None = None
     """The client's cap on requests in flight, beside the load. None: none, or not known."""
+    burstiness: float = 1.0
+    """Shape of an open loop's gamma gaps: 1 is Poisson, above it more even, infinite exactly even."""
+    ramp: RateRamp | None = None
+    """Of an open loop whose rate changes."""
+    burst: int = 0
+    """Requests that an open loop sends at once when it begins."""
+    cached_tokens: float | None = None
+    """Mean prompt tokens of a request that the server found in its prefix cache. None: not known."""
+    engine: Mapping[str, str | int | float] = field(default_factory=dict)
+    """Engine arguments that the file tells, such as ``max_num_seqs``."""
     notes: tuple[str, ...] = ()
     """What was converted, left out, or is to be taken with care."""
 

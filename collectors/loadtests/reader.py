@@ -31,7 +31,7 @@ def read(path: Path) -> tuple[LoadTest, ...]:
 def parse(text: str, where: str) -> tuple[LoadTest, ...]:
     """The load tests in a JSON text, or in several one after the other (``--append-result``). ``where`` names it in errors."""
     tests: list[LoadTest] = []
-    for document in _documents(text, where):
+    for document in _records(text, where):
         reader = next((r for r in _READERS if isinstance(document, dict) and r.knows(document)), None)
         if reader is None:
             raise BadLoadTest(
@@ -45,6 +45,15 @@ def parse(text: str, where: str) -> tuple[LoadTest, ...]:
             f"{where}: none of its {len(tests)} tests has a completed request with a latency; look at the run's errors"
         )
     return tuple(tests)
+
+
+def _records(text: str, where: str) -> Iterator[Any]:
+    """The documents; of one that is a list of objects (``vllm bench sweep`` writes its ``summary.json`` so), those."""
+    for document in _documents(text, where):
+        if isinstance(document, list) and document and all(isinstance(one, dict) for one in document):
+            yield from document
+        else:
+            yield document
 
 
 def _consistent(test: LoadTest) -> LoadTest:

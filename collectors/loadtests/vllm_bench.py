@@ -10,6 +10,7 @@ from collectors.loadtests.fields import (
     Json,
     capped,
     count,
+    engine_arguments,
     label,
     latencies,
     number,
@@ -18,7 +19,7 @@ from collectors.loadtests.fields import (
     summary,
     text,
 )
-from collectors.loadtests.loadtest import BadLoadTest, LoadTest, LoadTestRecord, Summary
+from collectors.loadtests.loadtest import BadLoadTest, LoadTest, LoadTestRecord, RateRamp, Summary
 
 _LATENCIES = {"ttft_s": "ttft", "itl_s": "itl", "tpot_s": "tpot", "e2e_s": "e2el"}
 
@@ -36,22 +37,26 @@ def read(data: Json, where: str) -> Iterator[LoadTest]:
     if failed is None and sent is not None and completed is not None:
         failed = sent - completed
     cap, rate = number(data, "max_concurrency"), number(data, "request_rate")
-    closed = rate is None and data.get("request_rate") in ("inf", math.inf) and cap is not None
-    ramps = data.get("ramp_up_strategy") is not None
+    ramp = _ramp(data)
+    ramps = ramp is not None or data.get("ramp_up_strategy") is not None
+    unlimited = rate is None and not ramps and data.get("request_rate") in ("inf", math.inf)
+    # Without a rate and a cap, all requests go out at once: a client for each.
+    held = None if ramps or rate is not None else cap if cap is not None else sent or completed if unlimited else None
+    closed = held is not None
     records = tuple(_records(data))
     found = {name: _latency(data, key) for name, key in _LATENCIES.items()}
     if found["e2e_s"] is None:
         found["e2e_s"] = Summary.of([r.e2e_s for r in records if r.e2e_s is not None]) or _whole(data, failed)
     yield LoadTest(
         source="vllm-bench",
-        name=label(cap if closed else None, rate),
+        name=label(held, rate) if ramp is None else f"{ramp.start_per_s:g} to {ramp.end_per_s:g} a second",
         sent=sent,
         completed=completed,
         failed=failed,
         duration_s=number(data, "duration"),
-        controlled=None if ramps else "concurrency" if closed else "rate" if rate is not None else None,
+        controlled="concurrency" if closed else "rate" if ramp or (rate and not ramps) else None,
         rate_per_s=None if ramps else rate,
-        concurrency=cap if closed else None,
+        concurrency=held,
         throughput_per_s=number(data, "request_throughput"),
         prompt_tokens=_lengths([r.prompt_tokens for r in records], number(data, "total_input_tokens"), completed),
         output_tokens=_lengths([r.output_tokens for r in records], number(data, "total_output_tokens"), completed),
@@ -59,22 +64,42 @@ def read(data: Json, where: str) -> Iterator[LoadTest]:
         records=records,
         model=text(data, "model_id"),
         max_concurrency=None if closed or cap is None else int(cap),
-        notes=tuple(_notes(data, rate, cap, ramps)),
+        burstiness=_burstiness(data),
+        ramp=ramp,
+        engine=engine_arguments(data),
+        notes=tuple(_notes(data, rate, cap, ramp)),
     )
 
 
-def _notes(data: Json, rate: float | None, cap: float | None, ramps: bool) -> Iterator[str]:
+def _burstiness(data: Json) -> float:
+    """The shape of its gamma gaps; 1, Poisson, where an older version does not say."""
+    return math.inf if data.get("burstiness") in ("inf", math.inf) else number(data, "burstiness") or 1.0
+
+
+def _ramp(data: Json) -> RateRamp | None:
+    """None where there is none, or where it does not say from which rate to which."""
+    kind = data.get("ramp_up_strategy")
+    start, end = number(data, "ramp_up_start_rps"), number(data, "ramp_up_end_rps")
+    if kind == "linear" and start is not None and end is not None and start + end > 0:
+        return RateRamp(start, end, "linear")
+    return RateRamp(start, end, "exponential") if kind == "exponential" and start and end else None
+
+
+def _notes(data: Json, rate: float | None, cap: float | None, ramp: RateRamp | None) -> Iterator[str]:
     if "chat" in str(data.get("endpoint_type", data.get("backend", ""))):
         yield "of a chat endpoint its TTFT may be that of the chunk with the role alone, and so too short"
     burstiness = number(data, "burstiness")
     if rate is not None and burstiness not in (None, 1.0):
         yield f"arrivals are gamma with burstiness {burstiness:g}; 1 is Poisson, above it more even"
-    if rate is not None and cap is not None:
+    ramped = data.get("ramp_up_strategy") is not None
+    if cap is not None and (rate is not None or ramped):
         yield capped(cap)
-    if rate is None and cap is None and not ramps:
-        yield "all requests sent at once: not one steady load"
-    if ramps:
-        yield "the rate was ramped: not one steady load"
+    if rate is None and cap is None and not ramped:
+        yield "all requests sent at once, and replayed so: no steady load, so it tells little of one"
+    if ramped and ramp is None:
+        yield "the rate was ramped, and it is not told from which to which"
+    elif ramp is not None:
+        yield "the rate was ramped, and is replayed so"
 
 
 def _latency(data: Json, key: str) -> Summary | None:

@@ -15,7 +15,7 @@ from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.model import EngineModel
 from tests.agent.telemetry import MODEL
 from tests.agent.test_whatif_cli import trace
-from tests.collectors.test_loadtests import inference_perf
+from tests.collectors.test_loadtests import aiperf, inference_perf, vllm_bench
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +24,11 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output.console, "width", 240)
 
 
-def run(*arguments: str | Path) -> Result:
+def run(*arguments: str | Path | float) -> Result:
     return CliRunner().invoke(app, [*map(str, arguments)])
 
 
-def answer(*arguments: str | Path) -> dict[str, Any]:
+def answer(*arguments: str | Path | float) -> dict[str, Any]:
     result = run("calibrate", *arguments, "-o", "json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -97,6 +97,73 @@ def test_what_cannot_be_done_says_what_to_do(
     result = run("calibrate", *words)
     assert result.exit_code == code, result.output
     assert says.lower() in result.output.lower()
+
+
+def vllm_file(folder: Path, name: str, **more: Any) -> Path:
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(vllm_bench(max_num_seqs=64, **more)))
+    return file
+
+
+def test_an_engine_that_did_not_reach_its_data_is_not_written(tmp_path: Path) -> None:
+    """The more load, the shorter the wait for a first token: no engine does that."""
+    files: list[str | Path] = []
+    for rate, ttft_ms in ((2.0, 4000.0), (8.0, 150.0), (20.0, 15.0)):
+        files += [
+            "--from",
+            vllm_file(tmp_path, f"{rate:g}", request_rate=rate, request_throughput=rate, mean_ttft_ms=ttft_ms),
+        ]
+    out = tmp_path / "engine.json"
+    refused = run("calibrate", *files, "--out", out, "-o", "json")
+    assert refused.exit_code == 1
+    assert not out.exists()
+    assert "did not reach its data: ttft_s is off by" in refused.stderr
+    assert "--accept-misfit" in refused.stderr
+    found = json.loads(refused.stdout)
+    assert set(found["misfit"]) == {"ttft_s"}
+    assert "did not reach its data" in found["warnings"][0]
+    taken = run("calibrate", *files, "--out", out, "--accept-misfit")
+    assert taken.exit_code == 0, taken.output
+    asked = run("whatif", "--trace", trace(tmp_path, "0,100,10", "1,100,10"), "--engine", out, "-o", "json")
+    assert any("did not reach its data" in note for note in json.loads(asked.stdout)["notes"])
+
+
+def test_one_load_shows_no_error(tmp_path: Path) -> None:
+    file = vllm_file(tmp_path, "one")
+    found = answer("--from", file)
+    assert found["checked"] is False
+    assert set(found["residuals"].values()) == {None}
+    assert any(warning.startswith("not checked: one load only") for warning in found["warnings"])
+    assert "not checked: one load only" in run("calibrate", "--from", file, "--from", file).stdout
+    two = answer("--from", file, "--from", vllm_file(tmp_path, "two", request_rate=1.0, request_throughput=1.0))
+    assert two["checked"] is True
+    assert None not in two["residuals"].values()
+
+
+def test_what_the_file_lacks_is_asked_for_and_can_be_given(tmp_path: Path) -> None:
+    document = aiperf({"phases": [{"name": "profiling", "type": "concurrency", "concurrency": 8}]})
+    del document["input_sequence_length"]
+    file = tmp_path / "profile_export_aiperf.json"
+    file.write_text(json.dumps(document))
+    lacking = run("calibrate", "--from", file)
+    assert lacking.exit_code == 1
+    assert "it lacks the number of prompt tokens; give it with --prompt-tokens N" in lacking.stderr
+    for text in ("300", "fixed:300", "lognormal:300:0.5"):
+        assert answer("--from", file, "--prompt-tokens", text)["evidence"]["observations"] == 1
+    wrong = run("calibrate", "--from", file, "--prompt-tokens", "many")
+    assert wrong.exit_code == 2
+    assert "--prompt-tokens: lengths 'many'" in wrong.stderr
+    contradicted = answer("--from", file, "--prompt-tokens", "300", "--output-tokens", "7")
+    assert any("output tokens: 7 is stated and the file says 101" in note for note in contradicted["notes"])
+
+
+def test_a_load_that_is_not_told_is_asked_for(tmp_path: Path) -> None:
+    file = vllm_file(tmp_path, "unknown", request_rate=None)
+    lacking = run("calibrate", "--from", file)
+    assert lacking.exit_code == 1
+    assert "--rate N (requests per second) or --concurrency N" in lacking.stderr
+    assert answer("--from", file, "--rate", 4)["evidence"]["observations"] == 1
+    assert answer("--from", file, "--concurrency", 5)["evidence"]["running"][0] <= 5
 
 
 def test_an_unknown_endpoint_names_the_nearest(telemetry: Path) -> None:

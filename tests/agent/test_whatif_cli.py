@@ -506,3 +506,22 @@ def test_older_telemetry_is_read_as_rolled_up(own: Path) -> None:
     ends = np.array([w.end for w in found.windows])
     starts = np.array([w.start for w in found.windows])
     assert np.all(starts[1:] >= ends[:-1] - 1e-6), "a minute is counted twice"
+
+
+def test_the_answer_says_what_the_trace_was_read_as(engine: Path, tmp_path: Path) -> None:
+    rows = [
+        {"timestamp": 0.25 * i + 0.013, "input_length": 100, "output_length": 5, "chat_id": i, "turn": 1}
+        for i in range(41)
+    ]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = run("--trace", file, "--engine", engine)
+    assert said.exit_code == 0, said.output
+    assert "read as bailian, times in s; 41 requests in 10 s, 4 a second on average" in said.stdout
+    assert "columns that are not used: chat_id, turn" in said.stderr
+    told = json.loads(run("--trace", file, "--engine", engine, "-o", "json").stdout)["trace"]
+    assert (told["format"], told["time_unit"], told["span_s"], told["rate_per_s"]) == ("bailian", "s", 10.0, 4.0)
+    assert told["unread_columns"] == ["chat_id", "turn"]
+    hasty = run("--trace", file, "--engine", engine, "--time-unit", "ms", "-o", "json")
+    assert json.loads(hasty.stdout)["trace"]["span_s"] == pytest.approx(0.01)
+    assert run("--trace", file, "--engine", engine, "--time-unit", "min").exit_code == 2

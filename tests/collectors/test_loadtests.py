@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectors.loadtests import BadLoadTest, LoadTest, LoadTestRecord, Summary, parse, read
+from collectors.loadtests import BadLoadTest, LoadTest, LoadTestRecord, RateRamp, Summary, parse, read
 
 # One truth for all four: 200 ms to the first token, 101 tokens, 10 ms between them: 1.2 s in all; 4 a second, 400 requests.
 TTFT, GAP, TOKENS, E2E = 0.2, 0.01, 101, 1.2
@@ -312,7 +313,7 @@ def test_vllm_bench_latencies_without_details_are_the_end_to_end() -> None:
         ({"endpoint_type": "openai-chat"}, "role alone", "rate"),
         ({"burstiness": 0.5}, "burstiness 0.5", "rate"),
         ({"max_concurrency": 30}, "cap of 30", "rate"),
-        ({"request_rate": "inf"}, "at once", None),
+        ({"request_rate": "inf"}, "at once", "concurrency"),
         ({"request_rate": "inf", "ramp_up_strategy": "linear"}, "ramped", None),
     ],
 )
@@ -320,6 +321,104 @@ def test_vllm_bench_traps_are_noted(more: dict[str, Any], words: str, controlled
     test = one(vllm_bench(**more))
     assert any(words in note for note in test.notes)
     assert test.controlled == controlled
+
+
+@pytest.mark.parametrize(
+    ("more", "concurrency", "rate", "cap"),
+    [
+        ({"request_rate": "inf", "max_concurrency": 8}, 8.0, None, None),
+        ({"request_rate": "inf"}, 404.0, None, None),
+        ({"request_rate": 4.0, "max_concurrency": 8}, None, 4.0, 8),
+        ({"request_rate": None, "max_concurrency": 8}, 8.0, None, None),
+        ({"request_rate": None}, None, None, None),
+    ],
+)
+def test_vllm_bench_holds_what_it_was_told_to_hold(
+    more: dict[str, Any], concurrency: float | None, rate: float | None, cap: int | None
+) -> None:
+    test = one(vllm_bench(**more))
+    assert (test.concurrency, test.rate_per_s, test.max_concurrency) == (concurrency, rate, cap)
+    assert test.controlled == ("rate" if rate else "concurrency" if concurrency else None)
+
+
+def test_vllm_bench_ramps_and_gaps_are_read() -> None:
+    ramp = {"request_rate": "inf", "ramp_up_strategy": "linear", "ramp_up_start_rps": 1, "ramp_up_end_rps": 9}
+    test = one(vllm_bench(**ramp))
+    assert test.ramp == RateRamp(1.0, 9.0, "linear")
+    assert (test.controlled, test.rate_per_s, test.name) == ("rate", None, "1 to 9 a second")
+    assert one(vllm_bench(burstiness=0.5)).burstiness == 0.5
+    assert one(vllm_bench(burstiness="inf")).burstiness == math.inf
+
+
+def test_a_sweep_tells_its_engine_arguments_in_each_record() -> None:
+    """A list of records, as ``vllm bench sweep`` sums them up."""
+    rows = [vllm_bench(max_num_seqs=32), vllm_bench(**{"--max-num-seqs": "64", "gpu_memory_utilization": "0.8"})]
+    first, second = parse(json.dumps(rows), "summary.json")
+    assert dict(first.engine) == {"max_num_seqs": 32}
+    assert dict(second.engine) == {"max_num_seqs": 64, "gpu_memory_utilization": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "controlled", "concurrency", "rate", "burstiness", "burst"),
+    [
+        ({"type_": "synchronous"}, "concurrency", 1.0, None, 1.0, 0),
+        ({"type_": "concurrent", "streams": 6}, "concurrency", 6.0, None, 1.0, 0),
+        ({"type_": "throughput", "max_concurrency": 64}, "concurrency", 64.0, None, 1.0, 0),
+        ({"type_": "constant", "rate": 4.0, "initial_burst": True}, "rate", 4.8, 4.0, math.inf, 4),
+        ({"type_": "poisson", "rate": 4.0}, "rate", 4.8, 4.0, 1.0, 0),
+        ({"type_": "throughput"}, None, 4.8, None, 1.0, 0),
+    ],
+)
+def test_guidellm_strategies(
+    strategy: dict[str, Any],
+    controlled: str | None,
+    concurrency: float,
+    rate: float | None,
+    burstiness: float,
+    burst: int,
+) -> None:
+    test = one(guidellm(strategy))
+    assert (test.controlled, test.concurrency, test.rate_per_s) == (controlled, concurrency, rate)
+    assert (test.burstiness, test.burst) == (burstiness, burst)
+
+
+def test_guidellm_throughput_without_a_stated_cap_has_the_one_that_showed() -> None:
+    document = guidellm({"type_": "throughput"})
+    document["benchmarks"][0]["metrics"]["request_concurrency"]["successful"]["max"] = 96.0
+    assert (one(document).controlled, one(document).concurrency) == ("concurrency", 96.0)
+
+
+@pytest.mark.parametrize(
+    ("phase", "controlled", "burstiness"),
+    [
+        ({"type": "constant", "rate": 4.0}, "rate", math.inf),
+        ({"type": "poisson", "rate": 4.0}, "rate", 1.0),
+        ({"type": "gamma", "rate": 4.0, "smoothness": 2.5}, "rate", 2.5),
+        ({"type": "concurrency", "concurrency": 9}, "concurrency", 1.0),
+        ({"type": "concurrency", "concurrency": 9, "concurrency_ramp": 30}, None, 1.0),
+        ({"type": "fixed_schedule"}, None, 1.0),
+        ({"type": "user_centric", "rate": 4.0, "users": 7}, None, 1.0),
+    ],
+)
+def test_aiperf_phases(phase: dict[str, Any], controlled: str | None, burstiness: float) -> None:
+    test = one(aiperf({"phases": [{"name": "profiling"} | phase]}))
+    assert (test.controlled, test.burstiness) == (controlled, burstiness)
+
+
+def test_aiperf_conversations_say_what_their_prompts_are_and_what_was_cached() -> None:
+    config = OLD_CONFIG | {"input": {"conversation": {"turn": {"mean": 4}}}}
+    test = one(aiperf(config))
+    assert any("the share that was cached is not known" in note for note in test.notes)
+    cached = one(aiperf(config, usage_prompt_cache_read_tokens={"unit": "tokens", "avg": 120.0}))
+    assert cached.cached_tokens == 120.0
+    assert any("as the server told it" in note for note in cached.notes)
+    assert not any("several turns" in note for note in one(aiperf(OLD_CONFIG)).notes)
+
+
+def test_inference_perf_that_ran_late_tells_no_ttft() -> None:
+    late = inference_perf(schedule_delay=spread(0.05))
+    assert "ttft_s" not in one(late).latency
+    assert "ttft_s" in one(inference_perf(schedule_delay=spread(0.005))).latency
 
 
 def test_vllm_bench_of_older_versions_and_of_several_runs_in_one_file() -> None:

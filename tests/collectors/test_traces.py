@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectors.traces import FORMATS, BadTrace, read_trace, write_trace
+from collectors.traces import FORMATS, BadTrace, read, read_trace, write_trace
 from collectors.workload import Workload
 
 DATA = Path(__file__).parents[2] / "../shared/data/traces"
@@ -116,8 +116,8 @@ def test_a_prompt_that_is_cached_whole_is_counted(write: Write) -> None:
     work = read_trace(write(text), notes=notes)
     assert work.prefix_tokens.tolist() == [9, 4]
     assert notes == [
-        "columns that are not used: user",
         "1 prompts are cached whole: their last token is computed all the same",
+        "columns that are not used: user",
     ]
 
 
@@ -328,6 +328,7 @@ def test_burstgpt_leaves_failures_out_and_counts_them(write: Write) -> None:
         "left out 1 of 5 rows: 0 Request tokens",
         "requests to 2 models, taken as one traffic",
         "sorted by Timestamp: 1 of 3 rows stood behind a later one",
+        "columns that are not used: Total tokens, Log Type",
     ]
 
 
@@ -426,6 +427,135 @@ def test_azure_conversation_trace() -> None:
     assert work.duration_s == pytest.approx(3501.721937, abs=1e-9)
     assert (work.prompt_tokens[0], work.output_tokens[0]) == (374, 44)
     assert (work.prompt_tokens[-1], work.output_tokens[-1]) == (197, 183)
+
+
+# -- units, and formats that share names ----------------------------------------------------------------------------------
+
+
+def lines(times: list[float], *, prompt: int = 600, block: int | None = None, chat: bool = False) -> str:
+    """JSON lines with the three names that Mooncake's and Bailian's traces share."""
+    rows = []
+    for i, at in enumerate(times):
+        row: dict[str, object] = {"timestamp": at, "input_length": prompt, "output_length": 7}
+        if chat:
+            row |= {"chat_id": i, "parent_chat_id": -1, "type": "text", "turn": 1}
+        if block is not None:
+            row["hash_ids"] = [1000 * i + k for k in range(-(-prompt // block))]
+        rows.append(json.dumps(row))
+    return "\n".join(rows) + "\n"
+
+
+def steps(rate: float, n: int = 40, unit: str = "s") -> list[float]:
+    """Arrivals at ``rate`` a second, as seconds with three digits or as whole milliseconds, not evenly."""
+    seconds = [(i + 0.3 * (i % 3)) / rate for i in range(n)]
+    return [round(s, 3) for s in seconds] if unit == "s" else [float(round(1e3 * s)) for s in seconds]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "unit", "rate"),
+    [
+        (lines(steps(7.9), chat=True), "bailian", "s", 7.9),
+        (lines(steps(0.3), chat=True), "bailian", "s", 0.3),
+        (lines(steps(7.9), block=16), "bailian", "s", 7.9),
+        (lines(steps(7.9), block=16, chat=True), "bailian", "s", 7.9),
+        (lines(steps(7.9, unit="ms"), chat=True), "bailian", "ms", 7.9),
+        (lines(steps(7.9)), "mooncake", "s", 7.9),
+        (lines(steps(7.9), block=512), "mooncake", "s", 7.9),
+        (lines(steps(3.4, unit="ms"), block=512), "mooncake", "ms", 3.4),
+        (lines(steps(200.0, unit="ms"), block=512), "mooncake", "ms", 200.0),
+        (lines(steps(3.4, unit="ms")), "mooncake", "ms", 3.4),
+    ],
+)
+def test_the_unit_is_the_one_that_the_values_allow(write: Write, text: str, name: str, unit: str, rate: float) -> None:
+    notes: list[str] = []
+    found = read(write(text, "t.jsonl"), notes=notes)
+    assert (found.format, found.time_unit) == (name, unit)
+    assert found.rate_per_s == pytest.approx(rate, rel=0.05)
+    assert found.span_s == pytest.approx(39 / rate, rel=0.05)
+    usual = "s" if name == "bailian" else "ms"
+    assert any("by its values" in note for note in notes) == (unit != usual)
+
+
+@pytest.mark.parametrize(
+    ("text", "ask"),
+    [
+        (lines(steps(0.5)), "--time-unit ms or --time-unit s"),
+        (lines(steps(0.013)), "--time-unit ms or --time-unit s"),
+        (lines(steps(100.0, unit="ms"), chat=True), "--time-unit s or --time-unit ms"),
+        (lines([1e6 * t for t in range(1, 40)]), "--time-unit us"),
+    ],
+)
+def test_where_two_units_are_as_likely_it_is_asked(write: Write, text: str, ask: str) -> None:
+    path = write(text, "t.jsonl")
+    found = error(path)
+    assert found.column == "timestamp"
+    assert ask in str(found)
+    assert "requests a second" in str(found)
+    seconds, thousandths = (read(path, time_unit=unit) for unit in ("s", "ms"))
+    assert seconds.span_s == pytest.approx(1e3 * thousandths.span_s)
+    assert (seconds.time_unit, thousandths.time_unit) == ("s", "ms")
+
+
+@given(
+    rate=st.floats(0.03, 900.0),
+    n=st.integers(12, 60),
+    unit=st.sampled_from(["s", "ms"]),
+    block=st.sampled_from([None, 16, 512]),
+    chat=st.booleans(),
+)
+def test_a_time_is_never_read_in_another_unit(rate: float, n: int, unit: str, block: int | None, chat: bool) -> None:
+    """It is read right, or it is asked for."""
+    times = steps(rate, n, unit)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.jsonl"
+        path.write_text(lines(times, block=block, chat=chat))
+        try:
+            found = read(path)
+        except BadTrace as problem:
+            asked = str(problem)
+        else:
+            asked = ""
+    if asked:
+        assert "--time-unit" in asked
+        return
+    second = 1.0 if unit == "s" else 1e-3
+    assert found.span_s == pytest.approx((times[-1] - times[0]) * second)
+
+
+def test_bailian_prefixes_are_of_16_tokens_and_its_sessions_those_of_its_chats(write: Write) -> None:
+    rows = [
+        {"chat_id": 7, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 40, "hash_ids": [1, 2, 3]},
+        {"chat_id": 8, "parent_chat_id": -1, "timestamp": 1.25, "input_length": 40, "hash_ids": [1, 4, 5]},
+        {"chat_id": 9, "parent_chat_id": 7, "timestamp": 2.0, "input_length": 70, "hash_ids": [1, 2, 6, 7, 8]},
+    ]
+    text = "".join(json.dumps(row | {"output_length": 7, "type": "text", "turn": 1}) + "\n" for row in rows)
+    found = read(write(text, "t.jsonl"))
+    assert found.workload.arrival_s.tolist() == [0.5, 1.25, 2.0]
+    assert found.workload.prefix_tokens.tolist() == [0, 16, 32]
+    assert found.workload.session is not None
+    assert found.workload.session.tolist() == [0, 1, 0]
+    assert found.unread == ("type", "turn")
+
+
+def test_columns_that_are_not_read_are_named(write: Write) -> None:
+    header = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    notes: list[str] = []
+    rows = "5,a,1.5,ChatGPT,472,18,490,API log\n45,a,2,ChatGPT,10,18,28,API log\n"
+    found = read(write(header + rows), notes=notes)
+    assert found.unread == ("Session ID", "Elapsed time", "Total tokens", "Log Type")
+    assert (found.format, found.time_unit, found.span_s) == ("burstgpt", "s", 40.0)
+    assert "columns that are not used: Session ID, Elapsed time, Total tokens, Log Type" in notes
+
+
+def test_a_stated_unit_counts_and_one_that_is_none_is_refused(write: Write) -> None:
+    own = write(OWN)
+    notes: list[str] = []
+    assert read(own, notes=notes, time_unit="ms").workload.duration_s == pytest.approx(0.0005)
+    assert any("as stated" in note for note in notes)
+    with pytest.raises(BadTrace, match="Time units: s, ms, us, ns"):
+        read(own, time_unit="min")
+    with pytest.raises(BadTrace, match="Leave --time-unit out"):
+        read(write(AZURE + "2024-05-10 00:00:00,1,1\n", "a.csv"), time_unit="ms")
 
 
 @pytest.mark.parametrize("name", ["Azure 2023", "azure_2024", "azure"])

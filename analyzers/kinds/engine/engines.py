@@ -98,7 +98,8 @@ class Engines:
             return (
                 "the engine file's calibration is of another Flyball and cannot be read: no intervals; calibrate again",
             )
-        return () if self.ensemble is None else self.ensemble.notes
+        warning = None if self.calibration is None else self.calibration.warning
+        return (*((warning,) if warning else ()), *(() if self.ensemble is None else self.ensemble.notes))
 
     # -- asking ---------------------------------------------------------------------------------------------------------
 
