@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agent.watch import WatchedEndpoint
-from collectors.base import Target
+from collectors.base import ScrapeTarget
 from collectors.http import Http
 from collectors.text import clean
 from collectors.window import CollectError, Reading, Span
@@ -102,7 +102,7 @@ class EndpointSnapshot:
         return asdict(self) | {"contradictions": [str(each) for each in self.contradictions]}
 
 
-async def listed_models(http: Http, target: Target, timeout_s: float) -> tuple[ListedModel, ...]:
+async def listed_models(http: Http, target: ScrapeTarget, timeout_s: float) -> tuple[ListedModel, ...]:
     """What ``/v1/models`` lists; nothing of a server that has no such list."""
     try:
         answer = await http.get(

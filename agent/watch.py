@@ -24,7 +24,7 @@ from agent.store import Store, fleet, windows
 from agent.store.windows import Entry
 from analyzers.money import Tariff, Usage
 from analyzers.policy import Catalogue
-from collectors.base import NO_SERIES, Collector, FleetMember, Target
+from collectors.base import NO_SERIES, Collector, FleetMember, ScrapeTarget
 from collectors.builder import WindowBuilder
 from collectors.clock import Clock
 from collectors.text import clean
@@ -125,15 +125,15 @@ class WatchedEndpoint:
         """A window with what its time cost, by the prices and the replicas of now."""
         return windows.entry_of(window, self.tariff, self.reserved)
 
-    def targets(self) -> list[Target]:
+    def targets(self) -> list[ScrapeTarget]:
         """Each replica where the system knows them, otherwise the one address."""
         key = self.settings.api_key
         headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         if self.replicas:
-            return [Target(name, url, headers) for name, url in sorted(self.replicas.items())]
-        return [Target(self.settings.url, self.settings.url, headers)]
+            return [ScrapeTarget(name, url, headers) for name, url in sorted(self.replicas.items())]
+        return [ScrapeTarget(self.settings.url, self.settings.url, headers)]
 
-    def targets_of(self, source: str) -> list[Target]:
+    def targets_of(self, source: str) -> list[ScrapeTarget]:
         """What one source reads: each replica, or the endpoint as a whole."""
         if self.collectors[source].scope == "replica":
             return self.targets()
@@ -370,7 +370,7 @@ class Watcher:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    async def _read(self, watched: WatchedEndpoint, source: str, collector: Collector, target: Target) -> None:
+    async def _read(self, watched: WatchedEndpoint, source: str, collector: Collector, target: ScrapeTarget) -> None:
         """One read, whose every end is counted. It takes a seat until then, and its target is not read twice at once."""
         seat = (watched.settings.name, source, target.name)
         if seat in self._busy:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from actuators.shape import Autoscaling, Shape
 from analyzers.finding import Finding, Reason
 from analyzers.money import HOURS_PER_MONTH, per_1k_tokens, per_request
-from analyzers.objective import ObjectiveTarget, attainment, total
+from analyzers.objective import Target, attainment, total
 from analyzers.policy import Catalogue, most_replicas, with_most
 from analyzers.prediction import Bar, CannotPredict, Miss, Prediction, Predictor
 from analyzers.recommendation import Money, Option
@@ -348,7 +348,7 @@ def refuted(s: Situation, at_present: Prediction | None, predictor: Predictor | 
     return found
 
 
-def _explained(s: Situation, target: ObjectiveTarget, seen: float, predictor: Predictor) -> bool:
+def _explained(s: Situation, target: Target, seen: float, predictor: Predictor) -> bool:
     try:
         more = predictor.predict(s.shape, EXPLAINED_BY_LOAD)
     except CannotPredict:
@@ -419,6 +419,6 @@ def money_of(s: Situation, catalogue: Catalogue, shape: Shape) -> Money:
     return Money(per_hour, per_1k_tokens(spent, tokens), per_request(spent, s.evidence.requests))
 
 
-def latency_targets(s: Situation) -> list[ObjectiveTarget]:
+def latency_targets(s: Situation) -> list[Target]:
     """The objective's targets that a replay can predict."""
     return [t for t in s.objective.targets if t.quantile is not None]

@@ -9,7 +9,7 @@ from statistics import median
 from analyzers.contradictions import contradictions
 from analyzers.finding import Finding, Kind, Reason, Severity
 from analyzers.money import per_month
-from analyzers.objective import Attainment, ObjectiveTarget, attainment, sustained_breach, told_s, total
+from analyzers.objective import Attainment, Target, attainment, sustained_breach, told_s, total
 from analyzers.situation import Situation
 from analyzers.trend import trend
 from analyzers.words import lasting, spread
@@ -98,7 +98,7 @@ def _breaches(s: Situation) -> Iterator[Finding]:
             )
 
 
-def _enough(target: ObjectiveTarget) -> float:
+def _enough(target: Target) -> float:
     """Requests below which a percentile, or a share of errors, is one or two of them."""
     return 20.0 if target.quantile is None else min(100.0, 1.0 / (1.0 - target.quantile))
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from analyzers.objective import Objective, ObjectiveTarget
+from analyzers.objective import Objective, Target
 from analyzers.strict import nearest
 from analyzers.whatif.model import EngineModel
 from collectors.durations import seconds_of
@@ -84,7 +84,7 @@ def settings(texts: Sequence[str], option: str, notes: list[str]) -> dict[str, V
 
 def objective(texts: Sequence[str]) -> Objective:
     """From ``ttft_p95=0.5`` (seconds; ``ttft_p95_s`` is the same) and ``error_rate=0.01``."""
-    targets: dict[str, ObjectiveTarget] = {}
+    targets: dict[str, Target] = {}
     for text in texts:
         name, separator, value = (piece.strip() for piece in text.partition("="))
         try:
@@ -95,7 +95,7 @@ def objective(texts: Sequence[str]) -> Objective:
             raise BadQuestion(f"--objective {text}: write NAME=DURATION, such as ttft_p95=0.5 or ttft_p95=500ms")
         full = name if name == "error_rate" or name.endswith("_s") else f"{name}_s"
         try:
-            targets[full] = ObjectiveTarget.parse(full, limit)
+            targets[full] = Target.parse(full, limit)
         except ValueError as error:
             raise BadQuestion(f"--objective {text}: {error}") from error
     return Objective(tuple(targets.values()))

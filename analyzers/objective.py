@@ -17,7 +17,7 @@ _MOST_S = {"ttft": 300.0, "queue": 300.0, "itl": 10.0, "tpot": 10.0, "e2e": 7200
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectiveTarget:
+class Target:
     """One bound: ``metric`` at ``quantile`` (None: a share or a mean) must be at most ``limit``."""
 
     metric: str
@@ -33,7 +33,7 @@ class ObjectiveTarget:
         return f"{base}_p{self.quantile * 100:g}_s"
 
     @classmethod
-    def parse(cls, name: str, limit: float) -> ObjectiveTarget:
+    def parse(cls, name: str, limit: float) -> Target:
         """From a settings key: ``ttft_p95_s``, ``itl_p99_s``, ``e2e_p90_s``, ``tpot_p50_s``, ``queue_p95_s``, ``error_rate``.
 
         Raises ValueError on any other name, and on a limit that cannot be met.
@@ -63,18 +63,18 @@ class ObjectiveTarget:
 class Objective:
     """All of the targets must hold."""
 
-    targets: tuple[ObjectiveTarget, ...] = ()
+    targets: tuple[Target, ...] = ()
 
     @classmethod
     def from_mapping(cls, limits: Mapping[str, float]) -> Objective:
-        return cls(tuple(ObjectiveTarget.parse(name, limit) for name, limit in limits.items()))
+        return cls(tuple(Target.parse(name, limit) for name, limit in limits.items()))
 
 
 @dataclass(frozen=True, slots=True)
 class Attainment:
     """How one target was met over a span of windows."""
 
-    target: ObjectiveTarget
+    target: Target
     observed: float | None
     """The metric over the whole span (sketches merged, never a mean of percentiles). None: unknown."""
     bad_share: float | None
@@ -156,7 +156,7 @@ def stalled_s(windows: Sequence[Window]) -> float:
     return age
 
 
-def attainment(windows: Sequence[Window], target: ObjectiveTarget) -> Attainment:
+def attainment(windows: Sequence[Window], target: Target) -> Attainment:
     """Judge one target over ``windows`` of one endpoint."""
     judged = _of_what_ended(windows, target)
     stalled = stalled_s(windows) if target.quantile is not None else 0.0
@@ -169,7 +169,7 @@ def attainment(windows: Sequence[Window], target: ObjectiveTarget) -> Attainment
     return replace(judged, stalled_s=stalled, overdue=overdue)
 
 
-def _of_what_ended(windows: Sequence[Window], target: ObjectiveTarget) -> Attainment:
+def _of_what_ended(windows: Sequence[Window], target: Target) -> Attainment:
     if target.metric == "error_rate":
         known = [w for w in windows if w.count("errors") is not None and w.count("requests") is not None]
         errors, requests = total(known, "errors"), total(known, "requests")
@@ -195,7 +195,7 @@ def _of_what_ended(windows: Sequence[Window], target: ObjectiveTarget) -> Attain
     return Attainment(target, observed, bad, bad / (1 - target.quantile), sketch.count, least, most, low, high)
 
 
-def _of_numbers(windows: Sequence[Window], target: ObjectiveTarget, q: float) -> Attainment:
+def _of_numbers(windows: Sequence[Window], target: Target, q: float) -> Attainment:
     """From quantiles that came as numbers.
 
     The q-quantile of the whole lies between the least and the greatest of the parts. More is known where requests were counted: of a
@@ -215,7 +215,7 @@ def _of_numbers(windows: Sequence[Window], target: ObjectiveTarget, q: float) ->
     return Attainment(target, among.most, bad, burn, requests, among.least, among.most, least, most)
 
 
-def _bad_shares(window: Window, target: ObjectiveTarget) -> tuple[float, float]:
+def _bad_shares(window: Window, target: Target) -> tuple[float, float]:
     """The least and the most that the share worse than the limit can be, by all quantiles that the window has."""
     sketch = window.sketches.get(target.metric)
     least, most = 0.0, 1.0

@@ -13,7 +13,7 @@ from collectors.window import CollectError, Reading, Span
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ScrapeTarget:
     """One address to read: a replica of an endpoint."""
 
     name: str
@@ -58,7 +58,7 @@ class Collector(Protocol):
     scope: Scope
     """Whether each replica is read, or the endpoint as a whole, once."""
 
-    async def read(self, target: Target) -> Sequence[Reading | Span]:
+    async def read(self, target: ScrapeTarget) -> Sequence[Reading | Span]:
         """Read one target once: one Reading for each engine behind it, each with its own ``target``, or Spans of what has passed.
 
         Raises ``CollectError`` with a stable ``kind`` when it cannot be read, is not what it should be, or holds values
@@ -121,7 +121,7 @@ class FleetMember:
     def settles_s(self) -> float:
         return self.fleet.settles_s
 
-    async def read(self, target: Target) -> Sequence[Reading | Span]:
+    async def read(self, target: ScrapeTarget) -> Sequence[Reading | Span]:
         """This endpoint alone, to see whether it can be read. ``target`` is not used: the store is asked."""
         said = [said async for name, said in self.fleet.read_all([self.wanted], None) if name == self.wanted.endpoint]
         for one in said:

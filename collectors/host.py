@@ -13,7 +13,7 @@ import psutil
 import pynvml
 from pydantic import BaseModel, ConfigDict
 
-from collectors.base import Scope, SourceContext, Target
+from collectors.base import Scope, ScrapeTarget, SourceContext
 from collectors.discovery import Support
 from collectors.window import Reading
 
@@ -50,7 +50,7 @@ class HostCollector:
         self._busy: tuple[float, float] | None = None
         self._gpus: list[Any] | None = None
 
-    async def read(self, target: Target) -> Sequence[Reading]:
+    async def read(self, target: ScrapeTarget) -> Sequence[Reading]:
         """One Reading. ``cpu_usage`` covers the time since the read before, so the first has none."""
         memory = psutil.virtual_memory()
         gauges = {"memory_usage": 1 - memory.available / memory.total} | self._cpu()

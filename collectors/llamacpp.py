@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from collectors.base import Scope, SourceContext, Target
+from collectors.base import Scope, ScrapeTarget, SourceContext
 from collectors.discovery import Support
 from collectors.door import check_number
 from collectors.exposition import Exposition, MetricsPage
@@ -86,7 +86,7 @@ class LlamacppCollector:
         self._exposition = Exposition(_NAMES, max_series=1000)
         self._properties: dict[str, _Properties] = {}
 
-    async def read(self, target: Target) -> Sequence[Reading]:
+    async def read(self, target: ScrapeTarget) -> Sequence[Reading]:
         """One Reading. It has no ``started_at``: a restart shows by counters that fall.
 
         Raises CollectError; besides the kinds of ``Http``: metrics_off, not_metrics, not_llamacpp, several_servers, truncated,
@@ -99,7 +99,7 @@ class LlamacppCollector:
         facts = await self._facts(target, answer.headers.get(_START))
         return [Reading(target.name, now, counters, gauges=gauges, facts=facts)]
 
-    async def _page(self, target: Target) -> tuple[HttpStream, bytes]:
+    async def _page(self, target: ScrapeTarget) -> tuple[HttpStream, bytes]:
         url = target.url + self._options.path
         async with self._context.http.stream(
             "GET", url, headers=target.headers, timeout_s=self._options.timeout_s
@@ -114,7 +114,7 @@ class LlamacppCollector:
         check_status(answer.status, url, body)
         return answer, body
 
-    async def _facts(self, target: Target, start: str | None) -> Mapping[str, str]:
+    async def _facts(self, target: ScrapeTarget, start: str | None) -> Mapping[str, str]:
         """What ``/props`` says, asked once for each start; a server without it is tolerated."""
         known = self._properties.get(target.name)
         if known is None or known.start != start:
@@ -169,7 +169,7 @@ def _value(samples: MetricsPage, name: str) -> float | None:
     return series[0][1]
 
 
-async def _fetch_facts(http: Http, target: Target, timeout_s: float) -> dict[str, str]:
+async def _fetch_facts(http: Http, target: ScrapeTarget, timeout_s: float) -> dict[str, str]:
     try:
         answer = await http.get(
             target.url + "/props", headers=target.headers, timeout_s=timeout_s, max_bytes=_MAX_PROPS

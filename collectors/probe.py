@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from collectors.base import Scope, SourceContext, Target
+from collectors.base import Scope, ScrapeTarget, SourceContext
 from collectors.completion import PATHS, Api, Completion, complete, request_of
 from collectors.discovery import Support
 from collectors.prompt import prompt_of
@@ -80,7 +80,7 @@ class ProbeCollector:
         self._tallies: dict[str, _Tally] = {}
         self._model = context.model
 
-    async def read(self, target: Target) -> Sequence[Reading]:
+    async def read(self, target: ScrapeTarget) -> Sequence[Reading]:
         """One request, measured. Raises CollectError: the kinds of ``complete``, and no_model."""
         if len(self._tallies) >= _MAX_TARGETS:
             self._tallies.clear()
@@ -116,7 +116,7 @@ class ProbeCollector:
             )
         ]
 
-    async def _only_model(self, target: Target) -> str:
+    async def _only_model(self, target: ScrapeTarget) -> str:
         """The server's model, where the settings name none and it has just one."""
         answer = await self._context.http.get(
             target.url + "/v1/models", headers=target.headers, timeout_s=self._options.timeout_s

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from collectors.base import Scope, SourceContext, Target
+from collectors.base import Scope, ScrapeTarget, SourceContext
 from collectors.discovery import Support
 from collectors.door import GREATEST, check_histogram, total
 from collectors.exposition import Exposition, Labels, MetricsPage, SeriesList
@@ -116,7 +116,7 @@ class Options(BaseModel):
             self.url = self.url.rstrip("/").removesuffix(self.path.rstrip("/"))
         return self
 
-    def page_of(self, target: Target) -> tuple[str, Mapping[str, str]]:
+    def page_of(self, target: ScrapeTarget) -> tuple[str, Mapping[str, str]]:
         """The address of a target's metrics, and the headers that may be sent there."""
         if self.url is None:
             return target.url + self.path, target.headers
@@ -154,7 +154,7 @@ class VllmCollector:
         self._exposition = Exposition(_NAMES, max_series=self._options.max_series)
         self._versions: dict[str, _Version] = {}
 
-    async def read(self, target: Target) -> Sequence[Reading]:
+    async def read(self, target: ScrapeTarget) -> Sequence[Reading]:
         """One Reading for each engine behind the address.
 
         Raises CollectError; besides the kinds of ``Http``: not_metrics, not_vllm, truncated, too_large, invalid_value,
@@ -170,7 +170,7 @@ class VllmCollector:
             version = await self._version(target, _started_at(samples, samples))
         return readings_of(samples, target.name, self._context.model, now, version)
 
-    async def _version(self, target: Target, started_at: float | None) -> str | None:
+    async def _version(self, target: ScrapeTarget, started_at: float | None) -> str | None:
         """What ``/version`` says, asked once for each start; a server without it is tolerated."""
         known = self._versions.get(target.name)
         if known is None or known.started_at != started_at:
@@ -195,7 +195,7 @@ class _Version(NamedTuple):
     started_at: float | None
 
 
-async def _fetch_version(http: Http, target: Target, timeout_s: float) -> str | None:
+async def _fetch_version(http: Http, target: ScrapeTarget, timeout_s: float) -> str | None:
     try:
         answer = await http.get(target.url + "/version", headers=target.headers, timeout_s=timeout_s, max_bytes=4096)
         version = json.loads(answer.body)["version"]

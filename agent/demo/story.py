@@ -33,7 +33,7 @@ from agent.settings import Settings
 from agent.store import Store
 from analyzers.money import per_month
 from analyzers.words import spread
-from collectors.base import Target
+from collectors.base import ScrapeTarget
 from collectors.http import Http
 from collectors.traffic.thread import simulate
 from collectors.window import CollectError
@@ -193,7 +193,7 @@ async def _send(i: int, url: str, clock: WallClock) -> object:
     """Open-loop traffic to one endpoint until it is cancelled."""
     plan = ROLES[i].traffic(SEED + i, 24 * 3600.0)
     try:
-        return await simulate(plan, Target(ROLES[i].name, url), clock)
+        return await simulate(plan, ScrapeTarget(ROLES[i].name, url), clock)
     except CollectError as error:
         raise StoryError(f"no traffic reaches {ROLES[i].name}: {error}") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 from analyzers.client import reasons
 from analyzers.interval import wilson
 from analyzers.limit_search import MeasuredRate, Verdict
-from analyzers.objective import Objective, ObjectiveTarget
+from analyzers.objective import Objective, Target
 from collectors.traffic.tally import QUANTILES, Tally
 
 #: Gaps between tokens of one request are alike, so that no interval counts them: within so near a share of the limit is no verdict.
@@ -91,7 +91,7 @@ def invalid(load: SentLoad) -> str | None:
     return found[0].detail if found else None
 
 
-def _row(target: ObjectiveTarget, tally: Tally) -> dict[str, Any]:
+def _row(target: Target, tally: Tally) -> dict[str, Any]:
     row: dict[str, Any] = {"target": target.name, "limit": target.limit, "observed": None, "low": None, "high": None}
     if target.quantile is None:
         failed = tally.errors.total()

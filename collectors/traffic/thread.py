@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from collectors.base import Target
+from collectors.base import ScrapeTarget
 from collectors.clock import Clock
 from collectors.plan import TrafficPlan
 from collectors.sketch import Sketch
@@ -75,7 +75,7 @@ class TrafficResult:
 
 async def simulate(
     plan: TrafficPlan,
-    target: Target,
+    target: ScrapeTarget,
     clock: Clock,
     on_result: Callable[[RequestRecord], None] | None = None,
     ca_file: Path | None = None,
@@ -108,7 +108,7 @@ class _TrafficThread:
     def __init__(
         self,
         plan: TrafficPlan,
-        target: Target,
+        target: ScrapeTarget,
         clock: Clock,
         ca_file: Path | None,
         loop: asyncio.AbstractEventLoop,

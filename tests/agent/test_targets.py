@@ -15,7 +15,7 @@ from agent.settings import CollectSettings, EndpointSettings
 from agent.spool import Spool
 from agent.store import Store, windows
 from agent.watch import WatchedEndpoint, Watcher
-from collectors.base import Scope, Target
+from collectors.base import Scope, ScrapeTarget
 from collectors.window import CollectError, Reading, Window
 
 INTERVAL_S, WINDOW_S = 15.0, 60.0
@@ -46,7 +46,7 @@ class Source:
     down: set[str] = field(default_factory=set)
     served: dict[str, float] = field(default_factory=dict)
 
-    async def read(self, target: Target) -> Sequence[Reading]:
+    async def read(self, target: ScrapeTarget) -> Sequence[Reading]:
         if target.name in self.down:
             raise CollectError("down", f"{target.name} is not there")
         self.served[target.name] = self.served.get(target.name, 0.0) + 10

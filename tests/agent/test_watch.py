@@ -24,7 +24,7 @@ from agent.spool import Spool
 from agent.store import Store, fleet, schema, windows
 from agent.watch import MAX_GAPS, WatchedEndpoint, Watcher, lag_of
 from analyzers.policy import Catalogue
-from collectors.base import Collector, FleetMember, FleetQuery, Scope, Target
+from collectors.base import Collector, FleetMember, FleetQuery, Scope, ScrapeTarget
 from collectors.window import CollectError, Reading, Span, Window
 
 START = 1_700_000_400.0
@@ -47,7 +47,7 @@ class Counting:
         """Whether it gives what no window can be made of."""
         self._clock = clock
 
-    async def read(self, target: Target) -> Sequence[Reading]:
+    async def read(self, target: ScrapeTarget) -> Sequence[Reading]:
         if target.name in self.down:
             raise CollectError("down", "nobody is there")
         if self.trouble is not None:

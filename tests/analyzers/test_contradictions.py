@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from analyzers.finding import Finding
 from analyzers.findings import analyze
-from analyzers.objective import ObjectiveTarget, attainment, stalled_s
+from analyzers.objective import Target, attainment, stalled_s
 from analyzers.situation import Situation
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Window
@@ -53,7 +53,7 @@ def test_a_stuck_engine_is_no_idleness_and_is_not_met() -> None:
 
 def test_only_what_is_known_to_be_late_is_missed() -> None:
     """What runs may have had its first token, what waits has not; an age below the limit breaks nothing."""
-    ttft, patient = ObjectiveTarget.parse("ttft_p95_s", 1.0), ObjectiveTarget.parse("e2e_p95_s", 600.0)
+    ttft, patient = Target.parse("ttft_p95_s", 1.0), Target.parse("e2e_p95_s", 600.0)
     assert attainment(stuck(3, waiting=5.0), ttft).met is False
     assert attainment(stuck(3), ttft).met is None
     rows = [replace(w, sketches={"e2e_s": Sketch.from_values([2.0] * 60)}) for w in stuck(3)]

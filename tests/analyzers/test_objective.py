@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyzers.objective import Objective, ObjectiveTarget, attainment, merged, sustained_breach, total
+from analyzers.objective import Objective, Target, attainment, merged, sustained_breach, total
 from collectors.sketch import Sketch
 from collectors.window import Range, Window
 from tests.analyzers.situations import minute, objective
 
-TTFT = ObjectiveTarget.parse("ttft_p95_s", 1.0)
-ERRORS = ObjectiveTarget.parse("error_rate", 0.01)
+TTFT = Target.parse("ttft_p95_s", 1.0)
+ERRORS = Target.parse("error_rate", 0.01)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ ERRORS = ObjectiveTarget.parse("error_rate", 0.01)
     ],
 )
 def test_names_are_read_and_written_alike(name: str, metric: str, quantile: float) -> None:
-    target = ObjectiveTarget.parse(name, 2.0)
+    target = Target.parse(name, 2.0)
     assert (target.metric, target.quantile) == (metric, pytest.approx(quantile))
     assert target.name == name
 
@@ -48,7 +48,7 @@ def test_names_are_read_and_written_alike(name: str, metric: str, quantile: floa
 )  # fmt: skip
 def test_names_and_limits_that_make_no_sense_are_refused(name: str, limit: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        ObjectiveTarget.parse(name, limit)
+        Target.parse(name, limit)
 
 
 def test_error_rate_and_its_burn_rate() -> None:
@@ -102,7 +102,7 @@ def test_beyond_the_last_bucket_is_known_to_be_missed() -> None:
     """A histogram that ends at 0.5 s, with 10 % beyond it: p95 is at least 0.5 s."""
     sketch = Sketch.from_histogram((0.1, 0.5), (80.0, 10.0, 10.0), 60.0)
     row = Window("chat", "vllm", 0.0, 60.0, 1.0, sketches={"ttft_s": sketch})
-    a = attainment([row], ObjectiveTarget.parse("ttft_p95_s", 0.4))
+    a = attainment([row], Target.parse("ttft_p95_s", 0.4))
     assert a.observed == 0.5
     assert a.met is False
 
@@ -150,7 +150,7 @@ def bucketed(counts: tuple[float, ...], total_s: float) -> Window:
 def test_a_limit_within_a_bucket_is_met_missed_or_not_known(
     counts: tuple[float, ...], total_s: float, limit: float, met: bool | None
 ) -> None:
-    assert attainment([bucketed(counts, total_s)], ObjectiveTarget.parse("ttft_p95_s", limit)).met is met
+    assert attainment([bucketed(counts, total_s)], Target.parse("ttft_p95_s", limit)).met is met
 
 
 def numbered(i: int, requests: float | None = 60.0, **shares: float) -> Window:
@@ -195,7 +195,7 @@ def test_a_verdict_from_numbers_is_never_wrong(parts: list[list[float]], limit: 
         for i, values in enumerate(parts)
     ]
     whole = quantile([v for values in parts for v in values], q)
-    a = attainment(rows, ObjectiveTarget("ttft_s", q, limit))
+    a = attainment(rows, Target("ttft_s", q, limit))
     assert a.at_least is not None
     assert a.at_most is not None
     assert a.at_least <= whole <= a.at_most
@@ -218,5 +218,5 @@ def test_errors_are_a_share_of_the_requests_of_the_same_windows() -> None:
 )
 def test_a_limit_in_milliseconds_is_refused(name: str, limit: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        ObjectiveTarget.parse(name, limit)
-    assert ObjectiveTarget.parse(name, limit / 1000).limit == limit / 1000
+        Target.parse(name, limit)
+    assert Target.parse(name, limit / 1000).limit == limit / 1000

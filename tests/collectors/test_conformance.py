@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from collectors.base import SourceContext, Target
+from collectors.base import ScrapeTarget, SourceContext
 from collectors.http import Http
 from collectors.metrics import METRICS
 from collectors.sessions import Sessions
@@ -80,7 +80,7 @@ def test_it_reads_or_raises_collect_error_and_nothing_else(name: str) -> None:
             assert collector.deadline_s is None or collector.deadline_s > 0
             for _ in range(2):
                 try:
-                    readings = await collector.read(Target("a", url))
+                    readings = await collector.read(ScrapeTarget("a", url))
                 except CollectError as error:
                     assert error.kind == error.kind.lower()  # noqa: PT017
                     assert error.detail  # noqa: PT017

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectors.base import SourceContext, Target
+from collectors.base import ScrapeTarget, SourceContext
 from collectors.builder import WindowBuilder
 from collectors.door import checked
 from collectors.exposition import Exposition
@@ -159,7 +159,9 @@ def test_a_date_that_cannot_be_is_no_date(date: str) -> None:
         http = Http()
         try:
             return len(
-                await VllmCollector(SourceContext("chat", None, http, SetClock(), Sessions())).read(Target("a", url))
+                await VllmCollector(SourceContext("chat", None, http, SetClock(), Sessions())).read(
+                    ScrapeTarget("a", url)
+                )
             )
         finally:
             await http.aclose()

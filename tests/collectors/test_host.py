@@ -10,7 +10,7 @@ import psutil
 import pynvml
 import pytest
 
-from collectors.base import SourceContext, Target
+from collectors.base import ScrapeTarget, SourceContext
 from collectors.host import make
 from collectors.http import Http
 from collectors.metrics import names
@@ -25,7 +25,7 @@ def read(times: int, **options: object) -> list[Sequence[Reading]]:
         collector = make(SourceContext("chat", None, http, SetClock(), Sessions(), options))
         results = []
         for _ in range(times):
-            results.append(await collector.read(Target("here", "")))
+            results.append(await collector.read(ScrapeTarget("here", "")))
             started = time.process_time()
             while time.process_time() - started < 0.2:  # something to have used, far above the counter's step of 10 ms
                 pass

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from collectors.base import SourceContext, Target
+from collectors.base import ScrapeTarget, SourceContext
 from collectors.exposition import Exposition
 from collectors.http import Http
 from collectors.increase import increase
@@ -129,7 +129,7 @@ def collect(handler: Handler, times: int = 1, **options: Any) -> tuple[list[Read
         try:
             for _ in range(times):
                 try:
-                    (reading,) = await collector.read(Target("a", url, {"authorization": "Bearer key"}))
+                    (reading,) = await collector.read(ScrapeTarget("a", url, {"authorization": "Bearer key"}))
                     results.append(reading)
                 except CollectError as error:
                     results.append(error)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from collectors.base import SourceContext, Target
+from collectors.base import ScrapeTarget, SourceContext
 from collectors.completion import Completion, complete, request_of
 from collectors.http import Http
 from collectors.probe import make
@@ -112,7 +112,7 @@ def test_failures() -> None:
 def probe(
     handler: Handler, *, times: int, model: str | None = "m", **options: object
 ) -> tuple[list[Reading | str], list[Request]]:
-    async def run(target: Target) -> list[Reading | str]:
+    async def run(target: ScrapeTarget) -> list[Reading | str]:
         http = Http()
         clock = SetClock()
         collector = make(SourceContext("chat", model, http, clock, Sessions(), options))
@@ -127,7 +127,7 @@ def probe(
         return results
 
     with serve(handler) as served:
-        return asyncio.run(run(Target("a", served.url, {"authorization": "Bearer key"}))), served.requests
+        return asyncio.run(run(ScrapeTarget("a", served.url, {"authorization": "Bearer key"}))), served.requests
 
 
 def test_the_probe_counts_and_samples() -> None:

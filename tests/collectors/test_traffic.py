@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from collectors.base import Target
+from collectors.base import ScrapeTarget
 from collectors.plan import Lengths, TrafficPlan
 from collectors.prompt import TokensPerWord
 from collectors.traffic.record import RequestRecord
@@ -64,7 +64,7 @@ def run(
     seen: list[RequestRecord] = []
 
     async def main(url: str) -> TrafficResult:
-        task = asyncio.create_task(simulate(traffic, Target("a", url), MachineClock(), seen.append))
+        task = asyncio.create_task(simulate(traffic, ScrapeTarget("a", url), MachineClock(), seen.append))
         if stop is not None:
             await stop(task, seen)
         return await task

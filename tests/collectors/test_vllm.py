@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectors.base import SourceContext, Target
+from collectors.base import ScrapeTarget, SourceContext
 from collectors.exposition import Exposition
 from collectors.http import Http
 from collectors.sessions import Sessions
@@ -266,7 +266,7 @@ def collect(
 ) -> tuple[list[Sequence[Reading] | CollectError], list[Request]]:
     """Read ``times`` times; readings or the error of each."""
 
-    async def run(target: Target) -> list[Sequence[Reading] | CollectError]:
+    async def run(target: ScrapeTarget) -> list[Sequence[Reading] | CollectError]:
         http = Http(ca_file=ca_file)
         collector = make(SourceContext("chat", model, http, clock or SetClock(), Sessions(), options))
         results: list[Sequence[Reading] | CollectError] = []
@@ -282,9 +282,9 @@ def collect(
 
     if handler is None:
         assert url is not None
-        return asyncio.run(run(Target("a", url))), []
+        return asyncio.run(run(ScrapeTarget("a", url))), []
     with serve(handler) as served:
-        return asyncio.run(run(Target("a", served.url, {"authorization": "Bearer key"}))), served.requests
+        return asyncio.run(run(ScrapeTarget("a", served.url, {"authorization": "Bearer key"}))), served.requests
 
 
 def kind_of(handler: Handler, **options: object) -> str:

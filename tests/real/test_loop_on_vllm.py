@@ -26,7 +26,7 @@ from agent.clock import WallClock
 from agent.demo.slack_stand_in import SlackStandIn
 from agent.store import Store, changes, fleet, windows
 from analyzers.objective import total
-from collectors.base import Target
+from collectors.base import ScrapeTarget
 from collectors.completion import PATHS, Completion, complete, request_of
 from collectors.http import Http
 from collectors.plan import Lengths, TrafficPlan
@@ -198,7 +198,7 @@ async def _traffic(load: Load, url: str, clock: WallClock, database: str) -> Asy
     def send(share: float, seed: int) -> asyncio.Task[TrafficResult]:
         plan = _plan(load, share, seed)
         return asyncio.create_task(
-            simulate(plan, Target(NAME, url), clock, lambda record: ends.update([record.error or "ok"]))
+            simulate(plan, ScrapeTarget(NAME, url), clock, lambda record: ends.update([record.error or "ok"]))
         )
 
     async def rest() -> None:

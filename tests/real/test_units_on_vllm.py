@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from collectors.base import SourceContext, Target
+from collectors.base import ScrapeTarget, SourceContext
 from collectors.builder import WindowBuilder
 from collectors.http import Http
 from collectors.sessions import Sessions
@@ -79,7 +79,7 @@ def read(url: str) -> Reading:
         http = Http()
         try:
             context = SourceContext("chat", MODEL_NAME, http, MachineClock(), Sessions(), {})
-            (reading,) = await make(context).read(Target("a", url))
+            (reading,) = await make(context).read(ScrapeTarget("a", url))
             assert isinstance(reading, Reading)
             return reading
         finally:

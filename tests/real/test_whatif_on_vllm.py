@@ -35,7 +35,7 @@ from agent.clock import WallClock
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.model import EngineModel
 from analyzers.whatif.outlook import Member, look
-from collectors.base import SourceContext, Target
+from collectors.base import ScrapeTarget, SourceContext
 from collectors.http import Http
 from collectors.plan import Arrivals, Lengths, TrafficPlan
 from collectors.sessions import Sessions
@@ -264,7 +264,7 @@ async def _page(url: str) -> Reading:
     http = Http()
     try:
         (reading,) = await VllmCollector(SourceContext(NAME, MODEL_NAME, http, WallClock(), Sessions())).read(
-            Target(NAME, url)
+            ScrapeTarget(NAME, url)
         )
         return reading
     finally:

@@ -14,7 +14,7 @@ from actuators.shape import Shape
 from agent.settings import EndpointSettings, Settings
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, actuator_of, catalogue_of
-from collectors.base import Scope, Target
+from collectors.base import Scope, ScrapeTarget
 from collectors.discovery import DiscoveryContext
 from collectors.http import Http
 from collectors.kubernetes.discover import KubernetesSystem
@@ -61,7 +61,7 @@ class PodTelemetry:
         self._cluster = cluster
         self._endpoint = endpoint
 
-    async def read(self, target: Target) -> Sequence[Reading]:
+    async def read(self, target: ScrapeTarget) -> Sequence[Reading]:
         now = self._cluster.now()
         pods = [p for p in self._cluster.all("pods", "default") if p["status"].get("conditions")]
         if not pods:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from actuators.base import ActuatorError, LiveState, Progress, Receipt, Step, Trouble
 from actuators.shape import Operation, Plan, Shape
-from collectors.base import Scope, Target
+from collectors.base import Scope, ScrapeTarget
 from collectors.clock import Clock
 from collectors.window import CollectError, Reading
 from tests.world.endpoint import SimulatedEndpoint
@@ -150,7 +150,7 @@ class SimulatedCollector:
     def __init__(self, system: SimulatedSystem) -> None:
         self._system = system
 
-    async def read(self, target: Target) -> Sequence[Reading]:
+    async def read(self, target: ScrapeTarget) -> Sequence[Reading]:
         if self._system.collect_error is not None:
             raise CollectError(self._system.collect_error, "the world says so")
         self._system.settle()

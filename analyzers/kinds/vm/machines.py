@@ -13,11 +13,11 @@ from analyzers.kinds.system import DescribedSystem, check_prices
 from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.usl import Point, Usl, UslFit
 from analyzers.money import Tariff, Unit, Usage
-from analyzers.objective import Objective, ObjectiveTarget
+from analyzers.objective import Objective, Target
 
 #: Of a law that is stated and not fitted: so many draws, all alike, for another number of cores to spread.
 _DRAWS = 24
-_TOLD = tuple(ObjectiveTarget(metric, q, 1.0) for metric in ("e2e_s", "queue_s") for q in (0.5, 0.9, 0.95, 0.99))
+_TOLD = tuple(Target(metric, q, 1.0) for metric in ("e2e_s", "queue_s") for q in (0.5, 0.9, 0.95, 0.99))
 
 
 @dataclass(frozen=True, kw_only=True)
