@@ -32,7 +32,7 @@ View = dict[str, Any]
 
 
 def status(store: Store, settings: Settings, now: float) -> View:
-    """Flyball's own health: the loop, the leader, the brake, what could not be read or delivered.
+    """Flyball's own health: the loop, the leader, the pause, what could not be read or delivered.
 
     Running is who holds the lease: one that was killed holds it until it runs out, so the age of the last sign of life stands beside it.
     """

@@ -88,7 +88,7 @@ def _now() -> float:
 
 
 def status(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption = Output.table) -> None:
-    """How Flyball itself is: the loop, the brake, what could not be read or delivered."""
+    """How Flyball itself is: the loop, the pause, what could not be read or delivered."""
     from agent import views
 
     with opened(config) as (store, settings):

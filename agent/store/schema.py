@@ -362,7 +362,7 @@ leases = sa.Table(
     _real("expires_at", nullable=False),
 )
 
-#: The brake and other single values: paused, heartbeat of each loop.
+#: The pause and other single values: paused, heartbeat of each loop.
 control = sa.Table(
     "control",
     metadata,

@@ -165,10 +165,10 @@ def _page(app: FastAPI, governor: Governor, path: str, template: str, view: _Vie
 def _render(request: Request, governor: Governor, template: str, data: dict[str, Any], status: int = 200) -> Response:
     token = csrf_of(request)
     with governor.store.read() as db:
-        brake = control.paused(db)
+        pause = control.paused(db)
     drawn = tune_page.drawn(data["tune"]) if template == "tune.html" else {"drawn": _drawn(governor, template, data)}
     html = environment().get_template(template).render(
-        **data, now=governor.clock.now(), csrf=token, brake=brake, path=request.url.path, open_states=OPEN,
+        **data, now=governor.clock.now(), csrf=token, pause=pause, path=request.url.path, open_states=OPEN,
         **drawn, modes={e.name: e.mode for e in governor.settings.endpoints},
     )  # fmt: skip
     response = HTMLResponse(html, status)

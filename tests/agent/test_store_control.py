@@ -1,4 +1,4 @@
-"""Leases with fencing, the brake, the outbox, reports, and what is known of each endpoint."""
+"""Leases with fencing, the pause, the outbox, reports, and what is known of each endpoint."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_lock_wider_than_an_endpoint_has_one_change(store: Store) -> None:
         assert changes.lock(db, ["account:b"], "c2", 2) is None
 
 
-def test_the_brake(store: Store) -> None:
+def test_the_pause(store: Store) -> None:
     with store.write() as db:
         assert control.paused(db) is None
         assert not control.resume(db, now=1.0, by="cli:ann")
