@@ -247,7 +247,8 @@ class Reflector:
                 settled = -(-(known["last_change_at"] + endpoint.verify.warmup_s) // width) * width
                 settling = settled > start and end - settled < SETTLING_WINDOWS * width
                 start = max(start, settled)
-            rows = judged(db, endpoint.name, endpoint.sources, start, end, width) if end > start else []
+            first = start // width * width
+            rows = judged(db, endpoint.name, endpoint.sources, first, end, width) if end > first else []
             few = (total(rows, "requests") or 0.0) < endpoint.policy.min_requests
             longer = judged(db, endpoint.name, endpoint.sources, end - REST_S, end, windows.ROLLUPS[-1]) if few else []
             error = changes.measured_error(db, endpoint.name)
@@ -256,7 +257,7 @@ class Reflector:
             rows[-1].source if rows else " or ".join(endpoint.sources),
             rows,
             start,
-            max(end, start + width),
+            max(end, first + width),
             endpoint.wanted(),
             policy_of(endpoint),
             live.shape,

@@ -317,6 +317,22 @@ def test_within_five_minutes_there_is_a_provisional_result_that_says_until_when(
     assert reason["numbers"]["whole_at"] == T0 + 0.8 * 3600
 
 
+def test_what_was_before_the_first_reading_lacks_nothing(tmp_path: Path) -> None:
+    """It was first read late in a window: three windows on, all of it since then was observed."""
+    house = House(tmp_path, ["a"], {"evidence_s": 3600, "min_requests": 1})
+    house.clock = VirtualClock(T0 + 180)
+    house.reflector = house.another()
+    with house.store.write() as db:
+        db.execute(sa.update(schema.windows).where(schema.windows.c.start == T0).values(coverage=0.2))
+    house.cycle()
+    with house.store.read() as db:
+        row = fleet.get(db, "a")
+    assert row is not None
+    assert row["decision"] is not None
+    assert row["decision"]["state"] == "gathering"
+    assert row["decision"]["reasons"][0]["numbers"]["seen_s"] == 180 - 0.8 * 60
+
+
 def test_a_gap_is_no_first_reading(tmp_path: Path) -> None:
     """Of an endpoint that is known for long, what was not seen lacks."""
     house = House(tmp_path, ["a"], {"evidence_s": 3600})
