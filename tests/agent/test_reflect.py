@@ -317,6 +317,21 @@ def test_within_five_minutes_there_is_a_provisional_result_that_says_until_when(
     assert reason["numbers"]["whole_at"] == T0 + 0.8 * 3600
 
 
+def test_before_anything_was_read_it_says_of_which_source(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"])
+    with house.store.write() as db:
+        db.execute(sa.delete(schema.windows))
+    house.cycle()
+    with house.store.read() as db:
+        row = fleet.get(db, "a")
+    assert row is not None
+    assert row["decision"] is not None
+    assert (row["decision"]["state"], row["decision"]["text"]) == (
+        "not_known",
+        "nothing was read from vllm in the last 10 min",
+    )
+
+
 def test_what_was_before_the_first_reading_lacks_nothing(tmp_path: Path) -> None:
     """It was first read late in a window: three windows on, all of it since then was observed."""
     house = House(tmp_path, ["a"], {"evidence_s": 3600, "min_requests": 1})
