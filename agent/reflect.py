@@ -255,8 +255,10 @@ class Reflector:
             longer = judged(db, endpoint.name, endpoint.sources, end - REST_S, end, windows.ROLLUPS[-1]) if few else []
             error = changes.measured_error(db, endpoint.name)
         coming = now - watched.settles_s - end < WINDOW_LATE * self._settings.collect.interval_s
-        if coming and rows and rows[-1].end < end:
+        part = len(rows) > 1 and rows[-1].coverage < endpoint.policy.min_coverage  # what one before a restart had of it
+        if coming and rows and (rows[-1].end < end or part):
             end -= width
+            rows = [w for w in rows if w.end <= end]
         situation = Situation(
             endpoint.name,
             rows[-1].source if rows else " or ".join(endpoint.sources),

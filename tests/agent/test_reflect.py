@@ -348,14 +348,23 @@ def test_what_was_before_the_first_reading_lacks_nothing(tmp_path: Path) -> None
     assert row["decision"]["reasons"][0]["numbers"]["seen_s"] == 180 - 0.8 * 60
 
 
+@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize(("after_s", "lacks"), [(1.0, False), (29.0, False), (31.0, True)])
-def test_a_window_that_is_about_to_be_closed_lacks_nothing(tmp_path: Path, after_s: float, lacks: bool) -> None:
-    """Of three windows two are there, and the analysis comes ``after_s`` seconds after the third one's end."""
+def test_a_window_that_is_about_to_be_closed_lacks_nothing(
+    tmp_path: Path, after_s: float, lacks: bool, begun: bool
+) -> None:
+    """Of three windows two are there, and the analysis comes ``after_s`` seconds after the third one's end; ``begun``: a part of the
+    third is there, from before a restart."""
     house = House(tmp_path, ["a"], {"evidence_s": 3600, "min_requests": 1})
     house.clock = VirtualClock(T0 + 180 + after_s)
     house.reflector = house.another()
     with house.store.write() as db:
-        db.execute(sa.delete(schema.windows).where(schema.windows.c.start >= T0 + 120))
+        last = schema.windows.c.start >= T0 + 120
+        db.execute(
+            sa.update(schema.windows).where(last).values(coverage=0.1)
+            if begun
+            else sa.delete(schema.windows).where(last)
+        )
     house.cycle()
     with house.store.read() as db:
         codes = {f["code"] for f in fleet.findings(db, "a")}
