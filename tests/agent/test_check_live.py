@@ -61,7 +61,7 @@ def test_it_says_what_it_saw_in_a_few_lines(tmp_path: Path) -> None:
         result = check(tmp_path, f"    url: {served.url}\n", "--live")
         found = check_json(tmp_path, f"    url: {served.url}\n")
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == [
+    assert [line for line in result.stdout.splitlines() if not line.startswith("note: ")] == [
         f"chat: {served.url}, read by vllm",
         "  serves org/m, version 0.10.2, 2 engines",
         "  now: 17 running, 8 waiting, KV cache 50% used",
