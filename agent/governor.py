@@ -174,8 +174,7 @@ class Governor:
     async def close(self) -> None:
         """Stop reading, keep what was read, give the lease up."""
         await self.applier.stop()
-        await self.watcher.stop()
-        await self.watcher.close_windows()
+        await self.watcher.end()
         try:
             await asyncio.to_thread(self._give_up)
         finally:

@@ -50,6 +50,8 @@ _Write = Callable[[], AbstractContextManager[sa.Connection]]
 REJECTED_S = 7 * 86_400.0
 #: So many windows must have passed since a change before anything is concluded from them.
 SETTLING_WINDOWS = 5
+#: A window is closed by the first reading after it: for so many intervals it may still be on its way, and lacks nothing.
+WINDOW_LATE = 2.0
 #: A calibration is made again after so long, or when there is this many times the evidence: it is the engine's, which its key names,
 #: and not the load's. Sooner where what is observed does not agree with it.
 REFIT_S, DOUBTED_S, REFIT_GROWTH = 6 * 3600.0, 3600.0, 1.25
@@ -247,16 +249,22 @@ class Reflector:
                 settled = -(-(known["last_change_at"] + endpoint.verify.warmup_s) // width) * width
                 settling = settled > start and end - settled < SETTLING_WINDOWS * width
                 start = max(start, settled)
-            rows = judged(db, endpoint.name, endpoint.sources, start, end, width) if end > start else []
+            first = start // width * width
+            rows = judged(db, endpoint.name, endpoint.sources, first, end, width) if end > first else []
             few = (total(rows, "requests") or 0.0) < endpoint.policy.min_requests
             longer = judged(db, endpoint.name, endpoint.sources, end - REST_S, end, windows.ROLLUPS[-1]) if few else []
             error = changes.measured_error(db, endpoint.name)
+        coming = now - watched.settles_s - end < WINDOW_LATE * self._settings.collect.interval_s
+        part = len(rows) > 1 and rows[-1].coverage < endpoint.policy.min_coverage  # what one before a restart had of it
+        if coming and rows and (rows[-1].end < end or part):
+            end -= width
+            rows = [w for w in rows if w.end <= end]
         situation = Situation(
             endpoint.name,
             rows[-1].source if rows else " or ".join(endpoint.sources),
             rows,
             start,
-            max(end, start + width),
+            max(end, first + width),
             endpoint.wanted(),
             policy_of(endpoint),
             live.shape,

@@ -27,6 +27,8 @@ _TOLD: Mapping[str, str] = {
     "data_parallel_size": "engines",
 }
 _MAX_MODELS = 1 << 20
+#: Of a limit that is stated, so little is in use while requests wait and no more of the KV cache than this: it may be another.
+_SLOTS_USED, _CACHE_FREE = 0.9, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class EndpointSnapshot:
     accelerator: str | None = None
     """As the endpoint's system tells, never as the settings do."""
     contradictions: tuple[Contradiction, ...] = field(default=())
+    doubts: tuple[str, ...] = field(default=())
+    """What one moment makes doubtful of the settings, and cannot refute: questions."""
 
     def lines(self) -> list[str]:
         """For people, about five."""
@@ -95,7 +99,8 @@ class EndpointSnapshot:
         ]
         if any(limits):
             lines.append("  limits: " + ", ".join(x for x in limits if x))
-        return lines + [f"  contradicts the settings: {each}" for each in self.contradictions]
+        lines += [f"  contradicts the settings: {each}" for each in self.contradictions]
+        return lines + [f"  doubtful: {each}" for each in self.doubts]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON; None where it was not told."""
@@ -169,8 +174,18 @@ def _with_contradictions(
     if isinstance(slots, int) and engines and snapshot.running is not None and snapshot.running > slots * engines:
         told = f"that {snapshot.running:g} run at once on {engines} engine{'s' if engines != 1 else ''}"
         found.append(Contradiction(("shape", "engine", "max_num_seqs"), str(slots), told))
+    doubts = _doubts(snapshot, slots * engines, slots) if isinstance(slots, int) and engines else ()
     values = {name: getattr(snapshot, name) for name in EndpointSnapshot.__slots__}
-    return EndpointSnapshot(**values | {"contradictions": tuple(found)})
+    return EndpointSnapshot(**values | {"contradictions": tuple(found), "doubts": doubts})
+
+
+def _doubts(snapshot: EndpointSnapshot, room: int, slots: int) -> tuple[str, ...]:
+    """Requests wait, and neither the batch, as stated, nor the cache is full. For a moment that can be; if it stays, the limit is another."""
+    running, waiting = snapshot.running, snapshot.waiting
+    if running is None or not waiting or running >= _SLOTS_USED * room or (snapshot.kv_usage or 0.0) >= _CACHE_FREE:
+        return ()
+    text = f"{waiting:g} wait while no more than {running:g} run: is shape.engine.max_num_seqs really {slots}? See whether it stays so"
+    return (text,)
 
 
 def _same(stated: object, told: str) -> bool:

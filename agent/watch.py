@@ -266,6 +266,11 @@ class Watcher:
         if self._saving is not None:
             await asyncio.wait({self._saving})
 
+    async def end(self) -> None:
+        """Stop, and save what was read, of a window that has only begun too: where another goes on with it, the larger part is kept."""
+        await self.stop()
+        await self.close_windows(self._clock.now() + self._settings.window_s)
+
     async def close_windows(self, until: float | None = None) -> list[Window]:
         """Close and save the windows that ended by ``until``, or by now."""
         now = self._clock.now() if until is None else until

@@ -24,8 +24,10 @@ _SAMPLING, _SAMPLES, _REQUESTS = 3.0, 20, 100.0
 _EDGES = 0.05
 #: Of a limit that is stated, so little is reached while requests wait: it is another.
 _PLATEAU = 0.9
-#: A limit is where the queued windows mostly are, or the last of them: a queue begins and ends within one.
+#: A limit is where the queued windows mostly are, or the last of them, or which all of them touch: a queue begins and ends within one.
 _MOSTLY = 2 / 3
+#: Windows at a limit stay below it by this share, or by half a sequence: a reading may fall between one that ends and the next.
+_BELOW, _BETWEEN = 0.05, 0.5
 #: Below this use of the KV cache, it is not the cache that holds requests back.
 _CACHE_FREE = 0.9
 
@@ -136,9 +138,11 @@ def _plateau(s: Situation, seen: Sequence[Window]) -> Reason | None:
     if len(queued) < _WINDOWS:
         return None
     most = max(w.gauges["running"].maximum for w in seen if "running" in w.gauges)
-    room, at_it = slots * s.shape.replicas, [w.gauges["running"].mean >= 0.95 * most for w in queued]
-    beyond = most > 1.05 * room
-    flat = sum(at_it) >= max(_WINDOWS, _MOSTLY * len(at_it)) or all(at_it[-_WINDOWS:])
+    room, edge = slots * s.shape.replicas, most - max(_BELOW * most, _BETWEEN)
+    beyond = most > (1 + _BELOW) * room
+    at_it = [w.gauges["running"].mean >= edge for w in queued]
+    touched = all(w.gauges["running"].maximum >= edge for w in queued)
+    flat = sum(at_it) >= (_WINDOWS if touched else max(_WINDOWS, _MOSTLY * len(at_it))) or all(at_it[-_WINDOWS:])
     if not beyond and (most >= _PLATEAU * room or not flat):
         return None
     each, waiting = most / s.shape.replicas, sum(w.gauges["waiting"].mean for w in queued) / len(queued)

@@ -68,14 +68,15 @@ class Decision:
         """How the endpoint stands, in one word and in one sentence: what is known, and why nothing is proposed where nothing is."""
         text = self.hold[0].text if self.hold else ""
         codes = {reason.code for reason in self.hold}
+        advice = self.recommendation
+        proposed = None if advice is None else f"proposed: {difference(advice.current.shape, advice.proposed.shape)}"
         contradicted = next((f.reason for f in findings if f.kind == "contradiction"), None)
         if contradicted is not None:
-            return ("stuck" if contradicted.code == "ENGINE_STUCK" else "contradiction"), contradicted.text
+            state: Standing = "stuck" if contradicted.code == "ENGINE_STUCK" else "contradiction"
+            return state, contradicted.text if proposed is None else f"{contradicted.text}; {proposed}"
         breach = next((f.reason for f in findings if f.kind == "breach"), None)
-        advice = self.recommendation
-        if advice is not None:
-            state: Standing = "too_small" if breach is not None else "too_large"
-            return state, f"proposed: {difference(advice.current.shape, advice.proposed.shape)}"
+        if proposed is not None:
+            return ("too_small" if breach is not None else "too_large"), proposed
         if breach is not None:
             return "too_small", breach.text if not text else f"{breach.text}; {text}"
         if "GATHERING" in codes:

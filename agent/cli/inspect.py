@@ -210,7 +210,7 @@ def aged(window: Mapping[str, Any]) -> str:
 def standing(decision: Mapping[str, Any] | None) -> str:
     """How an endpoint stands, why, and when that was said."""
     if decision is None:
-        return "not judged yet: no daemon has looked at it"
+        return "not judged yet: `flyball run` has not analyzed it so far"
     word = decision["state"].replace("_", " ")
     return (
         f"{word}, {moment(decision['at'])}: {decision['text']}"

@@ -130,12 +130,15 @@ def latest(db: sa.Connection, endpoint: str, duration_s: float, source: str) -> 
 
 
 def begun(db: sa.Connection, endpoint: str, duration_s: float) -> float | None:
-    """The start of the oldest collected window that observed something; None: there is none."""
-    query = sa.select(sa.func.min(_T.c.start)).where(
-        _T.c.endpoint == endpoint, _T.c.duration_s == duration_s, _T.c.coverage > 0
+    """When observing began: in the oldest collected window that observed something, as late as its coverage says. None: never."""
+    query = (
+        sa.select(_T.c.start, _T.c.coverage)
+        .where(_T.c.endpoint == endpoint, _T.c.duration_s == duration_s, _T.c.coverage > 0)
+        .order_by(_T.c.start, _T.c.coverage.desc())
+        .limit(1)
     )
-    found: float | None = db.execute(query).scalar_one()
-    return found
+    first = db.execute(query).one_or_none()
+    return None if first is None else float(first.start + (1 - first.coverage) * duration_s)
 
 
 def spent(db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float) -> Cost:

@@ -61,7 +61,7 @@ def test_it_says_what_it_saw_in_a_few_lines(tmp_path: Path) -> None:
         result = check(tmp_path, f"    url: {served.url}\n", "--live")
         found = check_json(tmp_path, f"    url: {served.url}\n")
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines() == [
+    assert [line for line in result.stdout.splitlines() if not line.startswith("note: ")] == [
         f"chat: {served.url}, read by vllm",
         "  serves org/m, version 0.10.2, 2 engines",
         "  now: 17 running, 8 waiting, KV cache 50% used",
@@ -103,6 +103,26 @@ def test_what_is_stated_as_it_is_is_fine(tmp_path: Path) -> None:
     with serve(server()) as served:
         entry = f"    url: {served.url}\n    model: org/m\n    shape: {{replicas: 1, engine: {engine}}}\n"
         assert check(tmp_path, entry, "--live").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "usage", "doubtful"),
+    [(4, 12, 0.2, True), (4, 0, 0.2, False), (4, 12, 0.95, False), (60, 12, 0.2, False)],
+)
+def test_requests_that_wait_beside_free_slots_are_doubtful_and_no_problem(
+    tmp_path: Path, running: int, waiting: int, usage: float, doubtful: bool
+) -> None:
+    page = "".join(
+        f'vllm:{name}{{engine="0",model_name="org/m"}} {value}\n'
+        for name, value in (("num_requests_running", running), ("num_requests_waiting", waiting), ("kv_cache_usage_perc", usage))
+    )  # fmt: skip
+    with serve(server(page)) as served:
+        entry = f"    url: {served.url}\n    shape: {{replicas: 1, engine: {{max_num_seqs: 64}}}}\n"
+        result, found = check(tmp_path, entry, "--live"), check_json(tmp_path, entry)
+    text = "12 wait while no more than 4 run: is shape.engine.max_num_seqs really 64? See whether it stays so"
+    assert result.exit_code == 0, result.output
+    assert found["endpoints"][0]["doubts"] == ([text] if doubtful else [])
+    assert (f"  doubtful: {text}" in result.stdout.splitlines()) is doubtful
 
 
 def test_another_model_than_the_settings_name(tmp_path: Path) -> None:

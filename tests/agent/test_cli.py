@@ -198,7 +198,7 @@ def test_endpoints_show_what_is_not_known_as_such(config: Path) -> None:
     assert row["objective"] == [{"target": "ttft_p95_s", "limit": 1.0, "samples": 0.0, **unknown}]
     assert row["money"]["usd_per_month"] is None
     assert "not seen yet" in run("endpoints", "-c", config).stdout
-    assert "chat: not judged yet: no daemon has looked at it" in run("endpoints", "-c", config).stdout
+    assert "chat: not judged yet: `flyball run` has not analyzed it so far" in run("endpoints", "-c", config).stdout
 
 
 def test_endpoints_show_what_was_seen(config: Path, filled: Store) -> None:

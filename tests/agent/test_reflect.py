@@ -317,6 +317,60 @@ def test_within_five_minutes_there_is_a_provisional_result_that_says_until_when(
     assert reason["numbers"]["whole_at"] == T0 + 0.8 * 3600
 
 
+def test_before_anything_was_read_it_says_of_which_source(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"])
+    with house.store.write() as db:
+        db.execute(sa.delete(schema.windows))
+    house.cycle()
+    with house.store.read() as db:
+        row = fleet.get(db, "a")
+    assert row is not None
+    assert row["decision"] is not None
+    assert (row["decision"]["state"], row["decision"]["text"]) == (
+        "not_known",
+        "nothing was read from vllm in the last 10 min",
+    )
+
+
+def test_what_was_before_the_first_reading_lacks_nothing(tmp_path: Path) -> None:
+    """It was first read late in a window: three windows on, all of it since then was observed."""
+    house = House(tmp_path, ["a"], {"evidence_s": 3600, "min_requests": 1})
+    house.clock = VirtualClock(T0 + 180)
+    house.reflector = house.another()
+    with house.store.write() as db:
+        db.execute(sa.update(schema.windows).where(schema.windows.c.start == T0).values(coverage=0.2))
+    house.cycle()
+    with house.store.read() as db:
+        row = fleet.get(db, "a")
+    assert row is not None
+    assert row["decision"] is not None
+    assert row["decision"]["state"] == "gathering"
+    assert row["decision"]["reasons"][0]["numbers"]["seen_s"] == 180 - 0.8 * 60
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize(("after_s", "lacks"), [(1.0, False), (29.0, False), (31.0, True)])
+def test_a_window_that_is_about_to_be_closed_lacks_nothing(
+    tmp_path: Path, after_s: float, lacks: bool, begun: bool
+) -> None:
+    """Of three windows two are there, and the analysis comes ``after_s`` seconds after the third one's end; ``begun``: a part of the
+    third is there, from before a restart."""
+    house = House(tmp_path, ["a"], {"evidence_s": 3600, "min_requests": 1})
+    house.clock = VirtualClock(T0 + 180 + after_s)
+    house.reflector = house.another()
+    with house.store.write() as db:
+        last = schema.windows.c.start >= T0 + 120
+        db.execute(
+            sa.update(schema.windows).where(last).values(coverage=0.1)
+            if begun
+            else sa.delete(schema.windows).where(last)
+        )
+    house.cycle()
+    with house.store.read() as db:
+        codes = {f["code"] for f in fleet.findings(db, "a")}
+    assert ("LOW_COVERAGE" in codes) == lacks
+
+
 def test_a_gap_is_no_first_reading(tmp_path: Path) -> None:
     """Of an endpoint that is known for long, what was not seen lacks."""
     house = House(tmp_path, ["a"], {"evidence_s": 3600})

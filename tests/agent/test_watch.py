@@ -151,6 +151,34 @@ def test_a_source_with_an_interval_of_its_own_is_read_so_often_and_loses_nothing
     store.close()
 
 
+@pytest.mark.parametrize(("before_s", "kept"), [(105, 0.75), (75, 0.75)])
+def test_a_restart_within_a_window_keeps_the_larger_part_of_it(
+    before_s: int, kept: float, clock: VirtualClock, tmp_path: Path
+) -> None:
+    """One watcher ends ``before_s`` after the start; another goes on from then to the end of the second window."""
+
+    async def read(watcher: Watcher, seconds: int) -> None:
+        for _ in range(seconds // 15):
+            await watcher.cycle()
+            await clock.advance(15)
+        await watcher.cycle()
+
+    first, _, store = watching(clock, tmp_path, Counting(clock, None))
+    second, _, other = watching(clock, tmp_path, Counting(clock, None))
+
+    async def story() -> None:
+        await read(first, before_s)
+        await first.end()
+        await read(second, 135 - before_s)
+        await second.end()
+
+    asyncio.run(story())
+    whole, parted = loaded(store, "chat", clock)[:2]
+    assert (whole.coverage, parted.coverage) == (1.0, pytest.approx(kept))
+    store.close()
+    other.close()
+
+
 def test_a_replica_that_is_taken_away_leaves_no_gap_and_no_trouble(clock: VirtualClock, tmp_path: Path) -> None:
     source = Counting(clock, None)
     system = Saying()

@@ -201,3 +201,19 @@ def test_bursts_between_two_readings_are_no_plateau_of_gauge_noise() -> None:
     """The largest reading stands alone: the means of the queued windows lie far below it."""
     rows = [replace(w, gauges={"running": Gauge(9.0, 16.0, 5.0), "waiting": Gauge(2.0, 9.0, 0.0)}) for w in hour()]
     assert "SETTINGS_CONTRADICT" not in found(situation(rows))
+
+
+def test_a_small_limit_is_seen_through_the_gaps_between_two_sequences_and_a_dip() -> None:
+    """As a server with four slots was read: now and then three run, and in one window of four the users pause."""
+    means = [(3.58, 6.9), (4.0, 12.0), (3.75, 10.2), (2.35, 4.3)]
+    rows = [
+        replace(minute(i), gauges={"running": Gauge(running, 4.0, 4.0), "waiting": Gauge(waiting, 12.0, 12.0)})
+        for i, (running, waiting) in enumerate(means, start=56)
+    ]
+    before = [minute(i, running=2.0, waiting=0.0) for i in range(56)]
+    f = found(situation([*before, *rows]))["SETTINGS_CONTRADICT"]
+    assert f.reason.numbers["running_most"] == 4.0
+    below = {"running": Gauge(2.35, 3.0, 2.0), "waiting": Gauge(4.3, 9.0, 9.0)}
+    rows[3] = replace(rows[3], gauges=below)
+    rows[0] = replace(rows[0], gauges=below)
+    assert "SETTINGS_CONTRADICT" not in found(situation([*before, *rows])), "a queue while fewer than that run"

@@ -325,6 +325,9 @@ def test_settings_that_the_server_contradicts_are_as_good_as_a_refuted_model() -
     assert chosen(decision) == ("small", 4)
     assert decision.recommendation is not None
     assert "SETTINGS_CONTRADICT" in [r.code for r in decision.recommendation.reasons]
+    state, text = decision.standing(analyze(s))
+    assert state == "contradiction"
+    assert text.endswith("is max_num_seqs really 10, and does each replica get requests?; proposed: replicas 2 → 4")
     fine = situation(hour(waiting=12.0, running=8.0))
     assert "SETTINGS_CONTRADICT" in hold(decide(fine, table({("small", 2): 0.2, ("small", 1): 0.3})))
 

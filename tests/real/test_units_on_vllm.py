@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,49 +16,12 @@ from collectors.sessions import Sessions
 from collectors.tokengaps import accept_length
 from collectors.vllm import make
 from collectors.window import Reading
-from tests.actuators.support import free_port
 from tests.collectors.clocks import MachineClock
-from tests.real.vllm_parts import ENVIRONMENT, MAX_MODEL_LEN, MODEL_NAME, tiny_model, vllm_python
+from tests.real.vllm_parts import MODEL_NAME, serving
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 REQUESTS, OUTPUT = 12, 160
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
-
-
-@contextmanager
-def drafting_server(folder: Path) -> Iterator[str]:
-    port = free_port()
-    arguments = {
-        "model": tiny_model(folder), "served-model-name": MODEL_NAME, "load-format": "dummy", "max-model-len": MAX_MODEL_LEN,
-        "dtype": "bfloat16", "host": "127.0.0.1", "port": port, "max-num-seqs": 8, "speculative-config": json.dumps(DRAFTS),
-    }  # fmt: skip
-    command = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
-    command += [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    with (folder / "vllm.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT})
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _until_ready(url, process, folder / "vllm.log")
-            yield url
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 600
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
-        else:
-            return
-    raise AssertionError(f"vLLM did not come up:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def generate(url: str) -> None:
@@ -90,7 +47,7 @@ def read(url: str) -> Reading:
 
 def test_a_drafting_servers_gaps_are_between_tokens(tmp_path: Path) -> None:
     builder = WindowBuilder("chat", "vllm", 3600.0, max_gap_s=900.0)
-    with drafting_server(tmp_path) as url:
+    with serving(tmp_path, max_num_seqs=8, speculative_config=json.dumps(DRAFTS)) as url:
         generate(url)
         before = read(url)
         for _ in range(REQUESTS):

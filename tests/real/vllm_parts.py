@@ -10,11 +10,17 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Mapping
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.actuators.support import free_port
 
 MODEL_NAME = "tiny"
 MAX_MODEL_LEN = 2048
@@ -119,3 +125,42 @@ def vllm_options(folder: Path, sizes: Mapping[str, int] | None = None, **more: A
         "ready_timeout_s": 600.0,
         **more,
     }
+
+
+@contextmanager
+def serving(folder: Path, **more: Any) -> Iterator[str]:
+    """A server of the tiny model, started as a user would, for as long as the block lasts. Gives its address; its log is ``vllm.log``.
+
+    ``more``: vLLM's arguments beside ``ARGUMENTS``, by their names.
+    """
+    port = free_port()
+    arguments = {"model": tiny_model(folder), "served_model_name": MODEL_NAME, "host": "127.0.0.1", "port": port}
+    command = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server"]
+    for name, value in {**arguments, **ARGUMENTS, **more}.items():
+        command += [f"--{name.replace('_', '-')}", *(() if value is True else (str(value),))]
+    log = folder / "vllm.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **ENVIRONMENT})
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _until_ready(url, process, log)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 600
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+        else:
+            return
+    raise AssertionError(f"vLLM did not come up:\n{log.read_text(errors='replace')[-2000:]}")
