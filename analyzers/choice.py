@@ -321,8 +321,8 @@ def current_of(s: Situation, catalogue: Catalogue, prediction: Prediction | None
 
 def against_shrinking(s: Situation, findings: Sequence[Finding], current: Judgement) -> list[Reason]:
     """Every signal that forbids a smaller shape; empty when all agree."""
-    signals = ("saturation", "contradiction")
-    against = [f.reason for f in findings if f.kind in signals or f.reason.code in ("LOAD_RISING", "TTFT_RISING")]
+    rising = ("LOAD_RISING", "TTFT_RISING")
+    against = [f.reason for f in findings if f.kind == "saturation" or f.refutes or f.reason.code in rising]
     return against + refuted(s, current.option.prediction)
 
 

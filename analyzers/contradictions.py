@@ -2,7 +2,7 @@
 
 ``ENGINE_STUCK``: requests are under way and nothing comes out of them. ``TELEMETRY_CONTRADICTS``: two metrics that count the same thing
 differ beyond what sampling can do. ``METRICS_LOST``: the server answers, and tells no more what it told. ``SETTINGS_CONTRADICT``: the
-server shows another limit, or another model, than the settings state.
+server shows another limit than the settings state. ``OTHER_MODEL``: it serves another model than they name.
 """
 
 from __future__ import annotations
@@ -166,6 +166,4 @@ def _other_model(s: Situation, seen: Sequence[Window]) -> Reason | None:
     told = Counter(w.facts["model"] for w in seen[-_WINDOWS:] if w.facts.get("model"))
     if s.model is None or not told or s.model in told:
         return None
-    return Reason(
-        "SETTINGS_CONTRADICT", f"the server serves {told.most_common(1)[0][0]}, and the settings name {s.model}"
-    )
+    return Reason("OTHER_MODEL", f"the server serves {told.most_common(1)[0][0]}, and the settings name {s.model}")

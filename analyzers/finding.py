@@ -42,6 +42,11 @@ class Finding:
     evidence: Evidence
 
     @property
+    def refutes(self) -> bool:
+        """Whether it takes the ground from a replay. Another name of the model does not: what was measured is of what is served."""
+        return self.kind == "contradiction" and self.reason.code != "OTHER_MODEL"
+
+    @property
     def key(self) -> str:
         """The same conclusion seen again updates one row."""
         return f"{self.endpoint}/{self.kind}/{self.reason.code}"

@@ -70,7 +70,7 @@ class Decision:
         codes = {reason.code for reason in self.hold}
         advice = self.recommendation
         proposed = None if advice is None else f"proposed: {difference(advice.current.shape, advice.proposed.shape)}"
-        contradicted = next((f.reason for f in findings if f.kind == "contradiction"), None)
+        contradicted = next((f.reason for f in findings if f.refutes), None)
         if contradicted is not None:
             state: Standing = "stuck" if contradicted.code == "ENGINE_STUCK" else "contradiction"
             return state, contradicted.text if proposed is None else f"{contradicted.text}; {proposed}"
@@ -117,7 +117,7 @@ def _relief(
     s: Situation, findings: Sequence[Finding], choice: Choice, predictor: Predictor, at_present: Prediction
 ) -> tuple[Judgement | None, list[Reason]]:
     """By the model's word, where neither the settings nor the model are refuted by what the server shows."""
-    doubts = [f.reason for f in findings if f.kind == "contradiction"] or refuted(s, at_present, predictor)
+    doubts = [f.reason for f in findings if f.refutes] or refuted(s, at_present, predictor)
     return choice.by_observation(doubts) if doubts else choice.relief()
 
 
@@ -150,7 +150,7 @@ def at_rest(s: Situation, findings: Sequence[Finding], catalogue: Catalogue) -> 
     """
     quiet = next((f.reason for f in findings if f.reason.code == "LITTLE_TRAFFIC"), None)
     present = most_replicas(s.shape)
-    if quiet is None or present is None or any(f.kind == "contradiction" for f in findings):
+    if quiet is None or present is None or any(f.refutes for f in findings):
         return None
     slots = s.shape.engine.get("max_num_seqs")
     each = 0.5 * slots if isinstance(slots, int) else 1.0

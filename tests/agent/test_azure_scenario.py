@@ -40,7 +40,9 @@ def test_from_discovery_to_the_ledger(watched: Snapshot, tmp_path: Path) -> None
             assert (body["proposed"]["shape"]["size"], body["proposed"]["shape"]["replicas"]) == (F4S, 2)
             assert body["current"]["shape"]["size"] == F2S
             promised = body["proposed"]["prediction"]["metrics"]["e2e_p95_s"]
-            assert promised["low"] < promised["mid"] < 0.24 < promised["high"]  # less than an hour was seen: the interval is wide
+            assert (
+                promised["low"] < promised["mid"] < 0.24 < promised["high"]
+            )  # less than an hour was seen: the interval is wide
             assert any(reason.startswith("provisional") for reason in body["risk_reasons"])
             assert [o["name"] for o in row["plan"]["operations"]] == [
                 "create",
