@@ -573,7 +573,8 @@ def _is_bailian(file: TraceFile) -> bool:
             return False
         counts = np.diff(found["hash_ids"].offsets.to_numpy()).astype(np.int64)
         prompt = found["input_length"].to_numpy(zero_copy_only=False)
-        return _block_size(counts, np.nan_to_num(prompt).astype(np.int64), MOONCAKE_BLOCK) == BAILIAN_BLOCK
+        tokens = np.clip(np.nan_to_num(prompt), 0, _MOST_TOKENS).astype(np.int64)
+        return _block_size(counts, tokens, MOONCAKE_BLOCK) == BAILIAN_BLOCK
     except BadTrace:  # the format's own reader says what is wrong, and where
         return False
 

@@ -378,7 +378,7 @@ def _quiet(world: World) -> None:
 @pytest.mark.parametrize(
     ("fault", "wait_s", "codes"),
     [
-        (_gone_dark, 90, {"STALE", "LOW_COVERAGE"}),
+        (_gone_dark, 110, {"STALE", "LOW_COVERAGE"}),
         (_gone_dark, 600, {"NO_DATA"}),
         (_quiet, 400, {"FEW_REQUESTS"}),
     ],
