@@ -245,6 +245,16 @@ def _form(client: Browser, **other: str) -> dict[str, str]:
     return {"action": "approve", "plan_hash": plan().hash, "csrf": client.cookies[CSRF]} | other
 
 
+def test_now_is_what_was_observed_and_its_range(made: Make) -> None:
+    _, client = made()
+    page = client.get("/recommendations/aaaa0001").text
+    assert "Now, observed: ttft_p95_s 0.25 to 0.5" in page
+    assert "ttft_p95_s, predicted" in page
+    assert "0.25 to 0.5" in client.get("/recommendations").text
+    assert "0.25 to 0.5" in client.get("/changes/cccc0001").text
+    assert "held" in client.get("/changes/cccc0001").text
+
+
 @pytest.mark.parametrize(("action", "state"), [("approve", "approved"), ("reject", "rejected"), ("snooze", "snoozed")])
 def test_a_decision_by_form(made: Make, action: str, state: str) -> None:
     governor, client = made()
