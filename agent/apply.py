@@ -261,9 +261,8 @@ class Applier:
         endpoint, width, now = watched.settings, self._settings.collect.window_s, self._clock.now()
         with self._store.read() as db:
             earlier = [c for c in changes.listed(db, endpoint=endpoint.name) if c["created_at"] < change["created_at"]]
-            begin = max(
-                [change["created_at"] - endpoint.policy.evidence_s, *(c["finished_at"] or 0.0 for c in earlier)]
-            )
+            settled = [_settled_at(c, endpoint.verify.warmup_s) for c in earlier]
+            begin = max([change["created_at"] - endpoint.policy.evidence_s, *settled])
             before = judged(db, endpoint.name, endpoint.sources, begin, change["created_at"], width)
             after = judged(db, endpoint.name, endpoint.sources, since, now, width)
         prediction = Prediction.from_dict(change["prediction"]) if change["prediction"] else None
@@ -431,6 +430,13 @@ def lease_of(endpoint: str) -> str:
 
 
 _REVISION = {"succeeded": 1, "rolled_back": 2, "failed": 3}
+
+
+def _settled_at(change: changes.Row, warmup_s: float) -> float:
+    """From when on its endpoint was what it was after this change: since it was warm, where it stayed; else since its end."""
+    if change["state"] == "succeeded" and change["applied_at"] is not None:
+        return change["applied_at"] + warmup_s
+    return change["finished_at"] or 0.0
 
 
 def _ledger_rows(change: changes.Row, scores: tuple[LedgerScore, ...], now: float) -> list[dict[str, Any]]:
