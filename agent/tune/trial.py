@@ -190,12 +190,18 @@ async def _measure(context: TrialContext, trial: Trial, note: Callable[[], None]
         if rate * alone < _IDLE:
             break
         step = await _rate(context, trial, note, rate, alone)
-        if step["invalid"]:  # what held this client up may be over
+        if step["invalid"] and not _is_clients_limit(trial):  # what held this client up may be over
             context.check()
             await _rate(context, trial, note, rate, alone)
         measured = _measured(trial)
     trial.limit = limit_of(measured) if measured else None
     _done(trial, _open_end(trial))
+
+
+def _is_clients_limit(trial: Trial) -> bool:
+    """Whether this client was twice too late for one rate: then it is no moment of something else."""
+    late = Counter(s["rate"] for s in trial.steps if s["kind"] == "rate" and s["invalid"])
+    return any(n > 1 for n in late.values())
 
 
 def _open_end(trial: Trial) -> str:
@@ -229,7 +235,7 @@ def _rates(trial: Trial) -> list[dict[str, Any]]:
 
 def _measured(trial: Trial) -> list[MeasuredRate]:
     """What was sent in open loop; and what a closed one says of rates that cannot be kept up with. A rate that this client cannot
-    send, tried twice, bounds the search, but not for sure: it may have been a moment of something else."""
+    send bounds the search, but not for sure: it may have been a moment of something else."""
     found = [
         MeasuredRate(s["rate"], "unsure", False) if s["invalid"] else MeasuredRate(s["rate"], s["verdict"], s["likely"])
         for s in _rates(trial)

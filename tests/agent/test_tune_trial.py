@@ -63,7 +63,8 @@ def test_what_this_client_can_never_send_bounds_the_search_and_is_said(monkeypat
     assert trial.limit.low <= 3.0
     assert trial.why.startswith("this client sends no ")
     rates = [step["rate"] for step in trial.steps if step["invalid"]]
-    assert all(rates.count(rate) == 2 for rate in rates)
+    assert rates.count(rates[0]) == 2, "it may have been a moment of something else"
+    assert all(rates.count(rate) == 1 for rate in rates[2:])
 
 
 def test_a_shape_that_keeps_no_rate_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
