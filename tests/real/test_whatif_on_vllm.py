@@ -300,7 +300,9 @@ def _calibrated(folder: Path, config: Path) -> CalibratedEngine:
     """What the command line learns from the windows until now."""
     time.sleep(WINDOW_S + 2.0)  # until the last one is closed
     engine = folder / "engine.json"
-    learned = flyball("calibrate", "--endpoint", NAME, "--since", "10m", "--out", str(engine), "-c", str(config))
+    # A machine that other work shares changes its speed between two windows: then no engine model reaches both, and it says so.
+    asked = ("--endpoint", NAME, "--since", "10m", "--accept-misfit", "--out", str(engine), "-c", str(config))
+    learned = flyball("calibrate", *asked)
     assert learned.returncode == 0, learned.stderr
     known = CalibratedEngine.of_engine(EngineModel.from_json(engine.read_text()))
     assert known is not None
