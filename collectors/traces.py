@@ -369,14 +369,20 @@ def _not_a_time(text: object, zoned: bool) -> str | None:
     return None
 
 
-def _mooncake(file: TraceFile, clock: _Clock, notes: list[str]) -> _Read:
-    """Times in milliseconds, blocks of 512 tokens."""
+def _hash_columns(file: TraceFile) -> tuple[Mapping[str, Any], Floats, Ints, Ints]:
+    """The columns that traces with hashed blocks share: all of them, times as written, prompt and output tokens."""
     numbers = ("timestamp", "input_length", "output_length")
     found = file.columns({**dict.fromkeys(numbers, NUMBER), "hash_ids": BLOCKS})
     at = _seconds(file, "timestamp", found["timestamp"])
     prompt = _tokens(file, "input_length", found["input_length"], 1)
     output = _tokens(file, "output_length", found["output_length"], 0)
     _must_ascend(file, "timestamp", at)
+    return found, at, prompt, output
+
+
+def _mooncake(file: TraceFile, clock: _Clock, notes: list[str]) -> _Read:
+    """Times in milliseconds, blocks of 512 tokens."""
+    found, at, prompt, output = _hash_columns(file)
     blocks = _blocks(file, found.get("hash_ids"), prompt, MOONCAKE_BLOCK, notes)
     own = blocks is not None and blocks.size == MOONCAKE_BLOCK
     at = clock.seconds("timestamp", at, "ms", own=own, whole=True, notes=notes)
@@ -389,12 +395,7 @@ def _mooncake(file: TraceFile, clock: _Clock, notes: list[str]) -> _Read:
 
 def _bailian(file: TraceFile, clock: _Clock, notes: list[str]) -> _Read:
     """Times in seconds, blocks of 16 tokens; ``parent_chat_id`` tells which request a request goes on with."""
-    numbers = ("timestamp", "input_length", "output_length")
-    found = file.columns({**dict.fromkeys(numbers, NUMBER), "hash_ids": BLOCKS})
-    at = _seconds(file, "timestamp", found["timestamp"])
-    prompt = _tokens(file, "input_length", found["input_length"], 1)
-    output = _tokens(file, "output_length", found["output_length"], 0)
-    _must_ascend(file, "timestamp", at)
+    found, at, prompt, output = _hash_columns(file)
     blocks = _blocks(file, found.get("hash_ids"), prompt, BAILIAN_BLOCK, notes)
     at = clock.seconds("timestamp", at, "s", own=True, whole=False, notes=notes)
     used = [name for name in found if name != "hash_ids" or blocks is not None]
