@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -22,6 +21,7 @@ from agent.store.evidence import judged, main_source
 from agent.store.windows import ROLLUPS
 from analyzers.money import Cost, Total, and_unknown, parts, per_month
 from analyzers.objective import attainment, total
+from analyzers.recommendation import ObservedTarget
 from analyzers.words import lasting, spread
 from collectors.window import Window
 
@@ -164,12 +164,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start:
         "spent_lacking": list(spent.lacking),
         "objective": [
             {
-                "target": a.target.name,
-                "limit": a.target.limit,
-                "observed": a.observed,
-                "at_least": a.at_least,
-                "at_most": a.at_most if a.at_most is not None and math.isfinite(a.at_most) else None,
-                "met": a.met,
+                **ObservedTarget.of(a).as_dict(),
                 "burn_rate": a.burn_rate,
             }
             for a in (attainment(observed, t) for t in e.wanted().targets)

@@ -5,7 +5,6 @@ Reads the database alone, so that it works while the daemon runs and while it do
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -20,6 +19,7 @@ from agent.store import audit as audit_table
 from agent.store.evidence import judged
 from analyzers.money import Tariff, Unit, Usage, per_1k_tokens, per_month, per_request
 from analyzers.objective import attainment, mean_rate, told_s, total
+from analyzers.recommendation import ObservedTarget
 from analyzers.words import promise, spread
 from collectors.window import Window
 
@@ -138,12 +138,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
         "now": _latest(rows, settings.collect.window_s, now),
         "objective": [
             {
-                "target": a.target.name,
-                "limit": a.target.limit,
-                "observed": a.observed,
-                "at_least": a.at_least,
-                "at_most": a.at_most if a.at_most is not None and math.isfinite(a.at_most) else None,
-                "met": a.met,
+                **ObservedTarget.of(a).as_dict(),
                 "burn_rate": a.burn_rate,
                 "samples": a.samples,
             }
