@@ -95,6 +95,26 @@ def load(series: Sequence[Point], marks: Sequence[Mapping[str, Any]] = ()) -> st
     return svg(_with_marks(lines, series, None, marks).properties(width=_WIDTH, height=_HEIGHT))
 
 
+def forecast(past: Sequence[Point], coming: Sequence[Point]) -> str:
+    """Requests per second that came, and those to come with their interval.
+
+    past: ``start, duration_s, requests_per_s``; coming: the last as ``low``, ``mid`` and ``high``.
+    """
+    series = [*past, *coming]
+    came = [{**step, "what": "came"} for step in _steps(past, "requests_per_s")]
+    band = [{"t": p["start"] * 1000, **p["requests_per_s"]} for p in coming]
+    x, y = _time(series), alt.Y("v:Q", title="requests/s", axis=alt.Axis(tickCount=4))
+    area = alt.Chart(alt.InlineData(band)).mark_area(color=_LIGHT, opacity=0.5)
+    mid = alt.Chart(alt.InlineData(band)).mark_line(color=_BLUE, strokeWidth=1.6)
+    seen = alt.Chart(alt.InlineData(came)).mark_line(color="#20242b", strokeWidth=1.6)
+    layers = (
+        area.encode(x=x, y=alt.Y("low:Q", title="requests/s"), y2="high:Q"),
+        mid.encode(x=x, y=alt.Y("mid:Q")),
+        seen.encode(x=x, y=y),
+    )
+    return svg(alt.layer(*layers).properties(width=_WIDTH, height=_HEIGHT))
+
+
 def _with_marks(
     lines: alt.Chart, series: Sequence[Point], limit: float | None, marks: Sequence[Mapping[str, Any]]
 ) -> alt.LayerChart | alt.FacetChart:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from opentelemetry.trace import Tracer
 from actuators.base import ActuatorError, LiveState
 from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
+from agent.horizon import Horizons
 from agent.metrics import Metrics
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, recommendations, tunes, windows
@@ -30,11 +31,13 @@ from agent.store.control import Lead, LostLease
 from agent.store.evidence import judged
 from agent.watch import WatchedEndpoint
 from agent.wiring import policy_of
+from analyzers.choice import serving
 from analyzers.finding import Finding, Reason
 from analyzers.findings import analyze
 from analyzers.kinds.base import Basis, Calibration, Kind, Replayer
 from analyzers.kinds.registry import KINDS
 from analyzers.objective import attainment, total
+from analyzers.path import Capacities
 from analyzers.prediction import CannotPredict, Predictor, Refusal
 from analyzers.recommend import Decision, at_rest, recommend, request
 from analyzers.recommendation import Recommendation
@@ -55,6 +58,8 @@ WINDOW_LATE = 2.0
 #: A calibration is made again after so long, or when there is this many times the evidence: it is the engine's, which its key names,
 #: and not the load's. Sooner where what is observed does not agree with it.
 REFIT_S, DOUBTED_S, REFIT_GROWTH = 6 * 3600.0, 3600.0, 1.25
+#: Where the load is less than this share of what a calibration has seen, it is kept for so long: idle hours tell less than busy ones.
+IDLE_SHARE, IDLE_REFIT_S = 0.5, 7 * 86_400.0
 #: One endpoint's analysis, a fit included, ends within this; what hangs is left alone.
 ANALYSIS_S = 120.0
 #: A control plane that makes no plan within this makes none in this cycle.
@@ -88,14 +93,26 @@ class _Fit:
     windows: int
     doubted: bool = False
 
-    def holds(self, key: str, now: float, windows: int) -> bool:
-        """Whether it still serves: of the same engine, not much less than is known now, and not old where there is doubt."""
-        age = now - self.at
-        return (
-            self.calibrated.key == key
-            and age < (DOUBTED_S if self.doubted else REFIT_S)
-            and windows <= self.windows * REFIT_GROWTH
-        )
+    def holds(self, key: str, now: float, windows: int, load: float | None) -> bool:
+        """Whether it still serves: of the same engine, not much less than is known now, and not old where there is doubt.
+
+        load: requests in one replica now, on average. Idle hours do not take the place of the busy one that it was learned from.
+        """
+        idle = load is not None and load < IDLE_SHARE * self.calibrated.load[1]
+        lasts = DOUBTED_S if self.doubted else IDLE_REFIT_S if idle else REFIT_S
+        return self.calibrated.key == key and now - self.at < lasts and windows <= self.windows * REFIT_GROWTH
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownCapacities:
+    """What replicas carry, and what it holds for."""
+
+    fit: _Fit | None
+    busiest: float
+    """Start of the hour whose traffic was replayed."""
+    shape: str
+    """But for its replicas."""
+    capacities: Capacities = field(default_factory=Capacities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +127,8 @@ class _Evidence:
         """Equal for equal evidence of one endpoint. Its policy, objective and prices are those of this Reflector's settings."""
         s = self.situation
         seen = tuple((w.start, w.coverage, w.count("requests")) for w in s.windows)
-        return (s.start, s.end, s.settling, repr(s.shape), s.per_hour, seen, tuple(sorted(self.error.items())))
+        ahead = id(s.horizon)  # the same object as long as it is the same load to come
+        return (s.start, s.end, s.settling, repr(s.shape), s.per_hour, seen, ahead, tuple(sorted(self.error.items())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +155,8 @@ class Reflector:
         self._fits: dict[str, _Fit] = {}
         self._analyses: dict[str, _Analysis] = {}
         self._hung: dict[str, asyncio.Future[_Analysis]] = {}
+        self._horizons = Horizons(settings, store)
+        self._capacities: dict[str, _KnownCapacities] = {}
         self._threads = ThreadPoolExecutor(MOST_THREADS, "reflect")
         self._at_once = max(1, os.cpu_count() or 1)
 
@@ -259,6 +279,7 @@ class Reflector:
         if coming and rows and (rows[-1].end < end or part):
             end -= width
             rows = [w for w in rows if w.end <= end]
+        changed_at = known["last_change_at"] if known is not None else None
         situation = Situation(
             endpoint.name,
             rows[-1].source if rows else " or ".join(endpoint.sources),
@@ -273,6 +294,7 @@ class Reflector:
             settling=settling,
             wanted_s=endpoint.policy.evidence_s,
             longer=longer,
+            horizon=self._horizons.of(endpoint, end, changed_at),
             model=endpoint.model,
             stated=isinstance(watched.actuator, ReadOnlyActuator),
         )
@@ -286,11 +308,21 @@ class Reflector:
         lacking = tuple(f.reason for f in findings if f.kind == "insufficient_data")
         if lacking:
             return findings, at_rest(situation, findings, watched.catalogue) or Decision(None, lacking)
-        decision = recommend(situation, findings, watched.catalogue, self._predictor(watched, found, now, write))
+        predictor = self._predictor(watched, found, now, write)
         fit = self._fits.get(situation.endpoint)
+        decision = recommend(situation, findings, watched.catalogue, predictor, self._capacities_of(situation, fit))
         if fit is not None:
             fit.doubted |= any(reason.code == "MODEL_TOO_HOPEFUL" for reason in decision.hold)
         return findings, decision
+
+    def _capacities_of(self, s: Situation, fit: _Fit | None) -> Capacities:
+        """What was learned of replicas under this fit and this busiest hour, whose replays need no repeating."""
+        busiest = s.horizon.windows[0].start if s.horizon is not None else 0.0
+        known = self._capacities.get(s.endpoint)
+        shape = repr(s.shape.with_(replicas=None))
+        if known is None or known.fit is not fit or (known.busiest, known.shape) != (busiest, shape):
+            known = self._capacities[s.endpoint] = _KnownCapacities(fit, busiest, shape)
+        return known.capacities
 
     def _predictor(self, watched: WatchedEndpoint, found: _Evidence, now: float, write: _Write) -> Predictor:
         """The endpoint's kind, calibrated on this evidence."""
@@ -310,7 +342,7 @@ class Reflector:
         facts = situation.windows[-1].facts if situation.windows else {}
         key = kind.key(facts, situation.shape)
         fit = self._fits.get(name) or self._stored_fit(kind, name, key)
-        if fit is None or not fit.holds(key, now, n):
+        if fit is None or not fit.holds(key, now, n, _load(situation)):
             accelerator = situation.shape.accelerator
             hardware = watched.catalogue.hardware.get(accelerator) if accelerator is not None else None
             fit = _Fit(kind.calibrate(situation.windows, situation.shape, hardware), now, n)
@@ -551,6 +583,14 @@ def _keep_shape(db: sa.Connection, endpoint: str, live: LiveState, per_hour: flo
         "price_per_hour": per_hour,
     }
     fleet.saw_shape(db, endpoint, row)
+
+
+def _load(s: Situation) -> float | None:
+    """Requests in one replica, on average."""
+    running = [w.mean("running") for w in s.windows]
+    known = [r for r in running if r is not None]
+    replicas = serving(s, s.shape)
+    return sum(known) / len(known) / replicas if known and replicas else None
 
 
 def _attained(s: Situation) -> dict[str, float]:

@@ -185,7 +185,13 @@ class PolicySettings(_Section):
     margin: float = Field(0.1, ge=0, lt=1)
     """The prediction must meet each limit with this share to spare. Default: 0.1."""
     growth: float = Field(1.2, ge=1)
-    """A smaller shape must carry this multiple of the load that was observed. Default: 1.2."""
+    """A smaller shape must carry this multiple of the largest load seen, until a season of the load is known. Default: 1.2."""
+    max_changes_per_day: int = Field(2, ge=1)
+    """Changes that are planned for one day, at most; a breach is answered whatever. Default: 2, as for a day and a night."""
+    reaction_s: Annotated[float, Field(ge=0), _Written] = 1800.0
+    """A person takes so long to approve, until it was measured here; more replicas are proposed so much earlier. Default: 30 min."""
+    cold_start_s: Annotated[float, Field(ge=0), _Written] = 300.0
+    """A new replica serves after so long, until it was measured here. Default: 5 min."""
     min_saving_per_month: Dollars = 20.0
     """US dollars a month below which a smaller shape is not worth its disruption. Default: 20."""
     min_saving_share: float = Field(0.1, ge=0, lt=1)

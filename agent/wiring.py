@@ -39,6 +39,7 @@ def policy_of(endpoint: EndpointSettings) -> Policy:
         budget_per_month=p.budget_per_month,
         margin=p.margin,
         growth=p.growth,
+        max_changes_per_day=p.max_changes_per_day,
         min_saving_per_month=p.min_saving_per_month,
         min_saving_share=p.min_saving_share,
         min_coverage=p.min_coverage,

@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from actuators.shape import Autoscaling, Shape
+from analyzers.ahead import Ahead, Room
 from analyzers.finding import Finding, Reason
 from analyzers.money import HOURS_PER_MONTH, per_1k_tokens, per_request
 from analyzers.objective import Target, attainment, total
-from analyzers.policy import Catalogue, most_replicas, with_most
-from analyzers.prediction import Bar, CannotPredict, Miss, Prediction, Predictor
+from analyzers.policy import Catalogue, most_replicas, violations, with_most
+from analyzers.prediction import CannotPredict, Miss, Prediction, Predictor
 from analyzers.recommendation import Money, Option
+from analyzers.screening import MAX_SATURATION, bar, latency_targets, worst_of
 from analyzers.search import by_kind, key, least_replicas
 from analyzers.situation import Situation
 
-#: A shape that saturates in more than this share of the draws is not proposed.
-MAX_SATURATION = 0.1
 #: Where nothing meets the objective, the best that still improves its worst metric by this share is proposed.
 WORTHWHILE_RELIEF = 0.2
 #: A change that is predicted to better its worst metric by less than this share changes nothing.
@@ -49,8 +49,16 @@ class Judgement:
 class Choice:
     """The allowed shapes, and what is known of each so far."""
 
-    def __init__(self, s: Situation, catalogue: Catalogue, predictor: Predictor, current: Judgement) -> None:
+    def __init__(
+        self,
+        s: Situation,
+        catalogue: Catalogue,
+        predictor: Predictor,
+        current: Judgement,
+        ahead: Ahead | None = None,
+    ) -> None:
         self.current = current
+        self.ahead = ahead
         self._s, self._catalogue, self._predictor = s, catalogue, predictor
         self._others = [shape for shape in predictor.knobs(s.shape, s.policy, catalogue) if shape != s.shape]
         self._costs = {key(shape): cost_of(s, catalogue, shape) for shape in self._others}
@@ -122,16 +130,28 @@ class Choice:
         suits(shape)
         return self._judged[key(shape)]
 
+    def coming(self) -> tuple[Judgement | None, list[Reason]]:
+        """More replicas before the load comes that calls for them."""
+        reason = self.ahead.coming() if self.ahead is not None else None
+        if self.ahead is None or self.ahead.path is None or reason is None:
+            return None, []
+        shape = self._s.shape.with_(replicas=self.ahead.path.now)
+        if violations(shape, self._s.shape, self._s.policy, self._catalogue):
+            return None, []
+        return replayed_whole(self._s, shape, self._catalogue, self._predictor), [reason]
+
     # -- shrinking: the cheapest that meets it with room to grow -----------------------------------------------------------
 
     def saving(self, findings: Sequence[Finding]) -> tuple[Judgement | None, list[Reason]]:
         """What meets the objective also under more load, and costs so much less that a change is worth it."""
-        against = against_shrinking(self._s, findings, self.current)
+        against = against_shrinking(
+            self._s, findings, self.current, seasonal=self.ahead is not None and self.ahead.seasonal
+        )
         if against:
             return None, against
         if self.current.cost is None:
             return None, [Reason("PRICE_UNKNOWN", "without a price for this size, no saving can be shown")]
-        cheaper = [shape for shape in self._others if _less(self._costs[key(shape)], self.current.cost)]
+        cheaper = [c for c in self._others if _less(self._costs[key(c)], self.current.cost) and self._stays_enough(c)]
         found = self._cheapest([shape for shape in cheaper if self._worth_it(shape)], self._roomy)
         if found:
             return min(found, key=lambda j: _preference(j, self.current)), []
@@ -142,6 +162,11 @@ class Choice:
             return None, [Reason("SAVING_TOO_SMALL", text)]
         text = "the objective is met, and no cheaper allowed shape would meet it with margin"
         return None, [Reason("RIGHT_SIZE", text)]
+
+    def _stays_enough(self, shape: Shape) -> bool:
+        """Of shapes that differ in nothing but replicas, the one that the next day's load calls for now."""
+        path = self.ahead.path if self.ahead is not None else None
+        return path is None or not _is_but_replicas(shape, self._s.shape, least=1) or shape.replicas == path.now
 
     def _worth_it(self, shape: Shape) -> bool:
         cost = self._costs[key(shape)]
@@ -195,7 +220,13 @@ class Choice:
     def _known(self, shape: Shape, *, roomy: bool) -> Judgement:
         known = self._judged.get(key(shape))
         if known is None:
-            known = self._judged[key(shape)] = _judge(self._s, shape, self._catalogue, self._predictor, roomy=roomy)
+            room = None
+            if roomy and self.ahead is not None:
+                room = self.ahead.room(shape)
+            elif roomy:
+                growth = self._s.policy.growth
+                room = Room(self._predictor, growth, f"{growth:g} times the load")
+            known = self._judged[key(shape)] = _judge(self._s, shape, self._catalogue, self._predictor, room)
         return known
 
     def _dominated(self, shape: Shape, more: Shape) -> None:
@@ -234,18 +265,17 @@ class Choice:
         return Judgement(Option(shape, money, None, verdict, why), cost, None)
 
 
-def _judge(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predictor, *, roomy: bool) -> Judgement:
-    """Whether it meets the objective with margin; with ``roomy``, also at the grown load. No further than is needed to deny it."""
+def _judge(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predictor, room: Room | None) -> Judgement:
+    """Whether it meets the objective with margin, and has this room beside. No further than is needed to deny it."""
     known, targets = _unjudged(s, shape, catalogue), latency_targets(s)
-    limits = {t.name: t.limit * (1 - s.policy.margin) for t in targets}
     try:
-        got = predictor.screen(shape, 1.0, Bar(limits, "mid", MAX_SATURATION))
+        got = predictor.screen(shape, 1.0, bar(s, "mid"))
         if isinstance(got, Miss):
             return _missed(known, got, s)
         judged = _by_prediction(known, got, s)
-        if not judged.feasible or not roomy:
+        if not judged.feasible or room is None:
             return judged
-        grown = predictor.screen(shape, s.policy.growth, Bar(limits, "high", 0.0))
+        grown = room.predictor.screen(shape, room.factor, bar(s, "high"))
     except CannotPredict as error:
         return _as(known, "CANNOT_PREDICT", error.detail)
     if isinstance(grown, Prediction):
@@ -253,7 +283,7 @@ def _judge(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predicto
             return _unknown(judged, unknown)
         if worst_of(s, grown, "high")[0] <= 1 - s.policy.margin and grown.saturates == 0:
             return replace(judged, roomy=True)
-    return _as(judged, "NO_HEADROOM", f"{judged.option.why}, and above it at {s.policy.growth:g} times the load")
+    return _as(judged, "NO_HEADROOM", f"{judged.option.why}, and above it at {room.text}")
 
 
 def replayed_whole(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predictor) -> Judgement:
@@ -319,9 +349,11 @@ def current_of(s: Situation, catalogue: Catalogue, prediction: Prediction | None
     return Judgement(option, cost_of(s, catalogue, s.shape), worst, worst is not None and worst <= 1, False)
 
 
-def against_shrinking(s: Situation, findings: Sequence[Finding], current: Judgement) -> list[Reason]:
-    """Every signal that forbids a smaller shape; empty when all agree."""
-    rising = ("LOAD_RISING", "TTFT_RISING")
+def against_shrinking(
+    s: Situation, findings: Sequence[Finding], current: Judgement, *, seasonal: bool = False
+) -> list[Reason]:
+    """Every signal that forbids a smaller shape; empty when all agree. A load that rises does not where its season is known."""
+    rising = ("TTFT_RISING",) if seasonal else ("LOAD_RISING", "TTFT_RISING")
     against = [f.reason for f in findings if f.kind == "saturation" or f.refutes or f.reason.code in rising]
     return against + refuted(s, current.option.prediction)
 
@@ -397,16 +429,6 @@ def serving(s: Situation, shape: Shape) -> float | None:
     return sum(count * duration for count, duration in seen) / seconds if seconds else None
 
 
-def worst_of(s: Situation, prediction: Prediction, end: str) -> tuple[float, str]:
-    """The largest share of its limit that any predicted target takes, and that target's name."""
-    shares = [
-        (getattr(interval, end) / target.limit, target.name)
-        for target in s.objective.targets
-        if (interval := prediction.metrics.get(target.name)) is not None
-    ]
-    return max(shares, default=(0.0, "nothing that is predicted"))
-
-
 def money_of(s: Situation, catalogue: Catalogue, shape: Shape) -> Money:
     """What the shape costs, and what a token and a request cost on it at the load observed: reserved, whether used or not."""
     per_hour = catalogue.per_hour(shape, serving(s, shape))
@@ -417,8 +439,3 @@ def money_of(s: Situation, catalogue: Catalogue, shape: Shape) -> Money:
     tokens = None if prompt is None or output is None else prompt + output
     spent = per_hour * hours
     return Money(per_hour, per_1k_tokens(spent, tokens), per_request(spent, s.evidence.requests))
-
-
-def latency_targets(s: Situation) -> list[Target]:
-    """The objective's targets that a replay can predict."""
-    return [t for t in s.objective.targets if t.quantile is not None]

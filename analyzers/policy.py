@@ -20,6 +20,7 @@ class Policy:
     budget_per_month: float | None = None
     margin: float = 0.1
     growth: float = 1.2
+    max_changes_per_day: int = 2
     min_saving_per_month: float = 20.0
     min_saving_share: float = 0.1
     min_coverage: float = 0.8

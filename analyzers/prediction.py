@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from actuators.shape import Shape
 from analyzers.policy import Catalogue, Policy
+from collectors.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,10 @@ class Predictor(Protocol):
         """As ``predict``, given up as soon as the bar is certainly missed. Raises CannotPredict."""
         ...
 
+    def under(self, windows: Sequence[Window], /) -> Predictor:
+        """The same endpoint under the traffic that these windows saw."""
+        ...
+
 
 class CannotPredict(Exception):
     """Nothing supports a prediction. ``code`` is stable, the text says what is missing and how to get it."""
@@ -132,3 +137,6 @@ class Refusal:
 
     def screen(self, _shape: Shape, _factor: float, _bar: Bar, /) -> Prediction | Miss:
         raise self.error
+
+    def under(self, _windows: Sequence[Window], /) -> Refusal:
+        return self

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from actuators.shape import Shape, difference
+from analyzers.ahead import Ahead
 from analyzers.choice import (
     Choice,
     Judgement,
@@ -23,15 +24,16 @@ from analyzers.choice import (
     refuted,
     replayed_whole,
     serving,
-    worst_of,
 )
 from analyzers.finding import Finding, Reason
 from analyzers.findings import missing_evidence
 from analyzers.money import per_month
 from analyzers.objective import attainment, mean_rate, total
+from analyzers.path import Capacities
 from analyzers.policy import Catalogue, candidates, most_replicas, violations, with_most
 from analyzers.prediction import CannotPredict, Prediction, Predictor
 from analyzers.recommendation import Direction, ObservedTarget, Option, Recommendation, Risk
+from analyzers.screening import worst_of
 from analyzers.situation import Situation
 from analyzers.words import lasting
 
@@ -86,8 +88,17 @@ class Decision:
         return "fine", text
 
 
-def recommend(s: Situation, findings: Sequence[Finding], catalogue: Catalogue, predictor: Predictor) -> Decision:
-    """Choose among the allowed shapes. Pure: the same values in, the same decision out."""
+def recommend(
+    s: Situation,
+    findings: Sequence[Finding],
+    catalogue: Catalogue,
+    predictor: Predictor,
+    capacities: Capacities | None = None,
+) -> Decision:
+    """Choose among the allowed shapes. Pure: the same values in, the same decision out.
+
+    capacities: what replicas of this calibration and traffic are known to carry, where it was asked before.
+    """
     lacking = missing_evidence(s)
     if most_replicas(s.shape) is None:
         text = "the replica count is not known; set shape.replicas or shape.autoscaling, or an actuator"
@@ -99,26 +110,43 @@ def recommend(s: Situation, findings: Sequence[Finding], catalogue: Catalogue, p
         at_present = predictor.predict(s.shape, 1.0)
     except CannotPredict as error:
         return Decision(None, (Reason(error.code, error.detail),))
-    choice = Choice(s, catalogue, predictor, current_of(s, catalogue, at_present))
+    ahead = Ahead.of(s, catalogue, predictor, Capacities() if capacities is None else capacities)
+    choice = Choice(s, catalogue, predictor, current_of(s, catalogue, at_present), ahead)
     grow = _grow_signals(findings)
-    chosen, hold = _relief(s, findings, choice, predictor, at_present) if grow else choice.saving(findings)
+    coming = None
+    if grow:
+        chosen, hold = _relief(s, findings, choice, predictor, at_present)
+    else:
+        chosen, hold = (None, []) if _doubts(s, findings, at_present, predictor) else choice.coming()
+        coming = chosen
+        if chosen is None:
+            chosen, hold = choice.saving(findings)
     options = choice.ranked(chosen)
-    if not grow and s.provisional:
+    if not grow and coming is None and s.provisional:
         return Decision(None, (_gathering(s, chosen), *hold), options)
     if chosen is None:
         return Decision(None, tuple(hold), options)
     reasons = [f.reason for f in (grow or findings) if f.kind in ("breach", "saturation", "idle")] + hold
-    if not reasons:
-        reasons = [_enough_capacity(s, chosen)]
-    return Decision(_recommendation(s, choice.current.option, options[0], options, reasons, catalogue), (), options)
+    if not grow and coming is None and (ahead is not None or not reasons):
+        reasons.append(ahead.smaller(chosen.option.shape) if ahead is not None else _enough_capacity(s, chosen))
+    advice = _recommendation(s, choice.current.option, options[0], options, reasons, catalogue)
+    unsure = ahead.unsure() if ahead is not None and advice.direction == "shrink" else None
+    if unsure is not None:
+        advice = replace(advice, risk="high", risk_reasons=(*advice.risk_reasons, unsure))
+    return Decision(advice, (), options)
 
 
 def _relief(
     s: Situation, findings: Sequence[Finding], choice: Choice, predictor: Predictor, at_present: Prediction
 ) -> tuple[Judgement | None, list[Reason]]:
     """By the model's word, where neither the settings nor the model are refuted by what the server shows."""
-    doubts = [f.reason for f in findings if f.refutes] or refuted(s, at_present, predictor)
+    doubts = _doubts(s, findings, at_present, predictor)
     return choice.by_observation(doubts) if doubts else choice.relief()
+
+
+def _doubts(s: Situation, findings: Sequence[Finding], at_present: Prediction, predictor: Predictor) -> list[Reason]:
+    """Why the model's word is not taken: what the server shows refutes its settings, or the model."""
+    return [f.reason for f in findings if f.refutes] or refuted(s, at_present, predictor)
 
 
 def _gathering(s: Situation, chosen: Judgement | None) -> Reason:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from actuators.shape import Shape
 from analyzers.finding import Evidence
+from analyzers.forecast.horizon import Horizon
 from analyzers.objective import Objective, total
 from analyzers.policy import Policy
 from collectors.window import Window
@@ -34,6 +35,8 @@ class Situation:
     """How long the span is to be; it is shorter while the endpoint has not been watched for so long. None: as long as it is."""
     longer: Sequence[Window] = ()
     """Coarse windows of the days before ``end``, where the span itself saw too few requests."""
+    horizon: Horizon | None = None
+    """The load to come. None: no history of it is at hand, and a choice rests on the span alone."""
     model: str | None = None
     """The model that the settings name."""
     stated: bool = False

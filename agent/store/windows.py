@@ -15,6 +15,7 @@ from sqlalchemy import exc
 from agent.store import schema
 from agent.store.database import Store
 from agent.store.sql import upsert
+from analyzers.forecast.history import LoadSpan
 from analyzers.money import Cost, Tariff, Usage
 from collectors.metrics import names
 from collectors.sketch import Sketch
@@ -116,6 +117,35 @@ def first(
         .where(_T.c.start >= start, _T.c.start + _T.c.duration_s <= end)
     ).scalar_one()
     return found
+
+
+def load_spans(
+    db: sa.Connection, endpoint: str, sources: Sequence[str], start: float, end: float, raw_s: float
+) -> list[LoadSpan]:
+    """The load of ``start``..``end`` in order, without sketches: 5-minute windows, and collected ones where these are not merged yet;
+    of the first source that tells requests."""
+    for source in sources:
+        spans: list[LoadSpan] = []
+        for width in sorted({raw_s, max(raw_s, ROLLUPS[0])}, reverse=True):
+            since = spans[-1].start + spans[-1].duration_s if spans else start
+            spans += _spans(db, endpoint, source, since, end, width)
+        if any(span.requests is not None for span in spans):
+            return spans
+    return []
+
+
+def _spans(
+    db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float
+) -> list[LoadSpan]:
+    backlog = _T.c.running_mean + _T.c.waiting_mean
+    load = (_T.c.requests, _T.c.prompt_tokens, _T.c.output_tokens, backlog)
+    rows = db.execute(
+        sa.select(_T.c.start, _T.c.duration_s, _T.c.coverage, *load)
+        .where(_T.c.endpoint == endpoint, _T.c.source == source, _T.c.duration_s == duration_s)
+        .where(_T.c.start >= start, _T.c.start + _T.c.duration_s <= end)
+        .order_by(_T.c.start)
+    )
+    return [LoadSpan(*row) for row in rows]
 
 
 def latest(db: sa.Connection, endpoint: str, duration_s: float, source: str) -> Window | None:

@@ -121,6 +121,9 @@ class Replayer:
     def screen(self, shape: Shape, factor: float, bar: Bar, /) -> Prediction | Miss:
         return self._kind.screen(shape, self._workload(factor), self._calibrated, self._basis, bar)
 
+    def under(self, windows: Sequence[Window], /) -> Replayer:
+        return Replayer(self._kind, self._calibrated, windows, self._basis, self._seed)
+
     def _workload(self, factor: float) -> Workload:
         if factor not in self._workloads:
             self._workloads[factor] = self._kind.workload(self._windows, seed=self._seed, scale=factor)

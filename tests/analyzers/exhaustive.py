@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actuators.shape import Shape
-from analyzers.choice import MAX_SATURATION, WORTHWHILE_RELIEF, against_shrinking, current_of, latency_targets
+from analyzers.choice import WORTHWHILE_RELIEF, against_shrinking, current_of
 from analyzers.finding import Finding
 from analyzers.money import HOURS_PER_MONTH
 from analyzers.policy import Catalogue, candidates
 from analyzers.prediction import CannotPredict, Prediction, Predictor
+from analyzers.screening import MAX_SATURATION, latency_targets
 from analyzers.situation import Situation
 
 

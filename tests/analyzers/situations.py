@@ -90,3 +90,6 @@ class Whole:
 
     def screen(self, shape: Shape, factor: float, _bar: Bar, /) -> Prediction | Miss:
         return self.of(shape, factor)
+
+    def under(self, _windows: Sequence[Window], /) -> Whole:
+        return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +56,9 @@ class Counted:
         if isinstance(got, Miss):
             self.given_up.append(got)
         return got
+
+    def under(self, windows: Sequence[Window]) -> Replayer:
+        return self.of.under(windows)
 
 
 def calibrated(spread: float, seed: int) -> CalibratedEngine:

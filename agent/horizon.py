@@ -1,0 +1,130 @@
+"""The load to come of each endpoint, from its stored windows; and how long a change takes here. Made anew when a slot of load is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+
+from agent.settings import EndpointSettings, Settings
+from agent.store import Store, changes, recommendations, windows
+from agent.store.evidence import judged
+from agent.uptake import within
+from analyzers.forecast.forecast import forecast
+from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
+from analyzers.forecast.horizon import Horizon
+from analyzers.objective import attainment
+from collectors.window import Window
+
+#: So long is looked back: four weeks, and the day that is compared with the first of them.
+HISTORY_S = 29 * DAY_S
+#: The busiest hour is sought in so many slots, and so many make an hour.
+_WEEK, _HOUR = 7 * DAY, int(3600 / STEP_S)
+#: Changes count as of the last day when they are not older than this: a day's two are not exactly a day apart.
+RECENT_S = 22 * 3600.0
+#: How long a change takes is learned from so many of the last ones.
+LAST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _HorizonEntry:
+    """The horizon, and what it was made of."""
+
+    key: tuple[float, float | None, int]
+    horizon: Horizon | None
+
+
+class Horizons:
+    """By endpoint. Called in threads, one at a time for each endpoint."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+        self._known: dict[str, _HorizonEntry] = {}
+
+    def of(self, endpoint: EndpointSettings, end: float, last_change_at: float | None) -> Horizon | None:
+        """From what is known at ``end``. None: no rate of requests is known yet."""
+        with self._store.read() as db:
+            recent = _recent_changes(db, endpoint.name, end)
+        key = (end // STEP_S, last_change_at, recent)
+        known = self._known.get(endpoint.name)
+        if known is None or known.key != key:
+            known = self._known[endpoint.name] = _HorizonEntry(key, self._make(endpoint, end, last_change_at, recent))
+        return known.horizon
+
+    def _make(
+        self, endpoint: EndpointSettings, end: float, last_change_at: float | None, recent: int
+    ) -> Horizon | None:
+        history = load_history(self._store, self._settings, endpoint, end)
+        found = forecast(history, growth=endpoint.policy.growth)
+        if found is None:
+            return None
+        with self._store.read() as db:
+            busy = self._busiest(db, endpoint, history, end)
+            lead_s = _lead_s(db, endpoint, self._settings.decide.interval_s)
+        if not busy:
+            return None
+        settled = None if last_change_at is None else last_change_at + endpoint.verify.warmup_s
+        return Horizon(
+            found,
+            busy,
+            lead_s,
+            endpoint.policy.cooldown_s,
+            may_change=self._open(endpoint, found.start, found.slots),
+            recent_changes=recent,
+            carried=(settled is None or busy[0].start >= settled) and _met(endpoint, busy),
+        )
+
+    def _busiest(self, db: sa.Connection, endpoint: EndpointSettings, history: LoadHistory, end: float) -> list[Window]:
+        """Windows of the busiest hour of the last week, as fine as they are kept."""
+        rates = history.rates["requests"][-_WEEK:]
+        first = history.end - rates.shape[0] * STEP_S
+        hour = min(_HOUR, rates.shape[0])
+        known = np.where(np.isnan(rates), 0.0, rates)
+        at = int(np.convolve(known, np.ones(hour), "valid").argmax())
+        start = first + at * STEP_S
+        for width in (self._settings.collect.window_s, *windows.ROLLUPS):
+            found = judged(db, endpoint.name, endpoint.sources, start, min(end, start + hour * STEP_S), width)
+            if any(w.count("requests") for w in found):
+                return found
+        return []
+
+    def _open(self, endpoint: EndpointSettings, start: float, slots: int) -> tuple[bool, ...]:
+        allowed, zone = endpoint.policy.change_windows, self._settings.timezone
+        return tuple(within(allowed, start + i * STEP_S, zone) for i in range(slots)) if allowed else ()
+
+
+def load_history(store: Store, settings: Settings, endpoint: EndpointSettings, end: float) -> LoadHistory:
+    """What was asked of the endpoint up to ``end``, by the first of its sources that tells it."""
+    with store.read() as db:
+        spans = windows.load_spans(
+            db, endpoint.name, tuple(endpoint.sources), end - HISTORY_S, end, settings.collect.window_s
+        )
+    return LoadHistory.of(spans, end)
+
+
+def _recent_changes(db: sa.Connection, endpoint: str, now: float) -> int:
+    rows = changes.listed(db, endpoint=endpoint, since=now - RECENT_S, purpose="change")
+    return sum(row["applied_at"] is not None for row in rows)
+
+
+def _lead_s(db: sa.Connection, endpoint: EndpointSettings, interval_s: float) -> float:
+    """From the first analysis that calls for more to a replica that serves: the longest that its parts took lately."""
+    decided = recommendations.listed(
+        db, endpoint=endpoint.name, states=("approved", "applying", "succeeded", "rolled_back", "failed"), limit=LAST
+    )
+    took = [row["decided_at"] - row["created_at"] for row in decided if row["decided_at"] is not None]
+    reaction = max(took) if len(took) >= LAST else max([endpoint.policy.reaction_s, *took])
+    if endpoint.mode == "auto" and "grow" in endpoint.policy.auto:
+        reaction = 0.0
+    made = changes.listed(db, endpoint=endpoint.name, purpose="change", limit=LAST)
+    started = [row["applied_at"] - row["created_at"] for row in made if row["applied_at"] is not None]
+    cold = max(started) if len(started) >= LAST else max([endpoint.policy.cold_start_s, *started])
+    return endpoint.policy.stable_cycles * interval_s + reaction + cold
+
+
+def _met(endpoint: EndpointSettings, busy: Sequence[Window]) -> bool:
+    targets = endpoint.wanted().targets
+    return bool(targets) and all(attainment(busy, target).met is True for target in targets)

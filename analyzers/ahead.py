@@ -1,0 +1,138 @@
+"""The load to come, as a choice among shapes needs it: what a smaller shape must carry, and when more replicas must be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from actuators.shape import Shape
+from analyzers.finding import Reason
+from analyzers.forecast.history import DAY_S, STEP_S
+from analyzers.forecast.horizon import Horizon
+from analyzers.money import HOURS_PER_MONTH
+from analyzers.objective import mean_rate
+from analyzers.path import Capacities, ReplicaPath, replica_path
+from analyzers.policy import Catalogue, most_replicas, with_most
+from analyzers.prediction import Predictor
+from analyzers.screening import carries
+from analyzers.situation import Situation
+from analyzers.words import lasting
+from collectors.workload import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a smaller shape must carry: ``factor`` times the load of ``predictor``."""
+
+    predictor: Predictor
+    factor: float
+    text: str
+
+
+class Ahead:
+    """One endpoint's next day: its load, and the replicas that it takes."""
+
+    def __init__(
+        self, s: Situation, horizon: Horizon, demand: Floats, predictor: Predictor, path: ReplicaPath | None
+    ) -> None:
+        self._s, self._horizon, self._demand = s, horizon, demand
+        self._predictor = predictor
+        self.path = path
+        """None: an autoscaler sets the replicas, or they are not known."""
+
+    @classmethod
+    def of(cls, s: Situation, catalogue: Catalogue, predictor: Predictor, capacities: Capacities) -> Ahead | None:
+        """None: too little is known of the load to come; then a choice rests on the load that was."""
+        demand = s.horizon.demand() if s.horizon is not None else None
+        if s.horizon is None or demand is None:
+            return None
+        coming = predictor.under(s.horizon.windows)
+        present = s.shape.replicas
+        path = None
+        if s.shape.autoscaling is None and present:
+            top = s.policy.max_replicas if s.policy.max_replicas is not None else present
+            counts = range(max(1, s.policy.min_replicas), max(top, present) + 1)
+
+            def ask(count: int, load: float, surely: bool) -> bool:
+                return bool(carries(s, coming, s.shape.with_(replicas=count), load, "high" if surely else "mid"))
+
+            path = replica_path(
+                s.horizon,
+                demand,
+                present,
+                counts,
+                s.policy,
+                lambda count, load, surely: capacities.carries(count, load, surely, ask),
+                _worth(s, catalogue, present, len(demand)),
+            )
+        return cls(s, s.horizon, demand, coming, path)
+
+    @property
+    def seasonal(self) -> bool:
+        """Whether a season is known, and not only the largest load seen."""
+        return self._horizon.forecast.season_s is not None
+
+    def room(self, shape: Shape) -> Room:
+        """What ``shape`` must carry, where it is smaller: one that differs in nothing but replicas until the next change could be made,
+        any other the whole day."""
+        slots = len(self._demand)
+        if self.path is not None and with_most(self._s.shape, most_replicas(shape) or 0) == shape:
+            slots = min(slots, self._horizon.slots(self._horizon.cooldown_s + self._horizon.lead_s))
+        factor = float(self._demand[:slots].max())
+        return Room(self._predictor, factor, f"{self._load(factor)}, {self._until(slots)}")
+
+    def coming(self) -> Reason | None:
+        """Why more replicas are wanted before there is a breach. None: they are not."""
+        path, present = self.path, self._s.shape.replicas
+        if path is None or present is None or path.now <= present or not self.seasonal:
+            return None
+        slots = self._horizon.slots(self._horizon.lead_s)
+        factor = float(self._demand[:slots].max())
+        numbers = {"factor": factor, "lead_s": self._horizon.lead_s} | self._rate(factor)
+        text = (
+            f"{self._load(factor)} may come {self._until(slots)}, which {present} replicas would not carry; "
+            f"until more could serve it takes {lasting(self._horizon.lead_s)}"
+        )
+        return Reason("LOAD_COMING", text, numbers)
+
+    def smaller(self, shape: Shape) -> Reason:
+        """Why a smaller shape would do."""
+        room = self.room(shape)
+        numbers = {"factor": room.factor} | self._rate(room.factor)
+        back = self.path.next_change() if self.path is not None and self.path.now == shape.replicas else None
+        then = f"; {back[1]} replicas again from about {self._clock(back[0])}" if back is not None else ""
+        text = f"{shape.label()} would meet the objective at {room.text}, and costs less{then}"
+        return Reason("LESS_WOULD_DO", text, numbers)
+
+    def unsure(self) -> str | None:
+        """What is not known of the load to come. None: a whole day was seen."""
+        if self.seasonal:
+            return None
+        seen = self._horizon.forecast.seen_s
+        return f"no season is known: only {lasting(seen)} of the load were seen, and the largest load seen, grown, stands for what may come"
+
+    def _rate(self, factor: float) -> dict[str, float]:
+        rate = mean_rate(self._horizon.windows, "requests")
+        return {} if rate is None else {"requests_per_s": factor * rate}
+
+    def _load(self, factor: float) -> str:
+        rate = self._rate(factor).get("requests_per_s")
+        return f"{factor:.2g} times the busiest hour" if rate is None else f"up to {rate:.3g} requests/s"
+
+    def _until(self, slots: int) -> str:
+        model = self._horizon.forecast.model
+        return f"the most to expect until {self._clock(slots)} ({model})"
+
+    def _clock(self, slot: int) -> str:
+        at = self._horizon.forecast.start + slot * STEP_S
+        return datetime.fromtimestamp(at, UTC).strftime("%H:%M UTC")
+
+
+def _worth(s: Situation, catalogue: Catalogue, present: int, slots: int) -> float:
+    """Replica-slots to be saved in a day for a change to be worth it: the policy's least saving, by share and by money."""
+    share = s.policy.min_saving_share * present * slots
+    price = catalogue.per_replica_hour(s.shape)
+    if not price:
+        return share
+    per_day = s.policy.min_saving_per_month / (HOURS_PER_MONTH / 24)
+    return max(share, per_day / price * (3600 / STEP_S) * (slots * STEP_S / DAY_S))

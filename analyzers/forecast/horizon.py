@@ -1,0 +1,51 @@
+"""The load to come of one endpoint, and when its shape could be changed again. Pure values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analyzers.forecast.forecast import Forecast
+from analyzers.forecast.history import LOADS, STEP_S
+from analyzers.objective import mean_rate
+from collectors.window import Window
+from collectors.workload import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """What a shape must carry until the next change could be made, and after it."""
+
+    forecast: Forecast
+    windows: Sequence[Window]
+    """The busiest hour seen: the traffic that is replayed for the load to come, at a multiple of its rate."""
+    lead_s: float
+    """From an analysis that calls for more to a replica that serves: repeated analyses, a person's answer, the cold start."""
+    cooldown_s: float
+    """After a change, none is made for so long."""
+    may_change: tuple[bool, ...] = ()
+    """Slot by slot of the forecast, whether a change window is open. Empty: always."""
+    recent_changes: int = 0
+    """Changes made in the last day."""
+    carried: bool = False
+    """Whether the present shape served ``windows``, and met the objective."""
+
+    def demand(self) -> Floats | None:
+        """(slots,) the upper end of the load to come, as a multiple of the load of ``windows``: of requests, prompt tokens and output
+        tokens the one that grows most. None: it is not known."""
+        found: list[Floats] = []
+        for name in LOADS:
+            band, rate = self.forecast.bands.get(name), mean_rate(self.windows, name)
+            if band is not None and rate:
+                found.append(band.high / rate)
+        return np.max(np.stack(found), axis=0) if found else None
+
+    def slots(self, seconds: float) -> int:
+        """So many slots hold that time, the one that has begun included."""
+        return 1 + math.ceil(seconds / STEP_S)
+
+    def open(self, slot: int) -> bool:
+        return not self.may_change or self.may_change[slot]
