@@ -1,0 +1,274 @@
+"""Flyball itself as a policy: the real governor over a store of its own, on virtual time, and a person who approves at once.
+
+Nothing of it is rebuilt here: the collector tells what a vLLM server would have told, the actuator sets the count that is wanted, and
+the governor's own cycles do the rest. Coarser than a daemon of the defaults: one reading a window instead of four (a window's gauges
+are those of four looks), and an analysis every few minutes in place of one a minute, so that one alone is enough for an advice that needs
+three in a row by default, and a look once a minute at a change under way. While the pause after a change lasts, in which nothing
+would be proposed, nothing is analyzed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import structlog
+
+from actuators.base import LiveState, Progress, Receipt, Step
+from actuators.shape import Operation, Plan, Shape
+from agent.clock import VirtualClock
+from agent.governor import Governor
+from agent.settings import EndpointSettings, Settings
+from agent.store import Store, changes, fleet, recommendations
+from agent.watch import WatchedEndpoint
+from agent.wiring import Environment, catalogue_of
+from analyzers.whatif.kernel import KernelMachine
+from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
+from benchmarks.telemetry import FleetTelemetry
+from benchmarks.world import Scenario
+from collectors.base import Scope, ScrapeTarget
+from collectors.http import Http
+from collectors.window import Span
+
+_T = TypeVar("_T")
+
+NAME, SIZE = "chat", "gpu"
+WINDOW_S = 60.0
+TICK_S = 15.0
+
+
+class DirectLoop(asyncio.SelectorEventLoop):
+    """What would run in a thread runs on the loop, at once: on virtual time, handing over costs more than the work."""
+
+    def run_in_executor(self, executor: Any, func: Callable[..., _T], *args: Any) -> asyncio.Future[_T]:  # type: ignore[override]
+        future: asyncio.Future[_T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class ReplicaControl:
+    """The control plane: how many replicas are wanted, and how many are ready."""
+
+    def __init__(self, replicas: int, slots: int) -> None:
+        self.shape = Shape(replicas=replicas, size=SIZE, engine={"max_num_seqs": slots})
+        self.ready = replicas
+        self.version = 1
+        self.tokens: set[str] = set()
+
+    @property
+    def serves(self) -> bool:
+        return self.ready == self.shape.replicas
+
+    def set(self, replicas: int, token: str) -> None:
+        if token not in self.tokens:
+            self.tokens.add(token)
+            self.shape = self.shape.with_(replicas=replicas)
+            self.version += 1
+
+
+class ReplicaActuator:
+    """See ``actuators.base.Actuator``."""
+
+    system: ClassVar[str] = "simulated"
+    changes: ClassVar[Sequence[str]] = ("replicas",)
+    poll_s = 0.0
+
+    def __init__(self, control: ReplicaControl, cold_start_s: float) -> None:
+        self._control = control
+        self._deadline_s = 3 * cold_start_s + 600.0
+
+    async def live(self) -> LiveState:
+        c = self._control
+        return LiveState(c.shape, str(c.version), c.serves, serving=c.ready)
+
+    async def plan(self, live: LiveState, wanted: Shape) -> Plan:
+        count = wanted.replicas or 0
+        step = Operation("set_replicas", {"replicas": count}, self._deadline_s, f"{count} replicas")
+        return Plan(
+            NAME, self.system, live.shape, wanted, live.version, (step,), restarts=False, downtime_s=0.0,
+            way_back="the count before",
+        )  # fmt: skip
+
+    async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
+        return await self.plan(live, plan.before)
+
+    async def clear(self, operation: Operation, last: Receipt | None) -> None:
+        """Nothing stands against it."""
+
+    async def do(self, operation: Operation, token: str, last: Receipt | None) -> Receipt:
+        self._control.set(int(operation.args["replicas"]), token)
+        return Receipt({"token": token})
+
+    async def done(self, operation: Operation, receipt: Receipt) -> Step:
+        if self._control.serves:
+            return Step(Progress.DONE, "it serves")
+        return Step(Progress.PENDING, "starting")
+
+
+class SpanCollector:
+    """See ``collectors.base.Collector``. Tells each window once."""
+
+    source: ClassVar[str] = "vllm"
+    interval_s: float | None = None
+    deadline_s: float | None = None
+    settles_s: float = 0.0
+    scope: Scope = "endpoint"
+
+    def __init__(self) -> None:
+        self.told: list[Span] = []
+
+    async def read(self, target: ScrapeTarget) -> Sequence[Span]:
+        told, self.told = self.told, []
+        return told
+
+
+def settings(scenario: Scenario, folder: Path, policy: Mapping[str, Any]) -> Settings:
+    """Defaults, but for what a person must state: the objective, the price, how far it may go, and that it may be changed at all."""
+    objective = {"ttft_p95_s": scenario.ttft_s}
+    if scenario.itl_s is not None:
+        objective["itl_p95_s"] = scenario.itl_s
+    return Settings(
+        database=f"sqlite:///{folder}/flyball.db",
+        state_dir=folder / "state",
+        collect={"interval_s": WINDOW_S, "window_s": WINDOW_S},
+        decide={"interval_s": scenario.decide_s},
+        sizes={SIZE: {"usd_per_replica_hour": scenario.usd_per_replica_hour}},
+        endpoints=[
+            {
+                "name": NAME,
+                "url": "http://simulated.invalid",
+                "mode": "approve",
+                "objective": objective,
+                "policy": {"max_replicas": scenario.most, "stable_cycles": 1, **policy},
+            }
+        ],
+    )  # type: ignore[arg-type]
+
+
+class FlyballPolicy:
+    """See ``analyzers.whatif.scaling.ScalingPolicy``. Use ``flyball`` to make one."""
+
+    interval_s = TICK_S
+
+    def __init__(self, scenario: Scenario, machine: KernelMachine, stated: Settings, loop: DirectLoop) -> None:
+        self._scenario = scenario
+        self._loop = loop
+        self._telemetry = FleetTelemetry(machine, scenario.work)
+        self._clock = VirtualClock(scenario.starts_at)
+        self._control = ReplicaControl(scenario.replicas, scenario.model.limits.max_num_seqs)
+        self._collector = SpanCollector()
+        self._settings = stated
+        self._store = Store(self._settings.database, now=self._clock.now)
+        self._store.upgrade()
+        self._http = Http(monotonic=self._clock.monotonic)
+        self._governor = Governor(
+            self._settings, self._store, self._clock, holder="flyball", http=self._http, make_watched=self._watched
+        )
+        loop.run_until_complete(self._begin())
+
+    def _watched(self, settings: Settings, endpoint: EndpointSettings, _: Environment) -> WatchedEndpoint:
+        actuator = ReplicaActuator(self._control, self._scenario.cold_start_s)
+        return WatchedEndpoint(endpoint, {"vllm": self._collector}, actuator, catalogue_of(settings, endpoint))
+
+    def __call__(self, seen: ScalingInput, state: None) -> tuple[int, None]:
+        self._telemetry.look(seen.at_s, seen.kv_usage)
+        self._control.ready = seen.ready if seen.starting == 0 else -1
+        self._loop.run_until_complete(self._tick(seen.at_s))
+        assert self._control.shape.replicas is not None
+        return self._control.shape.replicas, None
+
+    async def _begin(self) -> None:
+        await self._governor.take_lead()
+        await self._governor.collect()
+
+    async def _tick(self, at_s: float) -> None:
+        clock, governor = self._clock, self._governor
+        await clock.advance(self._scenario.starts_at + at_s - clock.now())
+        if at_s % WINDOW_S:
+            return
+        await governor.take_lead()
+        self._collector.told.append(self._telemetry.span(NAME, self._scenario.starts_at))
+        await governor.collect()
+        if at_s % self._settings.decide.interval_s == 0:
+            await governor.keep_house()
+            if not self._pausing():
+                await governor.decide()
+                self._approve()
+        if self._under_way():
+            await governor.act()
+
+    def _approve(self) -> None:
+        """The person who approves at once."""
+        with self._store.read() as db:
+            rows = recommendations.listed(db, states=recommendations.OPEN)
+        for row in rows:
+            self._governor.approvals.decide(
+                row["id"], action="approve", actor="ada", channel="cli", plan_hash=row["plan_hash"]
+            )
+
+    def _pausing(self) -> bool:
+        """Whether a change is under way, or was so short a time ago that no advice would be given."""
+        with self._store.read() as db:
+            known = fleet.get(db, NAME)
+        last = known["last_change_at"] if known is not None else None
+        cooldown_s = self._settings.endpoint(NAME).policy.cooldown_s
+        return self._under_way() or (last is not None and self._clock.now() < last + cooldown_s)
+
+    def _under_way(self) -> bool:
+        with self._store.read() as db:
+            return bool(changes.active(db) or recommendations.listed(db, states=["approved"], limit=1))
+
+    def check(self) -> None:
+        """Raises RuntimeError where an analysis, a read or a change ended in an error that nobody foresaw."""
+        m = self._governor.metrics
+        failed = {
+            counter._name: sample.value
+            for counter in (m.analysis_errors, m.read_errors, m.change_errors)
+            for metric in counter.collect()
+            for sample in metric.samples
+            if sample.name.endswith("_total") and sample.value
+        }
+        if failed:
+            raise RuntimeError(f"the governor failed: {failed}")
+
+    async def close(self) -> None:
+        await self._governor.close()
+        await self._http.aclose()
+        self._store.close()
+
+
+@contextmanager
+def flyball(
+    scenario: Scenario, policy: Mapping[str, Any] | None = None
+) -> Iterator[Callable[[KernelMachine], ScalingPolicy]]:
+    """Makes the policy for one play; its store is there until the end of the ``with``.
+
+    policy: settings beside the defaults.
+    Raises RuntimeError at the end where one of the governor's loops failed: a broken one says nothing about policies.
+    """
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    made: list[FlyballPolicy] = []
+    loop = DirectLoop()
+    with tempfile.TemporaryDirectory(prefix="flyball-") as folder:
+        stated = settings(scenario, Path(folder), policy or {})
+
+        def make(machine: KernelMachine) -> ScalingPolicy:
+            made.append(FlyballPolicy(scenario, machine, stated, loop))
+            return made[-1]
+
+        try:
+            yield make
+            for one in made:
+                one.check()
+        finally:
+            for one in made:
+                loop.run_until_complete(one.close())
+            loop.close()
+            structlog.reset_defaults()

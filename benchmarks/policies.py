@@ -1,0 +1,123 @@
+"""Flyball beside the autoscalers and a clairvoyant: one simulated world, the same traffic and the same truth for all.
+
+    python benchmarks/policies.py [--trace NAME] [--quick] [--only POLICY,...] [--timeline FILE.csv] --output FILE
+
+Writes ``{"rows": [{"scenario", "policy", "cost_usd", "within_objective", "ttft_p95_s", "itl_p95_s", "changes", "wrong_shrinks",
+"breach_hours"}]}``. ``world`` says how each is counted, ``oracle`` what the clairvoyant is a bound of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import world  # noqa: E402
+from benchmarks.flyball_policy import flyball  # noqa: E402
+from benchmarks.oracle import oracle  # noqa: E402
+from benchmarks.scenarios import SCENARIOS  # noqa: E402
+from benchmarks.world import Play, Scenario  # noqa: E402
+
+
+def _flyball(scenario: Scenario) -> Play:
+    with flyball(scenario) as make:
+        return world.play(scenario, make)
+
+
+def _static_peak(scenario: Scenario) -> Play:
+    """The fewest replicas that hold every hour, found with the whole trace at hand."""
+    counts = range(1, scenario.most)
+    held = (
+        n for n in counts if not world.breach_hours(scenario, world.in_time(scenario, world.play_static(scenario, n)))
+    )
+    return world.play_static(scenario, next(held, scenario.most))
+
+
+def _static_mean(scenario: Scenario) -> Play:
+    """The fewest replicas that would hold the same requests if they came evenly spread."""
+    even = world.spread(scenario, seed=3)
+    held = (
+        n for n in range(1, scenario.most) if world.in_time(even, world.play_static(even, n)).mean() >= world.QUANTILE
+    )
+    return world.play_static(scenario, next(held, scenario.most))
+
+
+POLICIES: dict[str, Callable[[Scenario], Play]] = {
+    "flyball": _flyball,
+    "oracle": oracle,
+    "static-peak": _static_peak,
+    "static-mean": _static_mean,
+}
+
+
+def measure(
+    scenarios: Sequence[Scenario], names: Sequence[str], console: Console
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The table's rows, and those over time."""
+    rows, times = [], []
+    for scenario in scenarios:
+        for name in names:
+            begin = time.perf_counter()
+            played = POLICIES[name](scenario)
+            rows.append(world.score(scenario, name, played))
+            times += world.timeline(scenario, name, played)
+            console.print(f"{scenario.name} {name}: {time.perf_counter() - begin:.0f} s", style="dim")
+    return rows, times
+
+
+def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    table = Table(title="one world, the same traffic and truth for all")
+    table.add_column("scenario")
+    table.add_column("policy")
+    for column in ("cost", "/ oracle", "within", "TTFT p95", "changes", "wrong", "breach h"):
+        table.add_column(column, justify="right")
+    least = {row["scenario"]: row["cost_usd"] for row in rows if row["policy"] == "oracle"}
+    for row in rows:
+        of = least.get(row["scenario"])
+        ttft = row["ttft_p95_s"]
+        table.add_row(
+            row["scenario"], row["policy"], f"${row['cost_usd']:.2f}", f"{row['cost_usd'] / of:.2f}" if of else "",
+            f"{row['within_objective']:.2%}", "never" if ttft is None else f"{ttft:.2f} s", str(row["changes"]),
+            str(row["wrong_shrinks"]), str(len(row["breach_hours"])),
+        )  # fmt: skip
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", choices=sorted(SCENARIOS), help="one scenario alone; without it all of them")
+    parser.add_argument("--quick", action="store_true", help="three days in place of a week; fewer analyses")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), help="these policies alone, with commas between them"
+    )
+    parser.add_argument("--timeline", type=Path, help="replicas, load and latency over time, as CSV")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    names = args.only or list(POLICIES)
+    if unknown := [name for name in names if name not in POLICIES]:
+        parser.error(f"unknown policies: {', '.join(unknown)}; there are {', '.join(POLICIES)}")
+    console = Console(stderr=True, width=110)
+    scenarios = [SCENARIOS[name](args.quick) for name in ([args.trace] if args.trace else SCENARIOS)]
+    rows, times = measure(scenarios, names, console)
+    show(rows, console)
+    args.output.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+    if args.timeline is not None:
+        with args.timeline.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(times[0]))
+            writer.writeheader()
+            writer.writerows(times)
+
+
+if __name__ == "__main__":
+    main()
