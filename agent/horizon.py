@@ -25,7 +25,7 @@ _WEEK, _HOUR = 7 * DAY, int(3600 / STEP_S)
 #: Changes count as of the last day when they are not older than this: a day's two are not exactly a day apart.
 RECENT_S = 22 * 3600.0
 #: How long a change takes is learned from so many of the last ones.
-LAST = 5
+LAST = 3
 
 
 @dataclass(frozen=True, slots=True)

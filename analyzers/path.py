@@ -20,7 +20,7 @@ from collectors.workload import Floats
 #: A shape that met the objective at a load is taken to carry this multiple of it.
 AS_CARRIED = 1.05
 #: Loads are asked for on a grid of this ratio, rounded up, so that few replays answer many questions.
-GRID = 1.05
+GRID = 1.02
 
 #: Whether ``count`` replicas carry a multiple of the load: by the high end of the prediction where ``surely``, else by its middle.
 Carries = Callable[[int, float, bool], bool]
