@@ -27,6 +27,11 @@ def spread(observed: float | None, least: float | None, most: float | None) -> s
     return f"{observed:.3g}" if most - least <= _ALIKE * abs(most) else f"{least:.3g} to {most:.3g}"
 
 
+def verdict(met: bool | None) -> str:
+    """Whether what must hold does: ``met``, ``missed``, ``not known``."""
+    return {True: "met", False: "missed", None: "not known"}[met]
+
+
 def promise(comparable: bool, inside: bool | None) -> str:
     """What came of a promised interval: ``held``, ``missed``, ``not comparable`` (the load was another), ``unknown``.
 

@@ -88,6 +88,16 @@ class CalibratedEngine:
         )
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What keeps it from being believed as it stands."""
+        found = [] if self.warning is None else [self.warning]
+        if self.loads < 2:
+            found.append(
+                "not checked: one load only, with which some engine always agrees; its error at other loads is not known"
+            )
+        return (*found, *(note for note in self.notes if note.startswith("not used: ")))
+
+    @property
     def best(self) -> PosteriorDraw:
         return PosteriorDraw(self.model.iteration, self.overhead_s, self.lag)
 
