@@ -63,8 +63,10 @@ PLAN_S = 60.0
 MOST_THREADS = 64
 #: Of an endpoint without enough requests in its span, so long is looked back.
 REST_S = 7 * 86_400.0
-#: Figures that moved by this share make a new revision, and a new message.
+#: Figures that moved by this share make a new revision, and a new message; but only once in the span that they are taken over.
 MOVED = 0.2
+#: In these states of a change engines of both shapes may run.
+_TWO_SHAPES = ("applying", "rolling_back")
 
 
 @dataclass(slots=True)
@@ -110,7 +112,16 @@ class _Evidence:
         """Equal for equal evidence of one endpoint. Its policy, objective and prices are those of this Reflector's settings."""
         s = self.situation
         seen = tuple((w.start, w.coverage, w.count("requests")) for w in s.windows)
-        return (s.start, s.end, s.settling, repr(s.shape), s.per_hour, seen, tuple(sorted(self.error.items())))
+        return (
+            s.start,
+            s.end,
+            s.settling,
+            s.changing,
+            repr(s.shape),
+            s.per_hour,
+            seen,
+            tuple(sorted(self.error.items())),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +265,7 @@ class Reflector:
             few = (total(rows, "requests") or 0.0) < endpoint.policy.min_requests
             longer = judged(db, endpoint.name, endpoint.sources, end - REST_S, end, windows.ROLLUPS[-1]) if few else []
             error = changes.measured_error(db, endpoint.name)
+            change = changes.active_of(db, endpoint.name)
         coming = now - watched.settles_s - end < WINDOW_LATE * self._settings.collect.interval_s
         part = len(rows) > 1 and rows[-1].coverage < endpoint.policy.min_coverage  # what one before a restart had of it
         if coming and rows and (rows[-1].end < end or part):
@@ -271,6 +283,7 @@ class Reflector:
             watched.price_per_hour,
             lag_s=watched.lag_s,
             settling=settling,
+            changing=change is not None and change["state"] in _TWO_SHAPES,
             wanted_s=endpoint.policy.evidence_s,
             longer=longer,
             model=endpoint.model,
@@ -447,7 +460,9 @@ class Reflector:
         if same is None:
             self._insert(advice, plan, now, "flyball", write)
             return
-        if not _moved(same, advice, plan):
+        if same["plan_hash"] == (plan.hash if plan else "") and (
+            now < same["refreshed_at"] + endpoint.policy.evidence_s or not _moved(same, advice)
+        ):
             return
         with write() as db:
             values = _figures(advice, plan) | {"expires_at": now + endpoint.policy.expires_s}
@@ -567,10 +582,8 @@ def _figures(advice: Recommendation, plan: Plan | None) -> dict[str, object]:
     }
 
 
-def _moved(row: recommendations.Row, advice: Recommendation, plan: Plan | None) -> bool:
-    """Whether a person would want to look again."""
-    if row["plan_hash"] != (plan.hash if plan else ""):
-        return True
+def _moved(row: recommendations.Row, advice: Recommendation) -> bool:
+    """Whether its figures are others, so that a person would want to look again."""
     before, after = row["body"]["proposed"]["prediction"], advice.proposed.prediction
     if before is None or after is None:
         return (before is None) != (after is None)

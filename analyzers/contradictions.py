@@ -125,7 +125,7 @@ def _told(windows: Sequence[Window], metric: str) -> bool:
 def _plateau(s: Situation, seen: Sequence[Window]) -> Reason | None:
     """Requests wait, the cache is free, and no more than so many run: that is the limit, whatever the settings state."""
     slots = s.shape.engine.get("max_num_seqs")
-    if not isinstance(slots, int) or not s.shape.replicas:
+    if not isinstance(slots, int) or not s.shape.replicas or s.changing:
         return None
     queued = [
         w

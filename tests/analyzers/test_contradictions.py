@@ -189,6 +189,11 @@ def test_more_than_the_stated_limit_run() -> None:
     assert f.reason.text.startswith("32 sequences run at once")
 
 
+def test_while_a_change_is_applied_two_engines_run_and_contradict_nothing() -> None:
+    s = situation(hour(running=32.0, waiting=3.0))
+    assert "SETTINGS_CONTRADICT" not in found(replace(s, changing=True))
+
+
 def test_another_model_than_the_settings_name() -> None:
     rows = [replace(w, facts={"model": "llama-8b"}) for w in hour()]
     f = found(situation(rows, model="llama-70b"))["OTHER_MODEL"]
