@@ -314,8 +314,7 @@ def recommendations_show(
     ]
     table("Considered", ["shape", "verdict", "$/h", "why"], rows, "")
     rows = [
-        [str(i), text(o["summary"]), f"{o['deadline_s']:.0f} s"]
-        for i, o in enumerate(r["plan"].get("operations", []), 1)
+        [str(i), text(o["summary"]), lasting(o["deadline_s"])] for i, o in enumerate(r["plan"].get("operations", []), 1)
     ]
     table(
         f"Plan {r['plan_hash']}",

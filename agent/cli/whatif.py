@@ -29,6 +29,7 @@ from agent.cli.output import (
     text,
     write,
 )
+from analyzers.words import lasting
 
 if TYPE_CHECKING:
     from agent.whatif.figures import CandidateOutcome
@@ -325,16 +326,8 @@ def _taken(trace: Mapping[str, Any]) -> str:
     often = "" if rate is None else f", {number(rate)} a second on average"
     return (
         f"{trace['file']}: read as {trace['format']}, times {'as dates' if unit == 'dates' else f'in {unit}'}; "
-        f"{trace['requests']:,} requests in {_span(trace['span_s'])}{often}"
+        f"{trace['requests']:,} requests in {lasting(trace['span_s'])}{often}"
     )
-
-
-def _span(seconds: float) -> str:
-    """In the units that a person would take."""
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def _dollars(value: float | None) -> str:

@@ -189,7 +189,7 @@ def test_the_page_of_a_trace() -> None:
     html = drawn(answer, 3)
     assert html.count("<svg") == 3
     assert "<h1>What if: t.csv</h1>" in html
-    assert "<b>2 hours</b>of traffic" in html
+    assert "<b>2 h</b>of traffic" in html
     assert "replicas=2, max_num_seqs=8" in html
     assert "9 of 10 requests completed" in html
     assert "gap between tokens, p95 (s)" in html, "the front is of the objective's metric"
