@@ -176,6 +176,19 @@ def test_a_misfit_of_an_endpoint_is_told_in_the_same_words(tmp_path: Path, sqlit
     assert set(answer["misfit"]) == set(json.loads(calibrated.stdout)["misfit"])
 
 
+def test_without_decode_nothing_is_known_of_a_tokens_cost(tmp_path: Path) -> None:
+    files: list[str | Path] = []
+    for rate, ttft_ms in ((2.0, 120.0), (5.0, 150.0)):
+        prefill = {"mean_ttft_ms": ttft_ms, "mean_e2el_ms": ttft_ms, "mean_tpot_ms": 0.0, "mean_itl_ms": 0.0}
+        sent = {"num_prompts": 600, "completed": 600, "total_input_tokens": 900_000, "total_output_tokens": 600}
+        load = {"request_rate": rate, "request_throughput": rate, "duration": 600 / rate}
+        files += ["--from", vllm_file(tmp_path, f"{rate:g}", **prefill, **sent, **load)]
+    warnings = answer(*files)["warnings"]
+    assert any("what a token costs is believed, not measured" in warning for warning in warnings)
+    usual = answer("--from", vllm_file(tmp_path, "usual"))["warnings"]
+    assert not any("what a token costs" in warning for warning in usual)
+
+
 def test_one_load_shows_no_error(tmp_path: Path) -> None:
     file = vllm_file(tmp_path, "one")
     found = answer("--from", file)
