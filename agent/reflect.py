@@ -148,6 +148,9 @@ class Reflector:
         self._fits: dict[str, _Fit] = {}
         self._analyses: dict[str, _Analysis] = {}
         self._hung: dict[str, asyncio.Future[_Analysis]] = {}
+        self._under_way: set[str] = set()
+        self._read_until: dict[str, float | None] = {}
+        """The newest window that was saved when each was analyzed last."""
         self._threads = ThreadPoolExecutor(MOST_THREADS, "reflect")
         self._at_once = max(1, os.cpu_count() or 1)
 
@@ -164,7 +167,24 @@ class Reflector:
 
         await asyncio.gather(*(one(watched) for watched in endpoints))
 
+    def awaits(self, watched: WatchedEndpoint) -> bool:
+        """Whether it was not judged yet since this began, for want of evidence too, and there is a window that was not looked at."""
+        name, last = watched.settings.name, self._analyses.get(watched.settings.name)
+        judged_once = last is not None and all(f.kind != "insufficient_data" for f in last.findings)
+        looked_at = name in self._read_until and self._read_until[name] == watched.saved_until
+        return watched.live is not None and not judged_once and not looked_at
+
     async def _guarded(self, watched: WatchedEndpoint, lead: Lead) -> None:
+        name = watched.settings.name
+        if name in self._under_way:
+            return
+        self._under_way.add(name)
+        try:
+            await self._alone(watched, lead)
+        finally:
+            self._under_way.discard(name)
+
+    async def _alone(self, watched: WatchedEndpoint, lead: Lead) -> None:
         name = watched.settings.name
         structlog.contextvars.bind_contextvars(endpoint=name)  # of this endpoint's task alone
         with self._tracer.start_as_current_span("analyze", attributes={"flyball.endpoint": name}) as span:
@@ -189,6 +209,7 @@ class Reflector:
         if live is None:
             return None
         now, before = self._clock.now(), self._analyses.get(endpoint.name)
+        self._read_until[endpoint.name] = watched.saved_until
         write = partial(control.leading, self._store, lead)
         analysis = await self._thought(endpoint.name, partial(self._analyze, watched, live, now, write))
         fresh = analysis is not before

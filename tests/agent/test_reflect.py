@@ -431,3 +431,33 @@ def test_what_is_seen_while_a_change_is_applied_is_of_two_shapes(tmp_path: Path,
         db.execute(sa.insert(schema.changes).values(**change_row("c1", "a", state=state)))
     seen = house.reflector._evidence(house.watched["a"], LIVE, house.clock.now())
     assert seen.situation.changing is changing
+
+
+def test_what_was_not_judged_yet_is_analyzed_with_each_window_until_there_is_enough(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"], {"evidence_s": 3600})
+    watched, seen = house.watched["a"], 0
+    with house.store.write() as db:
+        rows = windows.load(db, "a", "vllm", T0, T0 + 600, 60.0)
+        db.execute(sa.delete(schema.windows))
+    house.clock = VirtualClock(T0)
+    house.reflector = house.another()
+    watched.live = None
+    assert not house.reflector.awaits(watched)  # nobody knows its shape
+    watched.live = LIVE
+    assert house.reflector.awaits(watched)  # as after a restart: what is stored already may be enough
+    for row in rows:
+        house.cycle()
+        assert not house.reflector.awaits(watched)  # there is no more to look at
+        asyncio.run(house.clock.advance(60))
+        with house.store.write() as db:
+            windows.save(db, [row])
+        watched.saved_until, seen = row.end, seen + 1
+        if not house.reflector.awaits(watched):
+            break
+    with house.store.read() as db:
+        known = fleet.get(db, "a")
+    assert known is not None
+    assert known["decision"] is not None
+    assert known["decision"]["state"] == "gathering"
+    assert "of 1 h were seen" in known["decision"]["text"]
+    assert 2 <= seen <= 6
