@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,19 +110,10 @@ def answer(known: CalibratedEngine) -> dict[str, Any]:
         "residuals": {m: value if known.loads > 1 else None for m, value in known.residuals.items()},
         "checked": known.loads > 1,
         "misfit": dict(known.misfit),
-        "warnings": list(warnings(known)),
+        "warnings": list(known.warnings),
         "evidence": {"observations": known.windows, "requests": known.requests, "running": list(known.load)},
         "notes": list(known.notes),
     }
-
-
-def warnings(known: CalibratedEngine) -> Iterator[str]:
-    """What keeps the calibration from being believed as it stands."""
-    if known.warning is not None:
-        yield known.warning
-    if known.loads < 2:
-        yield "not checked: one load only, with which some engine always agrees; its error at other loads is not known"
-    yield from (note for note in known.notes if note.startswith("not used: "))
 
 
 _NAMES = ("base_s", "per_sequence_s", "per_context_token_s", "per_prefill_token_s", "per_prefill_context_token_s")

@@ -74,6 +74,7 @@ class Governor:
             make("lead", LEASE_S / 3, self.take_lead),
             make("collect", settings.collect.interval_s, self.collect),
             make("decide", settings.decide.interval_s, self.decide),
+            make("first", settings.collect.interval_s, self.decide_first),
             make("act", settings.decide.act_interval_s, self.act),
             make("notify", 1.0, self.notify),
             make("housekeeping", HOUSEKEEPING_S, self.keep_house),
@@ -110,6 +111,12 @@ class Governor:
         if self.lead is not None:
             with self.tracing.tracer.start_as_current_span("decide"):
                 await self._led(partial(self.reflector.cycle_all, self.watched.values()))
+
+    async def decide_first(self) -> None:
+        """What was not judged yet does not wait for its turn: it is analyzed with each window, until there is enough of it."""
+        if self.lead is not None and (new := [w for w in self.watched.values() if self.reflector.awaits(w)]):
+            with self.tracing.tracer.start_as_current_span("decide"):
+                await self._led(partial(self.reflector.cycle_all, new))
 
     async def act(self) -> None:
         if self.lead is not None:

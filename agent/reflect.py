@@ -68,8 +68,10 @@ PLAN_S = 60.0
 MOST_THREADS = 64
 #: Of an endpoint without enough requests in its span, so long is looked back.
 REST_S = 7 * 86_400.0
-#: Figures that moved by this share make a new revision, and a new message.
+#: Figures that moved by this share make a new revision, and a new message; but only once in the span that they are taken over.
 MOVED = 0.2
+#: In these states of a change engines of both shapes may run.
+_TWO_SHAPES = ("applying", "rolling_back")
 
 
 @dataclass(slots=True)
@@ -127,8 +129,17 @@ class _Evidence:
         """Equal for equal evidence of one endpoint. Its policy, objective and prices are those of this Reflector's settings."""
         s = self.situation
         seen = tuple((w.start, w.coverage, w.count("requests")) for w in s.windows)
-        ahead = id(s.horizon)  # the same object as long as it is the same load to come
-        return (s.start, s.end, s.settling, repr(s.shape), s.per_hour, seen, ahead, tuple(sorted(self.error.items())))
+        return (
+            s.start,
+            s.end,
+            s.settling,
+            s.changing,
+            repr(s.shape),
+            s.per_hour,
+            seen,
+            id(s.horizon),  # the same object as long as it is the same load to come
+            tuple(sorted(self.error.items())),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +168,9 @@ class Reflector:
         self._hung: dict[str, asyncio.Future[_Analysis]] = {}
         self._horizons = Horizons(settings, store)
         self._capacities: dict[str, _KnownCapacities] = {}
+        self._under_way: set[str] = set()
+        self._read_until: dict[str, float | None] = {}
+        """The newest window that was saved when each was analyzed last."""
         self._threads = ThreadPoolExecutor(MOST_THREADS, "reflect")
         self._at_once = max(1, os.cpu_count() or 1)
 
@@ -173,7 +187,24 @@ class Reflector:
 
         await asyncio.gather(*(one(watched) for watched in endpoints))
 
+    def awaits(self, watched: WatchedEndpoint) -> bool:
+        """Whether it was not judged yet since this began, for want of evidence too, and there is a window that was not looked at."""
+        name, last = watched.settings.name, self._analyses.get(watched.settings.name)
+        judged_once = last is not None and all(f.kind != "insufficient_data" for f in last.findings)
+        looked_at = name in self._read_until and self._read_until[name] == watched.saved_until
+        return watched.live is not None and not judged_once and not looked_at
+
     async def _guarded(self, watched: WatchedEndpoint, lead: Lead) -> None:
+        name = watched.settings.name
+        if name in self._under_way:
+            return
+        self._under_way.add(name)
+        try:
+            await self._alone(watched, lead)
+        finally:
+            self._under_way.discard(name)
+
+    async def _alone(self, watched: WatchedEndpoint, lead: Lead) -> None:
         name = watched.settings.name
         structlog.contextvars.bind_contextvars(endpoint=name)  # of this endpoint's task alone
         with self._tracer.start_as_current_span("analyze", attributes={"flyball.endpoint": name}) as span:
@@ -198,6 +229,7 @@ class Reflector:
         if live is None:
             return None
         now, before = self._clock.now(), self._analyses.get(endpoint.name)
+        self._read_until[endpoint.name] = watched.saved_until
         write = partial(control.leading, self._store, lead)
         analysis = await self._thought(endpoint.name, partial(self._analyze, watched, live, now, write))
         fresh = analysis is not before
@@ -274,6 +306,7 @@ class Reflector:
             few = (total(rows, "requests") or 0.0) < endpoint.policy.min_requests
             longer = judged(db, endpoint.name, endpoint.sources, end - REST_S, end, windows.ROLLUPS[-1]) if few else []
             error = changes.measured_error(db, endpoint.name)
+            change = changes.active_of(db, endpoint.name)
         coming = now - watched.settles_s - end < WINDOW_LATE * self._settings.collect.interval_s
         part = len(rows) > 1 and rows[-1].coverage < endpoint.policy.min_coverage  # what one before a restart had of it
         if coming and rows and (rows[-1].end < end or part):
@@ -292,6 +325,7 @@ class Reflector:
             watched.price_per_hour,
             lag_s=watched.lag_s,
             settling=settling,
+            changing=change is not None and change["state"] in _TWO_SHAPES,
             wanted_s=endpoint.policy.evidence_s,
             longer=longer,
             horizon=self._horizons.of(endpoint, end, changed_at),
@@ -479,7 +513,9 @@ class Reflector:
         if same is None:
             self._insert(advice, plan, now, "flyball", write)
             return
-        if not _moved(same, advice, plan):
+        if same["plan_hash"] == (plan.hash if plan else "") and (
+            now < same["refreshed_at"] + endpoint.policy.evidence_s or not _moved(same, advice)
+        ):
             return
         with write() as db:
             values = _figures(advice, plan) | {"expires_at": now + endpoint.policy.expires_s}
@@ -607,10 +643,8 @@ def _figures(advice: Recommendation, plan: Plan | None) -> dict[str, object]:
     }
 
 
-def _moved(row: recommendations.Row, advice: Recommendation, plan: Plan | None) -> bool:
-    """Whether a person would want to look again."""
-    if row["plan_hash"] != (plan.hash if plan else ""):
-        return True
+def _moved(row: recommendations.Row, advice: Recommendation) -> bool:
+    """Whether its figures are others, so that a person would want to look again."""
     before, after = row["body"]["proposed"]["prediction"], advice.proposed.prediction
     if before is None or after is None:
         return (before is None) != (after is None)

@@ -22,7 +22,7 @@ from agent.store.windows import ROLLUPS
 from analyzers.money import Cost, Total, and_unknown, parts, per_month
 from analyzers.objective import attainment, total
 from analyzers.recommendation import ObservedTarget
-from analyzers.words import lasting, spread
+from analyzers.words import lasting, spread, verdict
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
@@ -251,7 +251,7 @@ def environment() -> jinja2.Environment:
     )
     found.globals |= {"and_unknown": and_unknown}
     found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent, "spread": _spread}
-    found.filters |= {"lasting": lasting}
+    found.filters |= {"lasting": lasting, "verdict": verdict}
     return found
 
 

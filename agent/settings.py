@@ -18,14 +18,15 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from actuators.shape import EngineValue, Shape
-from analyzers.objective import Objective
-from collectors.durations import seconds_of
+from analyzers.objective import Objective, Target
+from collectors.durations import has_unit, seconds_of
 
 #: A number of seconds, or text such as 500ms, 5s, 2m, 1h, 7d.
 _Written = BeforeValidator(seconds_of, json_schema_input_type=float | str)
@@ -258,7 +259,8 @@ class EndpointSettings(_Section):
     sources: dict[str, dict[str, Any]] = Field(default={"vllm": {}}, min_length=1)
     """Where its telemetry comes from, by collector, with that collector's own settings. The first one is judged. Default: vllm."""
     objective: dict[str, Duration] = {}
-    """What must hold: ttft_p95_s, itl_p95_s, e2e_p99_s ... in seconds; error_rate as a share."""
+    """What must hold: ttft_p95_s, itl_p95_s, e2e_p99_s ... in seconds, or as 200ms, 5m; error_rate as a share. A number without a unit that can
+    hardly be seconds (TTFT above 60, ITL above 5, end to end above 600) is refused."""
     shape: ShapeSettings = ShapeSettings()
     """What it runs on, where its system cannot tell."""
     usd_per_replica_hour: Dollars | None = None
@@ -281,14 +283,16 @@ class EndpointSettings(_Section):
             )
         return root
 
-    @field_validator("objective")
+    @field_validator("objective", mode="wrap")
     @classmethod
-    def _objective(cls, value: dict[str, float]) -> dict[str, float]:
-        Objective.from_mapping(value)
+    def _objective(cls, written: Any, seconds: ValidatorFunctionWrapHandler) -> dict[str, float]:
+        value: dict[str, float] = seconds(written)
+        for name, limit in value.items():
+            Target.parse(name, limit, with_unit=has_unit(written[name]))
         return value
 
     def wanted(self) -> Objective:
-        return Objective.from_mapping(self.objective)
+        return Objective.from_mapping(self.objective, with_units=True)
 
 
 class CollectSettings(_Section):

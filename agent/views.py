@@ -19,8 +19,9 @@ from agent.store import audit as audit_table
 from agent.store.evidence import judged
 from analyzers.money import Tariff, Unit, Usage, per_1k_tokens, per_month, per_request
 from analyzers.objective import attainment, mean_rate, told_s, total
+from analyzers.prediction import Interval
 from analyzers.recommendation import ObservedTarget
-from analyzers.words import promise, spread
+from analyzers.words import promise, spread, verdict
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
@@ -228,6 +229,7 @@ def recommendation(store: Store, identity: str) -> View | None:
 
 def _brief(row: Mapping[str, Any]) -> View:
     body = row["body"]
+    predicted = (body["proposed"]["prediction"] or {}).get("metrics", {})
     keys = ("id", "endpoint", "revision", "state", "state_reason", "state_by", "requested_by", "plan_hash", "saving_per_month",
             "created_at", "refreshed_at", "expires_at", "snoozed_until", "decided_at")  # fmt: skip
     return {k: row[k] for k in keys} | {
@@ -238,8 +240,13 @@ def _brief(row: Mapping[str, Any]) -> View:
         "reasons": body["reasons"],
         "risk": body["risk"],
         "risk_reasons": body["risk_reasons"],
-        "predicted": (body["proposed"]["prediction"] or {}).get("metrics", {}),
+        "predicted": predicted,
         "observed_now": {o["target"]: o for o in body.get("observed", ())},
+        "predicted_verdicts": {
+            o["target"]: verdict(Interval(**predicted[o["target"]]).within(o["limit"]))
+            for o in body.get("observed", ())
+            if o["target"] in predicted
+        },
         "predicted_now": (body["current"]["prediction"] or {}).get("metrics", {}),
     }
 

@@ -92,6 +92,8 @@ class WatchedEndpoint:
     """By source and target."""
     unreadable: int = 0
     """How often in a row its system raised what it must not."""
+    saved_until: float | None = None
+    """The end of the newest window that was saved; None: none was yet."""
     begun: bool = False
     """Whether its system was given the time to say, for the first time, which replicas there are."""
     ask_at: float = -math.inf
@@ -553,6 +555,11 @@ class Watcher:
             log.error("window_refused", endpoint=entry.window.endpoint, source=entry.window.source, error=reason)
             self._metrics.dropped.labels("refused").inc()
             self._spool.keep_refused(entry, reason)
+        for window in (entry.window for entry in entries):
+            if (
+                watched := self._watched.get(window.endpoint)
+            ) is not None:  # a batch of the spool may be of one that is gone
+                watched.saved_until = max(watched.saved_until or 0.0, window.end)
 
     def _save_health(self, health: Sequence[HealthRow]) -> None:
         try:

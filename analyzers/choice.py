@@ -240,7 +240,7 @@ class Choice:
 
     def ranked(self, chosen: Judgement | None) -> tuple[Option, ...]:
         """All shapes: the chosen one, the current one, those that would do, and the rest."""
-        order = ("MEETS", "COSTS_MORE", "NO_HEADROOM", "MISSES_OBJECTIVE", "SATURATES")
+        order = ("MEETS", "MAY_MEET", "COSTS_MORE", "NO_HEADROOM", "MISSES_OBJECTIVE", "SATURATES")
         rank = {verdict: i for i, verdict in enumerate(order)}
         judged = [self._judged.get(key(shape)) or self._not_replayed(shape, chosen) for shape in self._others]
         rest = sorted(
@@ -311,6 +311,9 @@ def _by_prediction(known: Judgement, got: Prediction, s: Situation) -> Judgement
     why = f"{name} would be at {worst:.0%} of its limit"
     if worst > 1 - s.policy.margin:
         return _as(known, "MISSES_OBJECTIVE", why)
+    if (most := worst_of(s, got, "high")[0]) > 1:
+        why += f", and may be at {most:.0%}: whether it meets it is not known"
+        return replace(_as(known, "MAY_MEET", why), feasible=True)
     return replace(_as(known, "MEETS", why), feasible=True)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from analyzers.finding import Reason, Severity
 from analyzers.objective import mean_rate, merged, stalled_s, total
 from analyzers.situation import Situation
+from analyzers.vllm_arguments import DEFAULT_MAX_NUM_BATCHED_TOKENS
 from analyzers.words import lasting
 from collectors.window import Window
 
@@ -28,6 +29,10 @@ _PLATEAU = 0.9
 _MOSTLY = 2 / 3
 #: Windows at a limit stay below it by this share, or by half a sequence: a reading may fall between one that ends and the next.
 _BELOW, _BETWEEN = 0.05, 0.5
+#: Of fewer tokens, an answer ends with its prefill.
+_NO_DECODE = 2.0
+#: With this share of an iteration's token budget in prompts, it is what requests may wait for.
+_BUDGET_USED = 0.5
 #: Below this use of the KV cache, it is not the cache that holds requests back.
 _CACHE_FREE = 0.9
 
@@ -125,7 +130,7 @@ def _told(windows: Sequence[Window], metric: str) -> bool:
 def _plateau(s: Situation, seen: Sequence[Window]) -> Reason | None:
     """Requests wait, the cache is free, and no more than so many run: that is the limit, whatever the settings state."""
     slots = s.shape.engine.get("max_num_seqs")
-    if not isinstance(slots, int) or not s.shape.replicas:
+    if not isinstance(slots, int) or not s.shape.replicas or s.changing:
         return None
     queued = [
         w
@@ -137,13 +142,14 @@ def _plateau(s: Situation, seen: Sequence[Window]) -> Reason | None:
     ]
     if len(queued) < _WINDOWS:
         return None
+    prefill_bound = _prefill_bound(s, queued)
     most = max(w.gauges["running"].maximum for w in seen if "running" in w.gauges)
     room, edge = slots * s.shape.replicas, most - max(_BELOW * most, _BETWEEN)
     beyond = most > (1 + _BELOW) * room
     at_it = [w.gauges["running"].mean >= edge for w in queued]
     touched = all(w.gauges["running"].maximum >= edge for w in queued)
     flat = sum(at_it) >= (_WINDOWS if touched else max(_WINDOWS, _MOSTLY * len(at_it))) or all(at_it[-_WINDOWS:])
-    if not beyond and (most >= _PLATEAU * room or not flat):
+    if not beyond and (most >= _PLATEAU * room or not flat or prefill_bound):
         return None
     each, waiting = most / s.shape.replicas, sum(w.gauges["waiting"].mean for w in queued) / len(queued)
     numbers = {
@@ -160,6 +166,23 @@ def _plateau(s: Situation, seen: Sequence[Window]) -> Reason | None:
     where = "" if s.shape.replicas == 1 else f", {each:.3g} on each of {s.shape.replicas} replicas"
     also = "" if beyond or s.shape.replicas == 1 else ", and does each replica get requests"
     return Reason("SETTINGS_CONTRADICT", f"{ran}{where}: is max_num_seqs really {slots}{also}?", numbers)
+
+
+def _prefill_bound(s: Situation, queued: Sequence[Window]) -> bool:
+    """Whether requests may wait for an iteration's token budget: long prompts with short answers, or with none, hold no slot for long.
+
+    An iteration takes as long as a gap between tokens, so that the prompt tokens that come in one are known.
+    """
+    prompt, cached = total(queued, "prompt_tokens"), total(queued, "cached_prompt_tokens") or 0.0
+    rate, gaps = mean_rate(queued, "prompt_tokens"), merged(queued, "itl_s")
+    if not prompt or rate is None or not s.shape.replicas:
+        return False
+    if gaps is None or not gaps.mean:
+        output, requests = total(queued, "output_tokens"), total(queued, "requests")
+        return output is not None and bool(requests) and output < _NO_DECODE * (requests or 0.0)
+    stated = s.shape.engine.get("max_num_batched_tokens")
+    budget = stated if isinstance(stated, int) else DEFAULT_MAX_NUM_BATCHED_TOKENS
+    return rate * (1 - cached / prompt) * gaps.mean / s.shape.replicas >= _BUDGET_USED * budget
 
 
 def _other_model(s: Situation, seen: Sequence[Window]) -> Reason | None:

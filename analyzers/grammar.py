@@ -11,7 +11,7 @@ from typing import Any
 from analyzers.objective import Objective, Target
 from analyzers.strict import nearest
 from analyzers.whatif.model import EngineModel
-from collectors.durations import seconds_of
+from collectors.durations import has_unit, seconds_of
 
 Value = int | float | str | bool | None
 #: vLLM's own names, where the engine file has another.
@@ -95,7 +95,7 @@ def objective(texts: Sequence[str]) -> Objective:
             raise BadQuestion(f"--objective {text}: write NAME=DURATION, such as ttft_p95=0.5 or ttft_p95=500ms")
         full = name if name == "error_rate" or name.endswith("_s") else f"{name}_s"
         try:
-            targets[full] = Target.parse(full, limit)
+            targets[full] = Target.parse(full, limit, with_unit=has_unit(value))
         except ValueError as error:
             raise BadQuestion(f"--objective {text}: {error}") from error
     return Objective(tuple(targets.values()))

@@ -12,8 +12,8 @@ from collectors.window import Range, Window
 _CRUMBS = 1e-9
 
 
-#: A limit above this many seconds was meant in milliseconds.
-_MOST_S = {"ttft": 300.0, "queue": 300.0, "itl": 10.0, "tpot": 10.0, "e2e": 7200.0}
+#: A number without a unit that is above this many seconds was meant in milliseconds.
+_MOST_BARE_S = {"ttft": 60.0, "queue": 60.0, "itl": 5.0, "tpot": 5.0, "e2e": 600.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +33,19 @@ class Target:
         return f"{base}_p{self.quantile * 100:g}_s"
 
     @classmethod
-    def parse(cls, name: str, limit: float) -> Target:
+    def parse(cls, name: str, limit: float, *, with_unit: bool = False) -> Target:
         """From a settings key: ``ttft_p95_s``, ``itl_p99_s``, ``e2e_p90_s``, ``tpot_p50_s``, ``queue_p95_s``, ``error_rate``.
 
-        Raises ValueError on any other name, and on a limit that cannot be met.
+        with_unit: whether the limit (in seconds) was written with its unit; a bare number may be one of milliseconds.
+        Raises ValueError on any other name, and on a limit that cannot be met or cannot be meant.
         """
         if not limit > 0:
             raise ValueError(f"{name}: the limit must be above 0, not {limit}")
-        most = _MOST_S.get(name.split("_")[0])
-        if most is not None and limit > most:
+        most = _MOST_BARE_S.get(name.split("_")[0])
+        if most is not None and limit > most and not with_unit:
             raise ValueError(
-                f"{name}: {limit:g} s is more than anybody waits for that; did you mean {limit / 1000:g} s ({limit:g}ms)?"
+                f"{name}: {limit:g} s is more than anybody waits for that; did you mean {limit / 1000:g} s ({limit:g}ms)? "
+                f"Where seconds are meant, write {limit:g}s"
             )
         if name == "error_rate":
             if limit >= 1:
@@ -66,8 +68,9 @@ class Objective:
     targets: tuple[Target, ...] = ()
 
     @classmethod
-    def from_mapping(cls, limits: Mapping[str, float]) -> Objective:
-        return cls(tuple(Target.parse(name, limit) for name, limit in limits.items()))
+    def from_mapping(cls, limits: Mapping[str, float], *, with_units: bool = False) -> Objective:
+        """with_units: as in ``Target.parse``; so of limits that were checked as they were written."""
+        return cls(tuple(Target.parse(name, limit, with_unit=with_units) for name, limit in limits.items()))
 
 
 @dataclass(frozen=True, slots=True)

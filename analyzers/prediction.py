@@ -31,6 +31,13 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def within(self, limit: float) -> bool | None:
+        """Whether the truth is at most ``limit``: yes where the whole interval is, no where its middle is not.
+
+        None: not known. It is likelier than not, and yet the limit lies in the interval.
+        """
+        return True if self.high <= limit else False if self.mid > limit else None
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:

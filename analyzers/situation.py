@@ -31,6 +31,8 @@ class Situation:
     """How far behind the source's newest windows are by nature, in seconds: data that comes late is not stale."""
     settling: bool = False
     """Whether the span is cut short by a change that has only just been made."""
+    changing: bool = False
+    """Whether a change is being applied, or led back: engines of both shapes may run at once."""
     wanted_s: float | None = None
     """How long the span is to be; it is shorter while the endpoint has not been watched for so long. None: as long as it is."""
     longer: Sequence[Window] = ()

@@ -149,7 +149,7 @@ def _regression(
             was = f"{then.observed:.3g}" if then.observed is not None else "unknown"
             text = (
                 f"{target.name} is {now.observed:.3g} s in three windows in a row; the limit is {target.limit:g} s, "
-                f"before the change it was {was} s at the same load"
+                f"before the change it was {was} s {_at(ratio, load_tolerance)}"
             )
             return "BREACH_AFTER_CHANGE", text
     then_failed, now_fail = _error_rate(before), _error_rate(after)
@@ -207,15 +207,20 @@ def _rate(windows: Sequence[Window]) -> float | None:
 
 def _same_lengths(before: Sequence[Window], after: Sequence[Window], tolerance: float) -> bool:
     """Whether tokens per request stayed alike, where they are known at all."""
-    for counter in ("prompt_tokens", "output_tokens"):
-        per_request: list[float] = []
-        for windows in (before, after):
-            tokens, requests = total(windows, counter), total(windows, "requests")
-            if tokens is not None and requests:
-                per_request.append(tokens / requests)
-        if len(per_request) == 2 and per_request[0] > 0 and abs(per_request[1] / per_request[0] - 1) > tolerance:
+    for name in ("prompt", "output"):
+        then, now = _tokens_per_request(before, name), _tokens_per_request(after, name)
+        if then and now is not None and abs(now / then - 1) > tolerance:
             return False
     return True
+
+
+def _tokens_per_request(windows: Sequence[Window], name: str) -> float | None:
+    """Of requests that ended, where their lengths are told. A counter goes on under way: a shape that chokes has more tokens a request."""
+    lengths = merged(windows, f"{name}_length")
+    if lengths is not None and lengths.mean is not None:
+        return lengths.mean
+    tokens, requests = total(windows, f"{name}_tokens"), total(windows, "requests")
+    return tokens / requests if tokens is not None and requests else None
 
 
 def _helped(before: Sequence[Window], name: str, observed: float | None, objective: Objective) -> bool:
@@ -292,6 +297,13 @@ def observed_metric(windows: Sequence[Window], metric: str) -> float | None:
             values: list[float] = [getattr(g, pick) for g in gauges]
             return max(values) if pick == "maximum" else sum(values) / len(values)
     return None
+
+
+def _at(ratio: float | None, load_tolerance: float) -> str:
+    """The load before, ``ratio`` times which comes now."""
+    if ratio is not None and abs(ratio - 1) <= load_tolerance:
+        return "at the same load"
+    return f"at another load; now it is {_share(ratio)} of that"
 
 
 def _share(ratio: float | None) -> str:

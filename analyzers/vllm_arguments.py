@@ -1,6 +1,10 @@
-"""The names of the arguments of ``vllm serve``: what tells a slip of the pen from an argument whose effect is not replayed."""
+"""The names of the arguments of ``vllm serve``: what tells a slip of the pen from an argument whose effect is not replayed. Two defaults."""
 
 from __future__ import annotations
+
+#: When the settings do not say: vLLM's own defaults for serving on smaller accelerators (0.6 to 0.11).
+DEFAULT_MAX_NUM_SEQS = 256
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 
 _NAMES = """
 additional_config aggregate_engine_logging all2all_backend allow_deprecated_quantization allowed_local_media_path

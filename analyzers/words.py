@@ -8,12 +8,21 @@ import math
 _ALIKE = 0.02
 
 
+#: Units of a duration: from so many seconds on, its name, its seconds, and those of the unit that its rest is told in.
+_DURATIONS = ((171_000.0, "d", 86_400, "h", 3600), (3570.0, "h", 3600, "min", 60), (59.5, "min", 60, "s", 1))
+#: Of so many or more, no rest is told.
+_MANY = 10
+
+
 def lasting(seconds: float) -> str:
-    """``45 s``, ``12.5 min``, ``3 h``, ``2.5 d``."""
-    for least, unit in ((2 * 86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
+    """``0.25 s``, ``45 s``, ``2 min 31 s``, ``49 min``, ``3 h``, ``2 d 12 h``."""
+    for least, unit, size, part, step in _DURATIONS:
         if seconds >= least:
-            return f"{seconds / {'d': 86_400.0, 'h': 3600.0, 'min': 60.0}[unit]:.3g} {unit}"
-    return f"{seconds:.3g} s"
+            whole, rest = divmod(round(seconds / step) * step, size)
+            if whole >= _MANY:
+                return f"{round(seconds / size)} {unit}"
+            return f"{whole} {unit} {rest // step} {part}" if rest else f"{whole} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def spread(observed: float | None, least: float | None, most: float | None) -> str:
@@ -25,6 +34,11 @@ def spread(observed: float | None, least: float | None, most: float | None) -> s
     if most is None or math.isinf(most):
         return f"at least {least:.3g}"
     return f"{observed:.3g}" if most - least <= _ALIKE * abs(most) else f"{least:.3g} to {most:.3g}"
+
+
+def verdict(met: bool | None) -> str:
+    """Whether what must hold does: ``met``, ``missed``, ``not known``."""
+    return {True: "met", False: "missed", None: "not known"}[met]
 
 
 def promise(comparable: bool, inside: bool | None) -> str:

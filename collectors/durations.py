@@ -20,3 +20,8 @@ def seconds_of(value: object) -> float:
     if not math.isfinite(seconds):
         raise ValueError(f"{value!r} is no duration: write for instance 500ms, 5s, 2m, 1h or 7d")
     return seconds
+
+
+def has_unit(value: object) -> bool:
+    """Whether a duration was written with its unit, and is no bare number."""
+    return isinstance(value, str) and value.strip()[-1:].isalpha()

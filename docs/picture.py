@@ -18,7 +18,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 def main(chromium: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "demo"
-        demo = subprocess.Popen([sys.executable, "-m", "agent", "demo", "--dir", str(place)])  # noqa: S603
+        demo = subprocess.Popen([sys.executable, "-m", "agent", "demo", "--stay", "--dir", str(place)])  # noqa: S603
         try:
             while not (place / "summary.json").exists():  # the story is told; the page stays up
                 if demo.poll() is not None:

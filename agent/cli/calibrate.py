@@ -114,11 +114,16 @@ def calibrate(
         _show(answer)
     if known.misfit and not accept_misfit:
         unwritten = f"; {out} is not written" if out is not None else ""
-        raise fail(
-            f"{known.warning}{unwritten}. Look at the tests whose figures do not fit the others (a gateway, a cache, another engine?), "
-            "or take it as it is with --accept-misfit",
-            1,
-        )
+        raise misfit(f"{known.warning}{unwritten}")
+
+
+def misfit(warning: str) -> typer.Exit:
+    """An engine that did not reach its data, and nobody who accepts that: exit code 1."""
+    return fail(
+        f"{warning}. Look at the tests or windows whose figures do not fit the others (a gateway, a cache, another engine?), "
+        "or take it as it is with --accept-misfit",
+        1,
+    )
 
 
 def _of_endpoint(endpoint: str, since_s: float, config: Path) -> Any:

@@ -298,18 +298,23 @@ def recommendations_show(
         stdout.print(f"  risk: {text(reason)}")
     names = [m for m in r["predicted"] if m in r["predicted_now"] or "_p95" in m]
     rows = [
-        [m, _observed(r["observed_now"].get(m)), _interval(r["predicted_now"].get(m)), _interval(r["predicted"][m])]
+        [
+            m,
+            _observed(r["observed_now"].get(m)),
+            _interval(r["predicted_now"].get(m)),
+            _interval(r["predicted"][m]),
+            r["predicted_verdicts"].get(m, "-"),
+        ]
         for m in names
     ]
-    columns = ["metric", "now, observed", "now, by the model", "proposed, by the model"]
+    columns = ["metric", "now, observed", "now, by the model", "proposed, by the model", "limit"]
     table("Expected (80 % intervals)", columns, rows, "Nothing supports a prediction.")
     rows = [
         [text(o["label"]), o["verdict"], money(o["money"]["per_hour"]), text(o["why"])] for o in r["body"]["options"]
     ]
     table("Considered", ["shape", "verdict", "$/h", "why"], rows, "")
     rows = [
-        [str(i), text(o["summary"]), f"{o['deadline_s']:.0f} s"]
-        for i, o in enumerate(r["plan"].get("operations", []), 1)
+        [str(i), text(o["summary"]), lasting(o["deadline_s"])] for i, o in enumerate(r["plan"].get("operations", []), 1)
     ]
     table(
         f"Plan {r['plan_hash']}",

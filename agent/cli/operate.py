@@ -19,6 +19,7 @@ from agent.cli.output import (
     fail,
     print_json,
     read_as,
+    stdout,
     text,
     warnings_on_stderr,
 )
@@ -166,8 +167,12 @@ def report(
 
 def demo(
     once: Annotated[
-        bool, typer.Option("--once", help="End when the story is told, instead of keeping the page up.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--once/--stay",
+            help="End when the story is told, or keep the page up. Default: stay where a terminal watches.",
+        ),
+    ] = None,
     directory: Annotated[
         Path | None, typer.Option("--dir", help="Where to leave everything; default: a new demo-... folder.")
     ] = None,
@@ -175,4 +180,4 @@ def demo(
     """Show the whole loop on a small fleet of emulated endpoints, on this machine, in about two minutes."""
     from agent.demo import show
 
-    raise typer.Exit(show(directory, once=once))
+    raise typer.Exit(show(directory, once=not stdout.is_terminal if once is None else once))

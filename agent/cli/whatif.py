@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agent.cli.calibrate import misfit
 from agent.cli.inspect import opened
 from agent.cli.output import (
     DEFAULT_CONFIG,
@@ -28,6 +29,7 @@ from agent.cli.output import (
     text,
     write,
 )
+from analyzers.words import lasting
 
 if TYPE_CHECKING:
     from agent.whatif.figures import CandidateOutcome
@@ -138,10 +140,18 @@ def whatif(
         Path | None, typer.Option(help="Write each request's times on each candidate here, as CSV.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with charts here.")] = None,
+    accept_misfit: Annotated[
+        bool, typer.Option("--accept-misfit", help="Exit with 0 also where an engine did not reach its own data.")
+    ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     output: OutputOption = Output.table,
 ) -> None:
-    """Replay traffic on other shapes: a trace on an engine file, or an endpoint's own telemetry on other hardware."""
+    """Replay traffic on other shapes: a trace on an engine file, or an endpoint's own telemetry on other hardware.
+
+    Exit code 1 where nothing can be predicted, or where an engine did not reach the data that it was learned from: the answer is shown,
+    with the warning.
+    """
+    from agent.whatif.figures import misfits
     from analyzers.grammar import BadQuestion
     from analyzers.prediction import CannotPredict
     from collectors.traces import BadTrace
@@ -163,10 +173,16 @@ def whatif(
         raise fail(str(refused)) from refused
     for note in answer["notes"]:
         console.print(f"note: {text(note)}", highlight=False, soft_wrap=True)
+    off = misfits(answer)
+    for warning in answer["warnings"]:
+        if accept_misfit or warning not in off:
+            console.print(f"warning: {text(warning)}", highlight=False, soft_wrap=True)
     if output is Output.json:
-        return print_json(answer)
-    print_answer(answer)
-    return None
+        print_json(answer)
+    else:
+        print_answer(answer)
+    if off and not accept_misfit:
+        raise misfit("; ".join(off))
 
 
 def _check(given: WhatIfOptions) -> None:
@@ -279,7 +295,7 @@ def print_answer(answer: Mapping[str, Any]) -> None:
     made.add_column("", min_width=2)
     made.add_column("candidate", overflow="fold", min_width=12)
     goodput = any(row.goodput_per_s is not None for row in found)
-    for heading in ("$/h", *map(_heading, metrics), *(["goodput\n/s"] if goodput else []), "saturates", "meets"):
+    for heading in ("$/h", *map(_heading, metrics), *(["goodput\n/s"] if goodput else []), "saturates", "objective"):
         made.add_column(heading, justify="right", no_wrap=True)
     for row in found:
         made.add_row(
@@ -289,7 +305,7 @@ def print_answer(answer: Mapping[str, Any]) -> None:
             *(_figure(row.figures.get(name), wide) for name in metrics),
             *([number(row.goodput_per_s)] if goodput else []),
             _saturates(row),
-            {True: "[green]yes[/green]", False: "[red]no[/red]", None: "-"}[row.meets],
+            _COLOURED.get(row.verdict or "", row.verdict or "-"),
         )
     stdout.print(made)
     for row in found:
@@ -301,22 +317,17 @@ def print_answer(answer: Mapping[str, Any]) -> None:
             stdout.print(f"{row.number}: {row.done[0]} of {row.done[1]} requests completed", highlight=False)
 
 
+_COLOURED = {"met": "[green]met[/green]", "missed": "[red]missed[/red]", "not known": "[yellow]not known[/yellow]"}
+
+
 def _taken(trace: Mapping[str, Any]) -> str:
     """What a trace was read as."""
     rate, unit = trace["rate_per_s"], trace["time_unit"]
     often = "" if rate is None else f", {number(rate)} a second on average"
     return (
         f"{trace['file']}: read as {trace['format']}, times {'as dates' if unit == 'dates' else f'in {unit}'}; "
-        f"{trace['requests']:,} requests in {_span(trace['span_s'])}{often}"
+        f"{trace['requests']:,} requests in {lasting(trace['span_s'])}{often}"
     )
-
-
-def _span(seconds: float) -> str:
-    """In the units that a person would take."""
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def _dollars(value: float | None) -> str:

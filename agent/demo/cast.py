@@ -20,7 +20,8 @@ SIZES = {
 MEMORY_GB = {"emu-small": 24.0, "emu-large": 48.0}
 MODEL = "demo-8b"
 SLACK_USER = "U0DEMO123"
-SECRET_ENV, WEBHOOK_ENV = "FLYBALL_DEMO_SIGNING_SECRET", "FLYBALL_DEMO_WEBHOOK"
+#: Beside the settings, so that every command can read them.
+SECRET_FILE, WEBHOOK_FILE = "slack-signing-secret", "slack-webhook"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,10 @@ class Role:
     shape: Shape
     rate: float
     expected: str
-    """``grow``, ``shrink``, ``right`` or ``rollback``."""
+    """``grow``, ``shrink``, ``right``, ``rollback`` or ``open``: its proposal is left for the one who watches."""
     sabotage: dict[str, Any] | None = None
+    harm: str = ""
+    """What the sabotage is, in words."""
     policy: dict[str, Any] = field(default_factory=dict)
 
     def spec(self, seed: int) -> EmulatedSpec:
@@ -71,10 +74,11 @@ ROLES = (
         _shape(3),
         4.0,
         "rollback",
-        # After the resize the emulated machines run five times slower, as beside a noisy neighbour: the promise cannot be kept.
         sabotage={"when": {"replicas": 2}, "slowdown": 5.0},
+        harm="the demo made its machines five times slower once there were 2, as beside a noisy neighbour",
         policy={"min_replicas": 2, "max_replicas": 3, "max_step_replicas": 1},
     ),
+    Role("drafts", _shape(2), 2.0, "open", policy={"max_replicas": 2}),
 )
 
 
@@ -95,8 +99,8 @@ def settings(urls: dict[str, str], slack_host: str, port: int) -> str:
         "decide": {"interval_s": 3, "act_interval_s": 0.5},
         "web": {"port": port},
         "slack": {
-            "webhook_url": f"${{{WEBHOOK_ENV}}}",
-            "signing_secret": f"${{{SECRET_ENV}}}",
+            "webhook_url": f"file:{WEBHOOK_FILE}",
+            "signing_secret": f"file:{SECRET_FILE}",
             "approvers": [SLACK_USER],
             "allow_hosts": [slack_host],
         },

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
@@ -36,12 +36,23 @@ class _Server(uvicorn.Server):
 class SlackStandIn:
     """Answers ``ok`` to the webhook, then acts as the user that presses a button of the message."""
 
-    def __init__(self, http: Http, clock: WallClock, *, secret: str, user: str, press: str = "approve") -> None:
+    def __init__(
+        self,
+        http: Http,
+        clock: WallClock,
+        *,
+        secret: str,
+        user: str,
+        press: str = "approve",
+        leaves: Collection[str] = (),
+    ) -> None:
+        """leaves: endpoints whose proposals it leaves to somebody else."""
         self._http = http
         self._clock = clock
-        self._secret = secret
+        self.secret = secret
         self._user = user
         self._press = press
+        self._leaves = leaves
         self._presses: set[asyncio.Task[None]] = set()
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -74,7 +85,7 @@ class SlackStandIn:
 
     @property
     def webhook_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/services/T0DEMO/B0DEMO/{self._secret[:12]}"
+        return f"http://127.0.0.1:{self.port}/services/T0DEMO/B0DEMO/{self.secret[:12]}"
 
     async def _message(self, request: Request) -> Response:
         message = await request.json()
@@ -82,7 +93,7 @@ class SlackStandIn:
             return PlainTextResponse("no_text", 400)
         self.messages.append(message)
         button = _button(message, self._press)
-        if button is not None:
+        if button is not None and str(message["text"]).partition(":")[0] not in self._leaves:
             task = asyncio.create_task(self._click(button, len(self.messages)))
             self._presses.add(task)
             task.add_done_callback(self._presses.discard)
@@ -106,7 +117,7 @@ class SlackStandIn:
                 {"action_id": button["action_id"], "value": button["value"], "action_ts": f"{self._clock.now():.6f}"}
             ],
         }
-        body, headers = signed(payload, self._secret, self._clock.now())
+        body, headers = signed(payload, self.secret, self._clock.now())
         answer = await self._http.request("POST", self.actions_url, content=body, headers=headers)
         self.clicks.append((str(button["action_id"]), answer.status))
 

@@ -21,7 +21,8 @@ from slack_sdk.models.blocks import (
 
 from actuators.shape import Shape
 from analyzers.money import and_unknown
-from analyzers.words import promise, spread
+from analyzers.prediction import Interval
+from analyzers.words import promise, spread, verdict
 
 Row = Mapping[str, Any]
 #: Characters. Slack takes 3000 in a section, but refuses a message whose blocks together hold about 13,000: msg_blocks_too_long.
@@ -189,7 +190,9 @@ def _expected(observed: Sequence[Mapping[str, Any]], proposed: Mapping[str, Any]
             continue
         seen = now.get(metric)
         then = f"now {spread(seen['observed'], seen['at_least'], seen['at_most'])} → " if seen is not None else ""
-        limit = f", the limit is {seen['limit']:g}" if seen is not None else ""
+        limit = ""
+        if seen is not None:
+            limit = f", the limit is {seen['limit']:g}: {verdict(Interval(**interval).within(seen['limit']))}"
         lines.append(
             f"• {metric}: {then}*{interval['mid']:.3g}* (80 %: {interval['low']:.3g} to {interval['high']:.3g}){limit}"
         )

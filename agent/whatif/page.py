@@ -11,6 +11,7 @@ from agent.report import environment
 from agent.whatif.figures import Curves
 from agent.whatif.table import SATURATED, Row, costs, efficient, rows, shown
 from agent.whatif.timeline import MOST_ROWS, timeline
+from analyzers.words import lasting
 from collectors.workload import Floats
 
 _NAMES = {
@@ -62,14 +63,11 @@ def _metric(found: Sequence[Row], answer: Mapping[str, Any]) -> str:
 
 
 def _span(answer: Mapping[str, Any]) -> str:
-    """How long the traffic is: ``7 days``."""
+    """How long the traffic is: ``7 d``."""
     seconds = (
         answer["trace"]["duration_s"] if "trace" in answer else answer["evidence"]["end"] - answer["evidence"]["start"]
     )
-    for unit, length in (("days", 86_400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} seconds"
+    return lasting(seconds)
 
 
 def wording(metric: str) -> str:

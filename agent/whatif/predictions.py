@@ -16,9 +16,8 @@ from actuators.shape import Shape
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, windows
 from agent.store import evidence as store_evidence
-from agent.whatif.figures import SCHEMA_VERSION, CandidateOutcome, Curves, curve, meets
+from agent.whatif.figures import SCHEMA_VERSION, CandidateOutcome, Curves, curve, judged
 from agent.whatif.parallel import each
-from agent.whatif.table import SATURATED
 from agent.wiring import catalogue_of, vocabulary_of
 from analyzers import grammar
 from analyzers.grammar import BadQuestion
@@ -27,7 +26,7 @@ from analyzers.kinds.base import Basis, Calibration, Kind
 from analyzers.kinds.registry import KINDS
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
-from analyzers.prediction import CannotPredict, Prediction
+from analyzers.prediction import CannotPredict
 from analyzers.shapes import Vocabulary, shape_of
 from analyzers.strict import nearest
 from analyzers.whatif.calibrate import CalibratedEngine
@@ -174,29 +173,21 @@ def predicted(on: Question, named: tuple[str, Shape]) -> CandidateOutcome:
         "usd_per_hour": _price(shape, on.basis.present, on.basis.catalogue),
         "prediction": None,
         "saturates": None,
-        **judged(None, on.basis.objective),
+        "misfit": dict(on.calibrated.misfit),
+        "warnings": list(on.calibrated.warnings),
+        **judged(on.basis.objective, {}, None),
         "refused": None,
     }
     try:
         got = on.kind.predict(shape, on.workload, on.calibrated, on.basis)
     except CannotPredict as refused:
         return CandidateOutcome({**figures, "refused": {"code": refused.code, "detail": refused.detail}}, {})
-    told = {"prediction": got.as_dict(), "saturates": got.saturates, **judged(got, on.basis.objective)}
+    told = {
+        "prediction": got.as_dict(),
+        "saturates": got.saturates,
+        **judged(on.basis.objective, got.metrics, got.saturates),
+    }
     return CandidateOutcome({**figures, **told}, _curves(shape, on) if on.curves else {})
-
-
-def judged(got: Prediction | None, objective: Objective) -> dict[str, Any]:
-    """Each target with the middle of its prediction and the 80 % interval. None: not predicted."""
-    rows: list[dict[str, Any]] = []
-    for target in objective.targets:
-        interval = got.metrics.get(target.name) if got is not None else None
-        values = dict.fromkeys(("value", "low", "high")) if interval is None else {
-            "value": interval.mid, "low": interval.low, "high": interval.high,
-        }  # fmt: skip
-        met = None if interval is None else interval.mid <= target.limit
-        rows.append({"target": target.name, "limit": target.limit, **values, "met": met})
-    grows = got is not None and got.saturates > SATURATED
-    return {"objective": rows, "meets_objective": meets([row["met"] for row in rows], grows)}
 
 
 def _curves(shape: Shape, on: Question) -> Curves:
@@ -232,7 +223,7 @@ def answer(
             "residuals": dict(on.calibrated.residuals),
             "notes": list(on.calibrated.notes),
         },
-        "notes": [*notes, *_notes(found, on)],
+        "notes": [*notes, *(note for note in _notes(found, on) if note not in on.calibrated.warnings)],
         "candidates": [outcome.figures for outcome in outcomes],
     }
 

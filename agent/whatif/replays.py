@@ -14,7 +14,7 @@ from typing import Any
 from agent.clock import WallClock
 from agent.whatif import figures, requests
 from agent.whatif.candidates import Candidate
-from agent.whatif.figures import SCHEMA_VERSION, CandidateOutcome
+from agent.whatif.figures import SCHEMA_VERSION, CandidateOutcome, numbered
 from agent.whatif.parallel import each
 from analyzers import grammar
 from analyzers.kinds.results import ReplayTraffic
@@ -102,6 +102,7 @@ def answer(
             "unread_columns": list(taken.unread),
         },
         "engine": str(engine),
+        "warnings": numbered([candidate["warnings"] for candidate in found]),
         "timeout_s": traffic.timeout_s,
         "notes": [*notes, *_notes(tried, outcomes)],
         "candidates": found,
@@ -110,11 +111,8 @@ def answer(
 
 def _notes(tried: Sequence[Candidate], outcomes: Sequence[CandidateOutcome]) -> list[str]:
     """What must be known to trust the candidates' figures, once each, with the numbers of those that it is about."""
-    about: dict[str, list[str]] = {}
-    for number, (candidate, outcome) in enumerate(zip(tried, outcomes, strict=True), 1):
-        if candidate.system.refused is not None:
-            continue
-        predicted = (outcome.figures["prediction"] or {}).get("notes", ())
-        for note in dict.fromkeys((*candidate.system.notes, *predicted)):
-            about.setdefault(note, []).append(str(number))
-    return [f"{', '.join(numbers)}: {note}" if len(tried) > 1 else note for note, numbers in about.items()]
+    predicted = [(outcome.figures["prediction"] or {}).get("notes", ()) for outcome in outcomes]
+    refused = [candidate.system.refused is not None for candidate in tried]
+    return numbered(
+        [() if none else (*c.system.notes, *more) for c, more, none in zip(tried, predicted, refused, strict=True)]
+    )

@@ -46,8 +46,8 @@ class Row:
     goodput_per_s: float | None
     saturates: float | None
     """Share of the replays whose queue grew without end."""
-    meets: bool | None
-    """The whole objective."""
+    verdict: str | None
+    """Of the whole objective: ``met``, ``missed``, ``not known``. None: there is none."""
 
 
 def rows(answer: Mapping[str, Any]) -> list[Row]:
@@ -70,7 +70,7 @@ def _row(number: int, c: Mapping[str, Any]) -> Row:
         done=(c["completed"], c["requests"]) if replayed and not refused else None,
         goodput_per_s=c.get("goodput_per_s"),
         saturates=c["saturates"],
-        meets=c["meets_objective"],
+        verdict=c["verdict"],
     )
 
 

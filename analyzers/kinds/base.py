@@ -45,6 +45,16 @@ class Calibration(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
+    @property
+    def misfit(self) -> Mapping[str, float]:
+        """Those of ``residuals`` that show that the fit did not reach its data."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What keeps it from being believed as it stands."""
+        ...
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         ...

@@ -36,6 +36,16 @@ class ReplaySystem(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
+    @property
+    def misfit(self) -> Mapping[str, float]:
+        """What its calibration was off by, where that shows that it did not reach its data: logarithms by metric."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What keeps it from being believed as it stands."""
+        ...
+
     def changed(self, changes: Mapping[str, Any]) -> ReplaySystem:
         """With single settings changed, by their names. Raises ValueError."""
         ...
@@ -74,6 +84,15 @@ class DescribedSystem:
 
     @property
     def notes(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def misfit(self) -> Mapping[str, float]:
+        """None: it is as its file describes it."""
+        return {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
         return ()
 
     def changed(self, changes: Mapping[str, Any]) -> Self:

@@ -18,6 +18,7 @@ from actuators.shape import Shape
 from analyzers.architecture import Architecture, find_architecture, weight_bytes
 from analyzers.hardware import Hardware, find
 from analyzers.prediction import CannotPredict
+from analyzers.vllm_arguments import DEFAULT_MAX_NUM_BATCHED_TOKENS, DEFAULT_MAX_NUM_SEQS
 from analyzers.whatif import priors
 from analyzers.whatif.discrepancy import Discrepancy
 from analyzers.whatif.evidence import WindowEvidence, observations, sight
@@ -34,9 +35,6 @@ _LEAST_REQUESTS = 30
 _SAME_LOAD = 0.05
 #: Requests in one evaluation: exact enough, and a fit stays within about two seconds.
 REPLAYED = 24_000
-#: When the settings do not say: vLLM's own defaults for serving on smaller accelerators (0.6 to 0.11). Stated in the notes.
-DEFAULT_MAX_NUM_SEQS = 256
-DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +84,16 @@ class CalibratedEngine:
             f"the calibration did not reach its data: {off}, where at most {_factor(min(MISFIT[m] for m in self.misfit))} is allowed. "
             "The engine model does not describe what was measured, and intervals are as wide as that"
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What keeps it from being believed as it stands."""
+        found = [] if self.warning is None else [self.warning]
+        if self.loads < 2:
+            found.append(
+                "not checked: one load only, with which some engine always agrees; its error at other loads is not known"
+            )
+        return (*found, *(note for note in self.notes if note.startswith(("not used: ", _NO_DECODE))))
 
     @property
     def best(self) -> PosteriorDraw:
@@ -197,6 +205,8 @@ def calibrate(
     machine = machine_of(facts, shape, hardware)
     limits = _limits(shape, prior, facts, known, notes)
     found = observations(known, seed, REPLAYED)
+    if _no_decode(found):
+        notes.append(_NO_DECODE)
     if not any("ttft_s" in part.seen for o in found for part in o.parts):
         notes.append("no usable TTFT (unknown, or mixed with an unknown queue): prefill cost is mostly the prior's")
     engine = EngineModel(IterationCost(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))
@@ -234,6 +244,8 @@ def calibrate_on_tests(
     if not found:
         raise CannotPredict("NO_EVIDENCE", "; ".join(refused) or "no load test was given")
     notes += [f"not used: {why}" for why in refused]
+    if _no_decode(found):
+        notes.append(_NO_DECODE)
     facts = {"model": name} if (name := model or next((t.model for t in tests if t.model), None)) else {}
     shape, own = _tested_engine(shape, used, notes)
     found = [replace(o, limits=limits) for o, limits in zip(found, own, strict=True)]
@@ -265,6 +277,13 @@ def calibrate_on_tests(
         load=(min(load), max(load)),
         notes=notes,
     )
+
+
+_NO_DECODE = "no answer was longer than its first token: what a token costs is believed, not measured"
+
+
+def _no_decode(found: Sequence[Observation]) -> bool:
+    return not any("itl_s" in part.seen or o.workload.output_tokens.mean() >= 2 for o in found for part in o.parts)
 
 
 #: Engine limits that may differ from test to test of one engine.

@@ -32,14 +32,14 @@ SHAPE = Shape(
 )  # fmt: skip
 
 
-def write(folder: Path, template: Path) -> Path:
+def write(folder: Path, template: Path, *, first: EngineModel = MODEL) -> Path:
     """The settings' path, in ``folder`` beside its database: a copy of ``template`` with the last half hour of one endpoint, which did
-    half as much in its first ten minutes."""
+    half as much in its first ten minutes. first: what served those."""
     (folder / "flyball.yaml").write_text(SETTINGS)
     (folder / "flyball.db").write_bytes(template.read_bytes())
     store = Store(f"sqlite:///{folder}/flyball.db")
     now = WallClock().now() // 60 * 60
-    quiet, busy = served(MODEL, poisson(2.0, 600.0, 3)), served(MODEL, poisson(4.0, 1200.0, 4))
+    quiet, busy = served(first, poisson(2.0, 600.0, 3)), served(MODEL, poisson(4.0, 1200.0, 4))
     rows = [replace(w, start=now - 1800 + w.start) for w in quiet] + [
         replace(w, start=now - 1200 + w.start) for w in busy
     ]

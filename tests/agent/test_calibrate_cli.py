@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from agent.cli import app, output
 from agent.store import Store, fleet
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.model import EngineModel
+from tests.agent import telemetry
 from tests.agent.telemetry import MODEL
 from tests.agent.test_whatif_cli import trace
 from tests.collectors.test_loadtests import aiperf, inference_perf, vllm_bench
@@ -124,8 +127,66 @@ def test_an_engine_that_did_not_reach_its_data_is_not_written(tmp_path: Path) ->
     assert "did not reach its data" in found["warnings"][0]
     taken = run("calibrate", *files, "--out", out, "--accept-misfit")
     assert taken.exit_code == 0, taken.output
-    asked = run("whatif", "--trace", trace(tmp_path, "0,100,10", "1,100,10"), "--engine", out, "-o", "json")
-    assert any("did not reach its data" in note for note in json.loads(asked.stdout)["notes"])
+    asking = (
+        "whatif",
+        "--trace",
+        trace(tmp_path, "0,100,10", "1,100,10"),
+        "--engine",
+        out,
+        "--html",
+        tmp_path / "p.html",
+    )
+    same = shown_but_not_believed(*asking)
+    assert same == [found["warnings"][0]]
+    assert same[0] in html.unescape((tmp_path / "p.html").read_text())
+    both = shown_but_not_believed(*asking, "--candidate", "replicas=2")
+    assert both == [f"1, 2: {same[0]}"]
+    (tmp_path / "known.json").write_text(MODEL.to_json())
+    other = shown_but_not_believed(
+        "whatif", "--trace", tmp_path / "trace.csv", "--engine", tmp_path / "known.json", "--candidate", f"engine={out}"
+    )
+    assert other == [f"2: {same[0]}"]
+
+
+def shown_but_not_believed(*asking: str | Path) -> list[str]:
+    """The warnings of an answer that exits with 1 unless the misfit is accepted."""
+    asked, accepted = run(*asking, "-o", "json"), run(*asking, "-o", "json", "--accept-misfit")
+    assert (asked.exit_code, accepted.exit_code) == (1, 0), asked.output
+    warnings: list[str] = json.loads(asked.stdout)["warnings"]
+    assert json.loads(accepted.stdout)["warnings"] == warnings
+    assert f"error {warnings[0]}. Look at" in asked.stderr
+    assert "or take it as it is with --accept-misfit" in asked.stderr
+    assert f"warning: {warnings[0]}" in accepted.stderr
+    table = run(*asking)
+    assert (table.exit_code, "What if" in table.stdout) == (1, True)
+    return warnings
+
+
+def test_a_misfit_of_an_endpoint_is_told_in_the_same_words(tmp_path: Path, sqlite_template: Path) -> None:
+    """Its first ten minutes were served by another engine, and nothing notes the change."""
+    slow = replace(MODEL, iteration=replace(MODEL.iteration, base_s=0.08, per_prefill_token_s=5e-6))
+    config = telemetry.write(tmp_path, sqlite_template, first=slow)
+    calibrated = run("calibrate", "-c", config, "--endpoint", "chat", "-o", "json")
+    assert calibrated.exit_code == 1, calibrated.output
+    warnings = json.loads(calibrated.stdout)["warnings"]
+    assert "did not reach its data" in warnings[0]
+    asking = ("whatif", "-c", config, "--endpoint", "chat", "--candidate", "replicas=2")
+    assert shown_but_not_believed(*asking) == warnings
+    answer = json.loads(run(*asking, "-o", "json").stdout)
+    assert set(answer["misfit"]) == set(json.loads(calibrated.stdout)["misfit"])
+
+
+def test_without_decode_nothing_is_known_of_a_tokens_cost(tmp_path: Path) -> None:
+    files: list[str | Path] = []
+    for rate, ttft_ms in ((2.0, 120.0), (5.0, 150.0)):
+        prefill = {"mean_ttft_ms": ttft_ms, "mean_e2el_ms": ttft_ms, "mean_tpot_ms": 0.0, "mean_itl_ms": 0.0}
+        sent = {"num_prompts": 600, "completed": 600, "total_input_tokens": 900_000, "total_output_tokens": 600}
+        load = {"request_rate": rate, "request_throughput": rate, "duration": 600 / rate}
+        files += ["--from", vllm_file(tmp_path, f"{rate:g}", **prefill, **sent, **load)]
+    warnings = answer(*files)["warnings"]
+    assert any("what a token costs is believed, not measured" in warning for warning in warnings)
+    usual = answer("--from", vllm_file(tmp_path, "usual"))["warnings"]
+    assert not any("what a token costs" in warning for warning in usual)
 
 
 def test_one_load_shows_no_error(tmp_path: Path) -> None:

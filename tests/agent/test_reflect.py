@@ -36,7 +36,7 @@ from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.http import Http
 from collectors.sessions import Sessions
 from collectors.window import Gauge, Window
-from tests.agent.records import T0
+from tests.agent.records import T0, change_row
 from tests.analyzers.whatif import reference_server
 
 SHAPE = Shape(replicas=2, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 64})
@@ -401,3 +401,63 @@ def test_an_endpoint_at_rest_for_days_gets_a_proposal(tmp_path: Path) -> None:
         (row,) = recommendations.listed(db)
     assert [r["code"] for r in row["body"]["reasons"]] == ["LITTLE_TRAFFIC"]
     assert row["body"]["proposed"]["shape"]["replicas"] == 1
+
+
+# -- what is open, and what is under way ----------------------------------------------------------------------------------
+
+
+def test_figures_that_move_are_told_once_in_the_span_that_they_are_taken_over(tmp_path: Path) -> None:
+    """A new revision is a new message, and the same evidence is in most of the next analyses."""
+    house = House(tmp_path, ["a"])
+    house.cycle()
+    revisions = []
+    for minute in range(1, 21):
+        longer = reference_server.windows(MODEL, reference_server.poisson(0.5, 700.0, 1, prompt=100.0, output=100.0))
+        with house.store.write() as db:
+            windows.save(db, [_of("a", longer[minute % 10], T0 + 540 + minute * 60)])
+        asyncio.run(house.clock.advance(60))
+        house.cycle()
+        with house.store.read() as db:
+            (row,) = recommendations.listed(db, states=recommendations.OPEN)
+        revisions.append(row["revision"])
+    assert revisions[:9] == [1] * 9
+    assert 2 <= revisions[-1] <= 3
+
+
+@pytest.mark.parametrize(("state", "changing"), [("applying", True), ("rolling_back", True), ("verifying", False)])
+def test_what_is_seen_while_a_change_is_applied_is_of_two_shapes(tmp_path: Path, state: str, changing: bool) -> None:
+    house = House(tmp_path, ["a"])
+    with house.store.write() as db:
+        db.execute(sa.insert(schema.changes).values(**change_row("c1", "a", state=state)))
+    seen = house.reflector._evidence(house.watched["a"], LIVE, house.clock.now())
+    assert seen.situation.changing is changing
+
+
+def test_what_was_not_judged_yet_is_analyzed_with_each_window_until_there_is_enough(tmp_path: Path) -> None:
+    house = House(tmp_path, ["a"], {"evidence_s": 3600})
+    watched, seen = house.watched["a"], 0
+    with house.store.write() as db:
+        rows = windows.load(db, "a", "vllm", T0, T0 + 600, 60.0)
+        db.execute(sa.delete(schema.windows))
+    house.clock = VirtualClock(T0)
+    house.reflector = house.another()
+    watched.live = None
+    assert not house.reflector.awaits(watched)  # nobody knows its shape
+    watched.live = LIVE
+    assert house.reflector.awaits(watched)  # as after a restart: what is stored already may be enough
+    for row in rows:
+        house.cycle()
+        assert not house.reflector.awaits(watched)  # there is no more to look at
+        asyncio.run(house.clock.advance(60))
+        with house.store.write() as db:
+            windows.save(db, [row])
+        watched.saved_until, seen = row.end, seen + 1
+        if not house.reflector.awaits(watched):
+            break
+    with house.store.read() as db:
+        known = fleet.get(db, "a")
+    assert known is not None
+    assert known["decision"] is not None
+    assert known["decision"]["state"] == "gathering"
+    assert "of 1 h were seen" in known["decision"]["text"]
+    assert 2 <= seen <= 6

@@ -16,6 +16,7 @@ from agent import logs
 from agent.check import check_file, notes_of
 from agent.configfile import BadSettings, Problem, SettingsFile, load
 from agent.settings import SECRET_FIELDS, Settings, weekdays
+from analyzers import grammar
 
 Write = Callable[[str], Path]
 HEAD = "endpoints:\n  - name: chat\n    url: http://127.0.0.1:8000\n"
@@ -79,6 +80,8 @@ CASES: list[tuple[str, int | None, str, str, str]] = [
     (HEAD + "    shape: {size: smal}\nsizes: {small: {}}\n", 4, "endpoints[0].shape.size", "'smal' is not among `sizes`", "'small'"),
     ("sizes:\n  a: {accelerator: A100-80}\n", 2, "sizes.a.accelerator", "'A100-80' is not known", "'A100-80GB'"),
     (HEAD + "    objective: {ttft_p95_s: 1000}\n", 4, "endpoints[0].objective", "did you mean 1 s (1000ms)?", ""),
+    (HEAD + "    objective: {ttft_p95_s: 200}\n", 4, "endpoints[0].objective", "did you mean 0.2 s (200ms)? Where seconds are", ""),
+    (HEAD + "    objective: {itl_p95_s: '20'}\n", 4, "endpoints[0].objective", "did you mean 0.02 s (20ms)?", ""),
     # the file itself
     ("a: 1\na: 2\n", 2, "a", "is written twice", "Keep one"),
     (HEAD + "    model: a\n    model: b\n", 5, "endpoints[0].model", "is written twice", "Keep one"),
@@ -389,3 +392,17 @@ collect: {interval_s: "30"}
     assert "write for instance 500ms, 5s" in soon.what
     (absurd,) = problems(write(text.replace("500ms", "1000")))
     assert "did you mean 1 s (1000ms)?" in absurd.what
+
+
+def test_a_batch_endpoint_states_its_long_limits_with_their_unit(tmp_path: Path) -> None:
+    file = tmp_path / "flyball.yaml"
+    file.write_text(HEAD + "    objective: {ttft_p95_s: 200s, e2e_p95_s: 2h, itl_p95_s: 50ms, error_rate: 0.01}\n")
+    wanted = load(file).settings.endpoint("chat").wanted()
+    assert {t.name: t.limit for t in wanted.targets} == {
+        "ttft_p95_s": 200.0, "e2e_p95_s": 7200.0, "itl_p95_s": 0.05, "error_rate": 0.01,
+    }  # fmt: skip
+    told = [grammar.objective([text]).targets[0].limit for text in ("ttft_p95=200s", "e2e_p95=2h")]
+    assert told == [200.0, 7200.0]
+    for text in ("ttft_p95=200", "itl_p95_s=20", "e2e_p95=2000"):
+        with pytest.raises(grammar.BadQuestion, match="did you mean"):
+            grammar.objective([text])

@@ -93,7 +93,7 @@ def test_a_recommendation_says_everything_that_a_person_decides_by() -> None:
     sent = message.recommendation(row, BUTTONS, PAGE)
     said = "\n".join([sent["text"], *_texts(sent["blocks"])])
     for wanted in (
-        "2 x small", "1 x small", "half of it idles", "ttft_p95_s", "0.4", "now 0.25 to 0.5", "0.32 to 0.48", "the limit is 1",
+        "2 x small", "1 x small", "half of it idles", "ttft_p95_s", "0.4", "now 0.25 to 0.5", "0.32 to 0.48", "the limit is 1: met",
         "its error so far: ttft_p95_s 10%",
         "saves $730 a month", "*Risk:* medium", "its error is not measured yet", row["plan_hash"][:19], "until 2027-01-16",
         "revision 1", f"{PAGE}/recommendations/aaaa0001",

@@ -251,6 +251,9 @@ def test_now_is_what_was_observed_and_its_range(made: Make) -> None:
     assert "Now, observed: ttft_p95_s 0.25 to 0.5" in page
     assert "ttft_p95_s, predicted" in page
     assert "0.25 to 0.5" in client.get("/recommendations").text
+    assert '<span class="tag good">met</span>' in client.get("/recommendations").text
+    told = client.get("/recommendations/aaaa0001.json").json()["recommendation"]
+    assert told["predicted_verdicts"] == {"ttft_p95_s": "met"}
     assert "0.25 to 0.5" in client.get("/changes/cccc0001").text
     assert "held" in client.get("/changes/cccc0001").text
 

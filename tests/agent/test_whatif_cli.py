@@ -38,6 +38,7 @@ FIELDS = {
     "schema_version", "requests", "completed", "rejected", "timed_out", "ttft_s", "itl_s", "tpot_s", "e2e_s",
     "requests_per_s", "output_tokens_per_s", "goodput_per_s", "running_mean", "waiting_mean", "kv_usage_max", "preemptions",
     "replica_hours", "cost_usd", "simulated_s", "wall_s", "compile_s", "saturated", "objective", "meets_objective", "candidates",
+    "verdict", "misfit", "warnings",
 }  # fmt: skip
 
 
@@ -249,8 +250,8 @@ def test_the_table(tmp_path: Path, engine: Path) -> None:
     arguments = ("--trace", trace(tmp_path, "0,100,3"), "--engine", engine, "--candidate", "replicas=2")
     text = run(*arguments, "--objective", "ttft_p90=0.2", "--usd-per-replica-hour", 2).stdout
     rows = [line.split() for line in text.splitlines()]
-    assert ["1", "1", "replica", "$2.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "no", "yes"] in rows
-    assert ["2", "replicas=2", "$4.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "no", "yes"] in rows
+    assert ["1", "1", "replica", "$2.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "no", "met"] in rows
+    assert ["2", "replicas=2", "$4.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "no", "met"] in rows
     assert ["1", "1", "replica", "-", "0.11", "0.11", "0.01", "0.13", "7.69", "no", "-"] in [
         line.split() for line in run(*arguments).stdout.splitlines()
     ]

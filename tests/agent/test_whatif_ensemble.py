@@ -220,13 +220,16 @@ def test_a_fleet_that_changes_has_intervals_too(asking: tuple[str | Path, ...], 
 
 def test_saturation_is_a_probability(tmp_path: Path) -> None:
     """Near the limit some draws carry the load and others do not."""
-    found = set()
+    found, verdicts = set(), set()
     for rate in (6.0, 8.0, 8.75, 14.0):
         write_trace(poisson(rate, 150.0, 4), tmp_path / "t.parquet")
         (tmp_path / "e.json").write_text(KNOWN.engine.to_json())
         got = answer("--trace", tmp_path / "t.parquet", "--engine", tmp_path / "e.json", "--objective", "itl_p50=9")
-        assert got["meets_objective"] is (got["saturates"] <= 0.5)
-        found.add(got["saturates"])
+        share = got["saturates"]
+        expected = "met" if share <= 0.1 else "missed" if share > 0.5 else "not known"
+        assert (got["verdict"], got["meets_objective"]) == (expected, {"met": True, "missed": False}.get(expected))
+        found.add(share)
+        verdicts.add(expected)
     assert any(0 < share < 1 for share in found)
     assert 1.0 in found
     assert any("so this extrapolates" in note for note in got["notes"])
@@ -248,6 +251,24 @@ def test_table_and_page_show_the_intervals(asking: tuple[str | Path, ...], tmp_p
     html = (tmp_path / "p.html").read_text()
     for text in ("Small figures are 80 % intervals", "Bars: 80 % intervals", "by the best fit alone", "1 x A100-80GB"):
         assert text in html
+
+
+def test_met_is_yes_no_or_not_known(asking: tuple[str | Path, ...], tmp_path: Path) -> None:
+    """Whatever the form that it is read in: a limit within the interval is no promise."""
+    interval = answer(*asking)["prediction"]["metrics"]["ttft_p95_s"]
+    low, mid, high = interval["low"], interval["mid"], interval["high"]
+    for limit, met, said in (
+        (high * 1.01, True, "met"),
+        ((mid + high) / 2, None, "not known"),
+        ((low + mid) / 2, False, "missed"),
+    ):
+        objective = ("--objective", f"ttft_p95={limit}")
+        got = answer(*asking, *objective)
+        assert (got["objective"][0]["met"], got["meets_objective"], got["verdict"]) == (met, met, said)
+        told = run(*asking, *objective, "--html", tmp_path / "p.html")
+        row = next(line for line in told.stdout.splitlines() if "replica" in line)
+        assert row.strip().endswith(said), told.stdout
+        assert f">{said}</span>" in (tmp_path / "p.html").read_text()
 
 
 def test_a_calibration_that_cannot_be_read_is_said(tmp_path: Path) -> None:

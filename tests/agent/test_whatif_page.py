@@ -36,7 +36,7 @@ def replayed(
     )
     return {
         "candidate": name, "kind": "engine", "shape": {"replicas": replicas}, "requests": 10, "completed": 10, "saturates": 0.0,
-        "goodput_per_s": 2.0, "usd_per_hour": cost, "objective": [], "meets_objective": None, "simulated_s": 7200.0,
+        "goodput_per_s": 2.0, "usd_per_hour": cost, "objective": [], "meets_objective": None, "verdict": None, "simulated_s": 7200.0,
         "replica_hours": 2.0 * replicas, "replicas_max": replicas, "replica_timeline": [[0.0, replicas]], **dict.fromkeys(none),
         **dict.fromkeys(("ttft_s", "itl_s", "tpot_s", "e2e_s", "queue_s"), times), **values,
     }  # fmt: skip
@@ -48,18 +48,26 @@ def predicted(name: str, **values: Any) -> dict[str, Any]:
     metrics = dict.fromkeys(("ttft_p50_s", "ttft_p95_s", "itl_p95_s", "e2e_p95_s"), interval)
     return {
         "candidate": name, "shape": {"replicas": 1, "size": "a100", "engine": {"max_num_seqs": 8}}, "usd_per_hour": 1.0,
-        "prediction": {"metrics": metrics}, "saturates": 0.25, "objective": [], "meets_objective": None, "refused": None, **values,
+        "prediction": {"metrics": metrics}, "saturates": 0.25, "objective": [], "meets_objective": None, "verdict": None,
+        "refused": None, **values,
     }  # fmt: skip
 
 
 def of_trace(*candidates: dict[str, Any], **values: Any) -> dict[str, Any]:
     trace = {"file": "some/where/t.csv", "requests": 10, "duration_s": 7200.0}
-    return {"trace": trace, "objective": [], "notes": [], "candidates": list(candidates), **values}
+    return {"trace": trace, "objective": [], "notes": [], "warnings": [], "candidates": list(candidates), **values}
 
 
 def of_store(*candidates: dict[str, Any]) -> dict[str, Any]:
     evidence = {"start": T0 - 86_400 * 7, "end": T0, "coverage": 0.9, "requests": 5.0, "replayed_requests": 5}
-    return {"endpoint": "chat", "evidence": evidence, "objective": [], "notes": [], "candidates": list(candidates)}
+    return {
+        "endpoint": "chat",
+        "evidence": evidence,
+        "objective": [],
+        "notes": [],
+        "warnings": [],
+        "candidates": list(candidates),
+    }
 
 
 def test_those_that_nothing_beats() -> None:
@@ -172,8 +180,8 @@ def drawn(answer: dict[str, Any], curves: int) -> str:
 def test_the_page_of_a_trace() -> None:
     bound = [{"target": "itl_p95_s", "limit": 0.2, "value": 0.5, "met": False}]
     answer = of_trace(
-        replayed("1 replica", p95=0.5, objective=bound, meets_objective=False),
-        replayed("replicas=2,max_num_seqs=8", cost=2.0, p95=0.1, completed=9, meets_objective=True),
+        replayed("1 replica", p95=0.5, objective=bound, verdict="missed"),
+        replayed("replicas=2,max_num_seqs=8", cost=2.0, p95=0.1, completed=9, verdict="met"),
         replayed("nothing", p95=None),
         objective=bound,
         notes=["arrivals 3 times as fast"],
@@ -181,7 +189,7 @@ def test_the_page_of_a_trace() -> None:
     html = drawn(answer, 3)
     assert html.count("<svg") == 3
     assert "<h1>What if: t.csv</h1>" in html
-    assert "<b>2 hours</b>of traffic" in html
+    assert "<b>2 h</b>of traffic" in html
     assert "replicas=2, max_num_seqs=8" in html
     assert "9 of 10 requests completed" in html
     assert "gap between tokens, p95 (s)" in html, "the front is of the objective's metric"

@@ -5,17 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actuators.shape import Shape
 from analyzers.finding import Finding
 from analyzers.findings import analyze
 from analyzers.objective import Target, attainment, stalled_s
 from analyzers.situation import Situation
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Window
+from collectors.workload import Workload
 from tests.analyzers.situations import MINUTE, hour, minute, objective, situation
+from tests.analyzers.whatif import reference_server
 
 
 def found(s: Situation) -> dict[str, Finding]:
@@ -184,9 +189,39 @@ def test_a_queue_that_comes_and_goes_beside_a_batch_half_empty_is_no_plateau() -
     assert "SETTINGS_CONTRADICT" not in found(situation(rows))
 
 
+@pytest.mark.parametrize(
+    ("output", "prompt", "rate", "slots"),
+    [
+        (1, 1000, 60.0, 64),  # no decode at all: a sequence is gone with its prefill
+        (8, 1000, 35.0, 64),
+        (20, 1500, 25.0, 64),  # each iteration's budget goes into prompts, and 28 sequences are all that there ever are
+        (60, 100, 60.0, 16),  # here the slots are what is short, and are what is stated
+    ],
+)
+def test_what_waits_for_an_iterations_token_budget_is_no_plateau_of_slots(
+    output: int, prompt: int, rate: float, slots: int
+) -> None:
+    """Prompts of one length, so that as many sequences run all the time, on an engine that is what the settings state."""
+    engine = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(slots, 2048, 400_000))
+    arrival = reference_server.poisson(rate, 600.0, 1).arrival_s
+    work = Workload(arrival, *(np.full(arrival.shape[0], n, np.int64) for n in (prompt, output, 0)))
+    rows = reference_server.windows(engine, work)
+    queue = [w.gauges["waiting"].mean for w in rows]
+    assert min(queue[1:]) >= 1
+    s = situation(rows, shape=Shape(replicas=1, engine={"max_num_seqs": slots}), end=rows[-1].end)
+    assert "SETTINGS_CONTRADICT" not in found(s)
+    wrong = found(replace(s, shape=Shape(replicas=1, engine={"max_num_seqs": 4 * slots})))
+    assert ("SETTINGS_CONTRADICT" in wrong) == (output == 60)
+
+
 def test_more_than_the_stated_limit_run() -> None:
     f = found(situation(hour(running=32.0, waiting=3.0)))["SETTINGS_CONTRADICT"]
     assert f.reason.text.startswith("32 sequences run at once")
+
+
+def test_while_a_change_is_applied_two_engines_run_and_contradict_nothing() -> None:
+    s = situation(hour(running=32.0, waiting=3.0))
+    assert "SETTINGS_CONTRADICT" not in found(replace(s, changing=True))
 
 
 def test_another_model_than_the_settings_name() -> None:

@@ -214,9 +214,14 @@ def test_errors_are_a_share_of_the_requests_of_the_same_windows() -> None:
         ("ttft_p95_s", 1000.0, r"did you mean 1 s \(1000ms\)\?"),
         ("itl_p99_s", 50.0, r"did you mean 0.05 s \(50ms\)\?"),
         ("e2e_p50_s", 30_000.0, r"did you mean 30 s \(30000ms\)\?"),
+        ("ttft_p95_s", 200.0, r"did you mean 0.2 s \(200ms\)\? Where seconds are meant, write 200s"),
+        ("queue_p50_s", 61.0, r"\(61ms\)"),
+        ("tpot_p90_s", 6.0, r"\(6ms\)"),
+        ("e2e_p95_s", 601.0, r"\(601ms\)"),
     ],
 )
 def test_a_limit_in_milliseconds_is_refused(name: str, limit: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Target.parse(name, limit)
     assert Target.parse(name, limit / 1000).limit == limit / 1000
+    assert Target.parse(name, limit, with_unit=True).limit == limit

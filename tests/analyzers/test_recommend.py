@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from actuators.shape import Shape
 from analyzers.findings import analyze
 from analyzers.policy import Catalogue, Policy
-from analyzers.prediction import CannotPredict, Prediction, Predictor
+from analyzers.prediction import CannotPredict, Interval, Prediction, Predictor
 from analyzers.recommend import Decision, at_rest, recommend, request
 from analyzers.situation import Situation
 from collectors.window import Gauge, Window
@@ -76,6 +76,16 @@ def test_a_breach_is_relieved_by_the_cheapest_shape_that_meets_the_objective() -
     assert verdicts[("big", 2)] == "COSTS_MORE"  # and is not replayed: a cheaper one would do
     assert advice.options[0].verdict == "chosen"
     assert advice.options[0].shape == advice.proposed.shape
+
+
+def test_what_may_meet_it_is_not_said_to_meet_it() -> None:
+    wide = Prediction({"ttft_p95_s": Interval(0.3, 0.8, 1.4)}, 0.0, "simulation")
+    decision = decide(situation(SLOW, policy=Policy(max_replicas=4)), table({("small", 2): 3.0, ("small", 3): wide}))
+    assert chosen(decision) == ("small", 3)
+    assert (
+        decision.options[0].why
+        == "ttft_p95_s would be at 80% of its limit, and may be at 140%: whether it meets it is not known"
+    )
 
 
 def test_where_nothing_meets_it_the_nearest_is_proposed_and_said_to_be_that() -> None:

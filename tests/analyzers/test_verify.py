@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction
 from analyzers.verify import LedgerScore, Verdict, judge, observed_metric
-from collectors.window import Range, Window
+from collectors.sketch import Sketch
+from collectors.window import Gauge, Range, Window
 from tests.analyzers.situations import hour, minute, objective, promise
 
 FAST, SLOW, SLOWER = [0.2] * 10, [2.0] * 10, [4.0] * 10
@@ -48,6 +50,27 @@ def test_met_at_equal_load() -> None:
     assert told(v) == ("succeeded", "OBJECTIVE_MET")
     assert v.load_ratio == pytest.approx(1.0)
     assert v.comparable
+
+
+def test_tokens_of_requests_that_are_under_way_are_no_longer_requests() -> None:
+    """A shape that chokes: as many arrive, half of them end, and tokens of all come out. The lengths of those that ended are as before."""
+    length = {"prompt_length": Sketch.from_values([100.0] * 9), "output_length": Sketch.from_values([50.0] * 9)}
+
+    def told(windows: Sequence[Window]) -> list[Window]:
+        return [replace(w, sketches={**w.sketches, **length}) for w in windows]
+
+    choked = [
+        replace(
+            minute(100 + i, requests=30.0, ttft=SLOWER, tokens=(200.0, 100.0)),
+            gauges={"running": Gauge(20.0, 20.0, 20.0), "waiting": Gauge(30.0 * i, 30.0 * i, 30.0 * (i + 1))},
+        )
+        for i in range(5)
+    ]
+    v = verdict(told(choked), told(hour()), promised=promise(0.2))
+    assert (v.code, v.comparable) == ("BREACH_AFTER_CHANGE", True)
+    assert "at the same load" in v.text
+    assert all(score.comparable for score in v.scores)
+    assert not verdict(choked, hour()).comparable  # by the counters alone nobody knows
 
 
 def test_whole_windows_are_waited_for() -> None:

@@ -98,8 +98,15 @@ class Engines:
             return (
                 "the engine file's calibration is of another Flyball and cannot be read: no intervals; calibrate again",
             )
-        warning = None if self.calibration is None else self.calibration.warning
-        return (*((warning,) if warning else ()), *(() if self.ensemble is None else self.ensemble.notes))
+        return () if self.ensemble is None else self.ensemble.notes
+
+    @property
+    def misfit(self) -> Mapping[str, float]:
+        return {} if self.calibration is None else self.calibration.misfit
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return () if self.calibration is None else self.calibration.warnings
 
     # -- asking ---------------------------------------------------------------------------------------------------------
 

@@ -51,6 +51,15 @@ class CalibratedMachine:
     def load(self) -> tuple[float, float]:
         return self.fit.load
 
+    @property
+    def misfit(self) -> Mapping[str, float]:
+        """None: points that lie on no such curve are refused."""
+        return {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return ()
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "key": self.key,
