@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types contracts unit test-real requirements clean
+.PHONY: setup demo test lint types contracts kernels unit test-real requirements clean
 
 setup: $(STAMP)
 
@@ -18,7 +18,10 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: setup
 	$(BIN)/flyball demo
 
-test: setup lint types contracts unit
+# The checks share the cores with the compilation of the engine, which every process of the tests would begin anew.
+test: setup
+	@$(MAKE) --no-print-directory -j2 --output-sync=target types lint contracts kernels
+	@$(MAKE) --no-print-directory unit
 
 lint: setup
 	$(BIN)/ruff check .
@@ -30,8 +33,11 @@ types: setup
 contracts: setup
 	$(BIN)/lint-imports
 
+kernels: setup
+	$(BIN)/pytest -n 0 tests/analyzers/whatif/test_whatif_engine.py -k "large_batches and round_robin"
+
 unit: setup
-	$(BIN)/pytest -n 3 --dist worksteal -m "not real" tests
+	$(BIN)/pytest -n 4 --dist worksteal -m "not real" tests
 
 # With the real parts that .ci/run installs: a vLLM server, PostgreSQL, Chromium.
 test-real: setup

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from typer.testing import CliRunner, Result
 
+from agent.cli import app
 from agent.configfile import load
 from agent.settings import Settings
 from agent.store import Store
@@ -47,6 +49,11 @@ def flyball(
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **(env or {})}
     line = [sys.executable, "-m", "agent", *words]
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=timeout_s)
+
+
+def invoke(*words: str | Path, env: Mapping[str, str] | None = None) -> Result:
+    """The command line within this process, where a process of its own would prove nothing more."""
+    return CliRunner().invoke(app, [str(word) for word in words], env=env)
 
 
 class Daemon:

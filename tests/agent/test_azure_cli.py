@@ -1,4 +1,4 @@
-"""`flyball discover`, `permissions` and `check --live` for Azure ML, as processes of their own, against the stand-in."""
+"""`flyball discover`, `permissions` and `check --live` for Azure ML, against the stand-in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.daemons import flyball
+from tests.agent.daemons import invoke
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.cloud import SUBSCRIPTION
 
@@ -44,21 +44,21 @@ def _options(azure: FakeAzure) -> list[str]:
 
 
 def test_what_is_discovered_is_checked_and_the_lacking_permission_named(azure: FakeAzure, tmp_path: Path) -> None:
-    found = flyball("discover", "azure-ml", *_options(azure))
-    assert found.returncode == 0, found.stderr
+    found = invoke("discover", "azure-ml", *_options(azure))
+    assert found.exit_code == 0, found.stderr
     assert "sizes: {Standard_F2s_v2: {usd_per_replica_hour: 0.097, cpus: 2}}" in found.stdout
     assert "arm-token" not in found.stdout
     config = tmp_path / "flyball.yaml"
     config.write_text(found.stdout)
-    fine = flyball("check", "--live", "-c", str(config), env=SECRETS)
-    assert fine.returncode == 0, fine.stdout + fine.stderr
+    fine = invoke("check", "--live", "-c", str(config), env=SECRETS)
+    assert fine.exit_code == 0, fine.stdout + fine.stderr
     config.write_text(found.stdout.replace("mode: observe", "mode: approve"))
     azure.cloud.not_actions = ("Microsoft.Insights/AutoscaleSettings/Write",)
-    lacking = flyball("check", "--live", "-c", str(config), env=SECRETS)
-    assert lacking.returncode != 0
+    lacking = invoke("check", "--live", "-c", str(config), env=SECRETS)
+    assert lacking.exit_code != 0
     assert "lacks Microsoft.Insights/AutoscaleSettings/Write" in lacking.stdout + lacking.stderr
 
 
 def test_the_least_role_is_printed_ready_to_be_made() -> None:
-    printed = flyball("permissions", "azure-ml")
+    printed = invoke("permissions", "azure-ml")
     assert "Microsoft.Insights/Metrics/Read" in json.loads(printed.stdout)["Actions"]

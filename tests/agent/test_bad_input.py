@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from tests.collectors.servers import Handler, Request, Served, answering, certif
 
 pytestmark = pytest.mark.timeout(300)
 
-INTERVAL_S, WINDOW_S, WATCHED_S = 0.2, 1.0, 5.0
+INTERVAL_S, WINDOW_S, LIMIT_S = 0.2, 0.5, 60.0
 MIB = 2**20
 
 
@@ -123,10 +123,27 @@ def bad_server(bad: Bad, folder: Path) -> Iterator[str]:
         yield stack.enter_context(serve(bad.handler(), tls)).url
 
 
+@contextmanager
+def bad_servers(names: Iterable[str], folder: Path) -> Iterator[dict[str, str]]:
+    """Their addresses, by name."""
+    with ExitStack() as stack:
+        urls = {}
+        for number, name in enumerate(names):
+            own = folder / str(number)
+            own.mkdir()
+            urls[name] = stack.enter_context(bad_server(BAD[name], own))
+        yield urls
+
+
 @pytest.fixture
 def good() -> Iterator[Served]:
     with serve(answering(v0_9())) as served:
         yield served
+
+
+def slug(what: str) -> str:
+    """The name of the endpoint that misbehaves like this."""
+    return what.lower().replace(" ", "-")
 
 
 def endpoint(name: str, url: str) -> dict[str, Any]:
@@ -134,20 +151,23 @@ def endpoint(name: str, url: str) -> dict[str, Any]:
 
 
 class Watch:
-    """A governor that collects for a while beside a store of its own."""
+    """A governor that collects beside a store of its own, until each endpoint has two windows and each bad one failed twice."""
 
-    def __init__(self, folder: Path, endpoints: list[dict[str, Any]], seconds: float) -> None:
+    def __init__(self, folder: Path, good: str, bad: Mapping[str, str]) -> None:
+        """``bad``: the addresses of those in ``BAD``, and of others that answer."""
+        endpoints = [endpoint("good", good), *(endpoint(slug(name), url) for name, url in bad.items())]
         collect = {"interval_s": INTERVAL_S, "window_s": WINDOW_S, "timeout_s": 0.8, "max_backoff_s": 0.8}
         self.settings = Settings.model_validate(
             {"endpoints": endpoints, "state_dir": folder, "collect": collect, "decide": {"interval_s": 60}}
         )
+        self.bad = {name: BAD[name].kind for name in bad if name in BAD}
         self.store = Store(f"sqlite:///{folder}/flyball.db")
         self.store.upgrade()
         self.metrics = ""
         self.begun = self.ended = 0.0
-        asyncio.run(self._run(seconds))
+        asyncio.run(self._run())
 
-    async def _run(self, seconds: float) -> None:
+    async def _run(self) -> None:
         clock = WallClock()
         http = Http()
         governor = Governor(self.settings, self.store, clock, holder="test", http=http)
@@ -155,79 +175,111 @@ class Watch:
         self.begun = clock.now()
         stop = asyncio.Event()
         collecting = asyncio.create_task(next(loop for loop in governor.loops if loop.name == "collect").run(stop))
-        await asyncio.sleep(seconds)
-        self.ended = clock.now()
+        while not self._seen() and self.ended < self.begun + LIMIT_S:
+            await asyncio.sleep(INTERVAL_S)
+            self.ended = clock.now()
+            self.metrics = governor.metrics.text().decode()
         stop.set()
         await collecting
         await governor.close()
         await http.aclose()
-        self.metrics = governor.metrics.text().decode()
+
+    def _seen(self) -> bool:
+        windows = all(len(self.windows(e.name)) >= 2 for e in self.settings.endpoints)
+        return windows and all(self.counted(name, kind) >= 2 for name, kind in self.bad.items())
 
     def windows(self, name: str) -> list[Window]:
         """Those that lie well within the time of watching, in order."""
         with self.store.read() as db:
-            return windows.load(db, name, "vllm", self.begun + WINDOW_S, self.ended - WINDOW_S, WINDOW_S)
+            since, until = self.begun + WINDOW_S, self.ended - WINDOW_S
+            return windows.load(db, slug(name), "vllm", since, until, WINDOW_S)
 
     def counted(self, name: str, kind: str) -> float:
+        label = slug(name)
         found = re.search(
-            rf'flyball_read_errors_total\{{endpoint="{name}",kind="{kind}",source="vllm"\}} ([0-9.]+)', self.metrics
+            rf'flyball_read_errors_total\{{endpoint="{label}",kind="{kind}",source="vllm"\}} ([0-9.]+)', self.metrics
         )
         return float(found[1]) if found else 0.0
 
-
-@pytest.mark.parametrize("what", BAD)
-def test_a_bad_endpoint_stays_alone_with_its_error(what: str, tmp_path: Path, good: Served) -> None:
-    bad = BAD[what]
-    with bad_server(bad, tmp_path) as url:
-        watch = Watch(tmp_path, [endpoint("good", good.url), endpoint("bad", url)], seconds=WATCHED_S)
-    try:
-        tries = watch.counted("bad", bad.kind)
-        assert tries >= 2, f"counted: {re.findall('flyball_read_errors_total.*', watch.metrics)}"
-        assert tries < WATCHED_S / INTERVAL_S / 2, "it is asked less and less often"
-        status = views.status(watch.store, watch.settings, 0.0)
-        assert [(s["endpoint"], s["source"]) for s in status["sources_in_trouble"]] == [("bad", "vllm")]
-        assert status["sources_in_trouble"][0]["last_error"].startswith(f"{bad.kind}: ")
-        gaps = watch.windows("bad")
+    def fails_alone(self, name: str) -> None:
+        """It fails for its own reason, less and less often, and with a gap in each window."""
+        kind, label = self.bad[name], slug(name)
+        tries = self.counted(name, kind)
+        assert tries >= 2, f"counted: {re.findall('flyball_read_errors_total.*', self.metrics)}"
+        assert tries < (self.ended - self.begun) / INTERVAL_S / 2, "it is asked less and less often"
+        status = views.status(self.store, self.settings, 0.0)
+        (trouble,) = [s for s in status["sources_in_trouble"] if s["endpoint"] == label]
+        assert trouble["source"] == "vllm"
+        assert trouble["last_error"].startswith(f"{kind}: ")
+        gaps = self.windows(name)
         assert gaps, "a gap is written down"
         assert {(w.coverage, w.count("requests")) for w in gaps} == {(0.0, None)}
-        assert {kind for w in gaps for kind in w.errors} == {bad.kind}
+        assert {kind for w in gaps for kind in w.errors} == {kind}
 
-        seen = watch.windows("good")
+    def goes_on(self) -> None:
+        """The good one is read on, without a gap and without an error, and is in nobody's list of troubles."""
+        seen = self.windows("good")
         starts = [w.start for w in seen]
         assert starts == [starts[0] + n * WINDOW_S for n in range(len(starts))]
         assert len(starts) >= 2
         assert all(w.coverage == pytest.approx(1.0) for w in seen), [w.coverage for w in seen]
-        assert 'flyball_read_errors_total{endpoint="good"' not in watch.metrics
-    finally:
-        watch.store.close()
+        assert 'flyball_read_errors_total{endpoint="good"' not in self.metrics
+        troubled = {s["endpoint"] for s in views.status(self.store, self.settings, 0.0)["sources_in_trouble"]}
+        assert troubled == {slug(name) for name in self.bad}
 
 
-def test_nan_is_unknown_and_not_zero(tmp_path: Path, good: Served) -> None:
+#: These cost a whole core: each is watched beside the good one alone.
+HEAVY = ("a million label sets", "too many series")
+LIGHT = tuple(name for name in BAD if name not in HEAVY)
+UNKNOWN = "nan"
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    """All that cost little, and one that says NaN, beside the good one."""
+    folder = tmp_path_factory.mktemp("together")
     page = re.sub(r"(request_success_total\{[^}]*\}) [0-9.]+", r"\1 NaN", v0_9())
     page = re.sub(r"(num_requests_waiting\{[^}]*\}) [0-9.]+", r"\1 NaN", page)
-    with serve(answering(page)) as served:
-        watch = Watch(tmp_path, [endpoint("good", good.url), endpoint("bad", served.url)], seconds=WATCHED_S)
+    with serve(answering(v0_9())) as good, serve(answering(page)) as unknown, bad_servers(LIGHT, folder) as urls:
+        watch = Watch(folder, good.url, {**urls, UNKNOWN: unknown.url})
+    yield watch
+    watch.store.close()
+
+
+@pytest.mark.parametrize("what", LIGHT)
+def test_a_bad_endpoint_stays_alone_with_its_error(what: str, together: Watch) -> None:
+    together.fails_alone(what)
+
+
+def test_the_good_one_goes_on(together: Watch) -> None:
+    together.goes_on()
+
+
+def test_nan_is_unknown_and_not_zero(together: Watch) -> None:
+    seen = together.windows(UNKNOWN)
+    assert seen
+    assert {w.count("requests") for w in seen} == {None}
+    assert all("waiting" not in w.gauges and "running" in w.gauges for w in seen)
+    assert {w.count("requests") for w in together.windows("good")} == {0.0}
+
+
+@pytest.mark.parametrize("what", HEAVY)
+def test_a_huge_answer_costs_the_good_one_nothing(what: str, tmp_path: Path, good: Served) -> None:
+    with bad_servers([what], tmp_path) as urls:
+        watch = Watch(tmp_path, good.url, urls)
     try:
-        bad, seen = watch.windows("bad"), watch.windows("good")
-        assert bad
-        assert seen
-        assert {w.count("requests") for w in bad} == {None}
-        assert all("waiting" not in w.gauges and "running" in w.gauges for w in bad)
-        assert {w.count("requests") for w in seen} == {0.0}
+        watch.fails_alone(what)
+        watch.goes_on()
     finally:
         watch.store.close()
 
 
 def test_the_daemon_bears_all_of_it_at_once(tmp_path: Path, good: Served) -> None:
     """Every bad endpoint beside a good one: the process goes on, answers, and its memory stays bounded."""
-    with ExitStack() as stack:
-        urls = {}
-        for i, (what, bad) in enumerate(BAD.items()):
-            folder = tmp_path / str(i)
-            folder.mkdir()
-            urls[f"bad-{i}"] = stack.enter_context(bad_server(bad, folder)), what
-        endpoints = [endpoint("good", good.url), *(endpoint(name, url) for name, (url, _) in urls.items())]
-        collect = {"interval_s": 0.5, "window_s": 1, "timeout_s": 3, "max_backoff_s": 1}
+    with bad_servers(BAD, tmp_path) as found:
+        urls = {f"bad-{i}": url for i, url in enumerate(found.values())}
+        endpoints = [endpoint("good", good.url), *(endpoint(name, url) for name, url in urls.items())]
+        collect = {"interval_s": 0.5, "window_s": 1, "timeout_s": 1.5, "max_backoff_s": 0.5}
         with running(write_settings(tmp_path, endpoints, collect=collect)) as daemon:
             daemon.ready()
 

@@ -6,7 +6,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -462,58 +463,77 @@ def test_a_reports_span_that_says_nothing_is_refused(config: Path, span: str) ->
 # -- as a program -------------------------------------------------------------------------------------------------------
 
 
-def _flyball(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("flyball")
-    if not program.exists():
-        pytest.skip("flyball is not installed beside this Python; run `make setup`")
-    return subprocess.run(
-        [program, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=60, check=False
-    )
+@dataclass(frozen=True)
+class Ended:
+    code: object
+    stdout: str
+    stderr: str
 
 
-def test_a_wrong_file_is_one_line_a_problem_and_exit_code_2(tmp_path: Path) -> None:
-    ended = _flyball("status", cwd=tmp_path)
-    assert (ended.returncode, ended.stdout) == (2, "")
+Program = Callable[..., Ended]
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    """`flyball` as its entry point runs it, in the folder of this test."""
+
+    def ended(*arguments: str) -> Ended:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["flyball", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Ended(end.value.code, *capsys.readouterr())
+
+    return ended
+
+
+def test_a_wrong_file_is_one_line_a_problem_and_exit_code_2(program: Program, tmp_path: Path) -> None:
+    ended = program("status")
+    assert (ended.code, ended.stdout) == (2, "")
     assert "flyball.yaml: cannot be read" in ended.stderr
     assert "flyball init" in ended.stderr
     assert "Traceback" not in ended.stderr
     (tmp_path / "flyball.yaml").write_text("colect: {}\n[x]: 1\n")
-    ended = _flyball("endpoints", cwd=tmp_path)
-    assert ended.returncode == 2
+    ended = program("endpoints")
+    assert ended.code == 2
     assert "flyball.yaml:2: the key is not a name" in ended.stderr
 
 
-def test_a_missing_schema_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_schema_says_what_to_do(program: Program, tmp_path: Path) -> None:
     (tmp_path / "flyball.yaml").write_text(SETTINGS)
-    ended = _flyball("status", cwd=tmp_path)
-    assert ended.returncode == 2
+    ended = program("status")
+    assert ended.code == 2
     assert "run `flyball db upgrade`" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_newer_schema_is_refused(config: Path) -> None:
+def test_a_newer_schema_is_refused(program: Program, config: Path) -> None:
     store = Store(f"sqlite:///{config.parent}/flyball.db")
     with store.write() as db:
         db.execute(sa.text("update alembic_version set version_num = '9999'"))
     store.close()
     for command in (("status",), ("db", "upgrade")):
-        ended = _flyball(*command, cwd=config.parent)
-        assert ended.returncode == 2
+        ended = program(*command)
+        assert ended.code == 2
         assert "a newer one made it" in ended.stderr
         assert "Traceback" not in ended.stderr
 
 
-def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_opened(program: Program, tmp_path: Path) -> None:
     (tmp_path / "flyball.yaml").write_text("database: postgresql+psycopg://u:hunter2@127.0.0.1:1/x\n")
     for command in (("status",), ("db", "current"), ("db", "upgrade")):
-        ended = _flyball(*command, cwd=tmp_path)
-        assert ended.returncode == 2, command
+        ended = program(*command)
+        assert ended.code == 2, command
         assert "hunter2" not in ended.stderr
         assert "Traceback" not in ended.stderr
 
 
 def test_json_goes_to_standard_output_alone(config: Path) -> None:
-    ended = _flyball("status", "-o", "json", cwd=config.parent)
+    installed = Path(sys.executable).with_name("flyball")
+    if not installed.exists():
+        pytest.skip("flyball is not installed beside this Python; run `make setup`")
+    command = [installed, "status", "-o", "json"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, timeout=60, check=False)
     assert json.loads(ended.stdout)["schema_version"] == 1
     assert ended.stderr == ""
 

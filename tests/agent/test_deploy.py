@@ -17,7 +17,7 @@ from actuators.vllm_local.actuator import teardown
 from actuators.vllm_local.processes import Processes
 from agent.store import Store, audit, control
 from tests.actuators.support import STANDIN, call, free_port
-from tests.agent.daemons import flyball, write_settings
+from tests.agent.daemons import flyball, invoke, write_settings
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -44,6 +44,11 @@ class Place:
         """Exit code, and what was said."""
         ended = flyball("deploy", name, "--yes", "-c", str(self.config))
         return ended.returncode, " ".join((ended.stdout + ended.stderr).split())
+
+    def refused(self, name: str = "chat") -> tuple[int, str]:
+        """The same within this process, where nothing is to be started."""
+        ended = invoke("deploy", name, "--yes", "-c", self.config)
+        return ended.exit_code, " ".join(ended.output.split())
 
     def trail(self) -> list[tuple[str, str]]:
         with self.store.read() as db:
@@ -91,16 +96,16 @@ def test_what_has_died_comes_back(place: Place) -> None:
 
 def test_it_refuses_where_it_must(place: Place) -> None:
     place.store.upgrade()
-    assert place.deploy("foreign") == (1, "error foreign: its system (none) cannot deploy; start it yourself")
-    assert place.deploy("nobody")[0] == 2
+    assert place.refused("foreign") == (1, "error foreign: its system (none) cannot deploy; start it yourself")
+    assert place.refused("nobody")[0] == 2
     with place.store.write() as db:
         control.pause(db, now=time.time(), by="test", reason="wait")
-    code, said = place.deploy()
+    code, said = place.refused()
     assert (code, "Flyball is paused" in said) == (1, True)
     with place.store.write() as db:
         control.resume(db, now=time.time(), by="test")
         assert control.acquire(db, "deploy:chat", "another person", 600.0) is not None
-    code, said = place.deploy()
+    code, said = place.refused()
     assert (code, "somebody else is deploying it" in said) == (1, True)
     assert Processes(place.state).scan() == []
     assert [action for action, _ in place.trail()] == ["deploy", "deploy_failed"] * 2

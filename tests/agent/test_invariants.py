@@ -182,16 +182,36 @@ def test_1_what_was_approved_is_applied(asked: Snapshot, tmp_path: Path) -> None
 # -- 2 -----------------------------------------------------------------------------------------------------------------
 
 
-def _instants(asked_two: Snapshot, folder: Path, slow: float) -> list[str]:
-    """The instants of an undisturbed change, from its approval on."""
-    passed: list[str] = []
+#: How much slower than believed the new shape is, and so how the change ends.
+ENDS = {"succeeded": 1.0, "rolled_back": 12.0}
 
-    async def scenario() -> None:
-        async with World(folder, snapshot=asked_two, loops=QUIET) as world:
-            passed.extend(await _change(world, slow, None))
 
-    run(scenario)
+@pytest.fixture(scope="module")
+def undisturbed(asked_two: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """By its end: the instants of a change that nothing disturbs, from its approval on."""
+    passed: dict[str, list[str]] = {}
+
+    async def scenario(state: str) -> None:
+        async with World(tmp_path_factory.mktemp(state), snapshot=asked_two, loops=QUIET) as world:
+            passed[state] = await _change(world, ENDS[state], None)
+
+    for state in ENDS:
+        run(partial(scenario, state))
     return passed
+
+
+def _deaths(undisturbed: dict[str, list[str]], state: str) -> list[int]:
+    """The instants of the adjusting loop at which to die.
+
+    All of them while there are steps to do, and every fifth while it only waits. What is rolled back goes the same way as what
+    succeeds until the verdict: of that way the steps alone, and then all of the way back.
+    """
+    instants = undisturbed[state]
+    act = [i for i, name in enumerate(instants) if name.startswith("act: ")]
+    steps = [n for n, i in enumerate(act) if "step" in instants[i]]
+    if state == "rolled_back":
+        return [i for n, i in enumerate(act) if n in steps or n >= steps[4] - 2]
+    return [i for n, i in enumerate(act) if n in steps or n < 14 or n % 5 == 0 or n >= len(act) - 4]
 
 
 async def _change(world: World, slow: float, die_at: int | None) -> list[str]:
@@ -207,22 +227,19 @@ async def _change(world: World, slow: float, die_at: int | None) -> list[str]:
 
 
 @pytest.mark.parametrize("part", range(4))
-@pytest.mark.parametrize(("slow", "state"), [(1.0, "succeeded"), (12.0, "rolled_back")])
+@pytest.mark.parametrize("state", ENDS)
 def test_2_death_at_every_instant_is_survived_and_nothing_is_done_twice(
-    slow: float, state: str, part: int, asked_two: Snapshot, folder: Callable[[], Path]
+    state: str, part: int, undisturbed: dict[str, list[str]], asked_two: Snapshot, folder: Callable[[], Path]
 ) -> None:
     """In four parts, so that none takes long on a slow machine."""
-    instants = _instants(asked_two, folder(), slow)
-    # Every instant of the adjusting loop while there are steps to do, and every sixth while it only waits.
-    act = [i for i, name in enumerate(instants) if name.startswith("act: ")]
-    deaths = [i for n, i in enumerate(act) if "step" in instants[i] or n < 14 or n % 6 == 0 or n >= len(act) - 4]
+    instants, deaths = undisturbed[state], _deaths(undisturbed, state)
     assert {instants[i].removeprefix("act: ") for i in deaths} == {
         "before a step", "after a step", "before a commit", "after a commit",
     }  # fmt: skip
 
     async def scenario(i: int) -> None:
         async with World(folder(), snapshot=asked_two, loops=QUIET) as world:
-            await _change(world, slow, i)
+            await _change(world, ENDS[state], i)
             assert world.deaths == 1
             assert [c["state"] for c in world.changes()] == [state], instants[i]
             assert world.system.shape == (shape(3, 32) if state == "succeeded" else shape(2, 16))

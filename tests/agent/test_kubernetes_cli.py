@@ -1,4 +1,4 @@
-"""`flyball discover`, `permissions` and `check --live` for Kubernetes, as processes of their own, against the stand-in."""
+"""`flyball discover`, `permissions` and `check --live` for Kubernetes, against the stand-in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.agent.daemons import flyball
+from tests.agent.daemons import flyball, invoke
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
 
 TOKEN = {"KUBERNETES_TOKEN": "flyball-token"}
@@ -18,21 +18,21 @@ def test_what_is_discovered_is_checked_and_the_lacking_permission_named(tmp_path
     server.cluster.create("deployments", "default", manifest("chat", 2))
     config = tmp_path / "flyball.yaml"
     with server as url:
-        found = flyball("discover", "kubernetes", "--option", f"server={url}", "--option", "token=flyball-token")
-        assert found.returncode == 0, found.stderr
+        found = invoke("discover", "kubernetes", "--option", f"server={url}", "--option", "token=flyball-token")
+        assert found.exit_code == 0, found.stderr
         assert "# Deployment default/chat, 2 replicas" in found.stdout
         assert "token: ${KUBERNETES_TOKEN}" in found.stdout
         assert "flyball-token" not in found.stdout + found.stderr
         config.write_text(found.stdout.replace("mode: observe", "mode: approve"))
         server.cluster.denied.add(("patch", "deployments/scale"))
-        lacking = flyball("check", "--live", "-c", str(config), env=TOKEN)
-    assert lacking.returncode != 0
+        lacking = invoke("check", "--live", "-c", str(config), env=TOKEN)
+    assert lacking.exit_code != 0
     assert "patch deployments/scale.apps" in lacking.stdout + lacking.stderr
     assert server.writes == []
 
 
 def test_the_least_role_is_printed_ready_to_be_applied() -> None:
-    printed = flyball("permissions", "kubernetes")
+    printed = invoke("permissions", "kubernetes")
     assert [d["kind"] for d in yaml.safe_load_all(printed.stdout)] == [
         "ClusterRole",
         "ServiceAccount",

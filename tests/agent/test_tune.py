@@ -259,7 +259,7 @@ def test_interrupted_while_it_waits_for_somebody_else(tmp_path: Path) -> None:
 )
 def test_out_of_budget_it_ends_and_says_what_was_not_tried(tmp_path: Path, budget: tuple[str, str], spent: str) -> None:
     with place(tmp_path) as at:
-        code, out, _ = at.run(*SEQS, "--candidate", "max_num_seqs=5", *QUICK, *budget)
+        code, out, _ = at.here(*SEQS, "--candidate", "max_num_seqs=5", *QUICK, *budget)
         assert code == 3, "nothing was found"
         assert f"1: skipped: {spent}" in out
         assert f"2: skipped: {spent}" in out

@@ -115,7 +115,7 @@ def doubted(advice: Recommendation) -> bool:
     return bool({"MODEL_TOO_HOPEFUL", "SETTINGS_CONTRADICT"} & {reason.code for reason in advice.reasons})
 
 
-@pytest.mark.parametrize("first", range(0, 48, 12))
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.real) for first in (12, 24, 36))])
 def test_the_choice_is_that_of_a_whole_replay_of_all(first: int) -> None:
     for seed in range(first, first + 12):
         s, replayer = situation(seed)
@@ -128,9 +128,9 @@ def test_the_choice_is_that_of_a_whole_replay_of_all(first: int) -> None:
 
 
 def test_every_kind_of_decision_is_among_them() -> None:
-    """Otherwise the comparison above would say little."""
+    """Otherwise the comparison above would say little: already of the first twelve."""
     seen: set[str] = set()
-    for seed in range(48):
+    for seed in range(12):
         s, replayer = situation(seed)
         decision = recommend(s, analyze(s), CATALOGUE, replayer)
         seen.add(decision.recommendation.direction if decision.recommendation else decision.hold[0].code)

@@ -90,7 +90,7 @@ def test_a_system_that_hangs_delays_no_other(tmp_path: Path) -> None:
             await world.ask_and_approve(NAME, replicas=3)
             await world.run(30)
             await world.ask_and_approve(OTHER, replicas=3)
-            assert await world.until_true(lambda: world.systems[OTHER].shape == shape(3), 15)
+            assert await world.until_true(lambda: world.systems[OTHER].shape == shape(3), 30)
             assert await world.until_true(lambda: world.changes(NAME)[0]["finished_at"] is not None, 3600)
             assert "no answer within 60 s" in world.changes(NAME)[0]["state_reason"]
 

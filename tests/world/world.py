@@ -41,7 +41,7 @@ NAME = "chat"
 REPLAYED = 2_000
 SETTINGS: dict[str, Any] = {
     "collect": {"interval_s": 10, "window_s": 20, "timeout_s": 5},
-    "decide": {"interval_s": 60, "act_interval_s": 5},
+    "decide": {"interval_s": 60, "act_interval_s": 10},
     "sizes": {"vm-small": {"usd_per_replica_hour": 1.0}},
 }
 ENDPOINT: dict[str, Any] = {
