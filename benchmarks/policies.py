@@ -1,9 +1,11 @@
 """Flyball beside the autoscalers and a clairvoyant: one simulated world, the same traffic and the same truth for all.
 
-    python benchmarks/policies.py [--trace NAME] [--quick] [--only POLICY,...] [--timeline FILE.csv] --output FILE
+    python benchmarks/policies.py [--trace NAME] [--quick] [--only POLICY,...] [--install-peers DIR | --peers DIR] [--timeline FILE.csv]
+        --output FILE
 
 Writes ``{"rows": [{"scenario", "policy", "cost_usd", "within_objective", "ttft_p95_s", "itl_p95_s", "changes", "wrong_shrinks",
-"breach_hours"}]}``. ``world`` says how each is counted, ``oracle`` what the clairvoyant is a bound of.
+"breach_hours", "settings"}]}``. ``world`` says how each is counted, ``oracle`` what the clairvoyant is a bound of, ``autoscalers`` how the
+peers are set. ``-tuned`` behind a peer's name: with the settings that were best on earlier traffic of the same endpoint.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import world  # noqa: E402
+from benchmarks import autoscalers, peer_code, simulators, world  # noqa: E402
+from benchmarks.autoscalers import PEERS, Stated  # noqa: E402
 from benchmarks.flyball_policy import flyball  # noqa: E402
 from benchmarks.oracle import oracle  # noqa: E402
 from benchmarks.scenarios import SCENARIOS  # noqa: E402
+from benchmarks.simulators import NotRun  # noqa: E402
 from benchmarks.world import Play, Scenario  # noqa: E402
 
 
@@ -53,27 +57,51 @@ def _static_mean(scenario: Scenario) -> Play:
     return world.play_static(scenario, next(held, scenario.most))
 
 
-POLICIES: dict[str, Callable[[Scenario], Play]] = {
+#: What is no peer, by name.
+OWN: dict[str, Callable[[Scenario], Play]] = {
     "flyball": _flyball,
     "oracle": oracle,
     "static-peak": _static_peak,
     "static-mean": _static_mean,
 }
+#: Behind the name of a peer whose settings were searched for on earlier traffic.
+TUNED = "-tuned"
+
+
+def policies(tuned: bool) -> list[str]:
+    """All names; with ``tuned`` the peers a second time."""
+    return [*OWN, *PEERS, *((name + TUNED for name in PEERS) if tuned else ())]
 
 
 def measure(
-    scenarios: Sequence[Scenario], names: Sequence[str], console: Console
+    scenarios: Sequence[Scenario], names: Sequence[str], folder: Path | None, console: Console
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The table's rows, and those over time."""
+    """The table's rows, and those over time. A peer that cannot be run is left out, and said so."""
     rows, times = [], []
     for scenario in scenarios:
         for name in names:
             begin = time.perf_counter()
-            played = POLICIES[name](scenario)
-            rows.append(world.score(scenario, name, played))
+            try:
+                played, stated = _played(scenario, name, folder)
+            except NotRun as why:
+                console.print(f"{scenario.name} {name}: {why}", style="yellow")
+                continue
+            rows.append(world.score(scenario, name, played) | {"settings": stated})
             times += world.timeline(scenario, name, played)
             console.print(f"{scenario.name} {name}: {time.perf_counter() - begin:.0f} s", style="dim")
     return rows, times
+
+
+def _played(scenario: Scenario, name: str, folder: Path | None) -> tuple[Play, Stated]:
+    """The play, and what of the policy's settings is not its default. Raises NotRun."""
+    if name in OWN:
+        return OWN[name](scenario), {}
+    peer = PEERS[name.removesuffix(TUNED)]
+    if name in PEERS:
+        return autoscalers.documented(peer, scenario, folder), peer.documented
+    if scenario.earlier is None:
+        raise NotRun("there is no earlier traffic to search on")
+    return autoscalers.tuned(peer, scenario, scenario.earlier, folder)
 
 
 def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
@@ -97,19 +125,23 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", choices=sorted(SCENARIOS), help="one scenario alone; without it all of them")
-    parser.add_argument("--quick", action="store_true", help="three days in place of a week; fewer analyses")
+    parser.add_argument("--quick", action="store_true", help="fewer days and analyses, and no peer searched for")
     parser.add_argument(
         "--only", type=lambda text: text.split(","), help="these policies alone, with commas between them"
     )
+    parser.add_argument("--peers", type=Path, help="the folder that --install-peers filled")
+    parser.add_argument("--install-peers", type=Path, help="install Ray Serve and SkyServe into this folder first")
     parser.add_argument("--timeline", type=Path, help="replicas, load and latency over time, as CSV")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(arguments)
-    names = args.only or list(POLICIES)
-    if unknown := [name for name in names if name not in POLICIES]:
-        parser.error(f"unknown policies: {', '.join(unknown)}; there are {', '.join(POLICIES)}")
     console = Console(stderr=True, width=110)
+    names = args.only or policies(tuned=not args.quick)
+    if unknown := [name for name in names if name not in policies(tuned=True)]:
+        parser.error(f"unknown policies: {', '.join(unknown)}; there are {', '.join(policies(tuned=True))}")
+    if args.install_peers is not None:
+        simulators.install(args.install_peers, peer_code.REQUIREMENTS)
     scenarios = [SCENARIOS[name](args.quick) for name in ([args.trace] if args.trace else SCENARIOS)]
-    rows, times = measure(scenarios, names, console)
+    rows, times = measure(scenarios, names, args.install_peers or args.peers, console)
     show(rows, console)
     args.output.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
     if args.timeline is not None:

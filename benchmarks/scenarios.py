@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,15 +21,16 @@ CHAT = {"prompt": (180.0, 0.4, 1500), "output": (40.0, 0.4, 400)}
 
 def day_curve(quick: bool) -> Scenario:
     """16 requests a second on average, from 3.2 to 28.8 over each day, which begins on the way up at 6:00."""
-    duration = 3 * DAY if quick else 7 * DAY
 
     def rate(at: Floats) -> Floats:
         wave: Floats = 16.0 * (1.0 + 0.8 * np.sin(2 * math.pi * at / DAY))
         return wave
 
-    arrival = arrivals(rate, 28.8, duration, seed=1)
-    decide_s = 900.0 if quick else 300.0
-    return Scenario("day-curve", workload(arrival, CHAT, seed=2), duration, ENGINE, ttft_s=1.0, decide_s=decide_s)
+    def days(n: int, seed: int) -> Scenario:
+        work = workload(arrivals(rate, 28.8, n * DAY, seed), CHAT, seed + 1)
+        return Scenario("day-curve", work, n * DAY, ENGINE, ttft_s=1.0, decide_s=900.0 if quick else 300.0)
+
+    return replace(days(3 if quick else 7, seed=1), earlier=days(1, seed=101))
 
 
 #: By name; each is told whether it must be quick.

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,13 @@ class Beside:
         return None if self.theirs_per_s is None or self.ours_per_s is None else self.ours_per_s / self.theirs_per_s
 
 
-def install(folder: Path) -> None:
+def install(folder: Path, requirements: Mapping[str, str] = REQUIREMENTS) -> None:
     """Each peer into ``folder``/its name. What is there stays; what failed leaves its reason, and is tried again the next time."""
-    for name, requirement in REQUIREMENTS.items():
+    for name, requirement in requirements.items():
         if _stamp(folder, name).is_file() and _stamp(folder, name).read_text() == requirement:
             continue
         venv.create(folder / name, with_pip=True, clear=True)
-        command = [_python(folder, name), "-m", "pip", "install", "--quiet", requirement]
+        command = [python_of(folder, name), "-m", "pip", "install", "--quiet", requirement]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             _why(folder, name).write_text(_last_line(done.stderr))
@@ -81,13 +81,11 @@ def install(folder: Path) -> None:
 
 def ask(folder: Path, name: str, question: Any) -> Any:
     """What the peer's script answers. Raises NotRun."""
-    if not _stamp(folder, name).is_file():
-        why = _why(folder, name)
-        raise NotRun(f"not installed: {why.read_text() if why.is_file() else 'give --install-peers'}")
+    check_installed(folder, name)
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered = Path(scratch) / "question.json", Path(scratch) / "answer.json"
         asked.write_text(json.dumps(question))
-        command = [_python(folder, name), _SCRIPTS / f"run_{name}.py", asked, answered]
+        command = [*script_of(folder, name), asked, answered]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=scratch, env={**os.environ, **_OFFLINE}
         )
@@ -96,7 +94,19 @@ def ask(folder: Path, name: str, question: Any) -> Any:
         return json.loads(answered.read_text())
 
 
-def _python(folder: Path, name: str) -> Path:
+def check_installed(folder: Path, name: str) -> None:
+    """Raises NotRun, with the reason, unless it is."""
+    if not _stamp(folder, name).is_file():
+        why = _why(folder, name)
+        raise NotRun(f"not installed: {why.read_text() if why.is_file() else 'give --install-peers'}")
+
+
+def script_of(folder: Path, name: str) -> list[Path]:
+    """The command that runs the peer's script in the peer's own environment."""
+    return [python_of(folder, name), _SCRIPTS / f"run_{name}.py"]
+
+
+def python_of(folder: Path, name: str) -> Path:
     return folder.absolute() / name / "bin" / "python"
 
 

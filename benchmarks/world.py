@@ -55,6 +55,8 @@ class Scenario:
     """Unix seconds of the first moment: a Tuesday, 6:00 UTC."""
     decide_s: float = 300.0
     """Between two of Flyball's analyses."""
+    earlier: Scenario | None = None
+    """The same endpoint's traffic of another time: what the peers' settings are searched on. None: there is none."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
-from benchmarks import policies, scenarios, world
+from benchmarks import autoscalers, peer_code, policies, scenarios, simulators, world
 from benchmarks.oracle import LEAST_WITHIN, oracle
 from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
@@ -95,7 +96,7 @@ def test_the_oracle_keeps_its_share_and_is_never_dearer_than_the_static_peak() -
     small = step(3.0)
     found = oracle(small)
     assert world.in_time(small, found).mean() >= LEAST_WITHIN
-    peak = policies.POLICIES["static-peak"](small)
+    peak = policies.OWN["static-peak"](small)
     assert not world.score(small, "", peak)["breach_hours"]
     assert found.replica_s < 0.85 * peak.replica_s, "it has one replica less for two thirds of the time"
     hopeless = replace(steady(14.0, 0.5), most=1, replicas=1)
@@ -110,7 +111,10 @@ def test_every_policy_gives_a_row_and_flyball_is_the_real_one(tmp_path: Path, mo
     output, times = tmp_path / "rows.json", tmp_path / "times.csv"
     policies.main(["--trace", "small", "--quick", "--output", str(output), "--timeline", str(times)])
     rows = {row["policy"]: row for row in json.loads(output.read_text())["rows"]}
-    assert list(rows) == list(policies.POLICIES)
+    own_code = {"ray-serve", "skyserve"}
+    assert list(rows) == [name for name in policies.policies(tuned=False) if name not in own_code], (
+        "they are not installed"
+    )
     for row in rows.values():
         assert set(row) >= {
             "scenario",
@@ -126,3 +130,60 @@ def test_every_policy_gives_a_row_and_flyball_is_the_real_one(tmp_path: Path, mo
     assert rows["flyball"]["changes"] >= 1, "it grew"
     assert 0.75 < rows["flyball"]["cost_usd"] < rows["static-peak"]["cost_usd"]
     assert len(times.read_text().splitlines()) == 1 + 9 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "index", "end"),
+    [(0.005, 0, 0.01), (0.01, 1, 0.0205), (0.1, 8, 0.110266), (1.0, 36, 1.016281), (10.0, 80, 10.207903)],
+)
+def test_the_percentile_recommenders_buckets_are_vpas(value: float, index: int, end: float) -> None:
+    assert autoscalers.bucket(value, 0.01) == index
+    assert autoscalers.bucket_start(index + 1, 0.01) == pytest.approx(end, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("days", "upper", "lower"), [(1 / 24, 25.0, 0.953674), (1, 2.0, 0.998003), (8, 1.125, 0.99975)]
+)
+def test_its_bounds_narrow_as_vpas_do(days: float, upper: float, lower: float) -> None:
+    assert autoscalers.confident(1.0, days, 1.0, 1.0) == pytest.approx(upper)
+    assert autoscalers.confident(1.0, days, 0.001, -2.0) == pytest.approx(lower, abs=1e-6)
+
+
+def test_a_search_takes_the_cheapest_setting_that_keeps_the_share() -> None:
+    """An HPA with a target far too high is cheapest and late; far too low, it is dear. On other traffic of the same kind."""
+    peer = replace(autoscalers.PEERS["hpa-concurrency"], tried=[{"target": t} for t in (1.0, 6.0, 200.0)])
+    small, earlier = steady(14.0, 1.0), steady(14.0, 1.0, replicas=2)
+    played, stated = autoscalers.tuned(peer, small, earlier, None)
+    assert stated == {"target": 6.0}
+    assert world.in_time(small, played).mean() >= LEAST_WITHIN
+
+
+def _stand_in(folder: Path, name: str) -> None:
+    """A folder as ``install`` leaves it, with this interpreter in the place of the peer's."""
+    (folder / name / "bin").mkdir(parents=True)
+    (folder / name / "bin" / "python").symlink_to(sys.executable)
+    (folder / name / "installed.txt").write_text(peer_code.REQUIREMENTS[name])
+
+
+RAY = """
+import json, sys
+stated = json.loads(sys.stdin.readline())
+assert stated == {"least": 1, "most": 4, "target": 8.0}, stated
+for line in sys.stdin:
+    seen = json.loads(line)
+    print(json.dumps({"wanted": 3 if seen["requests"] > 2 * seen["ready"] else seen["wanted"]}), flush=True)
+"""
+
+
+def test_a_peers_own_code_is_asked_in_its_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(tmp_path, "ray_serve")
+    (tmp_path / "run_ray_serve.py").write_text(RAY)
+    monkeypatch.setattr(simulators, "_SCRIPTS", tmp_path)
+    small = steady(14.0, 0.25)
+    with peer_code.ray_serve(tmp_path, small, {"target": 8.0}) as policy:
+        played = world.play(small, lambda _machine: policy)
+    assert [(a.before, a.after) for a in played.actions] == [(2, 3)]
+    with pytest.raises(simulators.NotRun, match="ray_serve ended"), peer_code.ray_serve(tmp_path, small, {}) as policy:
+        world.play(small, lambda _machine: policy)
+    with pytest.raises(simulators.NotRun, match="install-peers"):
+        autoscalers.documented(autoscalers.PEERS["skyserve"], small, None)
