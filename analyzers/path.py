@@ -19,8 +19,9 @@ from collectors.workload import Floats
 
 #: A shape that met the objective at a load is taken to carry this multiple of it.
 AS_CARRIED = 1.05
-#: Loads are asked for on a grid of this ratio, rounded up, so that few replays answer many questions.
-GRID = 1.02
+#: Loads are asked for on a grid of this ratio, rounded up, so that few replays answer many questions; and so many steps below what is
+#: not carried, where nothing is known to be.
+GRID, WIDEST = 1.02, 64
 
 #: Whether ``count`` replicas carry a multiple of the load: by the high end of the prediction where ``surely``, else by its middle.
 Carries = Callable[[int, float, bool], bool]
@@ -49,21 +50,34 @@ class Capacities:
     and more replicas carry it too. Holds for one calibration and one traffic."""
 
     def __init__(self) -> None:
-        self._most: dict[tuple[int, bool], float] = {}
-        self._least: dict[tuple[int, bool], float] = {}
+        self._most: dict[tuple[int, bool], int] = {}
+        self._least: dict[tuple[int, bool], int] = {}
 
     def carries(self, count: int, load: float, surely: bool, ask: Carries) -> bool:
-        """``ask``, where the answers so far do not tell."""
-        load = GRID ** math.ceil(math.log(load) / math.log(GRID) - 1e-9) if load > 0 else 0.0
-        if load == 0.0 or any(m >= load for (n, sure), m in self._most.items() if n <= count and sure >= surely):
+        """``ask``, where the answers so far do not tell: half-way between what is known to be carried and what is known not to be."""
+        if load <= 0:
             return True
-        if any(m <= load for (n, sure), m in self._least.items() if n >= count and sure <= surely):
-            return False
-        answer = ask(count, load, surely)
-        known = self._most if answer else self._least
-        better = max if answer else min
-        known[count, surely] = better(known.get((count, surely), load), load)
-        return answer
+        wanted = math.ceil(math.log(load) / math.log(GRID) - 1e-9)
+        while True:
+            most, least = self._bounds(count, surely)
+            if most is not None and wanted <= most:
+                return True
+            if least is not None and wanted >= least:
+                return False
+            at = wanted if most is None or least is None else (most + least) // 2
+            if ask(count, GRID**at, surely):
+                self._most[count, surely] = at
+            else:
+                self._least[count, surely] = at
+                if most is None:  # a lower end from which to halve
+                    known = self._most if ask(count, GRID ** (at - WIDEST), surely) else self._least
+                    known[count, surely] = at - WIDEST
+
+    def _bounds(self, count: int, surely: bool) -> tuple[int | None, int | None]:
+        """On the grid: the most that it is known to carry, and the least that it is known not to."""
+        most = [m for (n, sure), m in self._most.items() if n <= count and sure >= surely]
+        least = [m for (n, sure), m in self._least.items() if n >= count and sure <= surely]
+        return max(most, default=None), min(least, default=None)
 
 
 def replica_path(
@@ -104,6 +118,11 @@ def replica_path(
         return not spent and carries(count, float(until_next[slot]), True)
 
     best = _cheapest(len(demand), present, counts, policy.max_changes_per_day, keeps, enters)
+    for count in counts:  # for good: no change of a day and its night, of which there may be so many
+        if count < present and enters(0, count, present):
+            lasting = _cheapest(len(demand), count, counts, policy.max_changes_per_day, keeps, enters)
+            if max(lasting) == lasting[0] == count and sum(lasting) < sum(best):
+                best = lasting
     stay = (max(present, *best),) * len(demand)
     saved = float(sum(stay) - sum(best))
     if max(best) <= present and saved < worth:

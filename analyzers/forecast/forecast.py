@@ -31,7 +31,7 @@ BETTER, CLEARLY = 0.02, 0.001
 #: The backtest: from these leads, over origins so far apart, of so many days.
 LEADS = (1, 2, 4, 8, 16, 32, 64, 96)
 ORIGIN_STEP, BACKTEST_DAYS = 4, 14
-#: Distinct slots below which residuals say too little: then the policy's growth is the interval.
+#: Distinct slots below which residuals say too little: until then the policy's growth bounds the interval, less and less.
 LEAST_RESIDUALS = 24
 #: Up to this lead the interval is that of short leads.
 SHORT = 8
@@ -281,11 +281,14 @@ def _banded(rates: Floats, model: str, slots: int, growth: float) -> tuple[LoadB
     if not _PROFILES[model][1]:  # it says the same however long before
         of_leads = [(np.ones(past.lead.shape, dtype=bool), slice(0, slots))]
     for of_past, of_next in of_leads:
-        if np.unique(past.at[of_past]).size < LEAST_RESIDUALS:
+        seen = np.unique(past.at[of_past]).size
+        if not seen:
             continue
         ends = _order(ratios[of_past], TAIL), _order(ratios[of_past], 1 - TAIL)
-        low[of_next], high[of_next] = min(1.0, ends[0]), max(1.0, ends[1])
-        held.append((ratios[of_past] >= ends[0]) & (ratios[of_past] <= ends[1]))
+        prior = growth ** max(0.0, 1.0 - seen / LEAST_RESIDUALS)  # which few residuals do not yet take the place of
+        low[of_next], high[of_next] = min(1 / prior, ends[0]), max(prior, ends[1])
+        if seen >= LEAST_RESIDUALS:
+            held.append((ratios[of_past] >= ends[0]) & (ratios[of_past] <= ends[1]))
     noise = 1.28 * np.sqrt(mid / STEP_S)  # of a Poisson count: one time in ten above
     top = float(np.nanmax(rates)) * growth  # no more than the most that was ever seen, grown
     upper = np.minimum(np.maximum((mid + floor) * high - floor, mid + noise), max(top, float(mid.max())))
