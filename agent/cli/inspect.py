@@ -27,7 +27,7 @@ from agent.cli.output import (
     text,
     warnings_on_stderr,
 )
-from analyzers.words import lasting, spread
+from analyzers.words import lasting, spread, verdict
 
 if TYPE_CHECKING:
     from agent.approvals import Action
@@ -155,10 +155,7 @@ def endpoints(
         return print_json(view)
     rows = []
     for e in view["endpoints"]:
-        goals = [
-            f"[{_colour(o['met'])}]{o['target']} {spread(o['observed'], o['at_least'], o['at_most'])} / {o['limit']:g}[/{_colour(o['met'])}]"
-            for o in e["objective"]
-        ]
+        goals = [_goal(o) for o in e["objective"]]
         findings = [f["code"] for f in e["findings"]]
         state = "[red]frozen[/red]" if e["frozen"] else ("ready" if e["ready"] else "[yellow]not ready[/yellow]")
         rows.append(
@@ -169,7 +166,7 @@ def endpoints(
                 "\n".join(goals) or "-",
                 loads(e),
                 money(e["money"]["usd_per_month"]),
-                number(e["money"]["usd_per_1k_tokens"], " $"),
+                _dollars(e["money"]["usd_per_1k_tokens"]),
                 "\n".join(findings) or "-",
             ]
         )
@@ -191,6 +188,18 @@ def endpoints(
     if not view["watched"]:
         stdout.print("[yellow]Nobody watches: no daemon is running; start `flyball run`[/yellow]", highlight=False)
     return None
+
+
+def _goal(o: Mapping[str, Any]) -> str:
+    """A target with what was observed and whether it is met."""
+    said = f"{o['target']} {spread(o['observed'], o['at_least'], o['at_most'])} / {o['limit']:g}"
+    said += "" if o["observed"] is None else f" {verdict(o['met'])}"
+    return f"[{_colour(o['met'])}]{said}[/{_colour(o['met'])}]"
+
+
+def _dollars(value: float | None) -> str:
+    """Of little money too."""
+    return "-" if value is None else f"${value:.3g}"
 
 
 def loads(e: Mapping[str, Any]) -> str:
@@ -260,7 +269,7 @@ def recommendations_list(
             r["id"],
             text(r["endpoint"]),
             r["state"],
-            f"{text(r['current'])}\n→ {text(r['proposed'])}",
+            text(r["what"]),
             "\n".join(text(x["code"]) for x in r["reasons"]),
             money(r["saving_per_month"]),
             r["risk"],
@@ -310,7 +319,8 @@ def recommendations_show(
     columns = ["metric", "now, observed", "now, by the model", "proposed, by the model", "limit"]
     table("Expected (80 % intervals)", columns, rows, "Nothing supports a prediction.")
     rows = [
-        [text(o["label"]), o["verdict"], money(o["money"]["per_hour"]), text(o["why"])] for o in r["body"]["options"]
+        [text(o["label"]), o["verdict"].lower().replace("_", " "), money(o["money"]["per_hour"]), text(o["why"])]
+        for o in r["body"]["options"]
     ]
     table("Considered", ["shape", "verdict", "$/h", "why"], rows, "")
     rows = [
@@ -455,7 +465,7 @@ def changes_list(
             c["id"],
             text(c["endpoint"]),
             c["state"],
-            f"{text(c['before'])}\n→ {text(c['after'])}",
+            text(c["what"]),
             moment(c["created_at"]),
             text(c["approved_by"]),
             text(c["state_reason"]),

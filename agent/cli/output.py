@@ -6,7 +6,7 @@ import getpass
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from collectors.durations import seconds_of
 
@@ -41,17 +42,48 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2, sort_keys=False, default=str))
 
 
+#: Of a column that need not be whole in its line, so much is.
+_LEAST_COLUMN = 24
+
+
 def table(title: str, columns: list[str], rows: list[list[str]], empty: str) -> None:
-    """A table, or one line where there is nothing in it."""
+    """A table; on a terminal that is too narrow for one whose words are whole, each row below the other; one line where there is nothing."""
     if not rows:
         stdout.print(empty)
         return
+    least = [_least_width(cells) for cells in zip(columns, *rows, strict=True)]
+    if sum(least) + 3 * len(columns) + 1 > stdout.width:
+        stdout.print(_stacked(title, columns, rows))
+        return
     made = Table(title=title, title_justify="left", header_style="bold")
-    for name in columns:
-        made.add_column(name, overflow="fold")
+    for name, width in zip(columns, least, strict=True):
+        made.add_column(name, overflow="fold", min_width=width)
     for row in rows:
         made.add_row(*row)
     stdout.print(made)
+
+
+def _least_width(cells: Sequence[str]) -> int:
+    """Of a column in which no word is broken: the longest word, and most of what stands in a short line."""
+    plain = [Text.from_markup(cell).plain for cell in cells]
+    words = max((len(word) for cell in plain for word in cell.split()), default=0)
+    lines = max((len(line) for cell in plain[1:] for line in cell.splitlines()), default=0)
+    return max(words, min(lines, _LEAST_COLUMN))
+
+
+def _stacked(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """Each row as its first cell, and below it the others with their names. What is not there is left out."""
+    made = Table(
+        title=title, title_justify="left", header_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
+    made.add_column("", overflow="fold", min_width=max(map(len, [*columns[1:], *(row[0] for row in rows)])))
+    made.add_column("", overflow="fold")
+    for row in rows:
+        made.add_row(f"[bold]{row[0]}[/bold]")
+        for name, cell in zip(columns[1:], row[1:], strict=True):
+            if cell not in ("", "-"):
+                made.add_row(f"  [dim]{name}[/dim]", cell)
+    return made
 
 
 def number(value: float | None, unit: str = "", digits: int = 3) -> str:

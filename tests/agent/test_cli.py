@@ -214,7 +214,7 @@ def test_one_recommendation_whole_and_by_the_beginning_of_its_id(config: Path, f
     assert view["recommendation"]["id"] == "aaaa0001"
     assert view["recommendation"]["plan"]["operations"][0]["name"] == "scale"
     text = run("recommendations", "show", "aaaa", "-c", config).stdout
-    assert all(word in text for word in ("LOW_OCCUPANCY", "scale to 1", "Way back: scale back", "CANNOT_PREDICT"))
+    assert all(word in text for word in ("LOW_OCCUPANCY", "scale to 1", "Way back: scale back", "cannot predict"))
 
 
 def test_ids_that_are_not_unique_or_not_there_are_errors(config: Path, filled: Store) -> None:

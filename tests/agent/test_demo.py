@@ -50,6 +50,9 @@ def test_the_demo_ends_well_and_hands_over(tmp_path: Path) -> None:
                 shlex.split(line), capture_output=True, input="y\n", text=True, timeout=60, cwd=ROOT, env={}
             )
             assert ran.returncode == 0, (line, ran.stderr)
+            assert max(map(len, ran.stdout.splitlines())) <= 80, ran.stdout
+            if "endpoints" in line or "changes" in line:
+                assert all(name in ran.stdout for name in ("support-chat", "summaries", "tickets")), ran.stdout
         (approve,) = [line for line in words if f"approve {waiting['id']}" in line]
         assert approve
         wait_for(lambda: changed(folder, "drafts") in ("warming", "verifying", "succeeded"), 60, log)

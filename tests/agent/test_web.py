@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,13 @@ from agent.clock import VirtualClock
 from agent.governor import Governor
 from agent.report import weekly
 from agent.settings import Settings
-from agent.store import Store, control, fleet, recommendations, tunes
+from agent.store import Store, control, fleet, recommendations, tunes, windows
 from agent.tune.history import told
 from agent.web.app import create_app
 from agent.web.guard import CSRF, SESSION
 from collectors.http import Http
-from tests.agent.records import NASTY, T0, fill, plan, recommendation_row, shape_row, tune_of_two
+from collectors.sketch import Sketch
+from tests.agent.records import NASTY, T0, fill, finding, plan, recommendation_row, shape_row, tune_of_two, window
 
 NOW = T0 + 3600
 PAGES = (
@@ -465,3 +470,90 @@ def test_the_api_describes_itself(made: Make) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/healthz", "/metrics", "/slack/actions", "/status.json"} <= set(paths)
     assert json.dumps(paths)
+
+
+# -- how an endpoint stands ---------------------------------------------------------------------------------------------
+
+
+def _between(page: str, begin: str, end: str) -> str:
+    """The words of the first part of a page from ``begin`` to ``end``."""
+    return " ".join(re.sub("<[^>]*>", " ", begin + page.partition(begin)[2].partition(end)[0]).split())
+
+
+@pytest.mark.parametrize("path", ["/", "/endpoints/chat"])
+def test_how_it_stands_and_why_is_one_line_of_its_own(made: Make, path: str) -> None:
+    governor, client = made()
+    assert "not judged yet" in client.get(path).text
+    text = "10 min of 1 h were seen; a smaller shape may be proposed from 23:19"
+    body = {
+        "at": NOW,
+        "state": "too_large",
+        "text": text,
+        "reasons": [{"code": "HELD_BACK", "text": "", "numbers": {}}],
+    }
+    with governor.store.write() as db:
+        fleet.decided(db, "chat", body)
+    page = client.get(path).text
+    assert "not judged yet" not in page
+    at = datetime.fromtimestamp(NOW, UTC).strftime("%H:%M UTC")
+    assert _between(page, "<b>too large</b>", "</p>") == f"too large : {text} ({at})"
+    with governor.store.write() as db:
+        fleet.decided(db, "chat", body | {"state": "fine", "text": ""})
+    assert _between(client.get(path).text, "<b>fine</b>", "</p>") == f"fine ({at})"
+
+
+@pytest.mark.parametrize(
+    ("edges", "counts", "said", "verdict"),
+    [
+        ((0.25, 0.5, 1.0), (90, 10, 0, 0), "0.25 to 0.5", "met"),
+        ((0.25, 0.5, 2.0), (50, 0, 50, 0), "0.5 to 2", "not known"),  # the limit, 1 s, lies in the bucket
+        ((0.25, 1.0, 2.0), (50, 0, 50, 0), "1 to 2", "missed"),
+        ((0.25, 0.5), (50, 0, 50), "at least 0.5", "not known"),  # beyond the last bucket
+    ],
+)
+def test_a_percentile_that_is_a_range_is_shown_as_one(
+    made: Make, edges: tuple[float, ...], counts: tuple[int, ...], said: str, verdict: str
+) -> None:
+    governor, client = made(filled=False)
+    middles = [(low + high) / 2 for low, high in pairwise((0.0, *edges, 2 * edges[-1]))]
+    total_s = sum(n * middle for n, middle in zip(counts, middles, strict=True))
+    coarse = {"ttft_s": Sketch.from_histogram(edges, counts, total_s)}
+    rows = [replace(window(T0 + 60 * i), sketches=coarse) for i in range(60)]
+    with governor.store.write() as db:
+        windows.save(db, rows)
+        fleet.saw_shape(db, "chat", shape_row(NOW))
+    for path in ("/", "/endpoints/chat"):
+        words = _between(client.get(path).text, "<td>ttft_p95_s</td>", "</tr>").split(" ")
+        assert " ".join(words[1 : 1 + len(said.split())]) == said, path
+        assert " ".join(words).endswith(verdict), path
+    made_at = weekly(governor.store, governor.settings, start=T0, end=NOW, now=NOW)
+    assert made_at is not None
+    row = _between(made_at.read_text(), "<td>ttft_p95_s</td>", "</tr>")
+    assert f"{said} 1 {verdict}" in row, "the report says the same"
+
+
+@pytest.mark.parametrize("path", ["/", "/endpoints/chat"])
+def test_what_contradicts_itself_stands_there_with_its_weight(made: Make, path: str) -> None:
+    governor, client = made()
+    found = [
+        finding(
+            code="SETTINGS_CONTRADICT",
+            text="19 run: is max_num_seqs really 16?",
+            kind="contradiction",
+            severity="warning",
+        ),
+        finding(
+            code="ENGINE_STUCK",
+            text="12 requests run, and no token has come out",
+            kind="contradiction",
+            severity="critical",
+        ),
+    ]
+    with governor.store.write() as db:
+        fleet.found(db, "chat", found, NOW)
+    page = client.get(path).text
+    assert '<span class="tag warn">SETTINGS_CONTRADICT</span> 19 run: is max_num_seqs really 16?' in page
+    assert '<span class="tag bad">ENGINE_STUCK</span> 12 requests run, and no token has come out' in page
+    twin = client.get(_twin(path)).json()
+    told = twin["endpoints"][0] if "endpoints" in twin else twin["endpoint"]
+    assert {f["code"] for f in told["findings"]} == {"SETTINGS_CONTRADICT", "ENGINE_STUCK"}
