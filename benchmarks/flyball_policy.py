@@ -32,7 +32,7 @@ from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
 from collectors.base import Scope, ScrapeTarget
 from collectors.http import Http
-from collectors.window import Span
+from collectors.window import CollectError, Span
 
 _T = TypeVar("_T")
 
@@ -123,9 +123,12 @@ class SpanCollector:
 
     def __init__(self) -> None:
         self.told: list[Span] = []
+        self.dark = False
 
     async def read(self, target: ScrapeTarget) -> Sequence[Span]:
         told, self.told = self.told, []
+        if self.dark:
+            raise CollectError("timeout", "the scenario says so")
         return told
 
 
@@ -194,6 +197,7 @@ class FlyballPolicy:
         if at_s % WINDOW_S:
             return
         await governor.take_lead()
+        self._collector.dark = self._scenario.dark(at_s)
         self._collector.told.append(self._telemetry.span(NAME, self._scenario.starts_at))
         await governor.collect()
         if at_s % self._settings.decide.interval_s == 0:
@@ -229,11 +233,11 @@ class FlyballPolicy:
         """Raises RuntimeError where an analysis, a read or a change ended in an error that nobody foresaw."""
         m = self._governor.metrics
         failed = {
-            counter._name: sample.value
+            sample.name: sample.labels
             for counter in (m.analysis_errors, m.read_errors, m.change_errors)
             for metric in counter.collect()
             for sample in metric.samples
-            if sample.name.endswith("_total") and sample.value
+            if sample.name.endswith("_total") and sample.value and sample.labels.get("kind") != "timeout"
         }
         if failed:
             raise RuntimeError(f"the governor failed: {failed}")
