@@ -107,6 +107,11 @@ def _of_hpa(metric: Metric, scenario: Scenario, stated: Stated) -> Hpa:
     return Hpa((target,), most=scenario.most, down_window_s=stated.get("down_window_s", 300.0))
 
 
+def hpa_concurrency(scenario: Scenario) -> Hpa:
+    """As documented."""
+    return _of_hpa("in_flight", scenario, PEERS["hpa-concurrency"].documented)
+
+
 def _keda(scenario: Scenario, stated: Stated, _folder: Path | None) -> AbstractContextManager[ScalingPolicy]:
     """Polled every 15 s, cooldown 360 s, one replica at least, on ``vllm:num_requests_waiting``: vLLM's production stack,
     docs/source/use_cases/autoscaling-keda.rst."""

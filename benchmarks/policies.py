@@ -39,6 +39,12 @@ def _flyball(scenario: Scenario) -> Play:
         return world.play(scenario, make)
 
 
+def _flyball_over_hpa(scenario: Scenario) -> Play:
+    """It tunes the bounds and targets of ``hpa-concurrency``, which sets the count."""
+    with flyball(scenario, autoscalers.hpa_concurrency(scenario)) as make:
+        return world.play(scenario, make)
+
+
 def _static_peak(scenario: Scenario) -> Play:
     """The fewest replicas that hold every hour, found with the whole trace at hand."""
     counts = range(1, scenario.most)
@@ -60,6 +66,7 @@ def _static_mean(scenario: Scenario) -> Play:
 #: What is no peer, by name.
 OWN: dict[str, Callable[[Scenario], Play]] = {
     "flyball": _flyball,
+    "flyball-over-hpa": _flyball_over_hpa,
     "oracle": oracle,
     "static-peak": _static_peak,
     "static-mean": _static_mean,
