@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from analyzers.whatif.scaling import Hpa, Keda, Kpa, Metric, MetricTarget, ScalingInput, ScalingPolicy
 from benchmarks import peer_code, world
@@ -55,7 +56,21 @@ def tuned(peer: Peer, scenario: Scenario, earlier: Scenario, folder: Path | None
 
 def _played(peer: Peer, scenario: Scenario, stated: Stated, folder: Path | None) -> Play:
     with peer.policy(scenario, stated, folder) as policy:
-        return world.play(scenario, lambda _machine: policy)
+        return world.play(scenario, lambda _machine: _KeptInTheDark(policy, scenario))
+
+
+class _KeptInTheDark:
+    """An autoscaler without its metric changes nothing."""
+
+    def __init__(self, policy: ScalingPolicy, scenario: Scenario) -> None:
+        self.interval_s = policy.interval_s
+        self._policy = policy
+        self._scenario = scenario
+
+    def __call__(self, seen: ScalingInput, state: Any) -> tuple[int, Any]:
+        if self._scenario.dark(seen.at_s):
+            return seen.ready + seen.starting, state
+        return self._policy(seen, state)
 
 
 def _slots(scenario: Scenario) -> int:
@@ -72,9 +87,9 @@ def _grid(**values: Sequence[float]) -> list[Stated]:
 UTILIZATION = 0.7
 #: Waiting requests: what vLLM's production stack documents for KEDA.
 QUEUE = 5.0
-_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85)
-_DEPTHS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
-_DOWN_S = (300.0, 900.0, 1800.0)
+_SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+_DEPTHS = (0.05, 0.2, 1.0, 3.0)
+_DOWN_S = (300.0, 1200.0)
 
 
 def _hpa(metric: Metric) -> Callable[[Scenario, Stated, Path | None], AbstractContextManager[ScalingPolicy]]:
@@ -90,6 +105,11 @@ def _of_hpa(metric: Metric, scenario: Scenario, stated: Stated) -> Hpa:
     each = stated["share"] * _slots(scenario) if "share" in stated else stated["target"]
     target = MetricTarget(metric, each)
     return Hpa((target,), most=scenario.most, down_window_s=stated.get("down_window_s", 300.0))
+
+
+def hpa_concurrency(scenario: Scenario) -> Hpa:
+    """As documented."""
+    return _of_hpa("in_flight", scenario, PEERS["hpa-concurrency"].documented)
 
 
 def _keda(scenario: Scenario, stated: Stated, _folder: Path | None) -> AbstractContextManager[ScalingPolicy]:
@@ -224,14 +244,14 @@ PEERS: dict[str, Peer] = {
     "hpa-concurrency": Peer({"share": UTILIZATION}, _grid(share=_SHARES, down_window_s=_DOWN_S), _hpa("in_flight")),
     "hpa-queue": Peer({"target": QUEUE}, _grid(target=_DEPTHS, down_window_s=_DOWN_S), _hpa("waiting")),
     "keda-waiting": Peer({"target": QUEUE}, _grid(target=_DEPTHS, down_window_s=_DOWN_S), _keda),
-    "kpa": Peer({"utilization": UTILIZATION}, _grid(utilization=_SHARES, stable_window_s=(60.0, 300.0, 900.0)), _kpa),
+    "kpa": Peer({"utilization": UTILIZATION}, _grid(utilization=_SHARES, stable_window_s=(60.0, 600.0)), _kpa),
     # Its default target is two ongoing requests a replica.
-    "ray-serve": Peer({}, _grid(share=_SHARES, downscale_delay_s=(300.0, 600.0, 1800.0)), _ray_serve),
+    "ray-serve": Peer({}, _grid(share=_SHARES, downscale_delay_s=(300.0, 1200.0)), _ray_serve),
     # 2.5 requests a second a replica is the example of its page on autoscaling; there is no default.
     "skyserve": Peer(
         {"target": 2.5},
-        _grid(target=(0.1, 0.25, 0.5, 1.0, 2.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0), downscale_delay_seconds=(600, 1200)),
+        _grid(target=(0.75, 1.5, 3.0, 4.5, 6.0, 7.5, 9.0), downscale_delay_seconds=(600,)),
         _skyserve,
     ),
-    "percentile": Peer({}, _grid(share=(0.4, 0.5, 0.6, 0.7, 0.85, 1.0), percentile=(0.9, 0.95, 0.99)), _percentile),
+    "percentile": Peer({}, _grid(share=(0.55, 0.7, 0.85, 1.0), percentile=(0.9, 0.95)), _percentile),
 }

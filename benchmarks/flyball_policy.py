@@ -13,13 +13,14 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import structlog
 
 from actuators.base import LiveState, Progress, Receipt, Step
-from actuators.shape import Operation, Plan, Shape
+from actuators.shape import Autoscaling, Operation, Plan, Shape
 from agent.clock import VirtualClock
 from agent.governor import Governor
 from agent.settings import EndpointSettings, Settings
@@ -27,12 +28,12 @@ from agent.store import Store, changes, fleet, recommendations
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, catalogue_of
 from analyzers.whatif.kernel import KernelMachine
-from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
+from analyzers.whatif.scaling import Hpa, ScalingInput, ScalingPolicy
 from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
 from collectors.base import Scope, ScrapeTarget
 from collectors.http import Http
-from collectors.window import Span
+from collectors.window import CollectError, Gauge, Span
 
 _T = TypeVar("_T")
 
@@ -53,34 +54,35 @@ class DirectLoop(asyncio.SelectorEventLoop):
         return future
 
 
-class ReplicaControl:
-    """The control plane: how many replicas are wanted, and how many are ready."""
+class ControlPlane:
+    """What is wanted: a count, or the bounds of an autoscaler that sets it. And how many replicas are ready."""
 
-    def __init__(self, replicas: int, slots: int) -> None:
-        self.shape = Shape(replicas=replicas, size=SIZE, engine={"max_num_seqs": slots})
-        self.ready = replicas
+    def __init__(self, shape: Shape, ready: int) -> None:
+        self.shape = shape
+        self.ready = ready
+        self.starting = 0
         self.version = 1
-        self.tokens: set[str] = set()
+        self._tokens: set[str] = set()
 
     @property
     def serves(self) -> bool:
-        return self.ready == self.shape.replicas
+        return self.shape.autoscaling is not None or (self.starting == 0 and self.ready == self.shape.replicas)
 
-    def set(self, replicas: int, token: str) -> None:
-        if token not in self.tokens:
-            self.tokens.add(token)
-            self.shape = self.shape.with_(replicas=replicas)
+    def become(self, shape: Shape, token: str) -> None:
+        if token not in self._tokens:
+            self._tokens.add(token)
+            self.shape = shape
             self.version += 1
 
 
-class ReplicaActuator:
+class FleetActuator:
     """See ``actuators.base.Actuator``."""
 
     system: ClassVar[str] = "simulated"
-    changes: ClassVar[Sequence[str]] = ("replicas",)
+    changes: ClassVar[Sequence[str]] = ("replicas", "autoscaling")
     poll_s = 0.0
 
-    def __init__(self, control: ReplicaControl, cold_start_s: float) -> None:
+    def __init__(self, control: ControlPlane, cold_start_s: float) -> None:
         self._control = control
         self._deadline_s = 3 * cold_start_s + 600.0
 
@@ -89,11 +91,10 @@ class ReplicaActuator:
         return LiveState(c.shape, str(c.version), c.serves, serving=c.ready)
 
     async def plan(self, live: LiveState, wanted: Shape) -> Plan:
-        count = wanted.replicas or 0
-        step = Operation("set_replicas", {"replicas": count}, self._deadline_s, f"{count} replicas")
+        step = Operation("become", {"shape": wanted.as_dict()}, self._deadline_s, wanted.label())
         return Plan(
             NAME, self.system, live.shape, wanted, live.version, (step,), restarts=False, downtime_s=0.0,
-            way_back="the count before",
+            way_back="the shape before",
         )  # fmt: skip
 
     async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
@@ -103,7 +104,7 @@ class ReplicaActuator:
         """Nothing stands against it."""
 
     async def do(self, operation: Operation, token: str, last: Receipt | None) -> Receipt:
-        self._control.set(int(operation.args["replicas"]), token)
+        self._control.become(Shape.from_dict(operation.args["shape"]), token)
         return Receipt({"token": token})
 
     async def done(self, operation: Operation, receipt: Receipt) -> Step:
@@ -123,9 +124,12 @@ class SpanCollector:
 
     def __init__(self) -> None:
         self.told: list[Span] = []
+        self.dark = False
 
     async def read(self, target: ScrapeTarget) -> Sequence[Span]:
         told, self.told = self.told, []
+        if self.dark:
+            raise CollectError("timeout", "the scenario says so")
         return told
 
 
@@ -157,12 +161,22 @@ class FlyballPolicy:
 
     interval_s = TICK_S
 
-    def __init__(self, scenario: Scenario, machine: KernelMachine, stated: Settings, loop: DirectLoop) -> None:
+    def __init__(
+        self, scenario: Scenario, machine: KernelMachine, stated: Settings, loop: DirectLoop, below: Hpa | None
+    ) -> None:
+        """``below``: the autoscaler that sets the count, and of which the bounds and targets are tuned. None: the count is set here."""
         self._scenario = scenario
         self._loop = loop
         self._telemetry = FleetTelemetry(machine, scenario.work)
         self._clock = VirtualClock(scenario.starts_at)
-        self._control = ReplicaControl(scenario.replicas, scenario.model.limits.max_num_seqs)
+        self._below = below
+        shape = Shape(size=SIZE, engine={"max_num_seqs": scenario.model.limits.max_num_seqs})
+        if below is None:
+            shape = shape.with_(replicas=scenario.replicas)
+        else:
+            targets = {target.metric: target.value for target in below.targets}
+            shape = shape.with_(autoscaling=Autoscaling(below.least, below.most, targets))
+        self._control = ControlPlane(shape, scenario.replicas)
         self._collector = SpanCollector()
         self._settings = stated
         self._store = Store(self._settings.database, now=self._clock.now)
@@ -174,15 +188,23 @@ class FlyballPolicy:
         loop.run_until_complete(self._begin())
 
     def _watched(self, settings: Settings, endpoint: EndpointSettings, _: Environment) -> WatchedEndpoint:
-        actuator = ReplicaActuator(self._control, self._scenario.cold_start_s)
+        actuator = FleetActuator(self._control, self._scenario.cold_start_s)
         return WatchedEndpoint(endpoint, {"vllm": self._collector}, actuator, catalogue_of(settings, endpoint))
 
-    def __call__(self, seen: ScalingInput, state: None) -> tuple[int, None]:
+    def __call__(self, seen: ScalingInput, state: Any) -> tuple[int, Any]:
+        """``state``: the autoscaler's below."""
         self._telemetry.look(seen.at_s, seen.kv_usage)
-        self._control.ready = seen.ready if seen.starting == 0 else -1
+        self._control.ready, self._control.starting = seen.ready, seen.starting
         self._loop.run_until_complete(self._tick(seen.at_s))
-        assert self._control.shape.replicas is not None
-        return self._control.shape.replicas, None
+        shape = self._control.shape
+        if self._below is None or shape.autoscaling is None:
+            assert shape.replicas is not None
+            return shape.replicas, state
+        if self._scenario.dark(seen.at_s):
+            return seen.ready + seen.starting, state
+        targets = tuple(replace(t, value=shape.autoscaling.targets[t.metric]) for t in self._below.targets)
+        bounds = shape.autoscaling
+        return replace(self._below, targets=targets, least=bounds.least, most=bounds.most)(seen, state)
 
     async def _begin(self) -> None:
         await self._governor.take_lead()
@@ -194,7 +216,9 @@ class FlyballPolicy:
         if at_s % WINDOW_S:
             return
         await governor.take_lead()
-        self._collector.told.append(self._telemetry.span(NAME, self._scenario.starts_at))
+        self._collector.dark = self._scenario.dark(at_s)
+        span = self._telemetry.span(NAME, self._scenario.starts_at)
+        self._collector.told += [span] if self._below is None else _by_replica(span, self._control.ready)
         await governor.collect()
         if at_s % self._settings.decide.interval_s == 0:
             await governor.keep_house()
@@ -229,11 +253,11 @@ class FlyballPolicy:
         """Raises RuntimeError where an analysis, a read or a change ended in an error that nobody foresaw."""
         m = self._governor.metrics
         failed = {
-            counter._name: sample.value
+            sample.name: sample.labels
             for counter in (m.analysis_errors, m.read_errors, m.change_errors)
             for metric in counter.collect()
             for sample in metric.samples
-            if sample.name.endswith("_total") and sample.value
+            if sample.name.endswith("_total") and sample.value and sample.labels.get("kind") != "timeout"
         }
         if failed:
             raise RuntimeError(f"the governor failed: {failed}")
@@ -244,13 +268,29 @@ class FlyballPolicy:
         self._store.close()
 
 
+def _by_replica(span: Span, replicas: int) -> list[Span]:
+    """The span in equal parts, as those who read each replica would have it: they count the replicas by it."""
+    share = 1.0 / max(1, replicas)
+    gauges = {
+        name: gauge if name == "kv_usage" else Gauge(gauge.mean * share, gauge.maximum * share, gauge.last * share)
+        for name, gauge in span.gauges.items()
+    }
+    part = replace(
+        span,
+        counts={name: count * share for name, count in span.counts.items()},
+        sketches={name: sketch.scaled(share) for name, sketch in span.sketches.items()},
+        gauges=gauges,
+    )
+    return [replace(part, target=f"{span.target}-{i}") for i in range(max(1, replicas))]
+
+
 @contextmanager
 def flyball(
-    scenario: Scenario, policy: Mapping[str, Any] | None = None
+    scenario: Scenario, below: Hpa | None = None, policy: Mapping[str, Any] | None = None
 ) -> Iterator[Callable[[KernelMachine], ScalingPolicy]]:
     """Makes the policy for one play; its store is there until the end of the ``with``.
 
-    policy: settings beside the defaults.
+    below: as for ``FlyballPolicy``. policy: settings beside the defaults.
     Raises RuntimeError at the end where one of the governor's loops failed: a broken one says nothing about policies.
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
@@ -260,7 +300,7 @@ def flyball(
         stated = settings(scenario, Path(folder), policy or {})
 
         def make(machine: KernelMachine) -> ScalingPolicy:
-            made.append(FlyballPolicy(scenario, machine, stated, loop))
+            made.append(FlyballPolicy(scenario, machine, stated, loop, below))
             return made[-1]
 
         try:

@@ -13,6 +13,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.world import WARM_S, Play, Scenario, cut, in_time, play_schedule, play_static
 from collectors.workload import Floats
@@ -39,24 +40,35 @@ def oracle(scenario: Scenario) -> Play:
 
 
 def _late(scenario: Scenario, width: float) -> Floats:
-    """(steps, most + 1): the requests that each step answers too late with each count; infinity where it is hopeless."""
+    """(steps, most + 1): the requests that each step answers too late with each count; infinity where it is hopeless.
+
+    More replicas are taken to be late for no more, so that nothing is played above a count that is late for none.
+    """
     steps = math.ceil(scenario.duration_s / width)
     late = np.full((steps, scenario.most + 1), np.inf)
+    enough = scenario.replicas
     for k in range(steps):
         start, end = k * width, min((k + 1) * width, scenario.duration_s)
         since = max(0.0, start - WARM_S)
-        part = cut(scenario.work, since, end)
-        same = replace(scenario, work=part, duration_s=end - since)
-        mine = part.arrival_s + since >= start
+        part = replace(scenario, work=cut(scenario.work, since, end), duration_s=end - since)
+        mine = part.work.arrival_s + since >= start
         if not mine.any():
             late[k, 1:] = 0.0
             continue
-        for n in range(scenario.most, 0, -1):
-            missed = ~in_time(same, play_static(same, n))[mine]
-            if missed.mean() > HOPELESS and n < scenario.most:
+        late[k, enough] = _missed(part, mine, enough)
+        for n in range(enough - 1, 0, -1):
+            late[k, n] = _missed(part, mine, n)
+            if late[k, n] > HOPELESS * np.count_nonzero(mine):
+                late[k, n] = np.inf
                 break
-            late[k, n] = np.count_nonzero(missed)
+        for n in range(enough + 1, scenario.most + 1):
+            late[k, n] = _missed(part, mine, n) if late[k, n - 1] else 0.0
+        enough = int(np.argmin(late[k]))
     return late
+
+
+def _missed(part: Scenario, mine: NDArray[np.bool_], replicas: int) -> int:
+    return int(np.count_nonzero(~in_time(part, play_static(part, replicas))[mine]))
 
 
 def _within_budget(scenario: Scenario, late: Floats, width: float, budget: float) -> list[int]:

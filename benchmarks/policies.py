@@ -1,6 +1,6 @@
 """Flyball beside the autoscalers and a clairvoyant: one simulated world, the same traffic and the same truth for all.
 
-    python benchmarks/policies.py [--trace NAME] [--quick] [--only POLICY,...] [--install-peers DIR | --peers DIR] [--timeline FILE.csv]
+    python benchmarks/policies.py [--trace NAME|FILE] [--quick] [--only POLICY,...] [--install-peers DIR | --peers DIR] [--timeline FILE.csv]
         --output FILE
 
 Writes ``{"rows": [{"scenario", "policy", "cost_usd", "within_objective", "ttft_p95_s", "itl_p95_s", "changes", "wrong_shrinks",
@@ -29,13 +29,19 @@ from benchmarks import autoscalers, peer_code, simulators, world  # noqa: E402
 from benchmarks.autoscalers import PEERS, Stated  # noqa: E402
 from benchmarks.flyball_policy import flyball  # noqa: E402
 from benchmarks.oracle import oracle  # noqa: E402
-from benchmarks.scenarios import SCENARIOS  # noqa: E402
+from benchmarks.scenarios import SCENARIOS, of_file  # noqa: E402
 from benchmarks.simulators import NotRun  # noqa: E402
 from benchmarks.world import Play, Scenario  # noqa: E402
 
 
 def _flyball(scenario: Scenario) -> Play:
     with flyball(scenario) as make:
+        return world.play(scenario, make)
+
+
+def _flyball_over_hpa(scenario: Scenario) -> Play:
+    """It tunes the bounds and targets of ``hpa-concurrency``, which sets the count."""
+    with flyball(scenario, autoscalers.hpa_concurrency(scenario)) as make:
         return world.play(scenario, make)
 
 
@@ -60,6 +66,7 @@ def _static_mean(scenario: Scenario) -> Play:
 #: What is no peer, by name.
 OWN: dict[str, Callable[[Scenario], Play]] = {
     "flyball": _flyball,
+    "flyball-over-hpa": _flyball_over_hpa,
     "oracle": oracle,
     "static-peak": _static_peak,
     "static-mean": _static_mean,
@@ -122,9 +129,24 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def _scenarios(trace: str | None, quick: bool, console: Console) -> list[Scenario]:
+    """One, or all of those whose data is there."""
+    if trace is not None:
+        return [SCENARIOS[trace](quick) if trace in SCENARIOS else of_file(Path(trace), quick)]
+    found = []
+    for name, make in SCENARIOS.items():
+        try:
+            found.append(make(quick))
+        except FileNotFoundError as error:
+            console.print(f"{name}: not there: {error.filename}", style="yellow")
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trace", choices=sorted(SCENARIOS), help="one scenario alone; without it all of them")
+    parser.add_argument(
+        "--trace", help=f"one scenario alone ({', '.join(SCENARIOS)}), or a trace's file; without it all"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer days and analyses, and no peer searched for")
     parser.add_argument(
         "--only", type=lambda text: text.split(","), help="these policies alone, with commas between them"
@@ -140,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown policies: {', '.join(unknown)}; there are {', '.join(policies(tuned=True))}")
     if args.install_peers is not None:
         simulators.install(args.install_peers, peer_code.REQUIREMENTS)
-    scenarios = [SCENARIOS[name](args.quick) for name in ([args.trace] if args.trace else SCENARIOS)]
+    if args.trace is not None and args.trace not in SCENARIOS and not Path(args.trace).is_file():
+        parser.error(f"--trace {args.trace}: no scenario, and no file; there are {', '.join(SCENARIOS)}")
+    scenarios = _scenarios(args.trace, args.quick, console)
     rows, times = measure(scenarios, names, args.install_peers or args.peers, console)
     show(rows, console)
     args.output.write_text(json.dumps({"rows": rows}, indent=2) + "\n")

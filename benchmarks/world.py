@@ -8,7 +8,7 @@ the objective.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,8 +55,17 @@ class Scenario:
     """Unix seconds of the first moment: a Tuesday, 6:00 UTC."""
     decide_s: float = 300.0
     """Between two of Flyball's analyses."""
+    missing: float = 0.0
+    """The share of minutes whose telemetry nobody gets: a policy then keeps the count, and Flyball's reading fails."""
     earlier: Scenario | None = None
     """The same endpoint's traffic of another time: what the peers' settings are searched on. None: there is none."""
+
+    def dark(self, at_s: float) -> bool:
+        """Whether telemetry lacks in the minute that ends then, or is under way."""
+        if self.missing == 0.0:
+            return False
+        minute = math.ceil(at_s / 60.0)
+        return float(np.random.default_rng([17, minute]).random()) < self.missing
 
 
 @dataclass(frozen=True)
@@ -267,13 +276,3 @@ def arrivals(rate: Callable[[Floats], Floats], top: float, duration_s: float, se
     drawn = np.sort(rng.random(int(rng.poisson(top * duration_s)))) * duration_s
     kept: Floats = drawn[rng.random(drawn.size) * top < rate(drawn)]
     return kept
-
-
-def workload(arrival: Floats, lengths: Mapping[str, tuple[float, float, int]], seed: int) -> Workload:
-    """Lognormal lengths: (median, sigma, most) of ``prompt`` and ``output``."""
-    rng = np.random.default_rng(seed)
-    columns = {
-        name: np.clip(rng.lognormal(math.log(median), sigma, arrival.size), 2, most).astype(np.int64)
-        for name, (median, sigma, most) in lengths.items()
-    }
-    return Workload(arrival, columns["prompt"], columns["output"], np.zeros(arrival.size, np.int64))

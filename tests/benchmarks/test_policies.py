@@ -24,8 +24,8 @@ HOUR = 3600.0
 
 
 def scenario(rate: Callable[[Floats], Floats], top: float, hours: float, replicas: int = 2) -> Scenario:
-    work = world.workload(world.arrivals(rate, top, hours * HOUR, seed=5), scenarios.CHAT, seed=6)
-    return Scenario("small", work, hours * HOUR, scenarios.ENGINE, ttft_s=1.0, replicas=replicas, most=4)
+    work = scenarios.chat(rate, top)(hours / 24, 5)
+    return Scenario("small", work, hours * HOUR, scenarios.SMALL, ttft_s=1.0, replicas=replicas, most=4)
 
 
 def steady(rate: float, hours: float, replicas: int = 2) -> Scenario:
@@ -151,10 +151,10 @@ def test_its_bounds_narrow_as_vpas_do(days: float, upper: float, lower: float) -
 
 def test_a_search_takes_the_cheapest_setting_that_keeps_the_share() -> None:
     """An HPA with a target far too high is cheapest and late; far too low, it is dear. On other traffic of the same kind."""
-    peer = replace(autoscalers.PEERS["hpa-concurrency"], tried=[{"target": t} for t in (1.0, 6.0, 200.0)])
+    peer = replace(autoscalers.PEERS["hpa-concurrency"], tried=[{"target": t} for t in (1.0, 8.0, 200.0)])
     small, earlier = steady(14.0, 1.0), steady(14.0, 1.0, replicas=2)
     played, stated = autoscalers.tuned(peer, small, earlier, None)
-    assert stated == {"target": 6.0}
+    assert stated == {"target": 8.0}
     assert world.in_time(small, played).mean() >= LEAST_WITHIN
 
 
@@ -187,3 +187,37 @@ def test_a_peers_own_code_is_asked_in_its_own_environment(tmp_path: Path, monkey
         world.play(small, lambda _machine: policy)
     with pytest.raises(simulators.NotRun, match="install-peers"):
         autoscalers.documented(autoscalers.PEERS["skyserve"], small, None)
+
+
+def test_the_halves_of_a_trace_are_kept_apart_and_drawn_out(tmp_path: Path) -> None:
+    """Two hours of which the second has other lengths, and no requests in its first half: nothing of it is in what peers are searched on."""
+    arrival = np.concatenate((np.linspace(0, 3599, 600), np.linspace(5400, 7200, 900)))
+    prompt = np.where(arrival < 3600, 100, 200)
+    path = tmp_path / "trace.csv"
+    rows = [f"{t},{p},10" for t, p in zip(arrival, prompt, strict=True)]
+    path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]))
+    found = scenarios.of_file(path, quick=True)
+    assert found.earlier is not None
+    assert found.duration_s == pytest.approx(12 * HOUR, rel=0.01)
+    assert set(found.earlier.work.prompt_tokens) == {100}
+    assert set(found.work.prompt_tokens) == {200}
+    assert found.work.arrival_s[0] > 5.9 * HOUR, "a gap is drawn out too"
+    assert len(found.earlier.work) == pytest.approx(12 * 600, rel=0.1), "at the same rate, twelve times as long"
+
+
+def test_lengths_and_rates_change_when_the_scenario_says() -> None:
+    work = scenarios.regime()(3.0, 1)
+    early, late = (work.output_tokens[m].mean() for m in (work.arrival_s < 1.5 * 86_400, work.arrival_s > 1.5 * 86_400))
+    assert late == pytest.approx(2 * early, rel=0.02)
+    arrival = scenarios.office()(5.0, 1).arrival_s
+    per_hour = np.histogram(arrival, np.arange(0, 121) * HOUR)[0] / HOUR
+    assert per_hour[4] == pytest.approx(24.0, rel=0.05), "10:00 on a Tuesday"
+    assert per_hour[16] == pytest.approx(2.0, rel=0.1), "22:00"
+    assert per_hour[4 * 24 + 4] == pytest.approx(2.0, rel=0.1), "10:00 on a Saturday"
+
+
+def test_without_telemetry_an_autoscaler_keeps_the_count() -> None:
+    dark = replace(steady(14.0, 0.5, replicas=1), missing=1.0)
+    kept = autoscalers.documented(autoscalers.PEERS["hpa-concurrency"], dark, None)
+    assert kept.actions == ()
+    assert autoscalers.documented(autoscalers.PEERS["hpa-concurrency"], replace(dark, missing=0.0), None).actions
