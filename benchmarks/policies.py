@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import autoscalers, peer_code, simulators, world  # noqa: E402
 from benchmarks.autoscalers import PEERS, Stated  # noqa: E402
 from benchmarks.flyball_policy import flyball  # noqa: E402
-from benchmarks.oracle import oracle  # noqa: E402
+from benchmarks.oracle import oracle, oracle_free  # noqa: E402
 from benchmarks.scenarios import SCENARIOS, of_file  # noqa: E402
 from benchmarks.simulators import NotRun  # noqa: E402
 from benchmarks.world import Play, Scenario  # noqa: E402
@@ -68,6 +68,7 @@ OWN: dict[str, Callable[[Scenario], Play]] = {
     "flyball": _flyball,
     "flyball-over-hpa": _flyball_over_hpa,
     "oracle": oracle,
+    "oracle-free": oracle_free,
     "static-peak": _static_peak,
     "static-mean": _static_mean,
 }
@@ -93,7 +94,7 @@ def measure(
             except NotRun as why:
                 console.print(f"{scenario.name} {name}: {why}", style="yellow")
                 continue
-            rows.append(world.score(scenario, name, played) | {"settings": stated})
+            rows += [row | {"settings": stated} for row in world.score(scenario, name, played)]
             times += world.timeline(scenario, name, played)
             console.print(f"{scenario.name} {name}: {time.perf_counter() - begin:.0f} s", style="dim")
     return rows, times

@@ -130,7 +130,8 @@ def bimodal() -> Traffic:
 def synthetic(name: str, made: Traffic, **changed: float) -> Callable[[bool], Scenario]:
     def scenario(quick: bool) -> Scenario:
         def days(n: int, seed: int) -> Scenario:
-            return Scenario(name, made(n, seed), n * DAY, SMALL, ttft_s=1.0, decide_s=900.0 if quick else 300.0)
+            decide_s, learning_s = 900.0 if quick else 300.0, DAY if n > 1 else 0.0
+            return Scenario(name, made(n, seed), n * DAY, SMALL, ttft_s=1.0, decide_s=decide_s, learning_s=learning_s)
 
         found = replace(days(3 if quick else 7, seed=1), earlier=replace(days(1, seed=101), **changed))  # type: ignore[arg-type]
         return replace(found, **changed)  # type: ignore[arg-type]

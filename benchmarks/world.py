@@ -57,6 +57,8 @@ class Scenario:
     """Between two of Flyball's analyses."""
     missing: float = 0.0
     """The share of minutes whose telemetry nobody gets: a policy then keeps the count, and Flyball's reading fails."""
+    learning_s: float = 0.0
+    """The first so many seconds are scored apart: a policy that learns the season of a load has not seen it yet."""
     earlier: Scenario | None = None
     """The same endpoint's traffic of another time: what the peers' settings are searched on. None: there is none."""
 
@@ -91,6 +93,8 @@ class Play:
     """(at_s, replicas that take requests) at each change."""
     replica_s: float
     """Provisioned until the scenario's end."""
+    learning_replica_s: float
+    """Of these, in the time that is scored apart."""
     actions: tuple[Action, ...]
 
 
@@ -159,6 +163,7 @@ def _played(scenario: Scenario, machine: KernelMachine, fleet: ReplicaFleet, act
         gaps=Bins(machine.bins, BIN_EDGES, float(machine.real[:, GAPS].sum())),
         ready=course.ready,
         replica_s=course.replica_s(scenario.duration_s),
+        learning_replica_s=course.replica_s(scenario.learning_s),
         actions=tuple(actions),
     )
 
@@ -172,21 +177,36 @@ def in_time(scenario: Scenario, played: Play) -> NDArray[np.bool_]:
     return good if scenario.itl_s is None else good & (played.itl_s <= scenario.itl_s)
 
 
-def score(scenario: Scenario, policy: str, played: Play) -> dict[str, Any]:
-    """One row of the table."""
+def score(scenario: Scenario, policy: str, played: Play) -> list[dict[str, Any]]:
+    """Its row of the table, and before it one of the time that is scored apart, where there is some."""
+    since, learning = scenario.learning_s, played.learning_replica_s
+    rows = [_score(scenario, policy, played, since, scenario.duration_s, played.replica_s - learning)]
+    if since > 0:
+        first = _score(scenario, policy, played, 0.0, since, learning)
+        rows.insert(0, first | {"scenario": f"{scenario.name}/first"})
+    return rows
+
+
+def _score(
+    scenario: Scenario, policy: str, played: Play, since: float, until: float, replica_s: float
+) -> dict[str, Any]:
+    """What came between two moments. Gaps between tokens are those of the whole play."""
+    arrival = scenario.work.arrival_s
+    mine = (arrival >= since) & (arrival < until)
     good = in_time(scenario, played)
-    ttft = np.sort(played.ttft_s)
+    ttft = np.sort(played.ttft_s[mine])
     p95 = float(ttft[min(ttft.size - 1, math.ceil(QUANTILE * ttft.size) - 1)])
+    actions = [action for action in played.actions if since <= action.at_s < until]
     return {
         "scenario": scenario.name,
         "policy": policy,
-        "cost_usd": round(played.replica_s / HOUR * scenario.usd_per_replica_hour, 2),
-        "within_objective": round(float(good.mean()), 5),
+        "cost_usd": round(replica_s / HOUR * scenario.usd_per_replica_hour, 2),
+        "within_objective": round(float(good[mine].mean()), 5),
         "ttft_p95_s": round(p95, 4) if math.isfinite(p95) else None,
         "itl_p95_s": round(played.gaps.quantile(QUANTILE), 5),
-        "changes": len(played.actions),
-        "wrong_shrinks": wrong_shrinks(scenario, played, good),
-        "breach_hours": breach_hours(scenario, good),
+        "changes": len(actions),
+        "wrong_shrinks": wrong_shrinks(scenario, actions, good),
+        "breach_hours": [h for h in breach_hours(scenario, good) if since <= h * HOUR < until],
     }
 
 
@@ -196,11 +216,11 @@ def breach_hours(scenario: Scenario, good: NDArray[np.bool_]) -> list[int]:
     return [h for h in hours if _breached(scenario.work.arrival_s, good, h * HOUR, (h + 1) * HOUR)]
 
 
-def wrong_shrinks(scenario: Scenario, played: Play, good: NDArray[np.bool_]) -> int:
+def wrong_shrinks(scenario: Scenario, actions: Sequence[Action], good: NDArray[np.bool_]) -> int:
     """Shrinks after which, within an hour, a step of five minutes was in breach that the count before would have held."""
     wrong = 0
     arrival = scenario.work.arrival_s
-    for action in played.actions:
+    for action in actions:
         if action.after >= action.before:
             continue
         end = min(action.at_s + JUDGED_S, scenario.duration_s)

@@ -14,7 +14,7 @@ import pytest
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
 from benchmarks import autoscalers, peer_code, policies, scenarios, simulators, world
-from benchmarks.oracle import LEAST_WITHIN, oracle
+from benchmarks.oracle import LEAST_WITHIN, _cheapest, oracle, oracle_free
 from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
 from collectors.window import Span
@@ -81,7 +81,7 @@ def test_a_shrink_is_wrong_where_the_count_before_would_have_held() -> None:
     for rate, hours, wrong in ((14.0, 1.0, 1), (4.0, 1.0, 0), (30.0, 0.5, 0)):
         small = steady(rate, hours)
         played = world.play_schedule(small, [(600.0, 1)])
-        assert world.score(small, "", played)["wrong_shrinks"] == wrong, f"{rate} requests/s"
+        assert world.score(small, "", played)[-1]["wrong_shrinks"] == wrong, f"{rate} requests/s"
         assert (played.ready[-1][1], len(played.actions)) == (1, 1)
 
 
@@ -97,10 +97,42 @@ def test_the_oracle_keeps_its_share_and_is_never_dearer_than_the_static_peak() -
     found = oracle(small)
     assert world.in_time(small, found).mean() >= LEAST_WITHIN
     peak = policies.OWN["static-peak"](small)
-    assert not world.score(small, "", peak)["breach_hours"]
+    assert not world.score(small, "", peak)[-1]["breach_hours"]
     assert found.replica_s < 0.85 * peak.replica_s, "it has one replica less for two thirds of the time"
+    assert not world.breach_hours(small, world.in_time(small, found))
+    free = oracle_free(small)
+    assert world.in_time(small, free).mean() >= LEAST_WITHIN
+    assert free.replica_s <= found.replica_s + 1.0, "whoever keeps fewer rules pays no more"
     hopeless = replace(steady(14.0, 0.5), most=1, replicas=1)
-    assert oracle(hopeless).ready == ((0.0, 1),)
+    for clairvoyant in (oracle, oracle_free):
+        assert clairvoyant(hopeless).ready == ((0.0, 1),)
+
+
+def test_the_oracle_makes_two_changes_a_day_at_most_and_each_day_anew() -> None:
+    counts = np.arange(9)
+    needed = np.tile(np.repeat([1, 3, 2, 4], 24), 3)  # three days of four levels, of six hours each
+    late = np.where(counts[None, :] >= needed[:, None], 0.0, np.inf)
+    late[:, 0] = np.inf
+    small = replace(steady(1.0, 0.5), replicas=4)
+    free = _cheapest(small, late, 900.0, 1.0, None)
+    assert free == needed.tolist()
+    bound = np.array(_cheapest(small, late, 900.0, 1.0, 2))
+    assert np.all(bound >= needed)
+    days = bound.reshape(3, 96)
+    before = np.concatenate([[4], days[:-1, -1]])
+    changes = [int(np.count_nonzero(np.diff([b, *day]))) for b, day in zip(before, days, strict=True)]
+    assert max(changes) <= 2
+    assert bound.sum() < 4 * needed.size  # and yet it saves
+
+
+def test_the_time_to_learn_is_scored_apart() -> None:
+    small = replace(steady(4.0, 2.0), learning_s=HOUR)
+    played = world.play_schedule(small, [(1200.0, 3), (5400.0, 2)])
+    first, rest = world.score(small, "x", played)
+    assert first["scenario"] == f"{small.name}/first"
+    assert rest["scenario"] == small.name
+    assert (first["changes"], rest["changes"]) == (1, 1)
+    assert first["cost_usd"] + rest["cost_usd"] == pytest.approx(played.replica_s / HOUR, abs=0.02)
 
 
 def test_every_policy_gives_a_row_and_flyball_is_the_real_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
