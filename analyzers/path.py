@@ -114,15 +114,13 @@ def replica_path(
                 or carries(count, float(until_next[slot]), False)
                 or count == before + policy.max_step_replicas
             )
-        spent = slot == 0 and horizon.recent_changes >= policy.max_changes_per_day
-        return not spent and carries(count, float(until_next[slot]), True)
+        return left(slot) > 0 and carries(count, float(until_next[slot]), True)
 
-    best = _cheapest(len(demand), present, counts, policy.max_changes_per_day, keeps, enters)
-    for count in counts:  # for good: no change of a day and its night, of which there may be so many
-        if count < present and enters(0, count, present):
-            lasting = _cheapest(len(demand), count, counts, policy.max_changes_per_day, keeps, enters)
-            if max(lasting) == lasting[0] == count and sum(lasting) < sum(best):
-                best = lasting
+    def left(slot: int) -> int:
+        """Changes that may still be made in the day that ends with a slot, as far as those already made go."""
+        return policy.max_changes_per_day - horizon.recent_changes(slot)
+
+    best = _cheapest(len(demand), present, counts, left, keeps, enters)
     stay = (max(present, *best),) * len(demand)
     saved = float(sum(stay) - sum(best))
     if max(best) <= present and saved < worth:
@@ -142,7 +140,7 @@ def _cheapest(
     slots: int,
     present: int,
     counts: Sequence[int],
-    most_changes: int,
+    left: Callable[[int], int],
     keeps: Callable[[int, int], bool],
     enters: Callable[[int, int, int], bool],
 ) -> tuple[int, ...]:
@@ -161,11 +159,11 @@ def _cheapest(
 
         for (count, changes), (cost, way) in reached.items():
             offer(count, changes, cost + count + (0.0 if keeps(slot, count) else stuck), way)
-            more = 0.0 if changes < most_changes else stuck
+            more = 0.0 if changes < left(slot) else stuck
             if more == 0.0 or not keeps(slot, count):
                 for other in counts:
                     if other != count and enters(slot, other, count):
-                        offer(other, min(changes + 1, most_changes), cost + other + more, way)
+                        offer(other, changes + 1, cost + other + more, way)
         reached = following
     cost, changes = min((cost, changes) for (_, changes), (cost, _) in reached.items())
     return min(way for (_, made), (spent, way) in reached.items() if (spent, made) == (cost, changes))

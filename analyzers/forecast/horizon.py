@@ -14,6 +14,9 @@ from analyzers.objective import mean_rate
 from collectors.window import Window
 from collectors.workload import Floats
 
+#: A day's changes and the next day's are not exactly a day apart.
+RECENT_S = 22 * 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
@@ -28,8 +31,8 @@ class Horizon:
     """After a change, none is made for so long."""
     may_change: tuple[bool, ...] = ()
     """Slot by slot of the forecast, whether a change window is open. Empty: always."""
-    recent_changes: int = 0
-    """Changes made in the last day."""
+    changed_at: tuple[float, ...] = ()
+    """Unix seconds of the changes of the last day."""
     carried: bool = False
     """Whether the present shape served ``windows``, and met the objective."""
 
@@ -46,6 +49,10 @@ class Horizon:
     def slots(self, seconds: float) -> int:
         """So many slots hold that time, the one that has begun included."""
         return 1 + math.ceil(seconds / STEP_S)
+
+    def recent_changes(self, slot: int) -> int:
+        """Changes already made that still are of the last day at a slot."""
+        return sum(at + RECENT_S > self.forecast.start + slot * STEP_S for at in self.changed_at)
 
     def open(self, slot: int) -> bool:
         return not self.may_change or self.may_change[slot]

@@ -92,7 +92,13 @@ def test_changes_are_made_only_in_change_windows() -> None:
 def test_a_days_changes_are_spent_once() -> None:
     evening = np.roll(day(), -int(0.6 * DAY))
     assert path(evening, 4).now < 4
-    assert path(evening, 4, recent_changes=2).now == 4
+    assert path(evening, 4, changed_at=(-3600.0, -7200.0)).now == 4
+
+
+def test_a_shrink_that_leaves_no_change_for_the_morning_is_not_made() -> None:
+    night = np.roll(day(), -int(0.65 * DAY))
+    assert path(night, 2, most=3).now == 1
+    assert path(night, 2, most=3, changed_at=(-3600.0,)).now == 2  # this one, and the morning's, would be two more
 
 
 def test_what_was_carried_and_met_the_objective_is_taken_to_be_carried() -> None:
