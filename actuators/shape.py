@@ -78,12 +78,12 @@ class Shape:
 
     def label(self) -> str:
         """One short line for people: ``2 x Standard_NC24ads_A100_v4, max_num_seqs=64``."""
-        what = self.size or (f"{self.accelerator_count or 1} x {self.accelerator}" if self.accelerator else None)
+        count = self.accelerator_count or 1
+        what = self.size or (f"{count} x {self.accelerator}" if self.accelerator and count > 1 else self.accelerator)
         parts = []
         if self.replicas is not None:
-            parts.append(
-                f"{self.replicas} x {what}" if what else f"{self.replicas} replica{'s' * (self.replicas != 1)}"
-            )
+            one = f"({what})" if what and what != (self.size or self.accelerator) else what
+            parts.append(f"{self.replicas} x {one}" if one else f"{self.replicas} replica{'s' * (self.replicas != 1)}")
         elif what:
             parts.append(what)
         if self.autoscaling is not None:

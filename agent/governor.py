@@ -114,7 +114,9 @@ class Governor:
 
     async def decide_first(self) -> None:
         """What was not judged yet does not wait for its turn: it is analyzed with each window, until there is enough of it."""
-        if self.lead is not None and (new := [w for w in self.watched.values() if self.reflector.awaits(w)]):
+        if self.lead is None:
+            return
+        if new := await asyncio.to_thread(self.reflector.awaiting, list(self.watched.values())):
             with self.tracing.tracer.start_as_current_span("decide"):
                 await self._led(partial(self.reflector.cycle_all, new))
 

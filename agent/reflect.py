@@ -187,12 +187,22 @@ class Reflector:
 
         await asyncio.gather(*(one(watched) for watched in endpoints))
 
-    def awaits(self, watched: WatchedEndpoint) -> bool:
-        """Whether it was not judged yet since this began, for want of evidence too, and there is a window that was not looked at."""
+    def awaiting(self, endpoints: Iterable[WatchedEndpoint]) -> list[WatchedEndpoint]:
+        """Those that were not judged yet since this began, for want of evidence too, and have a window that was not looked at.
+
+        One of an earlier daemon's counts as well. Reads the store.
+        """
+        found = [watched for watched in endpoints if watched.live is not None and not self._judged(watched)]
+        new = [watched for watched in found if watched.saved_until is None]
+        width = self._settings.collect.window_s
+        with self._store.read() as db:
+            stored = {w.settings.name for w in new if windows.begun(db, w.settings.name, width) is not None}
+        return [w for w in found if w.saved_until is not None or w.settings.name in stored]
+
+    def _judged(self, watched: WatchedEndpoint) -> bool:
         name, last = watched.settings.name, self._analyses.get(watched.settings.name)
-        judged_once = last is not None and all(f.kind != "insufficient_data" for f in last.findings)
-        looked_at = name in self._read_until and self._read_until[name] == watched.saved_until
-        return watched.live is not None and not judged_once and not looked_at
+        enough = last is not None and all(f.kind != "insufficient_data" for f in last.findings)
+        return enough or (name in self._read_until and self._read_until[name] == watched.saved_until)
 
     async def _guarded(self, watched: WatchedEndpoint, lead: Lead) -> None:
         name = watched.settings.name

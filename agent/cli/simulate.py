@@ -24,6 +24,7 @@ from agent.cli.output import (
     text,
     write,
 )
+from analyzers.words import verdict
 
 if TYPE_CHECKING:
     from agent.settings import Settings
@@ -311,8 +312,8 @@ def print_answer(answer: Mapping[str, Any]) -> None:
             stdout.print(
                 f"[red]INVALID[/red] {reason['code']}: {text(reason['detail'])}", highlight=False, soft_wrap=True
             )
-    made = Table(title="Milliseconds", title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
-    made.add_column("")
+    made = Table(title="Milliseconds", title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=0)
+    made.add_column("", min_width=max(len(word) for title in NAMES.values() for word in title.split()))
     quantiles = ("mean", "p50", "p90", "p95", "p99", "p99.9")
     for name in quantiles:
         made.add_column(name, justify="right", no_wrap=True)
@@ -332,8 +333,11 @@ def lines(answer: Mapping[str, Any]) -> Iterator[str]:
     yield f"{number(answer['requests_per_s'])} requests/s, {number(answer['output_tokens_per_s'], digits=4)} output tokens/s"
     if answer["attainment"] is not None:
         a = answer["attainment"]
-        between = f"{number(a['low'])} to {number(a['high'])}"
-        yield f"goodput {number(answer['goodput_per_s'])}/s: {number(a['share'])} of requests kept the objective ({between})"
+        between = " to ".join("-" if share is None else f"{share:.0%}" for share in (a["low"], a["high"]))
+        kept = "-" if a["share"] is None else f"{a['share']:.0%}"
+        yield f"goodput {number(answer['goodput_per_s'])}/s: {kept} of the requests kept the objective ({between})"
+    for o in answer["objective"]:
+        yield f"{o['target']} {number(o['observed'])} / {o['limit']:g}: {verdict(o['met'])}"
     if answer["cost_usd"] is not None:
         each, thousand = answer["cost_per_call_usd"], answer["cost_per_1k_output_tokens_usd"]
         yield f"cost ${answer['cost_usd']:.4g}: ${number(each)} a call, ${number(thousand)} per 1k output tokens"

@@ -24,6 +24,7 @@ from agent.cli.output import (
     print_json,
     read_as,
     stdout,
+    table,
     text,
     warnings_on_stderr,
     write,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from agent.tune.request import Budget, Effort, Load, TuneRequest
 
 INTERRUPTED, NOTHING_FOUND = 130, 3
-_WIDE = 160
 
 
 def add(app: typer.Typer) -> None:
@@ -290,19 +290,10 @@ def _tell(found: Mapping[str, Any], html: Path | None, output: Output) -> None:
 
 def print_answer(found: Mapping[str, Any]) -> None:
     """The trade-off table, and the shape to take."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from agent.tune.table import columns, rows
 
-    made = Table(title=f"Tune {found['tune']} of {found['endpoint']}", title_justify="left", box=box.SIMPLE_HEAD)
-    for i, name in enumerate(columns(found)):
-        made.add_column(name, justify="left" if i < 2 else "right", overflow="fold", no_wrap=i != 1)
-    for row in rows(found):
-        made.add_row(*(text(cell) for cell in row))
-    wide = stdout if stdout.is_terminal else Console(width=_WIDE)  # a file has no edge
-    wide.print(made)
+    cells = [[text(cell) for cell in row] for row in rows(found)]
+    table(f"Tune {found['tune']} of {found['endpoint']}", columns(found), cells, "No shape was tried.")
     for trial in found["trials"]:
         if trial["why"]:
             stdout.print(f"{trial['number']}: {trial['state']}: {text(trial['why'])}", highlight=False, soft_wrap=True)

@@ -45,7 +45,14 @@ def tradeoffs(store: Store) -> None:
 
 def ledger(changes: Sequence[Mapping[str, Any]]) -> None:
     """Of each change what was promised and what was observed, and how it ended."""
-    table = _table("Ledger: promised and observed, in seconds", "", "before", "promised", "observed", "promise")
+    table = _table(
+        "Ledger: promised and observed, in seconds; the report has every metric",
+        "",
+        "before",
+        "promised",
+        "observed",
+        "promise",
+    )
     for c in changes:
         rows = [r for r in c["ledger"] if r["metric"] in _PLAIN]
         for first, r in zip([f"[bold]{c['endpoint']}[/bold]", c["what"], *[""] * len(rows)], rows, strict=False):

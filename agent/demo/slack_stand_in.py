@@ -51,7 +51,7 @@ class SlackStandIn:
         self._clock = clock
         self.secret = secret
         self._user = user
-        self._press = press
+        self._press: str | None = press
         self._leaves = leaves
         self._presses: set[asyncio.Task[None]] = set()
         self._server: uvicorn.Server | None = None
@@ -83,6 +83,10 @@ class SlackStandIn:
             self._server.should_exit = True
             await self._serving
 
+    def rest(self) -> None:
+        """Press nothing any more: what comes from now on is for somebody else."""
+        self._press = None
+
     @property
     def webhook_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/services/T0DEMO/B0DEMO/{self.secret[:12]}"
@@ -92,7 +96,7 @@ class SlackStandIn:
         if not isinstance(message, dict) or "text" not in message:
             return PlainTextResponse("no_text", 400)
         self.messages.append(message)
-        button = _button(message, self._press)
+        button = None if self._press is None else _button(message, self._press)
         if button is not None and str(message["text"]).partition(":")[0] not in self._leaves:
             task = asyncio.create_task(self._click(button, len(self.messages)))
             self._presses.add(task)

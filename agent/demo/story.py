@@ -78,6 +78,7 @@ class Story:
                 traffic = [asyncio.create_task(_send(i, urls[r.name], self._clock)) for i, r in enumerate(ROLES)]
                 loaded = load(config).settings
                 ended = await self._watch(loaded, daemon, slack)
+                slack.rest()
                 code = self._finish(loaded, config, ended)
                 if not self._once:
                     await self._stay(daemon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -20,7 +21,10 @@ from typer.testing import CliRunner
 
 from agent import demo
 from agent.cli import app, output
+from agent.clock import WallClock
 from agent.demo import closing
+from agent.demo.slack_stand_in import SlackStandIn
+from collectors.http import Http
 from tests.agent.daemons import ROOT, flyball
 
 #: What the issue promises, after installation, on two cores.
@@ -130,6 +134,32 @@ def wait_for(done: Callable[[], bool], limit_s: float, log: Path) -> None:
     while not done():
         assert monotonic() < until, log.read_text()[-3000:]
         sleep(0.5)
+
+
+def test_the_stand_in_presses_for_some_and_for_a_while() -> None:
+    """What is left, and whatever a person proposes once the story is told, is the person's to decide."""
+
+    async def pressed(of: str, *, rests: bool = False) -> list[str]:
+        clock, actions = WallClock(), []
+        http = Http(monotonic=clock.monotonic)
+        slack = SlackStandIn(http, clock, secret="s" * 16, user="U0DEMO123", leaves=["drafts"])
+        await slack.start()
+        slack.actions_url = f"http://127.0.0.1:{slack.port}/actions/0"  # its own: any address that answers
+        if rests:
+            slack.rest()
+        button = {"type": "actions", "elements": [{"action_id": "flyball_approve", "value": "v"}]}
+        try:
+            body = json.dumps({"text": f"{of}: a smaller shape proposed", "blocks": [button]}).encode()
+            assert (await http.request("POST", slack.webhook_url, content=body, headers={})).status == 200
+            actions = [task.get_coro().__name__ for task in slack._presses]
+        finally:
+            await slack.stop()
+            await http.aclose()
+        return actions
+
+    assert asyncio.run(pressed("search")) == ["_click"]
+    assert asyncio.run(pressed("drafts")) == []
+    assert asyncio.run(pressed("search", rests=True)) == []
 
 
 @pytest.mark.parametrize(

@@ -441,18 +441,21 @@ def test_what_was_not_judged_yet_is_analyzed_with_each_window_until_there_is_eno
         db.execute(sa.delete(schema.windows))
     house.clock = VirtualClock(T0)
     house.reflector = house.another()
+    assert house.reflector.awaiting([watched]) == []  # there is nothing yet, and that is no finding
+    with house.store.write() as db:
+        windows.save(db, rows[:1])
     watched.live = None
-    assert not house.reflector.awaits(watched)  # nobody knows its shape
+    assert house.reflector.awaiting([watched]) == []  # nobody knows its shape
     watched.live = LIVE
-    assert house.reflector.awaits(watched)  # as after a restart: what is stored already may be enough
+    assert house.reflector.awaiting([watched]) == [watched]  # as after a restart: what is stored already may be enough
     for row in rows:
         house.cycle()
-        assert not house.reflector.awaits(watched)  # there is no more to look at
+        assert house.reflector.awaiting([watched]) == []  # there is no more to look at
         asyncio.run(house.clock.advance(60))
         with house.store.write() as db:
             windows.save(db, [row])
         watched.saved_until, seen = row.end, seen + 1
-        if not house.reflector.awaits(watched):
+        if not house.reflector.awaiting([watched]):
             break
     with house.store.read() as db:
         known = fleet.get(db, "a")

@@ -180,7 +180,7 @@ def test_candidates_are_what_the_engine_says_of_each(tmp_path: Path) -> None:
 def test_a_queue_that_grows_meets_no_objective(tmp_path: Path, engine: Path) -> None:
     rows = [f"{i * 0.02},100,5" for i in range(2000)]
     got = answer(
-        "--trace", trace(tmp_path, *rows), "--engine", engine, "--objective", "itl_p50=9", "--candidate", "replicas=9"
+        "--trace", trace(tmp_path, *rows), "--engine", engine, "--objective", "itl_p50=4", "--candidate", "replicas=9"
     )
     assert (got["saturated"], got["objective"][0]["met"], got["meets_objective"]) == (True, True, False)
     nine = got["candidates"][1]
