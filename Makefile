@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types contracts kernels unit test-real requirements clean
+# Compiled code is kept: else each of the tests' processes would compile all of it, and all assertions, anew.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: setup demo test lint types contracts compiled unit test-real requirements clean
 
 setup: $(STAMP)
 
@@ -18,9 +21,9 @@ $(STAMP): requirements/dev.txt pyproject.toml
 demo: setup
 	$(BIN)/flyball demo
 
-# The checks share the cores with the compilation of the engine, which every process of the tests would begin anew.
+# The checks share the cores with the compilation of engine and tests, which every process of the tests would begin anew.
 test: setup
-	@$(MAKE) --no-print-directory -j2 --output-sync=target types lint contracts kernels
+	@$(MAKE) --no-print-directory -j2 --output-sync=target types lint contracts compiled
 	@$(MAKE) --no-print-directory unit
 
 lint: setup
@@ -33,8 +36,8 @@ types: setup
 contracts: setup
 	$(BIN)/lint-imports
 
-kernels: setup
-	$(BIN)/pytest -n 0 tests/analyzers/whatif/test_whatif_engine.py -k "large_batches and round_robin"
+compiled: setup
+	$(BIN)/pytest -n 0 -m "not real" -k "large_batches and round_robin" tests
 
 unit: setup
 	$(BIN)/pytest -n 4 --dist worksteal -m "not real" tests

@@ -420,6 +420,45 @@ def limits(shapes: Sequence[Mapping[str, Any]]) -> str | None:
     return svg(alt.layer(bars, doubt, tick).properties(width=_FRONT_WIDTH - 260, height={"step": 26}))
 
 
+def costs(
+    curves: Mapping[str, Sequence[tuple[float, float]]], rate: float | None, cheapest: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """What each option costs over the rate of requests, on logarithmic axes. None without any cost above 0.
+
+    ``curves``: (requests per second, US dollars per hour) by name, the first ``MOST_CURVES``. rate: of the traffic, marked. ``cheapest``:
+    ``from_requests_per_s`` and ``usd_per_hour`` where another one becomes the cheapest; all but the first are marked.
+    """
+    names = list(curves)[:MOST_CURVES]
+    rows: list[dict[str, Any]] = [
+        {"what": n, "rate": r, "usd": usd} for n in names for r, usd in curves[n] if usd > 0 and r > 0
+    ]
+    if not rows:
+        return None
+    rates, usd = [r["rate"] for r in rows], [r["usd"] for r in rows]
+    across, up = (min(rates), max(rates)), (min(usd) / 1.3, max(usd) * 1.3)
+    x = alt.X("rate:Q", title="requests per second (log)", scale=_log(*across), axis=_ticks(*across))
+    y = alt.Y("usd:Q", title="US dollars per hour (log)", scale=_log(*up), axis=_ticks(*up))
+    colour = alt.Color(
+        "what:N",
+        title=None,
+        sort=names,
+        scale=alt.Scale(domain=names, range=list(_SEVERAL[: len(names)])),
+        legend=alt.Legend(columns=3, labelLimit=220),
+    )
+    layers: list[alt.Chart] = []
+    if rate is not None:
+        rule = alt.Chart(alt.InlineData([{"rate": rate}])).mark_rule(color=_GREY, strokeDash=[4, 3])
+        layers.append(rule.encode(x="rate:Q"))
+    layers.append(
+        alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=1.6).encode(x=x, y=y, color=colour, order="rate:Q")
+    )
+    crossings = [{"rate": c["from_requests_per_s"], "usd": c["usd_per_hour"]} for c in cheapest[1:]]
+    if crossings:
+        dots = alt.Chart(alt.InlineData(crossings)).mark_point(filled=True, size=45, color="#20242b", opacity=1)
+        layers.append(dots.encode(x=x, y=y))
+    return svg(alt.layer(*layers).properties(width=_FRONT_WIDTH, height=300))
+
+
 # -- traffic that was sent ----------------------------------------------------------------------------------------------
 
 

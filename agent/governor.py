@@ -110,7 +110,8 @@ class Governor:
     async def decide(self) -> None:
         if self.lead is not None:
             with self.tracing.tracer.start_as_current_span("decide"):
-                await self._led(partial(self.reflector.cycle_all, self.watched.values()))
+                moved = next(loop.moved for loop in self.loops if loop.name == "decide")
+                await self._led(partial(self.reflector.cycle_all, self.watched.values(), moved=moved))
 
     async def decide_first(self) -> None:
         """What was not judged yet does not wait for its turn: it is analyzed with each window, until there is enough of it."""

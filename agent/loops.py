@@ -19,6 +19,8 @@ class LoopStatus:
     """How a loop fares."""
 
     last_ok_at: float | None = None
+    moved_at: float | None = None
+    """When a part of the cycle that is under way was last done."""
     last_error: str | None = None
     errors: int = 0
 
@@ -65,10 +67,15 @@ class Loop:
             next_at = max(next_at + self.interval_s, self._clock.monotonic())
             await _either(stop, next_at - self._clock.monotonic())
 
+    def moved(self) -> None:
+        """A part of this cycle is done: where there are many, or the host is starved, it is slow and not dead."""
+        self.status.moved_at = self._clock.now()
+
     def alive(self, now: float) -> bool:
-        """Whether a cycle ended well within the last few intervals."""
+        """Whether a cycle, or a part of one, ended well within the last few intervals."""
         patience = 3 * self.interval_s + 60
-        return self.status.last_ok_at is not None and now - self.status.last_ok_at <= patience
+        signs = [at for at in (self.status.last_ok_at, self.status.moved_at) if at is not None]
+        return bool(signs) and now - max(signs) <= patience
 
 
 async def _either(stop: asyncio.Event, seconds: float) -> None:

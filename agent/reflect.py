@@ -174,16 +174,19 @@ class Reflector:
         self._threads = ThreadPoolExecutor(MOST_THREADS, "reflect")
         self._at_once = max(1, os.cpu_count() or 1)
 
-    async def cycle_all(self, endpoints: Iterable[WatchedEndpoint], lead: Lead) -> None:
+    async def cycle_all(
+        self, endpoints: Iterable[WatchedEndpoint], lead: Lead, *, moved: Callable[[], None] = lambda: None
+    ) -> None:
         """Analyze each endpoint once. What one raises, or how long it hangs, costs the others nothing.
 
-        Nothing is kept where ``lead`` is no longer the truth.
+        Nothing is kept where ``lead`` is no longer the truth. moved: called after each endpoint that was analyzed.
         """
         seats = asyncio.Semaphore(self._at_once)
 
         async def one(watched: WatchedEndpoint) -> None:
             async with seats:
-                await self._guarded(watched, lead)
+                if await self._guarded(watched, lead):
+                    moved()
 
         await asyncio.gather(*(one(watched) for watched in endpoints))
 
@@ -204,17 +207,18 @@ class Reflector:
         enough = last is not None and all(f.kind != "insufficient_data" for f in last.findings)
         return enough or (name in self._read_until and self._read_until[name] == watched.saved_until)
 
-    async def _guarded(self, watched: WatchedEndpoint, lead: Lead) -> None:
+    async def _guarded(self, watched: WatchedEndpoint, lead: Lead) -> bool:
+        """Whether it was analyzed."""
         name = watched.settings.name
         if name in self._under_way:
-            return
+            return False
         self._under_way.add(name)
         try:
-            await self._alone(watched, lead)
+            return await self._alone(watched, lead)
         finally:
             self._under_way.discard(name)
 
-    async def _alone(self, watched: WatchedEndpoint, lead: Lead) -> None:
+    async def _alone(self, watched: WatchedEndpoint, lead: Lead) -> bool:
         name = watched.settings.name
         structlog.contextvars.bind_contextvars(endpoint=name)  # of this endpoint's task alone
         with self._tracer.start_as_current_span("analyze", attributes={"flyball.endpoint": name}) as span:
@@ -222,13 +226,14 @@ class Reflector:
                 decision = await self.cycle(watched, lead)
             except LostLease as error:
                 log.warning("deposed", why=str(error))
-                return
+                return False
             except Exception as error:  # the boundary around an endpoint: counted, and the next cycle tries again
                 self._metrics.analysis_errors.labels(name, type(error).__name__).inc()
                 log.exception("analysis_failed")
-                return
+                return False
             if decision is not None and decision.recommendation is not None:
                 span.set_attribute("flyball.direction", decision.recommendation.direction)
+        return True
 
     async def cycle(self, watched: WatchedEndpoint, lead: Lead) -> Decision | None:
         """Analyze one endpoint once. None while its system does not say what is live.

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli import calibrate, discover, forecast, inspect, operate, setup, simulate, tune, whatif
+from agent.cli import advise, calibrate, discover, forecast, inspect, operate, setup, simulate, tune, whatif
 from agent.cli.output import fail
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ inspect.add(app)
 forecast.add(app)
 simulate.add(app)
 whatif.add(app)
+advise.add(app)
 tune.add(app)
 calibrate.add(app)
 

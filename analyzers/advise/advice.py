@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from analyzers.advise.curves import BreakEven, CheapestRange, CostCurve, TokenCurve, break_even, cheapest
 from analyzers.advise.estimates import AdviceContext, OptionEstimate, estimate, hybrid
 from analyzers.advise.offers import DeploymentOffer
-from analyzers.advise.options import Condition, CriterionVerdict, DeploymentOption, OptionScore, by_conditions, score_of
+from analyzers.advise.options import (
+    PATTERNS,
+    STUDIO,
+    Condition,
+    CriterionVerdict,
+    DeploymentOption,
+    OptionScore,
+    by_conditions,
+    score_of,
+)
 
 #: The chart and the ranges reach so many times below and above the traffic's rate.
 REACH = 100.0
@@ -118,6 +127,7 @@ def _conditions(
 def _hybrids(estimates: Sequence[OptionEstimate], on: AdviceContext) -> list[OptionEstimate]:
     """The cheapest of them that there is."""
     token = [e for e in estimates if e.option in (DeploymentOption.PER_TOKEN, DeploymentOption.MODEL_SERVICE)]
+    token = sorted(token, key=lambda e: (e.usd_per_hour is None, e.usd_per_hour or 0.0))
     machine = [e for e in estimates if e.usd_per_unit_hour is not None and e.option is not DeploymentOption.PROVISIONED]
     made = [h for m in machine for t in token if (h := hybrid(m, t, on)) is not None]
     return sorted(made, key=lambda h: (h.meets is False, h.usd_per_hour or 0.0))[:1]
@@ -172,11 +182,7 @@ def _contradictions(
                 f"{at.reserved} never costs less than {at.by_token} here: it would have to be used to {at.share:.0%} of what it "
                 f"carries within the objective"
             )
-            found.append(
-                GuideConflict(
-                    "NEVER_BREAKS_EVEN", detail, "Model deployment architectures: higher variable costs at scale"
-                )
-            )
+            found.append(GuideConflict("NEVER_BREAKS_EVEN", detail, f"{PATTERNS}: higher variable costs at scale"))
     return found
 
 
@@ -213,7 +219,7 @@ def _of_row(
             GuideConflict(
                 "BILLED_BY_THE_HOUR",
                 detail,
-                "Azure AI Studio, which deployment: you only pay for the tokens that you consume",
+                f"{STUDIO}: you only pay for the tokens that you consume",
             )
         )
     return found

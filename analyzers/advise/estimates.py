@@ -21,6 +21,8 @@ from analyzers.prediction import CannotPredict
 
 #: Of latencies that are told beside the objective's.
 LATENCIES = ("ttft_p50_s", "ttft_p95_s", "itl_p95_s", "e2e_p50_s", "e2e_p95_s")
+#: A smaller share is told as less than this.
+_LITTLE = 0.001
 #: Machines that are tried at most where the offer sets no bound.
 _MOST_UNITS = 256
 #: Multiples of the traffic's rate at which what scales by itself is replayed.
@@ -232,7 +234,8 @@ def hybrid(machine: OptionEstimate, token: OptionEstimate, on: AdviceContext) ->
     curve = OverflowCurve(replace(base, least=0), carries, over, on.profile.minutes / on.profile.rate_per_s)
     units, usd, share = curve.best(on.profile.rate_per_s)
     sides = [*([machine.full] if units else []), *([token.latency] if share else [])]
-    what = f"{units} x {machine.name}, and {token.name} for {share:.1%} of the requests"
+    latency = {name: _worst([side.get(name) for side in sides]) for name in token.latency}
+    what = f"{units} x {machine.name}, and {token.name} for {'' if share >= _LITTLE else 'less than '}{max(share, _LITTLE):.1%} of the requests"
     if units == 0:
         what = f"no machine of {machine.name} pays here: all of it by {token.name}"
     return OptionEstimate(
@@ -244,13 +247,24 @@ def hybrid(machine: OptionEstimate, token: OptionEstimate, on: AdviceContext) ->
         usd_per_1k_tokens=per_1k_tokens(usd, on.profile.rate_per_s * 3600.0 * on.profile.tokens),
         units=units,
         carries_per_s=carries,
-        latency={name: _worst([side.get(name) for side in sides]) for name in token.latency},
-        meets=None if not on.traffic.objective.targets else token.meets if share else True,
+        latency=latency,
+        meets=_sides_meet(latency, token, on),
         saturated=False,
         notes=(what, "its latency is the worse one of a full machine and of the API"),
         curve=curve,
         overflow=share,
     )
+
+
+def _sides_meet(latency: Mapping[str, float | None], token: OptionEstimate, on: AdviceContext) -> bool | None:
+    """What its latency and the API's errors come to; None where a target is not known of one side."""
+    targets = on.traffic.objective.targets
+    if not targets:
+        return None
+    limits = {t.name: t.limit for t in targets if t.quantile is not None}
+    found = [None if (value := latency.get(name)) is None else value <= limit for name, limit in limits.items()]
+    found += [token.meets] if len(limits) < len(targets) else []
+    return False if False in found else None if None in found else True
 
 
 def _worst(values: Sequence[float | None]) -> float | None:

@@ -35,6 +35,15 @@ def test_a_cycle_that_ends_well_beats() -> None:
     assert not loop.alive(1000.0 + 3 * 15 + 61)
 
 
+def test_a_cycle_of_many_parts_is_alive_as_long_as_they_get_done() -> None:
+    clock = VirtualClock(1000.0)
+    loop = Loop("decide", 15.0, asyncio.Event().wait, clock, Metrics())
+    loop.moved()
+    assert loop.alive(1000.0 + 3 * 15 + 60)
+    assert not loop.alive(1000.0 + 3 * 15 + 61)
+    assert loop.status.last_ok_at is None, "no cycle has ended"
+
+
 @pytest.mark.parametrize(
     ("error", "text"), [(ValueError("first\nsecond"), "ValueError: first"), (KeyError(), "KeyError: ")]
 )

@@ -96,7 +96,7 @@ def test_a_days_changes_are_spent_once() -> None:
 
 
 def test_a_shrink_that_leaves_no_change_for_the_morning_is_not_made() -> None:
-    night = np.roll(day(), -int(0.65 * DAY))
+    night = np.roll(day(), -60)
     assert path(night, 2, most=3).now == 1
     assert path(night, 2, most=3, changed_at=(-3600.0,)).now == 2  # this one, and the morning's, would be two more
 
