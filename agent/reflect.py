@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,8 @@ from analyzers.kinds.registry import KINDS
 from analyzers.objective import attainment, total
 from analyzers.path import Capacities
 from analyzers.prediction import CannotPredict, Predictor, Refusal
-from analyzers.recommend import Decision, at_rest, recommend, request
+from analyzers.premortem import Premortem
+from analyzers.recommend import Decision, at_rest, premortem_of, recommend, request
 from analyzers.recommendation import Recommendation
 from analyzers.situation import Situation
 from collectors.clock import Clock
@@ -115,6 +116,8 @@ class _KnownCapacities:
     shape: str
     """But for its replicas."""
     capacities: Capacities = field(default_factory=Capacities)
+    premortems: dict[str, Premortem] = field(default_factory=dict)
+    """By the advice's fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +285,8 @@ class Reflector:
                 _keep_shape(db, endpoint.name, live, watched.price_per_hour, now)
             found = self._evidence(watched, live, now)
             predictor = self._predictor(watched, found, now, self._store.write)
-            return request(found.situation, wanted, watched.catalogue, predictor, by)
+            made = request(found.situation, wanted, watched.catalogue, predictor, by)
+            return replace(made, premortem=premortem_of(made, found.situation, watched.catalogue, predictor))
 
         advice = await asyncio.to_thread(advise)
         plan = await asyncio.wait_for(watched.actuator.plan(live, advice.proposed.shape), PLAN_S)
@@ -359,19 +363,26 @@ class Reflector:
             return findings, at_rest(situation, findings, watched.catalogue) or Decision(None, lacking)
         predictor = self._predictor(watched, found, now, write)
         fit = self._fits.get(situation.endpoint)
-        decision = recommend(situation, findings, watched.catalogue, predictor, self._capacities_of(situation, fit))
+        known = self._capacities_of(situation, fit)
+        decision = recommend(situation, findings, watched.catalogue, predictor, known.capacities)
+        advice = decision.recommendation
+        if advice is not None:
+            if advice.fingerprint not in known.premortems:
+                tried = premortem_of(advice, situation, watched.catalogue, predictor, known.capacities)
+                known.premortems[advice.fingerprint] = tried
+            decision = replace(decision, recommendation=replace(advice, premortem=known.premortems[advice.fingerprint]))
         if fit is not None:
             fit.doubted |= any(reason.code == "MODEL_TOO_HOPEFUL" for reason in decision.hold)
         return findings, decision
 
-    def _capacities_of(self, s: Situation, fit: _Fit | None) -> Capacities:
+    def _capacities_of(self, s: Situation, fit: _Fit | None) -> _KnownCapacities:
         """What was learned of replicas under this fit and this busiest hour, whose replays need no repeating."""
         busiest = s.horizon.windows[0].start if s.horizon is not None else 0.0
         known = self._capacities.get(s.endpoint)
         shape = repr(s.shape.with_(replicas=None))
         if known is None or known.fit is not fit or (known.busiest, known.shape) != (busiest, shape):
             known = self._capacities[s.endpoint] = _KnownCapacities(fit, busiest, shape)
-        return known.capacities
+        return known
 
     def _predictor(self, watched: WatchedEndpoint, found: _Evidence, now: float, write: _Write) -> Predictor:
         """The endpoint's kind, calibrated on this evidence."""

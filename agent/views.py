@@ -240,6 +240,7 @@ def _brief(row: Mapping[str, Any]) -> View:
         "reasons": body["reasons"],
         "risk": body["risk"],
         "risk_reasons": body["risk_reasons"],
+        "premortem": body.get("premortem"),
         "predicted": predicted,
         "observed_now": {o["target"]: o for o in body.get("observed", ())},
         "predicted_verdicts": {

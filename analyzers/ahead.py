@@ -81,6 +81,11 @@ class Ahead:
         factor = float(self._demand[:slots].max())
         return Room(self._predictor, factor, f"{self._load(factor)}, {self._until(slots)}")
 
+    def delayed(self) -> float:
+        """The most that may come, as ``Room.factor``, where more replicas serve three times as late as they do."""
+        slots = self._horizon.slots(self._horizon.cooldown_s + 3 * self._horizon.lead_s)
+        return float(self._demand[:slots].max())
+
     def coming(self) -> Reason | None:
         """Why more replicas are wanted before there is a breach. None: they are not."""
         path, present = self.path, self._s.shape.replicas

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from actuators.shape import Shape
 from analyzers.policy import Catalogue, Policy
 from collectors.window import Window
+from collectors.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,10 @@ class Predictor(Protocol):
         """The same endpoint under the traffic that these windows saw."""
         ...
 
+    def changed(self, change: Callable[[Workload], Workload], /) -> Predictor:
+        """The same endpoint, its requests changed."""
+        ...
+
 
 class CannotPredict(Exception):
     """Nothing supports a prediction. ``code`` is stable, the text says what is missing and how to get it."""
@@ -146,4 +151,7 @@ class Refusal:
         raise self.error
 
     def under(self, _windows: Sequence[Window], /) -> Refusal:
+        return self
+
+    def changed(self, _change: Callable[[Workload], Workload], /) -> Refusal:
         return self

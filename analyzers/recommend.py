@@ -32,6 +32,7 @@ from analyzers.objective import attainment, mean_rate, total
 from analyzers.path import Capacities
 from analyzers.policy import Catalogue, candidates, most_replicas, violations, with_most
 from analyzers.prediction import CannotPredict, Prediction, Predictor
+from analyzers.premortem import Premortem, premortem
 from analyzers.recommendation import Direction, ObservedTarget, Option, Recommendation, Risk
 from analyzers.screening import worst_of
 from analyzers.situation import Situation
@@ -134,6 +135,22 @@ def recommend(
     if unsure is not None:
         advice = replace(advice, risk="high", risk_reasons=(*advice.risk_reasons, unsure))
     return Decision(advice, (), options)
+
+
+def premortem_of(
+    advice: Recommendation,
+    s: Situation,
+    catalogue: Catalogue,
+    predictor: Predictor,
+    capacities: Capacities | None = None,
+) -> Premortem:
+    """What the proposed shape would survive, of the load that it must carry: the one to come where a season is known or it is smaller."""
+    shape = advice.proposed.shape
+    ahead = Ahead.of(s, catalogue, predictor, Capacities() if capacities is None else capacities)
+    if ahead is None or not (ahead.seasonal or advice.direction == "shrink"):
+        return premortem(s, shape, predictor, 1.0)
+    room = ahead.room(shape)
+    return premortem(s, shape, room.predictor, room.factor, delayed=ahead.delayed() if ahead.seasonal else None)
 
 
 def _relief(

@@ -11,6 +11,7 @@ from actuators.shape import Shape
 from analyzers.finding import Evidence, Reason
 from analyzers.objective import Attainment
 from analyzers.prediction import Prediction
+from analyzers.premortem import Premortem
 
 Direction = Literal["grow", "shrink", "reshape"]
 Risk = Literal["low", "medium", "high"]
@@ -95,6 +96,8 @@ class Recommendation:
     evidence: Evidence
     observed: tuple[ObservedTarget, ...] = ()
     """The objective's targets as they are now."""
+    premortem: Premortem | None = None
+    """What the proposed shape would survive. None: not tried."""
 
     @property
     def fingerprint(self) -> str:
@@ -116,4 +119,5 @@ class Recommendation:
             "workload": dict(self.workload),
             "evidence": {k: getattr(self.evidence, k) for k in Evidence.__slots__},
             "observed": [o.as_dict() for o in self.observed],
+            "premortem": self.premortem.as_dict() if self.premortem is not None else None,
         }

@@ -305,6 +305,8 @@ def recommendations_show(
         stdout.print(f"  {reason['code']}: {text(reason['text'])}")
     for reason in r["risk_reasons"]:
         stdout.print(f"  risk: {text(reason)}")
+    if r["premortem"]:
+        stdout.print(f"  pre-mortem: {text(r['premortem']['text'])}")
     names = [m for m in r["predicted"] if m in r["predicted_now"] or "_p95" in m]
     rows = [
         [

@@ -42,6 +42,7 @@ def recommendation(row: Row, tokens: Mapping[str, str] | None, page_url: str) ->
         _section(
             f"*Money:* {_money(row)}\n*Risk:* {body['risk']}"
             + "".join(f"\n• {_escape(t)}" for t in body["risk_reasons"])
+            + (f"\n*Pre-mortem:* {_escape(tried['text'])}" if (tried := body.get("premortem")) else "")
         ),
     ]
     if tokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -114,12 +114,21 @@ class Kind(Protocol[C]):
 class Replayer:
     """A ``Predictor`` of one endpoint's shapes under the traffic that its windows saw, or a multiple of it."""
 
-    def __init__(self, kind: Kind[C], calibrated: C, windows: Sequence[Window], basis: Basis, seed: int) -> None:
+    def __init__(
+        self,
+        kind: Kind[C],
+        calibrated: C,
+        windows: Sequence[Window],
+        basis: Basis,
+        seed: int,
+        change: Callable[[Workload], Workload] | None = None,
+    ) -> None:
         self._kind: Kind[Any] = kind
         self._calibrated = calibrated
         self._windows = windows
         self._basis = basis
         self._seed = seed
+        self._change = change
         self._workloads: dict[float, Workload] = {}
 
     def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue, /) -> list[Shape]:
@@ -132,9 +141,13 @@ class Replayer:
         return self._kind.screen(shape, self._workload(factor), self._calibrated, self._basis, bar)
 
     def under(self, windows: Sequence[Window], /) -> Replayer:
-        return Replayer(self._kind, self._calibrated, windows, self._basis, self._seed)
+        return Replayer(self._kind, self._calibrated, windows, self._basis, self._seed, self._change)
+
+    def changed(self, change: Callable[[Workload], Workload], /) -> Replayer:
+        return Replayer(self._kind, self._calibrated, self._windows, self._basis, self._seed, change)
 
     def _workload(self, factor: float) -> Workload:
         if factor not in self._workloads:
-            self._workloads[factor] = self._kind.workload(self._windows, seed=self._seed, scale=factor)
+            made = self._kind.workload(self._windows, seed=self._seed, scale=factor)
+            self._workloads[factor] = made if self._change is None else self._change(made)
         return self._workloads[factor]

@@ -14,6 +14,7 @@ from analyzers.finding import Kind as FindingKind
 from analyzers.money import Tariff, Unit
 from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction
+from analyzers.premortem import ADVERSITIES, Premortem
 from analyzers.recommendation import Money, ObservedTarget, Option, Recommendation
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Window
@@ -91,6 +92,7 @@ def advice(
         saving_per_month=730.0,
         risk="medium",
         risk_reasons=("its error is not measured yet",),
+        premortem=Premortem((ADVERSITIES[0],), (ADVERSITIES[5],)),
         workload={"requests_per_s": 2.0},
         evidence=Evidence(T0, T0 + 3600, 60, 1.0, 7200.0, "vllm"),
         observed=(ObservedTarget("ttft_p95_s", 1.0, 0.36, 0.25, 0.5, True),),

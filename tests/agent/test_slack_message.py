@@ -51,6 +51,12 @@ def _row(text: str = "half of it idles", **changed: Any) -> dict[str, Any]:
     return row
 
 
+def test_the_premortem_is_one_line() -> None:
+    texts = "\n".join(_texts(message.recommendation(_row(), BUTTONS, PAGE)["blocks"]))
+    assert "*Pre-mortem:* survives 1 of 2; breaks when a replica is lost" in texts
+    assert "Pre-mortem" not in "\n".join(_texts(message.recommendation(_row(premortem=None), BUTTONS, PAGE)["blocks"]))
+
+
 def _texts(block: Any) -> list[str]:
     """Every text of a message that Slack reads as markup."""
     if isinstance(block, dict):

@@ -13,6 +13,7 @@ from analyzers.prediction import Bar, Interval, Miss, Prediction
 from analyzers.situation import Situation
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Window
+from collectors.workload import Workload
 
 #: A histogram source, as vLLM is: requests within 0.5 s, within 1 s, beyond.
 MINUTE, HOUR = 60.0, 3600.0
@@ -92,4 +93,7 @@ class Whole:
         return self.of(shape, factor)
 
     def under(self, _windows: Sequence[Window], /) -> Whole:
+        return self
+
+    def changed(self, _change: Callable[[Workload], Workload], /) -> Whole:
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.fit import PosteriorDraw
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.window import Window
+from collectors.workload import Workload
 from tests.analyzers.exhaustive import chosen_of_all
 from tests.analyzers.whatif.reference_server import poisson, windows
 
@@ -59,6 +60,9 @@ class Counted:
 
     def under(self, windows: Sequence[Window]) -> Replayer:
         return self.of.under(windows)
+
+    def changed(self, change: Callable[[Workload], Workload]) -> Replayer:
+        return self.of.changed(change)
 
 
 def calibrated(spread: float, seed: int) -> CalibratedEngine:
