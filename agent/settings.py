@@ -292,7 +292,7 @@ class EndpointSettings(_Section):
         return value
 
     def wanted(self) -> Objective:
-        return Objective.from_mapping(self.objective, with_units=True)
+        return Objective.from_mapping(self.objective)
 
 
 class CollectSettings(_Section):

@@ -68,9 +68,9 @@ class Objective:
     targets: tuple[Target, ...] = ()
 
     @classmethod
-    def from_mapping(cls, limits: Mapping[str, float], *, with_units: bool = False) -> Objective:
-        """with_units: as in ``Target.parse``; so of limits that were checked as they were written."""
-        return cls(tuple(Target.parse(name, limit, with_unit=with_units) for name, limit in limits.items()))
+    def from_mapping(cls, limits: Mapping[str, float]) -> Objective:
+        """Of limits that are known to be in seconds."""
+        return cls(tuple(Target.parse(name, limit, with_unit=True) for name, limit in limits.items()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ class TuneRequest:
             data["endpoint"],
             Shape.from_dict(data["present"]),
             tuple((c["name"], Shape.from_dict(c["shape"])) for c in data["candidates"]),
-            Objective.from_mapping(data["objective"], with_units=True),
+            Objective.from_mapping(data["objective"]),
             data["demand"],
             Load(**data["load"]),
             Effort(**data["effort"]),

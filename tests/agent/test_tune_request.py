@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -186,7 +185,7 @@ _shape = st.builds(
         candidates=st.lists(st.tuples(st.text(), _shape), min_size=1, max_size=4).map(tuple),
         objective=st.dictionaries(
             st.sampled_from(["ttft_p95_s", "itl_p50_s", "e2e_p99_s"]), st.floats(0.01, 10.0), min_size=1
-        ).map(partial(Objective.from_mapping, with_units=True)),
+        ).map(Objective.from_mapping),
         demand=st.none() | _numbers,
         load=st.builds(Load, prefix_tokens=st.integers(0, 99), exact_output=st.booleans(), think_s=_numbers),
         effort=st.builds(Effort, step_s=_numbers, precision=_numbers, most_steps=st.integers(2, 20)),
