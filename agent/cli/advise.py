@@ -194,9 +194,10 @@ def _situation(
     offers = sources.offers(given.offers, given.token_prices, notes)
     if given.endpoint is not None:
         work, wanted, own = _of_endpoint(given, wanted, notes)
-        if own is not None and any(o.name == own.name for o in offers):
-            raise BadQuestion(f"offers.{own.name}: the endpoint has this name; give the offer another")
-        found = sources.priced([*([own] if own is not None else []), *offers], given.prices)
+        for offer in offers:
+            if any(o.name == offer.name for o in own):
+                raise BadQuestion(f"offers.{offer.name}: an endpoint has this name; give the offer another")
+        found = sources.priced([*own, *offers], given.prices)
         return _context(work, wanted, given), found, given.endpoint
     found = sources.priced(offers, given.prices)
     if given.workload is None:
@@ -220,7 +221,8 @@ def _context(work: Workload, wanted: Objective, given: AdviseOptions) -> AdviceC
 
 def _of_endpoint(
     given: AdviseOptions, wanted: Objective, notes: list[str]
-) -> tuple[Workload, Objective, DeploymentOffer | None]:
+) -> tuple[Workload, Objective, list[DeploymentOffer]]:
+    """Its traffic, its objective where none is given, and what it and the reference servers are, as offers."""
     from agent.advise import sources
     from agent.clock import WallClock
     from agent.whatif import predictions
@@ -231,7 +233,9 @@ def _of_endpoint(
     with opened(given.config) as (store, settings):
         found = predictions.evidence(store, settings, given.endpoint, since_s, WallClock().now())
         work = found.kind.workload(found.windows, seed=settings.decide.seed, scale=speed)
-        own = sources.present(found, settings, notes)
+        others = [e.name for e in settings.endpoints if e.role == "reference" and e.name != given.endpoint]
+        seen = [found, *(predictions.evidence(store, settings, name, since_s, WallClock().now()) for name in others)]
+        own = [offer for telemetry in seen if (offer := sources.present(telemetry, settings, notes)) is not None]
         chosen = wanted if given.objective else settings.endpoint(given.endpoint).wanted()
     return work, chosen, own
 
