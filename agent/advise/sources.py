@@ -186,7 +186,8 @@ def present(found: Telemetry, settings: Settings, notes: list[str]) -> Deploymen
     system = _system(learned, price)
     if system is None:
         return None
-    terms = OfferTerms(option="", source="settings", min_units=1, note=f"as it is now: {shape.label()}")
+    what = "the reference server" if chosen.role == "reference" else "as it is now"
+    terms = OfferTerms(option="", source="settings", min_units=1, note=f"{what}: {shape.label()}")
     option = _OPTION_OF.get(chosen.actuator.system, DeploymentOption.DEDICATED)
     if option is DeploymentOption.SELF_HOSTED and (shape.replicas or 1) > 1:
         option = DeploymentOption.DISTRIBUTED

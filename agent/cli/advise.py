@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,12 +21,13 @@ from agent.cli.output import (
     number,
     print_json,
     stdout,
-    table,
     text,
     write,
 )
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from analyzers.advise.advice import Advice
     from analyzers.advise.estimates import AdviceContext
     from analyzers.advise.offers import DeploymentOffer
@@ -194,9 +195,10 @@ def _situation(
     offers = sources.offers(given.offers, given.token_prices, notes)
     if given.endpoint is not None:
         work, wanted, own = _of_endpoint(given, wanted, notes)
-        if own is not None and any(o.name == own.name for o in offers):
-            raise BadQuestion(f"offers.{own.name}: the endpoint has this name; give the offer another")
-        found = sources.priced([*([own] if own is not None else []), *offers], given.prices)
+        for offer in offers:
+            if any(o.name == offer.name for o in own):
+                raise BadQuestion(f"offers.{offer.name}: an endpoint has this name; give the offer another")
+        found = sources.priced([*own, *offers], given.prices)
         return _context(work, wanted, given), found, given.endpoint
     found = sources.priced(offers, given.prices)
     if given.workload is None:
@@ -220,7 +222,8 @@ def _context(work: Workload, wanted: Objective, given: AdviseOptions) -> AdviceC
 
 def _of_endpoint(
     given: AdviseOptions, wanted: Objective, notes: list[str]
-) -> tuple[Workload, Objective, DeploymentOffer | None]:
+) -> tuple[Workload, Objective, list[DeploymentOffer]]:
+    """Its traffic, its objective where none is given, and what it and the reference servers are, as offers."""
     from agent.advise import sources
     from agent.clock import WallClock
     from agent.whatif import predictions
@@ -231,7 +234,9 @@ def _of_endpoint(
     with opened(given.config) as (store, settings):
         found = predictions.evidence(store, settings, given.endpoint, since_s, WallClock().now())
         work = found.kind.workload(found.windows, seed=settings.decide.seed, scale=speed)
-        own = sources.present(found, settings, notes)
+        others = [e.name for e in settings.endpoints if e.role == "reference" and e.name != given.endpoint]
+        seen = [found, *(predictions.evidence(store, settings, name, since_s, WallClock().now()) for name in others)]
+        own = [offer for telemetry in seen if (offer := sources.present(telemetry, settings, notes)) is not None]
         chosen = wanted if given.objective else settings.endpoint(given.endpoint).wanted()
     return work, chosen, own
 
@@ -249,7 +254,6 @@ def _write_page(path: Path, told: dict[str, Any], curves: dict[str, Any]) -> Non
 def print_advice(told: Mapping[str, Any]) -> None:
     """As tables."""
     from agent.advise.answer import latency_names
-    from agent.advise.page import dollars, per_call
 
     traffic = told["workload"]
     if traffic is not None:
@@ -261,31 +265,10 @@ def print_advice(told: Mapping[str, Any]) -> None:
         )
     for c in told["conditions"]:
         stdout.print(f"  {text(c['name'])}: {text(c['why'])}", highlight=False, soft_wrap=True)
-    latencies = latency_names(told)
-    counts = told["users"]["counts"]
     shown = [o for o in told["options"] if traffic is None or o["offered"]]
-    rows = [
-        [
-            str(o["rank"]),
-            f"{text(o['name'])}\n{text(o['option'])}" if o["name"] != o["option"] else text(o["name"]),
-            *([dollars(o.get("usd_per_hour")), per_call(o.get("usd_per_request"))] if traffic is not None else []),
-            *(number(o["latency_s"].get(name)) for name in latencies),
-            *(per_call(u["usd_per_call"]) for u in o.get("users", ())),
-            *([_met(o)] if traffic is not None else []),
-            _said(o),
-        ]
-        for o in shown
-    ]
-    columns = ["", "option"]
+    stdout.print(_table(shown, latency_names(told), numbers=traffic is not None))
     if traffic is not None:
-        columns += [
-            "$/h",
-            "$/call",
-            *(name.removesuffix("_s") for name in latencies),
-            *(f"$/call,\n{n:g} users" for n in counts),
-            "meets",
-        ]
-    table("Options, the best first", [*columns, "conditions"], rows, "No option is left")
+        stdout.print(_of_users(told, shown))
     for r in told["cheapest"]:
         stdout.print(
             f"from {number(r['from_requests_per_s'])} requests/s: {text(r['name'])} costs least, {money(r['usd_per_hour'])} an hour",
@@ -305,12 +288,79 @@ def print_advice(told: Mapping[str, Any]) -> None:
         stdout.print(f"[yellow]{c['code']}[/yellow] {text(c['detail'])}{guide}", highlight=False, soft_wrap=True)
 
 
+def _table(shown: Sequence[Mapping[str, Any]], latencies: Sequence[str], *, numbers: bool) -> Table:
+    """The options in their order. Where there is little room each one's conditions stand below its name."""
+    from agent.advise.page import dollars, per_call
+
+    wide = stdout.width >= 130
+    made = _simple("Options, the best first (latencies in seconds)" if numbers else "Options, the best first")
+    made.add_column("", no_wrap=True)
+    made.add_column("option", overflow="fold", min_width=16)
+    headings = ["$/h", "$/call", *(_heading(name) for name in latencies), "meets"] if numbers else []
+    for heading in headings:
+        made.add_column(heading, justify="right", no_wrap=True)
+    if wide:
+        made.add_column("conditions", overflow="fold")
+    for o in shown:
+        beside = [o["option"]] if o["name"] != o["option"] else []
+        name = "\n".join(
+            (
+                text(o["name"]),
+                *(f"[dim]{text(line)}[/dim]" for line in beside),
+                *([] if wide or not o["criteria"] else [_said(o)]),
+            )
+        )
+        figures = (
+            [
+                dollars(o["usd_per_hour"]),
+                per_call(o["usd_per_request"]),
+                *(number(o["latency_s"].get(n)) for n in latencies),
+                _met(o),
+            ]
+            if numbers
+            else []
+        )
+        made.add_row(str(o["rank"]), name, *figures, *([_said(o)] if wide else []))
+    return made
+
+
+def _of_users(told: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> Table:
+    """What an hour and a call cost with so many users."""
+    from agent.advise.page import dollars, per_call
+
+    made = _simple(f"With users who make {told['users']['calls_per_user_hour']:g} calls an hour")
+    made.add_column("option", overflow="fold", min_width=16)
+    for n in told["users"]["counts"]:
+        for heading in (f"{n:g} users\n$/h", "\n$/call"):
+            made.add_column(heading, justify="right", no_wrap=True)
+    for o in shown:
+        if not o["excluded"]:
+            cells = (
+                f(u[key]) for u in o["users"] for f, key in ((dollars, "usd_per_hour"), (per_call, "usd_per_call"))
+            )
+            made.add_row(text(o["name"]), *cells)
+    return made
+
+
+def _simple(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+
+
+def _heading(metric: str) -> str:
+    """``TTFT`` over ``p95`` of ``ttft_p95_s``."""
+    name, quantile = metric.removesuffix("_s").rsplit("_", 1)
+    return f"{name if name in ('e2e', 'queue') else name.upper()}\n{quantile}"
+
+
 def _met(option: Mapping[str, Any]) -> str:
     return {True: "[green]yes[/green]", False: "[red]no[/red]", None: "-"}[option.get("meets_objective")]
 
 
 def _said(option: Mapping[str, Any]) -> str:
-    """``+ low-latency, - spaced-out``; what an offer's figures rest on."""
+    """``+ low-latency, - spaced-out``."""
     signs = {"for": "+", "against": "-", "excludes": "[red]excluded by[/red]"}
     said = [f"{signs[c['verdict']]} {text(c['condition'])}" for c in option["criteria"]]
-    return ", ".join(said) or "-"
+    return ", ".join(said)

@@ -1,8 +1,8 @@
 """Options with their conditions and their numbers, ranked; break-even rates; and where the numbers contradict the guides.
 
-First what no condition excludes, then what meets the objective, then what fewer conditions speak against, then what costs less. A condition
-about cost alone is answered by prices where there are any. Where nothing has a price, the conditions alone decide; where one has none, it
-stands behind its equals and is said to lack it.
+First what no condition excludes, then what meets the objective, then what fewer conditions speak against, then what costs less. A
+condition about cost alone is answered by prices where there are any, and one about latency by an objective that is met. Where nothing has a
+price, the conditions alone decide; where one has none, it stands behind its equals and is said to lack it.
 """
 
 from __future__ import annotations
@@ -104,8 +104,17 @@ def _key(row: RankedOption, priced: bool) -> tuple[object, ...]:
     asked = row.option is DeploymentOption.BATCH and not at.against
     met = 0 if asked else {True: 0, None: 1, False: 2}[None if row.estimate is None else row.estimate.meets]
     if not priced:
-        return (at.excluded, met == 2, -at.points)
-    return (at.excluded, met, at.unmet, usd is None, math.inf if usd is None else usd, -at.points)
+        return (at.excluded, met == 2, -at.points, at.against)
+    return (at.excluded, met, _unmet(row), usd is None, math.inf if usd is None else usd, -at.points)
+
+
+def _unmet(row: RankedOption) -> int:
+    """Conditions that speak against it, without those that its numbers answer: of cost its prices, of latency the objective."""
+    fast = row.estimate is not None and row.estimate.meets is True
+    slow = sum(
+        c.condition is Condition.LOW_LATENCY and c.verdict is CriterionVerdict.AGAINST for c in row.score.criteria
+    )
+    return row.score.unmet - (slow if fast else 0)
 
 
 def _conditions(

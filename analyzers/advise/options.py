@@ -241,4 +241,4 @@ def score_of(option: DeploymentOption, conditions: Collection[Condition]) -> Opt
 
 def by_conditions(options: Iterable[DeploymentOption], conditions: Collection[Condition]) -> list[OptionScore]:
     """The best first: none that is excluded before one that is not, then by how much speaks for each. Equals keep their order."""
-    return sorted((score_of(o, conditions) for o in options), key=lambda s: (s.excluded, -s.points))
+    return sorted((score_of(o, conditions) for o in options), key=lambda s: (s.excluded, -s.points, s.against))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from typer.testing import CliRunner, Result
 from agent import charts
 from agent.advise.page import page
 from agent.cli import app, output
+from agent.store import Store, fleet, windows
 from tests.agent.records import NASTY, T0
-from tests.agent.telemetry import MODEL
+from tests.agent.telemetry import MODEL, SHAPE
 
 OFFERS: dict[str, Any] = {
     "schema_version": 1,
@@ -230,6 +232,38 @@ def test_an_endpoint_is_an_option_itself(telemetry: Path, offers: Path) -> None:
     assert "as it is now: 1 x a100" in chat["notes"][0]
     assert told["objective"] == [{"target": "ttft_p95_s", "limit": 1.0}]
     assert told["workload"]["of"] == "chat"
+
+
+def test_a_reference_server_is_an_option_for_the_others(telemetry: Path, tmp_path: Path) -> None:
+    """What was seen of it is the model; the traffic is that of the endpoint that is asked about."""
+    (tmp_path / "flyball.db").write_bytes((telemetry.parent / "flyball.db").read_bytes())
+    settings = yaml.safe_load(telemetry.read_text())
+    yardstick = {**settings["endpoints"][0], "name": "yardstick", "role": "reference"}
+    settings["endpoints"].append(yardstick)
+    (tmp_path / "flyball.yaml").write_text(yaml.safe_dump(settings))
+    words = ("-c", tmp_path / "flyball.yaml", "--endpoint", "chat", "--since", "35m")
+    told = asked(*words)
+    assert any("yardstick itself is not among the options" in note for note in told["notes"]), "nothing was seen of it"
+    store = Store(f"sqlite:///{tmp_path}/flyball.db")
+    with store.write() as db:
+        seen = windows.load(db, "chat", "vllm", 0.0, 4e9, 60.0)
+        windows.save(db, [replace(w, endpoint="yardstick") for w in seen])
+        fleet.saw_shape(
+            db,
+            "yardstick",
+            {
+                "shape": SHAPE.as_dict(),
+                "shape_version": "v",
+                "ready": True,
+                "detail": "",
+                "seen_at": 0.0,
+                "price_per_hour": 3.5,
+            },
+        )
+    store.close()
+    rows = by_name(asked(*words))
+    assert "the reference server: 1 x a100" in rows["yardstick"]["notes"][0]
+    assert rows["yardstick"]["carries_per_s"] == pytest.approx(rows["chat"]["carries_per_s"])
 
 
 def test_an_endpoint_without_telemetry_has_no_traffic(telemetry: Path, tmp_path: Path, sqlite_template: Path) -> None:

@@ -147,6 +147,9 @@ def test_ai4os_numbers_contradict_where_an_instance_is_kept_warm() -> None:
     warm = {**SERVERLESS, "idle_s": 3600.0, "cold_start_s": 2.0, "usd_per_billed_hour": 1.0}
     found = advise(offers(function=warm, always={**GPU, "option": "dedicated"}), on, (C.LOW_LATENCY,), AI4OS)
     assert "FAST_ENOUGH" in codes(found)
+    assert (found.first.option, found.guide) == (D.SERVERLESS, D.DEDICATED), (
+        "it costs less, and is as fast as it must be"
+    )
 
 
 # -- Azure AI Studio: tokens, or infrastructure -------------------------------------------------------------------------------

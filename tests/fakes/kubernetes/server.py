@@ -28,6 +28,8 @@ class FakeKubernetes:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 65536  # head and body in one packet: two would wait for each other's acknowledgement
+            disable_nagle_algorithm = True
 
             def log_message(self, *_: Any) -> None:
                 pass
