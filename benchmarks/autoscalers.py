@@ -21,8 +21,8 @@ from benchmarks.world import Play, Scenario
 
 #: A policy's settings by name.
 Stated = dict[str, float]
-#: The share of requests that a search must keep within the objective: the same as the oracle's.
-LEAST_WITHIN = 0.99
+#: The share of earlier requests that a search must keep within the objective: half the misses of 99 %, so that other days hold that too.
+SEARCHED_WITHIN = 0.995
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,15 @@ def documented(peer: Peer, scenario: Scenario, folder: Path | None) -> Play:
 
 
 def tuned(peer: Peer, scenario: Scenario, earlier: Scenario, folder: Path | None) -> tuple[Play, Stated]:
-    """Played with the settings that are cheapest on earlier traffic at 99 % within the objective, or keep the most within. Raises NotRun."""
+    """Played with the settings that are cheapest on earlier traffic at 99.5 % within the objective, or keep the most within.
+
+    Raises NotRun.
+    """
 
     def rank(stated: Stated) -> tuple[bool, float]:
         played = _played(peer, earlier, stated, folder)
         within = float(world.in_time(earlier, played).mean())
-        return (False, played.replica_s) if within >= LEAST_WITHIN else (True, -within)
+        return (False, played.replica_s) if within >= SEARCHED_WITHIN else (True, -within)
 
     best = min(peer.tried, key=rank)
     return _played(peer, scenario, best, folder), best

@@ -1,10 +1,9 @@
 """Flyball itself as a policy: the real governor over a store of its own, on virtual time, and a person who approves at once.
 
 Nothing of it is rebuilt here: the collector tells what a vLLM server would have told, the actuator sets the count that is wanted, and
-the governor's own cycles do the rest. Coarser than a daemon of the defaults: one reading a window instead of four (a window's gauges
-are those of four looks), and an analysis every few minutes in place of one a minute, so that one alone is enough for an advice that needs
-three in a row by default, and a look once a minute at a change under way. While the pause after a change lasts, in which nothing
-would be proposed, nothing is analyzed.
+the governor's own cycles do the rest. Coarser than a daemon of the defaults: an analysis every few minutes in place of one a minute, so
+that one alone is enough for an advice that needs three in a row by default; windows that are read when they are needed, with the gauges of
+four looks each; a look once a minute at a change under way, and no analysis until it has ended.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from actuators.shape import Autoscaling, Operation, Plan, Shape
 from agent.clock import VirtualClock
 from agent.governor import Governor
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, fleet, recommendations
+from agent.store import Store, changes, recommendations
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, catalogue_of
 from analyzers.whatif.kernel import KernelMachine
@@ -33,7 +32,7 @@ from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
 from collectors.base import Scope, ScrapeTarget
 from collectors.http import Http
-from collectors.window import CollectError, Gauge, Span
+from collectors.window import Gauge, Span
 
 _T = TypeVar("_T")
 
@@ -124,12 +123,9 @@ class SpanCollector:
 
     def __init__(self) -> None:
         self.told: list[Span] = []
-        self.dark = False
 
     async def read(self, target: ScrapeTarget) -> Sequence[Span]:
         told, self.told = self.told, []
-        if self.dark:
-            raise CollectError("timeout", "the scenario says so")
         return told
 
 
@@ -170,6 +166,8 @@ class FlyballPolicy:
         self._telemetry = FleetTelemetry(machine, scenario.work)
         self._clock = VirtualClock(scenario.starts_at)
         self._below = below
+        self._under_way = False
+        """Whether a change is, or waits to be."""
         shape = Shape(size=SIZE, engine={"max_num_seqs": scenario.model.limits.max_num_seqs})
         if below is None:
             shape = shape.with_(replicas=scenario.replicas)
@@ -211,22 +209,28 @@ class FlyballPolicy:
         await self._governor.collect()
 
     async def _tick(self, at_s: float) -> None:
-        clock, governor = self._clock, self._governor
-        await clock.advance(self._scenario.starts_at + at_s - clock.now())
         if at_s % WINDOW_S:
             return
-        await governor.take_lead()
-        self._collector.dark = self._scenario.dark(at_s)
         span = self._telemetry.span(NAME, self._scenario.starts_at)
-        self._collector.told += [span] if self._below is None else _by_replica(span, self._control.ready)
+        if not self._scenario.dark(at_s):
+            self._collector.told += [span] if self._below is None else _by_replica(span, self._control.ready)
+        due = at_s % self._settings.decide.interval_s == 0
+        if due or self._under_way:
+            await self._clock.advance(self._scenario.starts_at + at_s - self._clock.now())
+            await self._cycle(due)
+
+    async def _cycle(self, due: bool) -> None:
+        governor = self._governor
+        await governor.take_lead()
         await governor.collect()
-        if at_s % self._settings.decide.interval_s == 0:
+        if due:
             await governor.keep_house()
-            if not self._pausing():
+            if not self._under_way:
                 await governor.decide()
                 self._approve()
-        if self._under_way():
-            await governor.act()
+        await governor.act()
+        with self._store.read() as db:
+            self._under_way = bool(changes.active(db) or recommendations.listed(db, states=["approved"], limit=1))
 
     def _approve(self) -> None:
         """The person who approves at once."""
@@ -237,18 +241,6 @@ class FlyballPolicy:
                 row["id"], action="approve", actor="ada", channel="cli", plan_hash=row["plan_hash"]
             )
 
-    def _pausing(self) -> bool:
-        """Whether a change is under way, or was so short a time ago that no advice would be given."""
-        with self._store.read() as db:
-            known = fleet.get(db, NAME)
-        last = known["last_change_at"] if known is not None else None
-        cooldown_s = self._settings.endpoint(NAME).policy.cooldown_s
-        return self._under_way() or (last is not None and self._clock.now() < last + cooldown_s)
-
-    def _under_way(self) -> bool:
-        with self._store.read() as db:
-            return bool(changes.active(db) or recommendations.listed(db, states=["approved"], limit=1))
-
     def check(self) -> None:
         """Raises RuntimeError where an analysis, a read or a change ended in an error that nobody foresaw."""
         m = self._governor.metrics
@@ -257,7 +249,7 @@ class FlyballPolicy:
             for counter in (m.analysis_errors, m.read_errors, m.change_errors)
             for metric in counter.collect()
             for sample in metric.samples
-            if sample.name.endswith("_total") and sample.value and sample.labels.get("kind") != "timeout"
+            if sample.name.endswith("_total") and sample.value
         }
         if failed:
             raise RuntimeError(f"the governor failed: {failed}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from analyzers.whatif.kernel import BIN_EDGES, GAPS, KernelMachine
+from analyzers.whatif.kernel import BIN_EDGES, GAPS, UNFINISHED, KernelMachine
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Span
 from collectors.workload import Floats, Ints, Workload
@@ -56,8 +56,9 @@ class FleetTelemetry:
         self._first.append(present[(first > self._at) & (first <= at)])
         over = ends <= at
         self._ended.append(present[over])
-        self._open = present[~over]
-        running = int(np.count_nonzero(~over & (admitted <= at)))
+        left = ~over & (m.e2e[present] >= UNFINISHED)  # what was refused never was the engine's
+        self._open = present[left]
+        running = int(np.count_nonzero(left & (admitted <= at)))
         self._gauges["running"].append(float(running))
         self._gauges["waiting"].append(float(self._open.size - running))
         if kv_usage is not None:

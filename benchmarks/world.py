@@ -56,7 +56,7 @@ class Scenario:
     decide_s: float = 300.0
     """Between two of Flyball's analyses."""
     missing: float = 0.0
-    """The share of minutes whose telemetry nobody gets: a policy then keeps the count, and Flyball's reading fails."""
+    """The share of minutes whose telemetry nobody gets: an autoscaler then keeps the count, and Flyball has no window of it."""
     learning_s: float = 0.0
     """The first so many seconds are scored apart: a policy that learns the season of a load has not seen it yet."""
     earlier: Scenario | None = None

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
-from benchmarks import autoscalers, peer_code, policies, scenarios, simulators, world
+from benchmarks import autoscalers, peer_code, policies, policies_page, scenarios, simulators, world
 from benchmarks.oracle import LEAST_WITHIN, _cheapest, oracle, oracle_free
 from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
@@ -56,6 +57,7 @@ class _Watch:
 
 def test_telemetry_tells_each_request_once_and_none_before_its_time() -> None:
     small = steady(12.0, 0.25)
+    small.work.prompt_tokens[500] = 50_000  # more than the cache holds: refused, and missed by the objective
     watches: list[_Watch] = []
 
     def make(machine: KernelMachine) -> ScalingPolicy:
@@ -66,10 +68,13 @@ def test_telemetry_tells_each_request_once_and_none_before_its_time() -> None:
     (watch,), n = watches, len(small.work)
     watch.telemetry.look(small.duration_s + 120.0, None)
     spans = [*watch.spans, watch.telemetry.span("chat", 0.0)]
-    assert sum(s.counts["requests"] for s in spans) == n
-    assert sum(s.counts["prompt_tokens"] for s in spans) == small.work.prompt_tokens.sum()
-    assert sum(s.counts["output_tokens"] for s in spans) == pytest.approx(small.work.output_tokens.sum())
-    assert sum(s.sketches["ttft_s"].total for s in spans) == pytest.approx(played.ttft_s.sum())
+    served = np.arange(n) != 500
+    assert sum(s.counts["requests"] for s in spans) == n - 1
+    assert sum(s.counts["prompt_tokens"] for s in spans) == small.work.prompt_tokens[served].sum()
+    assert sum(s.counts["output_tokens"] for s in spans) == pytest.approx(small.work.output_tokens[served].sum())
+    assert sum(s.sketches["ttft_s"].total for s in spans) == pytest.approx(played.ttft_s[served].sum())
+    assert not world.in_time(small, played)[500]
+    assert spans[-1].gauges["running"].last == spans[-1].gauges["waiting"].last == 0
     for span in spans:
         came = small.work.arrival_s + played.ttft_s
         assert span.sketches["ttft_s"].count == np.count_nonzero((came > span.start) & (came <= span.end))
@@ -253,3 +258,31 @@ def test_without_telemetry_an_autoscaler_keeps_the_count() -> None:
     kept = autoscalers.documented(autoscalers.PEERS["hpa-concurrency"], dark, None)
     assert kept.actions == ()
     assert autoscalers.documented(autoscalers.PEERS["hpa-concurrency"], replace(dark, missing=0.0), None).actions
+
+
+def _row(scenario: str, policy: str, cost_usd: float, within: float) -> dict[str, Any]:
+    return {
+        "scenario": scenario, "policy": policy, "cost_usd": cost_usd, "within_objective": within, "changes": 3, "wrong_shrinks": 1,
+        "breach_hours": [4, 5],
+    }  # fmt: skip
+
+
+def test_the_page_is_made_of_the_rows_and_nothing_else_of_it_changes(tmp_path: Path) -> None:
+    old = [_row("a", "oracle-free", 10.0, 0.99), _row("a", "flyball", 20.0, 0.5), _row("a", "kpa-tuned", 15.0, 0.995)]
+    new = [_row("a", "flyball", 11.0, 0.991), _row("b", "flyball", 1.0, 0.5)]
+    page, rows = tmp_path / "policies.md", [tmp_path / "old.json", tmp_path / "new.json"]
+    page.write_text(f"above\n{policies_page.BEGIN}\nstale\n{policies_page.END}\nbelow\n")
+    for path, several in zip(rows, (old, new), strict=True):
+        path.write_text(json.dumps({"rows": several}))
+    policies_page.main(["--rows", *map(str, rows), "--page", str(page)])
+    text = page.read_text()
+    assert text.startswith("above\n")
+    assert text.endswith("below\n")
+    assert "stale" not in text
+    assert "| flyball | **1.10 · 99.1 %** |  · 50.0 % |" in text, (
+        "the last file holds, and without the clairvoyant there is no ratio"
+    )
+    assert "| kpa-tuned | 3 · 1 · 2 |  |" in text
+    assert "<svg" in (tmp_path / "policies-cost.svg").read_text()
+    with pytest.raises(ValueError, match="no place"):
+        policies_page.replaced("without marks", "")
