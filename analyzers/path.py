@@ -83,6 +83,7 @@ class Capacities:
 def replica_path(
     horizon: Horizon,
     demand: Floats,
+    expected: Floats,
     present: int,
     counts: Sequence[int],
     policy: Policy,
@@ -91,12 +92,15 @@ def replica_path(
 ) -> ReplicaPath:
     """The next day's replicas.
 
-    demand: (slots,) multiples of a load, as ``carries`` takes them. counts: what is allowed, fewest first. worth: replica-slots that
-    must be saved a day for a change to be worth its disruption. Where no count carries a slot's load, the most that are allowed must do.
+    demand: (slots,) the upper end of what may come, in multiples of a load, as ``carries`` takes them. expected: its middle; what comes
+    after the next change could be made is planned by it, and planned anew before it comes. counts: what is allowed, fewest first.
+    worth: replica-slots that must be saved a day for a change to be worth its disruption. Where no count carries a slot's load, the most
+    that are allowed must do.
     """
     top, seasonal = counts[-1], horizon.forecast.season_s is not None
     lead, bound = horizon.slots(horizon.lead_s), horizon.slots(horizon.cooldown_s + horizon.lead_s)
-    ahead, until_next = _coming(demand, lead), _coming(demand, bound)
+    planned = np.concatenate([demand[:bound], expected[bound:]])
+    ahead, until_next = _coming(planned, lead), _coming(planned, bound)
 
     def keeps(slot: int, count: int) -> bool:
         if count == top or (count == present and not seasonal):

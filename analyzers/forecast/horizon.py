@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -36,14 +37,14 @@ class Horizon:
     carried: bool = False
     """Whether the present shape served ``windows``, and met the objective."""
 
-    def demand(self) -> Floats | None:
-        """(slots,) the upper end of the load to come, as a multiple of the load of ``windows``: of requests, prompt tokens and output
-        tokens the one that grows most. None: it is not known."""
+    def demand(self, end: Literal["mid", "high"] = "high") -> Floats | None:
+        """(slots,) the load to come, as a multiple of the load of ``windows``: of requests, prompt tokens and output tokens the one
+        that grows most. None: it is not known."""
         found: list[Floats] = []
         for name in LOADS:
             band, rate = self.forecast.bands.get(name), mean_rate(self.windows, name)
             if band is not None and rate:
-                found.append(band.high / rate)
+                found.append((band.high if end == "high" else band.mid) / rate)
         return np.max(np.stack(found), axis=0) if found else None
 
     def slots(self, seconds: float) -> int:
