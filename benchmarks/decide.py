@@ -3,7 +3,8 @@
 Endpoints as a fleet has them: each its own load, engine, shape and objective, an hour of one-minute windows at about two requests a
 second, and 36 allowed shapes (three sizes, three replica counts, four engine settings). Windows come from replays of a known engine.
 Both ways decide on the same evidence in the same process, the whole way on a few endpoints, for the ratio and to see that both
-choose alike. A fit is counted as often as it is made: once in ``REFIT_S``.
+choose alike. A fit is counted as often as it is made: once in ``REFIT_S``; and so is what is learned then of the load to come: what each
+count of replicas carries of it, and the pre-mortem of what is proposed.
 
     python benchmarks/decide.py [--endpoints 200] [--whole 10] [--threads 2] [--quick] [--output FILE]
 """
@@ -15,8 +16,9 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,16 +33,23 @@ sys.path.insert(0, str(ROOT))
 from actuators.shape import Shape  # noqa: E402
 from agent.reflect import REFIT_S  # noqa: E402
 from analyzers.findings import analyze  # noqa: E402
+from analyzers.forecast.forecast import forecast  # noqa: E402
+from analyzers.forecast.history import LOADS, STEP_S, LoadHistory  # noqa: E402
+from analyzers.forecast.horizon import Horizon  # noqa: E402
 from analyzers.hardware import ACCELERATORS  # noqa: E402
 from analyzers.kinds.base import Basis, Replayer  # noqa: E402
 from analyzers.kinds.engine.kind import EngineKind  # noqa: E402
-from analyzers.objective import Objective  # noqa: E402
+from analyzers.objective import Objective, mean_rate  # noqa: E402
+from analyzers.path import Capacities  # noqa: E402
 from analyzers.policy import Catalogue, Policy, candidates  # noqa: E402
 from analyzers.prediction import Bar, Miss, Prediction  # noqa: E402
-from analyzers.recommend import Decision, recommend  # noqa: E402
+from analyzers.premortem import Premortem  # noqa: E402
+from analyzers.recommend import Decision, premortem_of, recommend  # noqa: E402
 from analyzers.situation import Situation  # noqa: E402
 from analyzers.whatif.calibrate import CalibratedEngine, calibrate  # noqa: E402
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost  # noqa: E402
+from collectors.window import Window  # noqa: E402
+from collectors.workload import Workload  # noqa: E402
 from tests.analyzers.exhaustive import chosen_of_all  # noqa: E402
 from tests.analyzers.whatif.reference_server import poisson, windows  # noqa: E402
 
@@ -85,6 +94,12 @@ class Tally:
         self.predictions += not isinstance(got, Miss)
         return got
 
+    def under(self, seen: Sequence[Window], /) -> Replayer:
+        return self.of.under(seen)
+
+    def changed(self, change: Callable[[Workload], Workload], /) -> Replayer:
+        return self.of.changed(change)
+
 
 def case(seed: int, span_s: float) -> Case:
     rng = np.random.default_rng(seed)
@@ -115,8 +130,6 @@ def case(seed: int, span_s: float) -> Case:
 
 def _times(window: Any, replicas: int) -> Any:
     """A replica's window as that of several alike."""
-    from dataclasses import replace
-
     from collectors.sketch import Sketch
     from collectors.window import Gauge
 
@@ -133,6 +146,23 @@ def screened(c: Case) -> tuple[Decision, Tally, float]:
     tally, begin = Tally(c.replayer), time.thread_time()
     decision = recommend(c.situation, analyze(c.situation), CATALOGUE, tally)
     return decision, tally, time.thread_time() - begin
+
+
+def ahead(c: Case, capacities: Capacities, premortems: dict[str, Premortem]) -> float:
+    """CPU seconds of a decision that knows three days of the load, and plans the next one."""
+    at = np.arange(0.0, 3 * 86_400.0, STEP_S)
+    rate = mean_rate(c.situation.windows, "requests") or 0.0
+    rates = rate * (1 + 0.4 * np.sin(2 * np.pi * at / 86_400.0)) / 1.4
+    found = forecast(
+        LoadHistory(0.0, {name: rates if name == "requests" else rates * np.nan for name in LOADS}), growth=1.2
+    )
+    assert found is not None
+    s = replace(c.situation, horizon=Horizon(found, c.situation.windows, 2400.0, 3600.0))
+    begin, predictor = time.thread_time(), Tally(c.replayer)
+    advice = recommend(s, analyze(s), CATALOGUE, predictor, capacities).recommendation
+    if advice is not None and advice.fingerprint not in premortems:
+        premortems[advice.fingerprint] = premortem_of(advice, s, CATALOGUE, predictor, capacities)
+    return time.thread_time() - begin
 
 
 def whole(c: Case) -> tuple[Shape | str, float]:
@@ -154,7 +184,11 @@ def measure(endpoints: int, compared: int, threads: int, span_s: float, cycle_s:
     wall, cpu = time.perf_counter() - begin, time.process_time() - cpu
     slow = [whole(c) for c in cases[:compared]]
     fit = median(c.fit_s for c in cases)
-    each = cpu / endpoints + fit * cycle_s / REFIT_S
+    known: list[tuple[Capacities, dict[str, Premortem]]] = [(Capacities(), {}) for _ in cases]
+    first, again = ([ahead(c, *k) for c, k in zip(cases, known, strict=True)] for _ in range(2))
+    learned, planned = sum(first) / endpoints, sum(again) / endpoints
+    often = (fit + learned) * cycle_s / REFIT_S  # what a cycle has of what is made once in six hours
+    each = max(planned, cpu / endpoints) + often
     of_both = [t for _, _, t in found[:compared]]
     kinds = Counter(d.recommendation.direction if d.recommendation else d.hold[0].code for d, _, _ in found)
     return {
@@ -170,9 +204,11 @@ def measure(endpoints: int, compared: int, threads: int, span_s: float, cycle_s:
         "predictions": sum(t.predictions for _, t, _ in found) / endpoints,
         "given_up": sum(t.given_up for _, t, _ in found) / endpoints,
         "cpu_s_fit": fit,
+        "cpu_s_ahead_first": learned,
+        "cpu_s_ahead": planned,
         "cpu_s_with_fit": each,
         "endpoints_per_minute": 60 * endpoints / wall,
-        "minutes_for_1000": 1000 * (wall / endpoints + fit * cycle_s / REFIT_S / threads) / 60,
+        "minutes_for_1000": 1000 * (wall / endpoints * max(1.0, planned * endpoints / cpu) + often / threads) / 60,
         "decisions": dict(kinds),
     }
 
@@ -186,6 +222,8 @@ def show(got: dict[str, Any]) -> None:
     n = got["candidates"]
     table.add_row("every shape replayed whole", f"{got['cpu_s_whole']:.2f}", f"{2 * n - 1:.0f}", "0")
     table.add_row("screened", f"{got['cpu_s_screened']:.2f}", f"{got['predictions']:.1f}", f"{got['given_up']:.1f}")
+    table.add_row("with the load to come", f"{got['cpu_s_ahead']:.2f}", "", "")
+    table.add_row("the same for the first time, once in six hours", f"{got['cpu_s_ahead_first']:.2f}", "", "")
     table.add_row("a fit, once in six hours", f"{got['cpu_s_fit']:.2f}", "", "")
     console = Console()
     console.print(table)
