@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -22,14 +23,20 @@ class PluginError(Exception):
     """A source or system is not there, cannot be loaded, or refuses its options. The text says what to do."""
 
 
+@cache
+def _points(group: str) -> tuple[EntryPoint, ...]:
+    """Of what is installed when it is first asked for: a scan of all packages, which each endpoint would begin anew."""
+    return tuple(entry_points(group=group))
+
+
 def names(group: str) -> list[str]:
-    return sorted(point.name for point in entry_points(group=group))
+    return sorted(point.name for point in _points(group))
 
 
 def load(group: str, name: str) -> Any:
     """The factory of that name. Raises ``PluginError``."""
     groups = (group, EMULATIONS) if group == ACTUATORS else (group,)
-    point: EntryPoint | None = next((p for g in groups for p in entry_points(group=g, name=name)), None)
+    point: EntryPoint | None = next((p for g in groups for p in _points(g) if p.name == name), None)
     kind = group.removeprefix("flyball.").removesuffix("s")
     if point is None:
         raise PluginError(f"no {kind} is called {name!r}; there are: {', '.join(names(group))}")

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,22 +78,36 @@ class Browser:
 Make = Callable[..., tuple[Governor, Browser]]
 
 
+@pytest.fixture(scope="module")
+def filled_by(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A database with an hour of telemetry and all kinds of rows, by the text that stands in them."""
+
+    @cache
+    def filled(text: str) -> Path:
+        path = tmp_path_factory.mktemp("filled") / "flyball.db"
+        shutil.copy(sqlite_template, path)
+        store = Store(f"sqlite:///{path}")
+        fill(store, now=NOW, text=text)
+        tune_of_two(store, "dddd0001", text=text)
+        with store.write() as db:
+            tunes.end(db, "dddd0001", state="done", now=NOW, by="cli:ann", result=told(db, "dddd0001"))
+        tune_of_two(store, "dddd0002", now=NOW, text=text)
+        store.close()  # the last connection folds the write-ahead log into the file
+        return path
+
+    return filled
+
+
 @pytest.fixture
-def made(tmp_path: Path, sqlite_template: Path) -> Iterator[Make]:
+def made(tmp_path: Path, sqlite_template: Path, filled_by: Callable[[str], Path]) -> Iterator[Make]:
     """A governor over a database of its own, with a client; nothing runs behind it."""
     stores: list[Store] = []
 
     def make(*, filled: bool = True, text: str = "half of it idles", **web: Any) -> tuple[Governor, Browser]:
         path = tmp_path / f"flyball-{len(stores)}.db"
-        shutil.copy(sqlite_template, path)
+        shutil.copy(filled_by(text) if filled else sqlite_template, path)
         store = Store(f"sqlite:///{path}")
         stores.append(store)
-        if filled:
-            fill(store, now=NOW, text=text)
-            tune_of_two(store, "dddd0001", text=text)
-            with store.write() as db:
-                tunes.end(db, "dddd0001", state="done", now=NOW, by="cli:ann", result=told(db, "dddd0001"))
-            tune_of_two(store, "dddd0002", now=NOW, text=text)
         settings = Settings.model_validate(
             {
                 "database": f"sqlite:///{path}",

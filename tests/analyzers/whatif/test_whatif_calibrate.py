@@ -52,7 +52,7 @@ def foreseen(known: CalibratedEngine, rate: float) -> tuple[float, float, float]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests to which it does not matter how right the fit is."""
+    """For tests whose bounds a fit to a tenth of the requests keeps as well."""
     monkeypatch.setattr(calibration, "REPLAYED", 2_000)
 
 
@@ -87,6 +87,7 @@ def test_little_data_means_wide_and_not_nonsense(learned: CalibratedEngine) -> N
     assert foreseen(little, 1.0)[0] == pytest.approx(means(TRUTH, 1.0)[0], rel=0.1)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_saturated_server_is_learned_from_its_full_batch() -> None:
     """Its throughput says what it can carry at most, its TTFT only how long the queue was; its gaps are still good evidence."""
     both = fitted(2.0, 16.0)
@@ -96,12 +97,14 @@ def test_a_saturated_server_is_learned_from_its_full_batch() -> None:
         assert foreseen(found, 8.0)[2] == pytest.approx(means(TRUTH, 8.0)[2], rel=0.06)
 
 
+@pytest.mark.usefixtures("quick")
 def test_low_demand_teaches_no_low_capability() -> None:
     """One request every ten seconds: the tokens per second are few, yet the engine is not slow."""
     idle = fitted(0.1, seconds=1200.0)
     assert idle.model.iteration.base_s == pytest.approx(TRUTH.iteration.base_s, rel=0.25)
 
 
+@pytest.mark.usefixtures("quick")
 def test_outliers_do_not_move_it() -> None:
     seen = [w for i, rate in enumerate((2.0, 6.0)) for w in windows(TRUTH, poisson(rate, 600.0, i))]
     slow = windows(EngineModel(IterationCost(0.06, 4e-4, 3e-7, 2.8e-4), TRUTH.limits), poisson(0.5, 120.0, 9))
@@ -109,12 +112,14 @@ def test_outliers_do_not_move_it() -> None:
     assert foreseen(found, 4.0)[0] == pytest.approx(means(TRUTH, 4.0)[0], rel=0.1)
 
 
+@pytest.mark.usefixtures("quick")
 def test_without_a_running_gauge_it_uses_littles_law_and_says_so() -> None:
     found = fitted(2.0, 6.0, leave_out=("running", "waiting"))
     assert any("Little" in note for note in found.notes)
     assert foreseen(found, 4.0)[0] == pytest.approx(means(TRUTH, 4.0)[0], rel=0.05)
 
 
+@pytest.mark.usefixtures("quick")
 def test_without_inter_token_times_the_rest_is_enough() -> None:
     found = fitted(2.0, 6.0, leave_out=("itl_s",))
     assert foreseen(found, 4.0)[2] == pytest.approx(means(TRUTH, 4.0)[2], rel=0.05)
