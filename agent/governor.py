@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -110,8 +110,7 @@ class Governor:
     async def decide(self) -> None:
         if self.lead is not None:
             with self.tracing.tracer.start_as_current_span("decide"):
-                moved = next(loop.moved for loop in self.loops if loop.name == "decide")
-                await self._led(partial(self.reflector.cycle_all, self.watched.values(), moved=moved))
+                await self._led(self._judging("decide", self.watched.values()))
 
     async def decide_first(self) -> None:
         """What was not judged yet does not wait for its turn: it is analyzed with each window, until there is enough of it."""
@@ -119,7 +118,12 @@ class Governor:
             return
         if new := await asyncio.to_thread(self.reflector.awaiting, list(self.watched.values())):
             with self.tracing.tracer.start_as_current_span("decide"):
-                await self._led(partial(self.reflector.cycle_all, new))
+                await self._led(self._judging("first", new))
+
+    def _judging(self, loop: str, endpoints: Iterable[WatchedEndpoint]) -> Callable[[Lead], Awaitable[object]]:
+        """A round of deciding, in which each endpoint that is done is a sign of life of its loop."""
+        moved = next(each.moved for each in self.loops if each.name == loop)
+        return partial(self.reflector.cycle_all, endpoints, moved=moved)
 
     async def act(self) -> None:
         if self.lead is not None:

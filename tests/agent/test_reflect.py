@@ -38,6 +38,8 @@ from collectors.sessions import Sessions
 from collectors.window import Gauge, Window
 from tests.agent.records import T0, change_row
 from tests.analyzers.whatif import reference_server
+from tests.world.world import World
+from tests.world.world import run as simulate
 
 SHAPE = Shape(replicas=2, size="small", accelerator="L4", accelerator_count=1, engine={"max_num_seqs": 64})
 LIVE = LiveState(SHAPE, "v1", ready=True)
@@ -467,3 +469,18 @@ def test_what_was_not_judged_yet_is_analyzed_with_each_window_until_there_is_eno
     assert known["decision"]["state"] == "gathering"
     assert "of 1 h were seen" in known["decision"]["text"]
     assert 2 <= seen <= 6
+
+
+def test_each_round_of_deciding_is_alive_by_the_endpoints_that_get_done(tmp_path: Path) -> None:
+    """Of both loops: the round over all, and the one over those that were not judged yet."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, loops=("lead", "collect")) as world:
+            await world.run(60)
+            loops = {loop.name: loop for loop in world.governor.loops}
+            for name in ("first", "decide"):
+                assert loops[name].status.moved_at is None
+                await loops[name].once()
+                assert loops[name].status.moved_at == world.clock.now()
+
+    simulate(scenario)
