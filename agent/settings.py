@@ -188,7 +188,7 @@ class PolicySettings(_Section):
     growth: float = Field(1.2, ge=1)
     """A smaller shape must carry this multiple of the largest load seen, until a season of the load is known. Default: 1.2."""
     max_changes_per_day: int = Field(2, ge=1)
-    """Changes that are planned for one day, at most; a breach is answered whatever. Default: 2, as for a day and a night."""
+    """After so many changes in a day nothing smaller is proposed; more replicas always are. Default: 2, as for a day and a night."""
     reaction_s: Annotated[float, Field(ge=0), _Written] = 1800.0
     """A person takes so long to approve, until it was measured here; more replicas are proposed so much earlier. Default: 30 min."""
     cold_start_s: Annotated[float, Field(ge=0), _Written] = 300.0

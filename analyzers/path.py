@@ -2,7 +2,7 @@
 
 A count may be kept while it carries the upper end of the load until more could serve; a smaller one may be taken only where it carries
 it until the next change could be made, by the high end of its prediction. Of all such days the cheapest is found by dynamic
-programming over slots, counts and changes. What is proposed now is that day's first step, and it is planned anew in each analysis.
+programming over slots and counts. What is proposed now is that day's first step, and it is planned anew in each analysis.
 """
 
 from __future__ import annotations
@@ -118,13 +118,10 @@ def replica_path(
                 or carries(count, float(until_next[slot]), False)
                 or count == before + policy.max_step_replicas
             )
-        return left(slot) > 0 and carries(count, float(until_next[slot]), True)
+        spent = horizon.recent_changes(slot) >= policy.max_changes_per_day
+        return not spent and carries(count, float(until_next[slot]), True)
 
-    def left(slot: int) -> int:
-        """Changes that may still be made in the day that ends with a slot, as far as those already made go."""
-        return policy.max_changes_per_day - horizon.recent_changes(slot)
-
-    best = _cheapest(len(demand), present, counts, left, keeps, enters)
+    best = _cheapest(len(demand), present, counts, worth / 2, keeps, enters)
     stay = (max(present, *best),) * len(demand)
     saved = float(sum(stay) - sum(best))
     if max(best) <= present and saved < worth:
@@ -144,30 +141,25 @@ def _cheapest(
     slots: int,
     present: int,
     counts: Sequence[int],
-    left: Callable[[int], int],
+    price: float,
     keeps: Callable[[int, int], bool],
     enters: Callable[[int, int, int], bool],
 ) -> tuple[int, ...]:
-    """Counts slot by slot: the fewest replica-slots, then the fewest changes. A slot that is not carried, and a change beyond the most,
-    cost more than all replicas of the day."""
+    """Counts slot by slot: the fewest replica-slots, where a change costs ``price`` of them. A slot that is not carried costs more than
+    all replicas of the day."""
     stuck = float(slots * counts[-1] + 1)
-    # By count and changes made: (cost, changes) and the way there.
-    reached: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(present, 0): (0.0, ())}
+    reached: dict[int, tuple[float, tuple[int, ...]]] = {present: (0.0, ())}  # by count: the cost, and the way there
     for slot in range(slots):
-        following: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {}
-
-        def offer(count: int, changes: int, cost: float, way: tuple[int, ...], found: dict = following) -> None:  # type: ignore[type-arg]
-            key = (count, changes)
-            if key not in found or cost < found[key][0]:
-                found[key] = (cost, (*way, count))
-
-        for (count, changes), (cost, way) in reached.items():
-            offer(count, changes, cost + count + (0.0 if keeps(slot, count) else stuck), way)
-            more = 0.0 if changes < left(slot) else stuck
-            if more == 0.0 or not keeps(slot, count):
-                for other in counts:
-                    if other != count and enters(slot, other, count):
-                        offer(other, changes + 1, cost + other + more, way)
+        following: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for before, (cost, way) in reached.items():
+            for count in counts if before in counts else (*counts, before):
+                if count == before:
+                    more = count + (0.0 if keeps(slot, count) else stuck)
+                elif enters(slot, count, before):
+                    more = count + price
+                else:
+                    continue
+                if count not in following or cost + more < following[count][0]:
+                    following[count] = (cost + more, (*way, count))
         reached = following
-    cost, changes = min((cost, changes) for (_, changes), (cost, _) in reached.items())
-    return min(way for (_, made), (spent, way) in reached.items() if (spent, made) == (cost, changes))
+    return min(reached.values())[1]

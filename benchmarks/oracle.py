@@ -1,8 +1,8 @@
 """The clairvoyant policy: knows every arrival and the truth, and asks for each replica a cold start before it is needed.
 
-Two of them. ``oracle`` plays by the rules that Flyball has by default: the objective holds in every hour, 99 % of the requests are within
-it, and no day has more than two changes. ``oracle-free`` changes as often as it likes, and spends its 1 % where it saves most, whole hours of
-breach among them: less than anybody who keeps an objective could pay.
+Two of them. ``oracle`` changes as often as it likes, and spends its 1 % where it saves most, whole hours of breach among them: less than
+anybody who keeps an objective could pay. ``oracle-by-rules`` plays by the rules that Flyball has by default: the objective holds in every
+hour, 99 % of the requests are within it, and no day has more than two changes.
 
 What each is a bound of: the cheapest schedule that it finds is *played on the truth* like any policy, and keeps what it promises. So its
 cost can be reached, and the least cost that any policy could reach is at most that much. It is not proven to be the least: counts change
@@ -34,7 +34,7 @@ HOPELESS = 0.5
 _TRIES = 20
 
 
-def oracle(scenario: Scenario) -> Play:
+def oracle_by_rules(scenario: Scenario) -> Play:
     """By the rules: no hour in breach, 99 % within, at most two changes a day. Where no schedule does that, the next best."""
     width = max(STEP_S, scenario.cold_start_s)
     late, asked = _late(scenario, width)
@@ -48,7 +48,7 @@ def oracle(scenario: Scenario) -> Play:
     return played
 
 
-def oracle_free(scenario: Scenario) -> Play:
+def oracle(scenario: Scenario) -> Play:
     """With 99 %, or, where the replicas of the start or the most do not allow that, with as many as there can be."""
     width = max(STEP_S, scenario.cold_start_s)
     late, _ = _late(scenario, width)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import autoscalers, peer_code, simulators, world  # noqa: E402
 from benchmarks.autoscalers import PEERS, Stated  # noqa: E402
 from benchmarks.flyball_policy import flyball  # noqa: E402
-from benchmarks.oracle import oracle, oracle_free  # noqa: E402
+from benchmarks.oracle import oracle, oracle_by_rules  # noqa: E402
 from benchmarks.scenarios import SCENARIOS, of_file  # noqa: E402
 from benchmarks.simulators import NotRun  # noqa: E402
 from benchmarks.world import Play, Scenario  # noqa: E402
@@ -68,7 +68,7 @@ OWN: dict[str, Callable[[Scenario], Play]] = {
     "flyball": _flyball,
     "flyball-over-hpa": _flyball_over_hpa,
     "oracle": oracle,
-    "oracle-free": oracle_free,
+    "oracle-by-rules": oracle_by_rules,
     "static-peak": _static_peak,
     "static-mean": _static_mean,
 }

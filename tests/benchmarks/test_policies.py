@@ -15,7 +15,7 @@ import pytest
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
 from benchmarks import autoscalers, peer_code, policies, policies_page, scenarios, simulators, world
-from benchmarks.oracle import LEAST_WITHIN, _cheapest, oracle, oracle_free
+from benchmarks.oracle import LEAST_WITHIN, _cheapest, oracle, oracle_by_rules
 from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
 from collectors.window import Span
@@ -99,21 +99,21 @@ def test_a_cold_start_and_emptying_are_paid_for() -> None:
 
 def test_the_oracle_keeps_its_share_and_is_never_dearer_than_the_static_peak() -> None:
     small = step(3.0)
-    found = oracle(small)
+    found = oracle_by_rules(small)
     assert world.in_time(small, found).mean() >= LEAST_WITHIN
     peak = policies.OWN["static-peak"](small)
     assert not world.score(small, "", peak)[-1]["breach_hours"]
     assert found.replica_s < 0.85 * peak.replica_s, "it has one replica less for two thirds of the time"
     assert not world.breach_hours(small, world.in_time(small, found))
-    free = oracle_free(small)
+    free = oracle(small)
     assert world.in_time(small, free).mean() >= LEAST_WITHIN
     assert free.replica_s <= found.replica_s + 1.0, "whoever keeps fewer rules pays no more"
     hopeless = replace(steady(14.0, 0.5), most=1, replicas=1)
-    for clairvoyant in (oracle, oracle_free):
+    for clairvoyant in (oracle_by_rules, oracle):
         assert clairvoyant(hopeless).ready == ((0.0, 1),)
 
 
-def test_the_oracle_makes_two_changes_a_day_at_most_and_each_day_anew() -> None:
+def test_the_oracle_by_rules_makes_two_changes_a_day_at_most_and_each_day_anew() -> None:
     counts = np.arange(9)
     needed = np.tile(np.repeat([1, 3, 2, 4], 24), 3)  # three days of four levels, of six hours each
     late = np.where(counts[None, :] >= needed[:, None], 0.0, np.inf)
@@ -268,7 +268,7 @@ def _row(scenario: str, policy: str, cost_usd: float, within: float) -> dict[str
 
 
 def test_the_page_is_made_of_the_rows_and_nothing_else_of_it_changes(tmp_path: Path) -> None:
-    old = [_row("a", "oracle-free", 10.0, 0.99), _row("a", "flyball", 20.0, 0.5), _row("a", "kpa-tuned", 15.0, 0.995)]
+    old = [_row("a", "oracle", 10.0, 0.99), _row("a", "flyball", 20.0, 0.5), _row("a", "kpa-tuned", 15.0, 0.995)]
     new = [_row("a", "flyball", 11.0, 0.991), _row("b", "flyball", 1.0, 0.5)]
     page, rows = tmp_path / "policies.md", [tmp_path / "old.json", tmp_path / "new.json"]
     page.write_text(f"above\n{policies_page.BEGIN}\nstale\n{policies_page.END}\nbelow\n")
