@@ -14,7 +14,7 @@ from agent.store.evidence import judged
 from agent.uptake import within
 from analyzers.forecast.forecast import forecast
 from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
-from analyzers.forecast.horizon import RECENT_S, Horizon
+from analyzers.forecast.horizon import Horizon
 from analyzers.objective import attainment
 from collectors.window import Window
 
@@ -22,6 +22,8 @@ from collectors.window import Window
 HISTORY_S = 29 * DAY_S
 #: The busiest hour is sought in so many slots, and so many make an hour.
 _WEEK, _HOUR = 7 * DAY, int(3600 / STEP_S)
+#: Changes count as of the last day when they are not older than this: a day's two are not exactly a day apart.
+RECENT_S = 22 * 3600.0
 #: How long a change takes is learned from so many of the last ones.
 LAST = 3
 
@@ -30,7 +32,7 @@ LAST = 3
 class _HorizonEntry:
     """The horizon, and what it was made of."""
 
-    key: tuple[float, float | None, tuple[float, ...]]
+    key: tuple[float, float | None, int]
     horizon: Horizon | None
 
 
@@ -53,7 +55,7 @@ class Horizons:
         return known.horizon
 
     def _make(
-        self, endpoint: EndpointSettings, end: float, last_change_at: float | None, recent: tuple[float, ...]
+        self, endpoint: EndpointSettings, end: float, last_change_at: float | None, recent: int
     ) -> Horizon | None:
         history = load_history(self._store, self._settings, endpoint, end)
         found = forecast(history, growth=endpoint.policy.growth)
@@ -71,7 +73,7 @@ class Horizons:
             lead_s,
             endpoint.policy.cooldown_s,
             may_change=self._open(endpoint, found.start, found.slots),
-            changed_at=recent,
+            recent_changes=recent,
             carried=(settled is None or busy[0].start >= settled) and _met(endpoint, busy),
         )
 
@@ -103,9 +105,9 @@ def load_history(store: Store, settings: Settings, endpoint: EndpointSettings, e
     return LoadHistory.of(spans, end)
 
 
-def _recent_changes(db: sa.Connection, endpoint: str, now: float) -> tuple[float, ...]:
+def _recent_changes(db: sa.Connection, endpoint: str, now: float) -> int:
     rows = changes.listed(db, endpoint=endpoint, since=now - RECENT_S, purpose="change")
-    return tuple(row["applied_at"] for row in rows if row["applied_at"] is not None)
+    return sum(row["applied_at"] is not None for row in rows)
 
 
 def _lead_s(db: sa.Connection, endpoint: EndpointSettings, interval_s: float) -> float:

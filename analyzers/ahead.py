@@ -43,10 +43,8 @@ class Ahead:
     @classmethod
     def of(cls, s: Situation, catalogue: Catalogue, predictor: Predictor, capacities: Capacities) -> Ahead | None:
         """None: too little is known of the load to come; then a choice rests on the load that was."""
-        if s.horizon is None:
-            return None
-        demand, expected = s.horizon.demand(), s.horizon.demand("mid")
-        if demand is None or expected is None:
+        demand = s.horizon.demand() if s.horizon is not None else None
+        if s.horizon is None or demand is None:
             return None
         coming = predictor.under(s.horizon.windows)
         present = s.shape.replicas
@@ -61,7 +59,6 @@ class Ahead:
             path = replica_path(
                 s.horizon,
                 demand,
-                demand if s.horizon.forecast.season_s is None else expected,
                 present,
                 counts,
                 s.policy,

@@ -2,7 +2,7 @@
 
 A count may be kept while it carries the upper end of the load until more could serve; a smaller one may be taken only where it carries
 it until the next change could be made, by the high end of its prediction. Of all such days the cheapest is found by dynamic
-programming over slots and counts. What is proposed now is that day's first step, and it is planned anew in each analysis.
+programming over slots, counts and changes. What is proposed now is that day's first step, and it is planned anew in each analysis.
 """
 
 from __future__ import annotations
@@ -83,7 +83,6 @@ class Capacities:
 def replica_path(
     horizon: Horizon,
     demand: Floats,
-    expected: Floats,
     present: int,
     counts: Sequence[int],
     policy: Policy,
@@ -92,15 +91,12 @@ def replica_path(
 ) -> ReplicaPath:
     """The next day's replicas.
 
-    demand: (slots,) the upper end of what may come, in multiples of a load, as ``carries`` takes them. expected: its middle; what comes
-    after the next change could be made is planned by it, and planned anew before it comes. counts: what is allowed, fewest first.
-    worth: replica-slots that must be saved a day for a change to be worth its disruption. Where no count carries a slot's load, the most
-    that are allowed must do.
+    demand: (slots,) multiples of a load, as ``carries`` takes them. counts: what is allowed, fewest first. worth: replica-slots that
+    must be saved a day for a change to be worth its disruption. Where no count carries a slot's load, the most that are allowed must do.
     """
     top, seasonal = counts[-1], horizon.forecast.season_s is not None
     lead, bound = horizon.slots(horizon.lead_s), horizon.slots(horizon.cooldown_s + horizon.lead_s)
-    planned = np.concatenate([demand[:bound], expected[bound:]])
-    ahead, until_next = _coming(planned, lead), _coming(planned, bound)
+    ahead, until_next = _coming(demand, lead), _coming(demand, bound)
 
     def keeps(slot: int, count: int) -> bool:
         if count == top or (count == present and not seasonal):
@@ -118,10 +114,15 @@ def replica_path(
                 or carries(count, float(until_next[slot]), False)
                 or count == before + policy.max_step_replicas
             )
-        spent = horizon.recent_changes(slot) >= policy.max_changes_per_day
+        spent = slot == 0 and horizon.recent_changes >= policy.max_changes_per_day
         return not spent and carries(count, float(until_next[slot]), True)
 
-    best = _cheapest(len(demand), present, counts, worth / 2, keeps, enters)
+    best = _cheapest(len(demand), present, counts, policy.max_changes_per_day, keeps, enters)
+    for count in counts:  # for good: no change of a day and its night, of which there may be so many
+        if count < present and enters(0, count, present):
+            lasting = _cheapest(len(demand), count, counts, policy.max_changes_per_day, keeps, enters)
+            if max(lasting) == lasting[0] == count and sum(lasting) < sum(best):
+                best = lasting
     stay = (max(present, *best),) * len(demand)
     saved = float(sum(stay) - sum(best))
     if max(best) <= present and saved < worth:
@@ -141,25 +142,30 @@ def _cheapest(
     slots: int,
     present: int,
     counts: Sequence[int],
-    price: float,
+    most_changes: int,
     keeps: Callable[[int, int], bool],
     enters: Callable[[int, int, int], bool],
 ) -> tuple[int, ...]:
-    """Counts slot by slot: the fewest replica-slots, where a change costs ``price`` of them. A slot that is not carried costs more than
-    all replicas of the day."""
+    """Counts slot by slot: the fewest replica-slots, then the fewest changes. A slot that is not carried, and a change beyond the most,
+    cost more than all replicas of the day."""
     stuck = float(slots * counts[-1] + 1)
-    reached: dict[int, tuple[float, tuple[int, ...]]] = {present: (0.0, ())}  # by count: the cost, and the way there
+    # By count and changes made: (cost, changes) and the way there.
+    reached: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(present, 0): (0.0, ())}
     for slot in range(slots):
-        following: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for before, (cost, way) in reached.items():
-            for count in counts if before in counts else (*counts, before):
-                if count == before:
-                    more = count + (0.0 if keeps(slot, count) else stuck)
-                elif enters(slot, count, before):
-                    more = count + price
-                else:
-                    continue
-                if count not in following or cost + more < following[count][0]:
-                    following[count] = (cost + more, (*way, count))
+        following: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {}
+
+        def offer(count: int, changes: int, cost: float, way: tuple[int, ...], found: dict = following) -> None:  # type: ignore[type-arg]
+            key = (count, changes)
+            if key not in found or cost < found[key][0]:
+                found[key] = (cost, (*way, count))
+
+        for (count, changes), (cost, way) in reached.items():
+            offer(count, changes, cost + count + (0.0 if keeps(slot, count) else stuck), way)
+            more = 0.0 if changes < most_changes else stuck
+            if more == 0.0 or not keeps(slot, count):
+                for other in counts:
+                    if other != count and enters(slot, other, count):
+                        offer(other, min(changes + 1, most_changes), cost + other + more, way)
         reached = following
-    return min(reached.values())[1]
+    cost, changes = min((cost, changes) for (_, changes), (cost, _) in reached.items())
+    return min(way for (_, made), (spent, way) in reached.items() if (spent, made) == (cost, changes))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -14,9 +13,6 @@ from analyzers.forecast.history import LOADS, STEP_S
 from analyzers.objective import mean_rate
 from collectors.window import Window
 from collectors.workload import Floats
-
-#: A day's changes and the next day's are not exactly a day apart.
-RECENT_S = 22 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +28,24 @@ class Horizon:
     """After a change, none is made for so long."""
     may_change: tuple[bool, ...] = ()
     """Slot by slot of the forecast, whether a change window is open. Empty: always."""
-    changed_at: tuple[float, ...] = ()
-    """Unix seconds of the changes of the last day."""
+    recent_changes: int = 0
+    """Changes made in the last day."""
     carried: bool = False
     """Whether the present shape served ``windows``, and met the objective."""
 
-    def demand(self, end: Literal["mid", "high"] = "high") -> Floats | None:
-        """(slots,) the load to come, as a multiple of the load of ``windows``: of requests, prompt tokens and output tokens the one
-        that grows most. None: it is not known."""
+    def demand(self) -> Floats | None:
+        """(slots,) the upper end of the load to come, as a multiple of the load of ``windows``: of requests, prompt tokens and output
+        tokens the one that grows most. None: it is not known."""
         found: list[Floats] = []
         for name in LOADS:
             band, rate = self.forecast.bands.get(name), mean_rate(self.windows, name)
             if band is not None and rate:
-                found.append((band.high if end == "high" else band.mid) / rate)
+                found.append(band.high / rate)
         return np.max(np.stack(found), axis=0) if found else None
 
     def slots(self, seconds: float) -> int:
         """So many slots hold that time, the one that has begun included."""
         return 1 + math.ceil(seconds / STEP_S)
-
-    def recent_changes(self, slot: int) -> int:
-        """Changes already made that still are of the last day at a slot."""
-        return sum(at + RECENT_S > self.forecast.start + slot * STEP_S for at in self.changed_at)
 
     def open(self, slot: int) -> bool:
         return not self.may_change or self.may_change[slot]

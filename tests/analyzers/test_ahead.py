@@ -102,9 +102,7 @@ def test_before_the_morning_it_asks_for_what_the_morning_takes_also_while_eviden
         found = decide(14.3, 2, days(23.5), provisional=provisional)
         assert found.recommendation is not None
         assert found.recommendation.direction == "grow"
-        assert (
-            found.recommendation.proposed.shape.replicas == 3
-        )  # what the next hours take; the fourth is not worth two of its hours yet
+        assert found.recommendation.proposed.shape.replicas == 4
         assert codes(found) == ["LOAD_COMING"]
         assert "30 min" in found.recommendation.reasons[0].text
 
