@@ -151,7 +151,7 @@ def endpoint(name: str, url: str) -> dict[str, Any]:
 
 
 class Watch:
-    """A governor that collects beside a store of its own, until each endpoint has two windows and each bad one failed twice."""
+    """A governor that collects beside a store of its own, until each endpoint has two windows and each bad one failed twice, once in them."""
 
     def __init__(self, folder: Path, good: str, bad: Mapping[str, str]) -> None:
         """``bad``: the addresses of those in ``BAD``, and of others that answer."""
@@ -186,7 +186,8 @@ class Watch:
 
     def _seen(self) -> bool:
         windows = all(len(self.windows(e.name)) >= 2 for e in self.settings.endpoints)
-        return windows and all(self.counted(name, kind) >= 2 for name, kind in self.bad.items())
+        failed = all(self.counted(name, kind) >= 2 for name, kind in self.bad.items())
+        return windows and failed and all(any(w.errors for w in self.windows(name)) for name in self.bad)
 
     def windows(self, name: str) -> list[Window]:
         """Those that lie well within the time of watching, in order."""
