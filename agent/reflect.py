@@ -40,7 +40,7 @@ from analyzers.objective import attainment, total
 from analyzers.path import Capacities
 from analyzers.prediction import CannotPredict, Predictor, Refusal
 from analyzers.premortem import Premortem
-from analyzers.recommend import Decision, at_rest, premortem_of, recommend, request
+from analyzers.recommend import QUIET, Decision, at_rest, before_the_load, premortem_of, recommend, request
 from analyzers.recommendation import Recommendation
 from analyzers.situation import Situation
 from collectors.clock import Clock
@@ -360,10 +360,16 @@ class Reflector:
         findings = analyze(situation)
         lacking = tuple(f.reason for f in findings if f.kind == "insufficient_data")
         if lacking:
-            return findings, at_rest(situation, findings, watched.catalogue) or Decision(None, lacking)
+            resting = at_rest(situation, findings, watched.catalogue)
+            quiet = situation.horizon is not None and {reason.code for reason in lacking} <= QUIET
+            if resting is not None or not quiet:
+                return findings, resting or Decision(None, lacking)
         predictor = self._predictor(watched, found, now, write)
         fit = self._fits.get(situation.endpoint)
         known = self._capacities_of(situation, fit)
+        if lacking:
+            coming = before_the_load(situation, findings, watched.catalogue, predictor, known.capacities)
+            return findings, coming or Decision(None, lacking)
         decision = recommend(situation, findings, watched.catalogue, predictor, known.capacities)
         advice = decision.recommendation
         if advice is not None:

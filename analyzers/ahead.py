@@ -54,7 +54,8 @@ class Ahead:
             counts = range(max(1, s.policy.min_replicas), max(top, present) + 1)
 
             def ask(count: int, load: float, surely: bool) -> bool:
-                return bool(carries(s, coming, s.shape.with_(replicas=count), load, "high" if surely else "mid"))
+                answer = carries(s, coming, s.shape.with_(replicas=count), load, "high" if surely else "mid")
+                return not surely if answer is None else answer  # what cannot be told is no reason to change anything
 
             path = replica_path(
                 s.horizon,

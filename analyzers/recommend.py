@@ -55,6 +55,8 @@ JUDGED = frozenset(
         "MODEL_TOO_HOPEFUL",
     )
 )
+#: What lacks where an endpoint is quiet, and nothing else.
+QUIET = frozenset(("FEW_REQUESTS", "UNKNOWN_METRIC"))
 #: The interval of a provisional prediction is at most so many times as wide, as a power.
 MOST_WIDENING = 2.0
 
@@ -79,7 +81,8 @@ class Decision:
             return state, contradicted.text if proposed is None else f"{contradicted.text}; {proposed}"
         breach = next((f.reason for f in findings if f.kind == "breach"), None)
         if proposed is not None:
-            return ("too_small" if breach is not None else "too_large"), proposed
+            small = breach is not None or (advice is not None and advice.direction == "grow")
+            return ("too_small" if small else "too_large"), proposed
         if breach is not None:
             return "too_small", breach.text if not text else f"{breach.text}; {text}"
         if "GATHERING" in codes:
@@ -135,6 +138,30 @@ def recommend(
     if unsure is not None:
         advice = replace(advice, risk="high", risk_reasons=(*advice.risk_reasons, unsure))
     return Decision(advice, (), options)
+
+
+def before_the_load(
+    s: Situation,
+    findings: Sequence[Finding],
+    catalogue: Catalogue,
+    predictor: Predictor,
+    capacities: Capacities | None = None,
+) -> Decision | None:
+    """More replicas before a load that comes by its season, where the quiet hours before it hold too few requests to be judged by.
+    None: nothing is called for, or more lacks than requests."""
+    if {reason.code for reason in missing_evidence(s)} - QUIET or any(f.refutes for f in findings):
+        return None
+    ahead = Ahead.of(s, catalogue, predictor, Capacities() if capacities is None else capacities)
+    if ahead is None or ahead.path is None or (reason := ahead.coming()) is None:
+        return None
+    shape = s.shape.with_(replicas=ahead.path.now)
+    if violations(shape, s.shape, s.policy, catalogue):
+        return None
+    room = ahead.room(shape)
+    current = current_of(s, catalogue, None).option
+    proposed = replace(replayed_whole(s, shape, catalogue, room.predictor).option, verdict="chosen")
+    advice = _recommendation(s, current, proposed, (proposed, current), (reason,), catalogue)
+    return Decision(advice, (), (proposed, current))
 
 
 def premortem_of(

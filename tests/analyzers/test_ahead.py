@@ -15,8 +15,9 @@ from analyzers.forecast.forecast import Forecast, forecast
 from analyzers.forecast.history import DAY, STEP_S, LoadHistory
 from analyzers.forecast.horizon import Horizon
 from analyzers.policy import Catalogue, Policy, most_replicas
-from analyzers.prediction import CannotPredict, Prediction
-from analyzers.recommend import Decision, recommend
+from analyzers.prediction import CannotPredict, Prediction, Refusal
+from analyzers.recommend import QUIET, Decision, before_the_load, recommend
+from analyzers.situation import Situation
 from collectors.window import Window
 from tests.analyzers.situations import HOUR, Whole, hour, promise, situation
 
@@ -105,6 +106,44 @@ def test_before_the_morning_it_asks_for_what_the_morning_takes_also_while_eviden
         assert found.recommendation.proposed.shape.replicas == 4
         assert codes(found) == ["LOAD_COMING"]
         assert "30 min" in found.recommendation.reasons[0].text
+
+
+def test_before_the_morning_of_a_night_without_requests_too() -> None:
+    def s(found: Forecast, windows: Sequence[Window] | None = None) -> Situation:
+        seen = hour(requests=0.0, ttft=(), running=0.0) if windows is None else windows
+        ahead = Horizon(found, busiest(), 1800.0, 3600.0)
+        return situation(seen, policy=POLICY, shape=Shape(replicas=1, size="small"), horizon=ahead)
+
+    morning, night = days(23.5, swing=0.99), days(17.0, swing=0.99)
+    for found, wanted in ((morning, 3), (night, None)):
+        quiet = s(found)
+        findings = analyze(quiet)
+        assert {f.reason.code for f in findings if f.kind == "insufficient_data"} <= QUIET
+        decision = before_the_load(quiet, findings, CATALOGUE, serves(0.1, unknown=("big",)))
+        advice = None if decision is None else decision.recommendation
+        assert (None if advice is None else advice.proposed.shape.replicas) == wanted
+    assert decision is None
+    unseen = s(morning, windows=[])
+    assert (
+        before_the_load(unseen, analyze(unseen), CATALOGUE, serves(0.1)) is None
+    )  # nothing was read: that is no quiet hour
+
+
+def test_what_cannot_be_told_is_no_reason_to_change_anything() -> None:
+    found = situation(
+        hour(requests=60 * 14.3, running=None), policy=POLICY, shape=Shape(replicas=2, size="small"),
+        horizon=Horizon(days(23.5), busiest(), 1800.0, 3600.0),
+    )  # fmt: skip
+    known = serves(14.3, unknown=("big",))
+    object.__setattr__(
+        known, "under", lambda _windows: Refusal(CannotPredict("NO_EVIDENCE", "the busiest hour tells no lengths"))
+    )
+    assert codes(recommend(found, analyze(found), CATALOGUE, known)) == ["RIGHT_SIZE"]
+
+
+def test_more_is_wanted_where_more_is_proposed() -> None:
+    found = decide(14.3, 2, days(23.5))
+    assert found.standing([]) == ("too_small", "proposed: replicas 2 → 4")
 
 
 def test_a_load_that_the_present_shape_has_carried_calls_for_nothing() -> None:
