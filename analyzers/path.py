@@ -94,6 +94,8 @@ def replica_path(
     demand: (slots,) multiples of a load, as ``carries`` takes them. counts: what is allowed, fewest first. worth: replica-slots that
     must be saved a day for a change to be worth its disruption. Where no count carries a slot's load, the most that are allowed must do.
     """
+    reach = policy.max_step_replicas * (policy.max_changes_per_day + 1)  # in a day
+    counts = [count for count in counts if abs(count - present) <= reach]
     top, seasonal = counts[-1], horizon.forecast.season_s is not None
     lead, bound = horizon.slots(horizon.lead_s), horizon.slots(horizon.cooldown_s + horizon.lead_s)
     ahead, until_next = _coming(demand, lead), _coming(demand, bound)

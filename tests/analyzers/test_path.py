@@ -130,6 +130,18 @@ def test_never_outside_the_bounds_and_never_less_for_more_load(
     assert more.now >= less.now
 
 
+def test_of_a_large_fleet_only_what_a_day_can_reach_is_asked() -> None:
+    asked: set[int] = set()
+
+    def ask(count: int, load: float, surely: bool) -> bool:
+        asked.add(count)
+        return carries(count, load, surely)
+
+    found = replica_path(horizon(), 30 * day(), 100, range(1, 401), Policy(), ask, 10.0)
+    assert asked <= set(range(94, 107))
+    assert max(found.counts) == 106  # 108 would be needed at noon
+
+
 def test_few_questions_answer_many() -> None:
     asked: list[tuple[int, float]] = []
 
