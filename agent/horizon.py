@@ -15,13 +15,16 @@ from agent.uptake import within
 from analyzers.forecast.forecast import forecast
 from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
 from analyzers.forecast.horizon import Horizon
-from analyzers.objective import attainment
+from analyzers.objective import attainment, mean_rate
 from collectors.window import Window
 
 #: So long is looked back: four weeks, and the day that is compared with the first of them.
 HISTORY_S = 29 * DAY_S
 #: The busiest hour is sought in so many slots, and so many make an hour.
 _WEEK, _HOUR = 7 * DAY, int(3600 / STEP_S)
+#: The busiest hour that was found serves for so long, and while no other is busier by this share: what was replayed of it is not replayed
+#: anew in each quarter of an hour of a load that rises.
+BUSIEST_S, BUSIER = 86_400.0, 0.1
 #: Changes count as of the last day when they are not older than this: a day's two are not exactly a day apart.
 RECENT_S = 22 * 3600.0
 #: How long a change takes is learned from so many of the last ones.
@@ -34,6 +37,8 @@ class _HorizonEntry:
 
     key: tuple[float, float | None, int]
     horizon: Horizon | None
+    found_at: float
+    """When its busiest hour was sought last: Unix seconds."""
 
 
 class Horizons:
@@ -51,23 +56,22 @@ class Horizons:
         key = (end // STEP_S, last_change_at, recent)
         known = self._known.get(endpoint.name)
         if known is None or known.key != key:
-            known = self._known[endpoint.name] = _HorizonEntry(key, self._make(endpoint, end, last_change_at, recent))
+            known = self._known[endpoint.name] = self._make(endpoint, end, key)
         return known.horizon
 
-    def _make(
-        self, endpoint: EndpointSettings, end: float, last_change_at: float | None, recent: int
-    ) -> Horizon | None:
+    def _make(self, endpoint: EndpointSettings, end: float, key: tuple[float, float | None, int]) -> _HorizonEntry:
+        _, last_change_at, recent = key
         history = load_history(self._store, self._settings, endpoint, end)
         found = forecast(history, growth=endpoint.policy.growth)
         if found is None:
-            return None
-        with self._store.read() as db:
-            busy = self._busiest(db, endpoint, history, end)
-            lead_s = _lead_s(db, endpoint, self._settings.decide.interval_s)
+            return _HorizonEntry(key, None, end)
+        busy, found_at = self._busy(endpoint, history, end)
         if not busy:
-            return None
+            return _HorizonEntry(key, None, end)
+        with self._store.read() as db:
+            lead_s = _lead_s(db, endpoint, self._settings.decide.interval_s)
         settled = None if last_change_at is None else last_change_at + endpoint.verify.warmup_s
-        return Horizon(
+        horizon = Horizon(
             found,
             busy,
             lead_s,
@@ -76,6 +80,18 @@ class Horizons:
             recent_changes=recent,
             carried=(settled is None or busy[0].start >= settled) and _met(endpoint, busy),
         )
+        return _HorizonEntry(key, horizon, found_at)
+
+    def _busy(self, endpoint: EndpointSettings, history: LoadHistory, end: float) -> tuple[Sequence[Window], float]:
+        """Windows of the busiest hour, or of one that was nearly as busy and is known; and when it was sought."""
+        known = self._known.get(endpoint.name)
+        largest = history.largest("requests") or 0.0
+        if known is not None and known.horizon is not None and end - known.found_at < BUSIEST_S:
+            rate = mean_rate(known.horizon.windows, "requests")
+            if rate is not None and rate * (1 + BUSIER) >= largest:
+                return known.horizon.windows, known.found_at
+        with self._store.read() as db:
+            return self._busiest(db, endpoint, history, end), end
 
     def _busiest(self, db: sa.Connection, endpoint: EndpointSettings, history: LoadHistory, end: float) -> list[Window]:
         """Windows of the busiest hour of the last week, as fine as they are kept."""

@@ -19,6 +19,8 @@ from analyzers.screening import MAX_SATURATION, latency_targets, worst_of
 from analyzers.situation import Situation
 from collectors.workload import Floats, Ints, Workload
 
+#: So many requests tell whether a shape survives: a dozen questions are asked, and none of them to a per cent.
+ENOUGH = 5_000
 #: A burst lasts so long, and callers by a timer come at its ticks: seconds.
 BURST_S, TICK_S = 600.0, 10.0
 #: Of the answers that grow, this share.
@@ -91,8 +93,7 @@ def _survives(s: Situation, shape: Shape, predictor: Predictor, factor: float, a
         if left < 1:
             return False if most_replicas(shape) else None
         shape = with_most(shape, left)
-    if adversity.change is not None:
-        predictor = predictor.changed(adversity.change)
+    predictor = predictor.changed(lambda workload: (adversity.change or _same)(_piece(workload)))
     targets = latency_targets(s)
     try:
         got = predictor.screen(
@@ -114,6 +115,19 @@ def _with(workload: Workload, **columns: Floats | Ints) -> Workload:
     """With other columns; a prefix stays shorter than its prompt."""
     made: Mapping[str, Any] = {name: getattr(workload, name) for name in Workload.__slots__} | columns
     return Workload(**{**made, "prefix_tokens": np.minimum(made["prefix_tokens"], made["prompt_tokens"] - 1)})
+
+
+def _piece(workload: Workload) -> Workload:
+    """The first of them."""
+    session = None if workload.session is None else workload.session[:ENOUGH]
+    return Workload(
+        workload.arrival_s[:ENOUGH], workload.prompt_tokens[:ENOUGH], workload.output_tokens[:ENOUGH],
+        workload.prefix_tokens[:ENOUGH], session,
+    )  # fmt: skip
+
+
+def _same(workload: Workload) -> Workload:
+    return workload
 
 
 def _longer(values: Ints, by: float) -> Ints:
