@@ -83,7 +83,7 @@ async def _story(folder: Path) -> None:
     await slack.start()
     try:
         config = _configure(folder, url, options, slack, ttft_limit_s=1.0)
-        env = dict(zip(SECRETS, (slack._secret, slack.webhook_url), strict=True))
+        env = dict(zip(SECRETS, (slack.secret, slack.webhook_url), strict=True))
         await _deploy(config, env)
         load = await _measure_out(url, http)
         config = _configure(folder, url, options, slack, load.ttft_limit_s)
