@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.report import environment
+from agent.report import environment, stylesheet
 from agent.settings import EndpointSettings
 from analyzers.forecast.forecast import Forecast
 from analyzers.forecast.history import DAY, LOADS, STEP_S, LoadHistory
@@ -83,10 +83,7 @@ def page(view: dict[str, Any], now: float) -> str:
     """One HTML file that needs no network."""
     from agent import charts  # takes a while to import
 
-    source = environment().loader
-    assert source is not None
-    css = source.get_source(environment(), "style.css")[0]
     return environment().get_template("forecast_file.html").render(
-        view=view, rows=by_hour(view), chart=charts.forecast(view["past"], view["forecast"]), now=now, css=css,
+        view=view, rows=by_hour(view), chart=charts.forecast(view["past"], view["forecast"]), now=now, css=stylesheet(),
         seen=lasting(view["seen_s"]), season=None if view["season_s"] is None else lasting(view["season_s"]),
     )  # fmt: skip

@@ -203,7 +203,7 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             waiting=views.recommendation_list(store, states=advice.OPEN)["recommendations"],
             status=views.status(store, settings, now),
             now=now,
-            css=environment().loader.get_source(environment(), "style.css")[0],  # type: ignore[union-attr]
+            css=stylesheet(),
         )
     )
 
@@ -235,6 +235,13 @@ def _options(store: Store, e: EndpointSettings) -> dict[str, Any] | None:
     options = row["body"]["options"]
     chart = charts.front(options, targets[0].name, targets[0].limit) if targets else None
     return {"rows": options, "chart": chart, "metrics": [t.name for t in targets]}
+
+
+def stylesheet() -> str:
+    """What a page that stands alone carries in itself."""
+    source = environment().loader
+    assert source is not None
+    return source.get_source(environment(), "style.css")[0]
 
 
 @cache

@@ -14,8 +14,8 @@ import numpy as np
 
 from actuators.shape import Shape
 from analyzers.policy import most_replicas, with_most
-from analyzers.prediction import Bar, CannotPredict, Miss, Predictor
-from analyzers.screening import MAX_SATURATION, latency_targets, worst_of
+from analyzers.prediction import Predictor
+from analyzers.screening import carries
 from analyzers.situation import Situation
 from collectors.workload import Floats, Ints, Workload
 
@@ -94,18 +94,7 @@ def _survives(s: Situation, shape: Shape, predictor: Predictor, factor: float, a
             return False if most_replicas(shape) else None
         shape = with_most(shape, left)
     predictor = predictor.changed(lambda workload: (adversity.change or _same)(_piece(workload)))
-    targets = latency_targets(s)
-    try:
-        got = predictor.screen(
-            shape, factor * adversity.factor, Bar({t.name: t.limit for t in targets}, "mid", MAX_SATURATION)
-        )
-    except CannotPredict:
-        return None
-    if isinstance(got, Miss):
-        return False
-    if not targets or any(t.name not in got.metrics for t in targets):
-        return None
-    return worst_of(s, got, "mid")[0] <= 1 and got.saturates <= MAX_SATURATION
+    return carries(s, predictor, shape, factor * adversity.factor, "mid", margin=0.0)
 
 
 # -- what changes in the requests -----------------------------------------------------------------------------------------------------
@@ -119,11 +108,7 @@ def _with(workload: Workload, **columns: Floats | Ints) -> Workload:
 
 def _piece(workload: Workload) -> Workload:
     """The first of them."""
-    session = None if workload.session is None else workload.session[:ENOUGH]
-    return Workload(
-        workload.arrival_s[:ENOUGH], workload.prompt_tokens[:ENOUGH], workload.output_tokens[:ENOUGH],
-        workload.prefix_tokens[:ENOUGH], session,
-    )  # fmt: skip
+    return workload.take(slice(ENOUGH))
 
 
 def _same(workload: Workload) -> Workload:
@@ -158,12 +143,7 @@ def _burst(workload: Workload) -> Workload:
     middle = 0.5 * (workload.arrival_s[-1] - BURST_S) if len(workload) else 0.0
     again = (workload.arrival_s >= middle) & (workload.arrival_s < middle + BURST_S)
     index = np.concatenate([np.arange(len(workload)), np.flatnonzero(again)])
-    index = index[np.argsort(workload.arrival_s[index], kind="stable")]
-    session = None if workload.session is None else workload.session[index]
-    return Workload(
-        workload.arrival_s[index], workload.prompt_tokens[index], workload.output_tokens[index],
-        workload.prefix_tokens[index], session,
-    )  # fmt: skip
+    return workload.take(index[np.argsort(workload.arrival_s[index], kind="stable")])
 
 
 def _ticks(workload: Workload) -> Workload:
@@ -171,14 +151,7 @@ def _ticks(workload: Workload) -> Workload:
     arrival = workload.arrival_s.copy()
     arrival[::2] = np.ceil(arrival[::2] / TICK_S) * TICK_S
     order = np.argsort(arrival, kind="stable")
-    session = None if workload.session is None else workload.session[order]
-    return Workload(
-        arrival[order],
-        workload.prompt_tokens[order],
-        workload.output_tokens[order],
-        workload.prefix_tokens[order],
-        session,
-    )
+    return workload.take(order, arrival_s=arrival[order])
 
 
 ADVERSITIES: tuple[Adversity, ...] = (

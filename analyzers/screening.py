@@ -18,18 +18,29 @@ def latency_targets(s: Situation) -> list[Target]:
     return [t for t in s.objective.targets if t.quantile is not None]
 
 
-def bar(s: Situation, end: Literal["mid", "high"]) -> Bar:
-    """By the middle of a prediction a few draws may saturate; by its high end, none."""
-    limits = {t.name: t.limit * (1 - s.policy.margin) for t in latency_targets(s)}
+def bar(s: Situation, end: Literal["mid", "high"], *, margin: float | None = None) -> Bar:
+    """By the middle of a prediction a few draws may saturate; by its high end, none. margin: default the policy's."""
+    room = 1 - (s.policy.margin if margin is None else margin)
+    limits = {t.name: t.limit * room for t in latency_targets(s)}
     return Bar(limits, end, MAX_SATURATION if end == "mid" else 0.0)
 
 
 def carries(
-    s: Situation, predictor: Predictor, shape: Shape, factor: float, end: Literal["mid", "high"]
+    s: Situation,
+    predictor: Predictor,
+    shape: Shape,
+    factor: float,
+    end: Literal["mid", "high"],
+    *,
+    margin: float | None = None,
 ) -> bool | None:
-    """Whether the shape meets the objective with margin at ``factor`` times the predictor's load. None: that cannot be told."""
+    """Whether the shape meets the objective with margin (default: the policy's) at ``factor`` times the predictor's load.
+
+    None: that cannot be told.
+    """
+    wanted = bar(s, end, margin=margin)
     try:
-        got = predictor.screen(shape, factor, bar(s, end))
+        got = predictor.screen(shape, factor, wanted)
     except CannotPredict:
         return None
     if isinstance(got, Miss):
@@ -37,7 +48,8 @@ def carries(
     targets = latency_targets(s)
     if not targets or any(t.name not in got.metrics for t in targets):
         return None
-    return worst_of(s, got, end)[0] <= 1 - s.policy.margin and got.saturates <= bar(s, end).saturates
+    room = 1 - (s.policy.margin if margin is None else margin)
+    return worst_of(s, got, end)[0] <= room and got.saturates <= wanted.saturates
 
 
 def worst_of(s: Situation, prediction: Prediction, end: str) -> tuple[float, str]:

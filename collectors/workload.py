@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,12 @@ class Workload:
 
     def __len__(self) -> int:
         return int(self.arrival_s.shape[0])
+
+    def take(self, at: slice | NDArray[Any], *, arrival_s: Floats | None = None) -> Workload:
+        """The requests at these places; with other arrivals where they are given."""
+        session = None if self.session is None else self.session[at]
+        arrival = self.arrival_s[at] if arrival_s is None else arrival_s
+        return Workload(arrival, self.prompt_tokens[at], self.output_tokens[at], self.prefix_tokens[at], session)
 
     @property
     def duration_s(self) -> float:

@@ -8,13 +8,11 @@ from typing import Any
 
 from agent import charts
 from agent.advise.answer import latency_names
-from agent.report import environment
+from agent.report import environment, stylesheet
 
 
 def page(told: Mapping[str, Any], curves: Mapping[str, Sequence[tuple[float, float]]], now: float) -> str:
     """curves: (requests per second, US dollars per hour) by name."""
-    source = environment().loader
-    assert source is not None
     made = environment()
     made.filters |= {"dollars": dollars, "per_call": per_call}
     traffic = told["workload"]
@@ -32,7 +30,7 @@ def page(told: Mapping[str, Any], curves: Mapping[str, Sequence[tuple[float, flo
         not_drawn=len(curves) - len(drawn),
         one_source=next(iter(prices)) if len(prices) == 1 else None,
         now=now,
-        css=source.get_source(environment(), "style.css")[0],
+        css=stylesheet(),
     )
 
 

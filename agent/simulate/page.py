@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent import charts
-from agent.report import environment
+from agent.report import environment, stylesheet
 
 _SHOWN = {
     "ttft_s": "Time to first token, from when it was due",
@@ -27,8 +27,6 @@ _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 
 
 def page(answer: Mapping[str, Any], now: float) -> str:
-    source = environment().loader
-    assert source is not None
     slices = [piece for piece in answer["slices"] if piece["seconds"] > 0]
     return (
         environment()
@@ -50,7 +48,7 @@ def page(answer: Mapping[str, Any], now: float) -> str:
             ),
             gaps=charts.quantiles({_SHORT[name]: _points(answer[name]) for name in ("itl_s", "tpot_s")}),
             now=now,
-            css=source.get_source(environment(), "style.css")[0],
+            css=stylesheet(),
         )
     )
 

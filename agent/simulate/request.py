@@ -239,9 +239,7 @@ def _replayed(options: LoadOptions, found: Workload) -> TrafficLoad:
     n = min(n, options.requests or n)
     if not n:
         raise BadQuestion(f"no request falls into the first {duration:g} s; give a longer --duration")
-    session = None if found.session is None else found.session[:n]
-    columns = (found.prompt_tokens[:n], found.output_tokens[:n], found.prefix_tokens[:n])
-    workload = Workload(found.arrival_s[:n], *columns, session)
+    workload = found.take(slice(n))
     seconds = np.bincount(workload.arrival_s.astype(np.int64))
     about = {"kind": "replay", **options.of, "speed": speed, "requests": n, "peak_rate": float(seconds.max())}
     return TrafficLoad(OpenSchedule(workload, duration), about, duration, float(seconds.max()), *_means(workload))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from agent.report import environment
+from agent.report import environment, stylesheet
 from agent.tune.table import columns, heading, rows
 
 _MET = {"met": True, "missed": False, "unsure": None}
@@ -13,10 +13,7 @@ _MET = {"met": True, "missed": False, "unsure": None}
 
 def page(found: Mapping[str, Any], now: float) -> str:
     """``found``: as ``answer`` gives it."""
-    source = environment().loader
-    assert source is not None
-    css = source.get_source(environment(), "style.css")[0]
-    return environment().get_template("tune_file.html").render(**drawn(found), now=now, css=css)
+    return environment().get_template("tune_file.html").render(**drawn(found), now=now, css=stylesheet())
 
 
 def drawn(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import charts
-from agent.report import environment
+from agent.report import environment, stylesheet
 from agent.whatif.figures import Curves
 from agent.whatif.table import SATURATED, Row, costs, efficient, rows, shown
 from agent.whatif.timeline import MOST_ROWS, timeline
@@ -29,8 +29,6 @@ def page(answer: Mapping[str, Any], curves: Sequence[Curves], now: float, arriva
     metric = _metric(found, answer)
     best = efficient(found, metric)
     cost, _ = costs(found)
-    source = environment().loader
-    assert source is not None
     return (
         environment()
         .get_template("whatif.html")
@@ -50,7 +48,7 @@ def page(answer: Mapping[str, Any], curves: Sequence[Curves], now: float, arriva
             replicas=None if arrival_s is None else _replicas(answer, arrival_s),
             intervals=any(f.low is not None for row in found for f in row.figures.values()),
             now=now,
-            css=source.get_source(environment(), "style.css")[0],
+            css=stylesheet(),
         )
     )
 

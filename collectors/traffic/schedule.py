@@ -110,7 +110,7 @@ def shares(load: Load, n: int) -> list[Load]:
     if n == 1:
         return [load]  # the plan of a million requests is large: no second one is made of it
     if isinstance(load, OpenSchedule):
-        return [OpenSchedule(_every(load.workload, _mine(load.workload, n, k)), load.duration_s) for k in range(n)]
+        return [OpenSchedule(load.workload.take(_mine(load.workload, n, k)), load.duration_s) for k in range(n)]
     if isinstance(load, SessionSchedule):
         return [replace(load, starts=load.starts[k::n]) for k in range(n)]
     parts = [load.users // n + (k < load.users % n) for k in range(n)]
@@ -126,11 +126,6 @@ def _mine(workload: Workload, n: int, k: int) -> Mask:
     order = np.arange(len(workload)) if workload.session is None else workload.session
     mine: Mask = order % n == k
     return mine
-
-
-def _every(w: Workload, keep: Mask) -> Workload:
-    session = None if w.session is None else w.session[keep]
-    return Workload(w.arrival_s[keep], w.prompt_tokens[keep], w.output_tokens[keep], w.prefix_tokens[keep], session)
 
 
 class Source(Protocol):
