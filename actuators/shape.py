@@ -6,7 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, Literal
+from zoneinfo import ZoneInfo
 
 EngineValue = int | float | str | bool
 
@@ -19,6 +22,108 @@ class Autoscaling:
     most: int
     targets: Mapping[str, float] = field(default_factory=dict)
     """By the autoscaler's own name of the metric: ``cpu`` 0.7, ``vllm:num_requests_waiting`` 5."""
+
+
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+EVERY_DAY = (0, 1, 2, 3, 4, 5, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleStep:
+    """From a time of day on, so many replicas are wanted."""
+
+    at: str
+    """``HH:MM`` of the schedule's zone: when the change is begun, a cold start before more of them are needed."""
+    replicas: int
+    days: tuple[int, ...] = EVERY_DAY
+    """0 (Monday) to 6."""
+
+    @property
+    def minute(self) -> int:
+        """Of the day."""
+        hour, _, minute = self.at.partition(":")
+        return 60 * int(hour) + int(minute)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Replicas by the time of day. Raises ValueError without a step, or with a time or day that there is not."""
+
+    steps: tuple[ScheduleStep, ...]
+    zone: str = "UTC"
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ValueError("a schedule has at least one step")
+        for step in self.steps:
+            if not 0 <= step.minute < 24 * 60 or not step.days or set(step.days) - set(EVERY_DAY) or step.replicas < 0:
+                raise ValueError(f"{step}: a time from 00:00 to 23:59, days from 0 to 6, and replicas, 0 or more")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
+        steps = (ScheduleStep(**{**step, "days": tuple(step.get("days", EVERY_DAY))}) for step in data["steps"])
+        return cls(tuple(steps), data.get("zone", "UTC"))
+
+    @property
+    def least(self) -> int:
+        return min(step.replicas for step in self.steps)
+
+    @property
+    def most(self) -> int:
+        return max(step.replicas for step in self.steps)
+
+    def replicas_at(self, now: float) -> int:
+        """What is wanted at that moment (Unix seconds): the last step's count that was due by the clocks of its zone."""
+        local = datetime.fromtimestamp(now, ZoneInfo(self.zone))
+        for back in range(8):
+            day = local.date() - timedelta(days=back)
+            due = [
+                s
+                for s in self.steps
+                if day.weekday() in s.days and (back or s.minute <= 60 * local.hour + local.minute)
+            ]
+            if due:
+                return max(due, key=lambda step: step.minute).replicas
+        return self.most
+
+    def course(self) -> list[int]:
+        """(7 * 24 * 60,) the count of each minute of a week from Monday, 0:00."""
+        known: dict[int, int] = {day * 1440 + s.minute: s.replicas for s in self.steps for day in s.days}
+        moments = sorted(known)
+        course = [known[moments[-1]]] * moments[0]
+        for begin, end in pairwise([*moments, 7 * 1440]):
+            course += [known[begin]] * (end - begin)
+        return course
+
+    @property
+    def mean(self) -> float:
+        """Replicas on average over a week."""
+        course = self.course()
+        return sum(course) / len(course)
+
+    def changes(self) -> list[tuple[int, int]]:
+        """(before, after) of every step that changes something, over a week."""
+        course = self.course()
+        return [(a, b) for a, b in pairwise([course[-1], *course]) if a != b]
+
+    def label(self) -> str:
+        """For people: ``2 from 20:00, 4 from 06:50``; with days where they differ."""
+        parts: dict[tuple[int, ...], list[str]] = {}
+        for step in sorted(self.steps, key=lambda step: (step.days, step.minute)):
+            parts.setdefault(step.days, []).append(f"{step.replicas} from {step.at}")
+        said = [(f"{_days(days)}: " if days != EVERY_DAY else "") + ", ".join(each) for days, each in parts.items()]
+        return "; ".join(said) + f" ({self.zone})"
+
+
+def _days(days: tuple[int, ...]) -> str:
+    """``mon-fri``, ``sat,sun``."""
+    runs: list[list[int]] = []
+    for day in sorted(days):
+        if runs and runs[-1][-1] == day - 1:
+            runs[-1].append(day)
+        else:
+            runs.append([day])
+    return ",".join(_DAYS[r[0]] if len(r) == 1 else f"{_DAYS[r[0]]}-{_DAYS[r[-1]]}" for r in runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +153,8 @@ class Shape:
     """Engine limits by their vLLM names: max_num_seqs, max_num_batched_tokens, tensor_parallel_size ..."""
     autoscaling: Autoscaling | None = None
     """The autoscaler's bounds and targets, where one owns the replica count."""
+    schedule: Schedule | None = None
+    """Replicas by the time of day, kept by Flyball; ``replicas`` is then the count of the moment."""
     purchase: Purchase | None = None
     tier: str | None = None
     """The vendor's kind of offer: Standard, GlobalStandard, spot ..."""
@@ -74,6 +181,8 @@ class Shape:
             fields["autoscaling"] = Autoscaling(**fields["autoscaling"])
         if fields.get("purchase") is not None:
             fields["purchase"] = Purchase(**fields["purchase"])
+        if fields.get("schedule") is not None:
+            fields["schedule"] = Schedule.from_dict(fields["schedule"])
         return cls(**fields)
 
     def label(self) -> str:
@@ -89,6 +198,8 @@ class Shape:
         if self.autoscaling is not None:
             parts.append(f"autoscaled {self.autoscaling.least}..{self.autoscaling.most}")
             parts += [f"{name} {value:g}" for name, value in sorted(self.autoscaling.targets.items())]
+        if self.schedule is not None:
+            parts.append(f"by schedule {self.schedule.label()}")
         if self.purchase is not None:
             parts.append(f"{self.purchase.amount} {_UNITS[self.purchase.unit]}")
         parts += [f"{n:g} {unit}" for n, unit in ((self.cpus, "CPUs"), (self.memory_gb, "GB")) if n is not None]
@@ -113,6 +224,9 @@ _SPOKEN = ("accelerator_count", "memory_gb")
 def _flat(shape: Shape) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in shape.as_dict().items():
+        if name == "schedule":
+            flat[name] = shape.schedule.label() if shape.schedule is not None else None
+            continue
         inner = value if isinstance(value, dict) else {name: value}
         flat |= inner.pop("targets", {}) if "targets" in inner else {}
         flat |= inner

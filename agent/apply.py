@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import IntegrityError
 
@@ -19,11 +21,13 @@ from actuators.base import ActuatorError
 from actuators.shape import Plan
 from agent.execution import ChangeRun, Direction, Execution, RunProgress, in_time, receipt_of
 from agent.metrics import Metrics
+from agent.schedules import ScheduleKeeper, system_plan
 from agent.settings import Settings
-from agent.store import Store, changes, control, fleet, outbox, recommendations
+from agent.store import Store, changes, control, fleet, outbox, recommendations, schedules
 from agent.store.control import Lead, LostLease
 from agent.store.evidence import judged
 from agent.store.rows import JournalRow
+from agent.store.schedules import StandingSchedule
 from agent.uptake import Uptake
 from agent.watch import WatchedEndpoint, Watcher
 from analyzers.prediction import Prediction
@@ -33,6 +37,8 @@ from collectors.clock import Clock
 log = structlog.get_logger()
 
 LEASE = "leader"
+#: What the governor itself leads to its end: advice that was approved, and the steps of a schedule.
+GOVERNED = ("change", "schedule")
 #: A cycle waits no longer than this for what it began; whatever hangs goes on by itself, and is not begun twice.
 CYCLE_S = 5.0
 #: So long a way back may be unknown, the system being away, before the change ends as failed.
@@ -63,17 +69,18 @@ class Applier:
         self._metrics = metrics
         self._execution = Execution(store, clock)
         self._uptake = Uptake(watched, watcher, settings, store, clock)
+        self._schedules = ScheduleKeeper(watched, watcher, store, clock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """By endpoint: what is being done about it. Endpoints do not wait for each other."""
 
     async def cycle(self, lead: Lead) -> None:
         """Advance every change under way by what can be done now, then take up what was approved."""
-        under_way, approved = await asyncio.to_thread(self._agenda, lead)
-        for name in dict.fromkeys(row["endpoint"] for row in (*under_way, *approved)):
+        under_way, approved, due = await asyncio.to_thread(self._agenda, lead)
+        for name in dict.fromkeys([*(row["endpoint"] for row in (*under_way, *approved)), *due]):
             if name not in self._tasks:
                 mine = [change for change in under_way if change["endpoint"] == name]
                 waiting = [row for row in approved if row["endpoint"] == name]
-                self._tasks[name] = asyncio.create_task(self._serve(name, mine, waiting, lead))
+                self._tasks[name] = asyncio.create_task(self._serve(name, mine, waiting, due.get(name), lead))
         if not self._tasks:
             return
         await asyncio.wait(self._tasks.values(), timeout=CYCLE_S)
@@ -88,7 +95,10 @@ class Applier:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
 
-    def _agenda(self, lead: Lead) -> tuple[list[changes.Row], list[recommendations.Row]]:
+    def _agenda(
+        self, lead: Lead
+    ) -> tuple[list[changes.Row], list[recommendations.Row], Mapping[str, StandingSchedule]]:
+        """Changes under way, advice that was approved, and schedules with a step that is due."""
         now = self._clock.now()
         with control.leading(self._store, lead) as db:
             recommendations.expire(db, now)
@@ -98,10 +108,16 @@ class Applier:
         for change in asked_back:
             self._undo_succeeded(change, lead)
         with self._store.read() as db:
-            return changes.active(db), approved
+            under_way = changes.active(db)
+        return under_way, approved, self._schedules.due()
 
     async def _serve(
-        self, name: str, under_way: list[changes.Row], approved: list[recommendations.Row], lead: Lead
+        self,
+        name: str,
+        under_way: list[changes.Row],
+        approved: list[recommendations.Row],
+        due: StandingSchedule | None,
+        lead: Lead,
     ) -> None:
         """All that is to be done about one endpoint. Its trouble is counted, and stays its own."""
         try:
@@ -109,6 +125,8 @@ class Applier:
                 await self._advance(change, lead)
             for row in approved:
                 await self._uptake.take_up(row, lead)
+            if due is not None and not under_way and not approved:
+                await self._schedules.step(name, due, lead)
         except LostLease as error:
             log.warning("deposed", endpoint=name, why=str(error))
         except Exception as error:
@@ -118,7 +136,7 @@ class Applier:
     # -- one change ----------------------------------------------------------------------------------------------------
 
     async def _advance(self, change: changes.Row, lead: Lead) -> None:
-        if change["purpose"] != "change":
+        if change["purpose"] not in GOVERNED:
             return await self._end_abandoned(change, lead)
         watched = self._watched.get(change["endpoint"])
         if watched is None:
@@ -164,6 +182,9 @@ class Applier:
         elif progress.state == "done":
             await self._watcher.look(watched)
             now = self._clock.now()
+            if change["purpose"] == "schedule":  # judged when it was approved, and by each analysis
+                await self._finish(change, "succeeded", change["state_reason"], lead)
+                return
 
             def write() -> None:
                 with control.leading(self._store, lead) as db:
@@ -357,7 +378,7 @@ class Applier:
         rows = [row for row in await asyncio.to_thread(begun) if row["receipt"] is not None]
         receipts = [receipt_of(row) for row in rows if row["direction"] != "rollback"]
         live = await in_time(watched.actuator.live())
-        plan = await in_time(watched.actuator.back(forward, receipts, live))
+        plan = await in_time(watched.actuator.back(system_plan(forward), receipts, live))
 
         def keep() -> bool:
             with control.leading(self._store, lead) as db:
@@ -386,31 +407,63 @@ class Applier:
                 reason=reason,
                 finished_at=now,
                 rollback_requested=change["rollback_requested"] and state == "succeeded",
+                **({"applied_at": now} if change["purpose"] == "schedule" and state == "succeeded" else {}),
             )
             if not ended:
                 return False
             changes.unlock(db, change["id"])
-            if change["purpose"] != "change":
+            if change["purpose"] not in GOVERNED:
                 return True
-            if state != "succeeded" and not changes.ledger(db, change_id=change["id"]):
+            self._keep_schedule(db, change, state, now)
+            if change["purpose"] == "schedule":
+                fleet.changed(db, name, now)
+            if (
+                state != "succeeded"
+                and change["purpose"] == "change"
+                and not changes.ledger(db, change_id=change["id"])
+            ):
                 changes.add_ledger(db, _unobserved(change, now))
-            recommendations.move(
-                db,
-                change["recommendation_id"],
-                from_states=["applying", "succeeded"],
-                to=state,
-                now=now,
-                by="flyball",
-                reason=reason,
-            )
+            if change["purpose"] == "change":
+                recommendations.move(
+                    db,
+                    change["recommendation_id"],
+                    from_states=["applying", "succeeded"],
+                    to=state,
+                    now=now,
+                    by="flyball",
+                    reason=reason,
+                )
             if state != "succeeded":  # its shape changed once more; a success is judged since it was applied
                 fleet.changed(db, name, now)
             if state == "failed" or (state == "rolled_back" and not change["rollback_requested"]):
                 because = f"change {change['id']} {state.replace('_', ' ')}: {reason}"
                 fleet.freeze(db, name, reason=because, now=now, by="flyball")
-            if self._settings.slack is not None:
+            if self._settings.slack is not None and (change["purpose"] == "change" or state != "succeeded"):
                 outbox.put(db, channel="slack", kind="change", subject=change["id"], revision=_REVISION[state], now=now)
         return True
+
+    def _keep_schedule(self, db: sa.Connection, change: changes.Row, state: str, now: float) -> None:
+        """The schedule that holds after the change's end."""
+        plan, name = Plan.from_dict(change["plan"]), change["endpoint"]
+        if change["purpose"] == "schedule":
+            standing = schedules.of(db, name)
+            if standing is not None:
+                left = plan.after.replicas if state == "succeeded" else None
+                schedules.keep(db, name, replace(standing, left=left))
+            return
+        undone = state == "rolled_back" and change["finished_at"] is not None
+        wanted = plan.after.schedule if state == "succeeded" else plan.before.schedule if undone else None
+        if wanted is not None:
+            watched = self._watched.get(name)
+            days = watched.settings.policy.schedule_days if watched is not None else 0.0
+            left = (plan.after if state == "succeeded" else plan.before).replicas
+            until = now + days * 86_400.0
+            standing = StandingSchedule(
+                wanted, change["id"], change["recommendation_id"], change["approved_by"], now, until, left
+            )
+            schedules.begin(db, name, standing, now)
+        elif state == "succeeded" or undone:
+            schedules.end(db, name, now=now, by="flyball", reason=f"change {change['id']} {state.replace('_', ' ')}")
 
 
 def _since(change: changes.Row) -> float:

@@ -12,6 +12,7 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, recommendations, windows
 from agent.store.evidence import judged
 from agent.uptake import within
+from analyzers.forecast.days import days_of
 from analyzers.forecast.forecast import forecast
 from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
 from analyzers.forecast.horizon import Horizon
@@ -69,7 +70,8 @@ class Horizons:
         if not busy:
             return _HorizonEntry(key, None, end)
         with self._store.read() as db:
-            lead_s = _lead_s(db, endpoint, self._settings.decide.interval_s)
+            start_s = _start_s(db, endpoint)
+            lead_s = _reaction_s(db, endpoint, self._settings.decide.interval_s) + start_s
         settled = None if last_change_at is None else last_change_at + endpoint.verify.warmup_s
         horizon = Horizon(
             found,
@@ -79,6 +81,8 @@ class Horizons:
             may_change=self._open(endpoint, found.start, found.slots),
             recent_changes=recent,
             carried=(settled is None or busy[0].start >= settled) and _met(endpoint, busy),
+            start_s=start_s,
+            days=days_of(history, found, self._settings.timezone),
         )
         return _HorizonEntry(key, horizon, found_at)
 
@@ -126,8 +130,8 @@ def _recent_changes(db: sa.Connection, endpoint: str, now: float) -> int:
     return sum(row["applied_at"] is not None for row in rows)
 
 
-def _lead_s(db: sa.Connection, endpoint: EndpointSettings, interval_s: float) -> float:
-    """From the first analysis that calls for more to a replica that serves: the longest that its parts took lately."""
+def _reaction_s(db: sa.Connection, endpoint: EndpointSettings, interval_s: float) -> float:
+    """From the first analysis that calls for more to an approval: the longest that its parts took lately."""
     decided = recommendations.listed(
         db, endpoint=endpoint.name, states=("approved", "applying", "succeeded", "rolled_back", "failed"), limit=LAST
     )
@@ -135,10 +139,20 @@ def _lead_s(db: sa.Connection, endpoint: EndpointSettings, interval_s: float) ->
     reaction = max(took) if len(took) >= LAST else max([endpoint.policy.reaction_s, *took])
     if endpoint.mode == "auto" and "grow" in endpoint.policy.auto:
         reaction = 0.0
+    return endpoint.policy.stable_cycles * interval_s + reaction
+
+
+def _start_s(db: sa.Connection, endpoint: EndpointSettings) -> float:
+    """From an approval, or a schedule's step, to replicas that serve: the longest that it took lately."""
     made = changes.listed(db, endpoint=endpoint.name, purpose="change", limit=LAST)
-    started = [row["applied_at"] - row["created_at"] for row in made if row["applied_at"] is not None]
-    cold = max(started) if len(started) >= LAST else max([endpoint.policy.cold_start_s, *started])
-    return endpoint.policy.stable_cycles * interval_s + reaction + cold
+    grown = [c for c in changes.listed(db, endpoint=endpoint.name, purpose="schedule", limit=4 * LAST) if _grows(c)]
+    started = [row["applied_at"] - row["created_at"] for row in (*made, *grown[:LAST]) if row["applied_at"] is not None]
+    return max(started) if len(started) >= LAST else max([endpoint.policy.cold_start_s, *started])
+
+
+def _grows(change: changes.Row) -> bool:
+    before, after = (change["plan"][end].get("replicas") or 0 for end in ("before", "after"))
+    return bool(after > before)
 
 
 def _met(endpoint: EndpointSettings, busy: Sequence[Window]) -> bool:

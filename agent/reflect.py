@@ -25,8 +25,9 @@ from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
 from agent.horizon import Horizons
 from agent.metrics import Metrics
+from agent.schedules import HELD_S, plan_of
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, fleet, recommendations, tunes, windows
+from agent.store import Store, changes, control, fleet, recommendations, schedules, tunes, windows
 from agent.store.control import Lead, LostLease
 from agent.store.evidence import judged
 from agent.watch import WatchedEndpoint
@@ -40,7 +41,7 @@ from analyzers.objective import attainment, total
 from analyzers.path import Capacities
 from analyzers.prediction import CannotPredict, Predictor, Refusal
 from analyzers.premortem import Premortem
-from analyzers.recommend import QUIET, Decision, at_rest, before_the_load, premortem_of, recommend, request
+from analyzers.recommend import BLIND, QUIET, Decision, at_rest, before_the_load, premortem_of, recommend, request
 from analyzers.recommendation import Recommendation
 from analyzers.situation import Situation
 from collectors.clock import Clock
@@ -251,6 +252,8 @@ class Reflector:
         write = partial(control.leading, self._store, lead)
         analysis = await self._thought(endpoint.name, partial(self._analyze, watched, live, now, write))
         fresh = analysis is not before
+        if fresh and analysis.decision.raise_to is not None:
+            await asyncio.to_thread(self._hold_schedule, endpoint.name, analysis.decision, now, write)
         if fresh:
             self._measure(endpoint, analysis)
         held = await self._advise(watched, live, analysis.decision, now, write, fresh=fresh)
@@ -289,7 +292,7 @@ class Reflector:
             return replace(made, premortem=premortem_of(made, found.situation, watched.catalogue, predictor))
 
         advice = await asyncio.to_thread(advise)
-        plan = await asyncio.wait_for(watched.actuator.plan(live, advice.proposed.shape), PLAN_S)
+        plan = await asyncio.wait_for(self._plan(watched, live, advice), PLAN_S)
         return await asyncio.to_thread(self._insert, advice, plan, now, by, self._store.write)
 
     # -- evidence ------------------------------------------------------------------------------------------------------
@@ -325,6 +328,7 @@ class Reflector:
             few = (total(rows, "requests") or 0.0) < endpoint.policy.min_requests
             longer = judged(db, endpoint.name, endpoint.sources, end - REST_S, end, windows.ROLLUPS[-1]) if few else []
             error = changes.measured_error(db, endpoint.name)
+            standing = schedules.of(db, endpoint.name)
             change = changes.active_of(db, endpoint.name)
         coming = now - watched.settles_s - end < WINDOW_LATE * self._settings.collect.interval_s
         part = len(rows) > 1 and rows[-1].coverage < endpoint.policy.min_coverage  # what one before a restart had of it
@@ -340,7 +344,7 @@ class Reflector:
             max(end, first + width),
             endpoint.wanted(),
             policy_of(endpoint),
-            live.shape,
+            live.shape if standing is None else live.shape.with_(schedule=standing.schedule),
             watched.price_per_hour,
             lag_s=watched.lag_s,
             settling=settling,
@@ -359,6 +363,9 @@ class Reflector:
         situation = found.situation
         findings = analyze(situation)
         lacking = tuple(f.reason for f in findings if f.kind == "insufficient_data")
+        schedule = situation.shape.schedule
+        if schedule is not None and BLIND & {reason.code for reason in lacking}:
+            return findings, Decision(None, lacking, raise_to=schedule.most)
         if lacking:
             resting = at_rest(situation, findings, watched.catalogue)
             quiet = situation.horizon is not None and {reason.code for reason in lacking} <= QUIET
@@ -385,7 +392,7 @@ class Reflector:
         """What was learned of replicas under this fit and this busiest hour, whose replays need no repeating."""
         busiest = s.horizon.windows[0].start if s.horizon is not None else 0.0
         known = self._capacities.get(s.endpoint)
-        shape = repr(s.shape.with_(replicas=None))
+        shape = repr(s.shape.with_(replicas=None, schedule=None))
         if known is None or known.fit is not fit or (known.busiest, known.shape) != (busiest, shape):
             known = self._capacities[s.endpoint] = _KnownCapacities(fit, busiest, shape)
         return known
@@ -425,6 +432,19 @@ class Reflector:
         except (KeyError, TypeError, ValueError):  # an older Flyball's
             return None
         return None if known is None or row is None else _Fit(known, row["fitted_at"], known.windows)
+
+    def _hold_schedule(self, name: str, decision: Decision, now: float, write: _Write) -> None:
+        """More replicas than the schedule's, for a while: looked at anew in each analysis."""
+        with write() as db:
+            standing = schedules.of(db, name)
+            if standing is None or decision.raise_to is None:
+                return
+            still = standing.held is not None and now < standing.held_until
+            count = max(decision.raise_to, standing.held or 0) if still else decision.raise_to
+            because = decision.hold[0].text
+            held = replace(standing, held=count, held_until=now + HELD_S, held_because=because)
+            schedules.keep(db, name, held)
+        log.info("schedule_held", endpoint=name, replicas=count, why=because)
 
     # -- what is kept --------------------------------------------------------------------------------------------------
 
@@ -484,7 +504,7 @@ class Reflector:
         no_plan = None
         plan: Plan | None = None
         try:
-            plan = await asyncio.wait_for(watched.actuator.plan(live, advice.proposed.shape), PLAN_S)
+            plan = await asyncio.wait_for(self._plan(watched, live, advice), PLAN_S)
         except ActuatorError as error:
             log.info("no_plan", endpoint=endpoint.name, code=error.code, why=error.detail)
             no_plan = f"no plan leads there: {error.detail}"
@@ -493,6 +513,11 @@ class Reflector:
             log.warning("no_plan", endpoint=endpoint.name, code="TIMED_OUT", why=no_plan)
         await asyncio.to_thread(self._propose, endpoint, advice, plan, now, write)
         return no_plan
+
+    async def _plan(self, watched: WatchedEndpoint, live: LiveState, advice: Recommendation) -> Plan:
+        """From the shape that it has, the schedule with it, to the proposed one. Raises ActuatorError."""
+        before, after = advice.current.shape.schedule, advice.proposed.shape
+        return await plan_of(watched.settings.name, watched.actuator, live, before, after)
 
     def _stand(
         self, endpoint: EndpointSettings, analysis: _Analysis, held: str | None, now: float, write: _Write
@@ -519,11 +544,8 @@ class Reflector:
                 return "a tune is under way"
             if state is not None and state["frozen_because"]:
                 return f"frozen: {state['frozen_because']}"
-            if (
-                state is not None
-                and state["last_change_at"]
-                and now < state["last_change_at"] + endpoint.policy.cooldown_s
-            ):
+            last = changes.last_decided_at(db, endpoint.name)
+            if last is not None and now < last + endpoint.policy.cooldown_s:
                 return "cooling down after the last change"
             for row in recommendations.listed(
                 db, endpoint=endpoint.name, states=("rejected", "approved", "applying"), limit=20

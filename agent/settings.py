@@ -189,6 +189,10 @@ class PolicySettings(_Section):
     """A smaller shape must carry this multiple of the largest load seen, until a season of the load is known. Default: 1.2."""
     max_changes_per_day: int = Field(2, ge=1)
     """After so many changes in a day nothing smaller is proposed; more replicas always are. Default: 2, as for a day and a night."""
+    scheduled_steps_per_day: int = Field(8, ge=0, le=48)
+    """A schedule of replicas that is proposed has at most so many steps a day; below 2 none is. Default: 8."""
+    schedule_days: float = Field(30.0, gt=0)
+    """An approved schedule is kept for so long; then the most replicas that it wants stay, and a new one is proposed. Default: 30 days."""
     reaction_s: Annotated[float, Field(ge=0), _Written] = 1800.0
     """A person takes so long to approve, until it was measured here; more replicas are proposed so much earlier. Default: 30 min."""
     cold_start_s: Annotated[float, Field(ge=0), _Written] = 300.0

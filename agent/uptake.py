@@ -85,14 +85,13 @@ class Uptake:
         """Why a change may not begin just now; None when it may."""
         now = self._clock.now()
         with self._store.read() as db:
-            state = fleet.get(db, endpoint.name)
+            last = changes.last_decided_at(db, endpoint.name)
             if control.paused(db) is not None:
                 return "paused"
             if changes.active_of(db, endpoint.name) is not None:
                 return "another change is under way"
             if tunes.running(db, endpoint.name) is not None:
                 return "a tune is under way"
-        last = state["last_change_at"] if state is not None else None
         if last is not None and now < last + endpoint.policy.cooldown_s and row["requested_by"] == "flyball":
             return "cooling down after the last change"
         if not within(endpoint.policy.change_windows, now, self._settings.timezone):

@@ -17,6 +17,8 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes
 from agent.store import audit as audit_table
 from agent.store.evidence import judged
+from agent.store.rows import EndpointRow
+from agent.store.schedules import StandingSchedule
 from analyzers.money import Tariff, Unit, Usage, per_1k_tokens, per_month, per_request
 from analyzers.objective import attainment, mean_rate, told_s, total
 from analyzers.prediction import Interval
@@ -93,6 +95,41 @@ def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
     return {"schema_version": SCHEMA_VERSION, "watched": watched, "endpoint": view}
 
 
+def schedule_list(store: Store, settings: Settings, now: float) -> View:
+    """The schedules that are kept."""
+    with store.read() as db:
+        found = [_schedule(db, e.name, fleet.get(db, e.name), now) for e in settings.endpoints]
+    return {"schema_version": SCHEMA_VERSION, "schedules": [s for s in found if s is not None]}
+
+
+def _schedule(db: sa.Connection, endpoint: str, known: EndpointRow | None, now: float) -> View | None:
+    """The schedule that an endpoint keeps, with its last steps. None: it keeps none."""
+    if known is None or known["schedule"] is None:
+        return None
+    standing = StandingSchedule.from_dict(known["schedule"])
+    held = standing.held is not None and now < standing.held_until
+    steps = []
+    for row in changes.listed(db, endpoint=endpoint, purpose="schedule", limit=5):
+        plan = Plan.from_dict(row["plan"])
+        step = {"change": row["id"], "at": row["created_at"], "state": row["state"], "why": row["state_reason"]}
+        steps.append(step | {"before": plan.before.replicas, "after": plan.after.replicas})
+    return {
+        "endpoint": endpoint,
+        "label": standing.schedule.label(),
+        "wanted": standing.wanted(now),
+        "replicas": known["shape"].get("replicas"),
+        "mean": standing.schedule.mean,
+        "approved_by": standing.approved_by,
+        "since": standing.since,
+        "until": standing.until,
+        "recommendation": standing.recommendation_id,
+        "held": standing.held if held else None,
+        "held_until": standing.held_until if held else None,
+        "held_because": standing.held_because if held else "",
+        "steps": steps,
+    }
+
+
 def _recent(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float, since: float) -> list[Window]:
     """The span that the endpoint is judged by, but nothing from before ``since``: a change makes another endpoint of it."""
     width = settings.collect.window_s
@@ -127,6 +164,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
         "seen_at": known["seen_at"] if known else None,
         "frozen": known["frozen_because"] if known else None,
         "decision": known["decision"] if known else None,
+        "schedule": _schedule(db, e.name, known, now),
         "window": {
             "start": rows[0].start if rows else None,
             "end": rows[-1].end if rows else None,

@@ -40,6 +40,7 @@ def policy_of(endpoint: EndpointSettings) -> Policy:
         margin=p.margin,
         growth=p.growth,
         max_changes_per_day=p.max_changes_per_day,
+        scheduled_steps_per_day=p.scheduled_steps_per_day,
         min_saving_per_month=p.min_saving_per_month,
         min_saving_share=p.min_saving_share,
         min_coverage=p.min_coverage,

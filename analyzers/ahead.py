@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from actuators.shape import Shape
+from actuators.shape import Schedule, Shape
 from analyzers.finding import Reason
 from analyzers.forecast.history import DAY_S, STEP_S
 from analyzers.forecast.horizon import Horizon
 from analyzers.money import HOURS_PER_MONTH
 from analyzers.objective import mean_rate
-from analyzers.path import Capacities, ReplicaPath, replica_path
+from analyzers.path import Capacities, Carries, ReplicaPath, replica_path
 from analyzers.policy import Catalogue, most_replicas, with_most
 from analyzers.prediction import Predictor
+from analyzers.schedule import daily_course, least_counts, schedule_of
 from analyzers.screening import carries
 from analyzers.situation import Situation
 from analyzers.words import lasting
@@ -33,12 +34,21 @@ class Ahead:
     """One endpoint's next day: its load, and the replicas that it takes."""
 
     def __init__(
-        self, s: Situation, horizon: Horizon, demand: Floats, predictor: Predictor, path: ReplicaPath | None
+        self,
+        s: Situation,
+        horizon: Horizon,
+        demand: Floats,
+        predictor: Predictor,
+        catalogue: Catalogue,
+        enough: Carries,
+        path: ReplicaPath | None,
     ) -> None:
         self._s, self._horizon, self._demand = s, horizon, demand
         self._predictor = predictor
+        self._catalogue = catalogue
+        self._enough = enough
         self.path = path
-        """None: an autoscaler sets the replicas, or they are not known."""
+        """None: an autoscaler or a schedule sets the replicas, or they are not known."""
 
     @classmethod
     def of(cls, s: Situation, catalogue: Catalogue, predictor: Predictor, capacities: Capacities) -> Ahead | None:
@@ -48,25 +58,20 @@ class Ahead:
             return None
         coming = predictor.under(s.horizon.windows)
         present = s.shape.replicas
+        plain = s.shape.with_(schedule=None)
+
+        def ask(count: int, load: float, surely: bool) -> bool:
+            answer = carries(s, coming, plain.with_(replicas=count), load, "high" if surely else "mid")
+            return not surely if answer is None else answer  # what cannot be told is no reason to change anything
+
+        def enough(count: int, load: float, surely: bool) -> bool:
+            return capacities.carries(count, load, surely, ask)
+
         path = None
-        if s.shape.autoscaling is None and present:
-            top = s.policy.max_replicas if s.policy.max_replicas is not None else present
-            counts = range(max(1, s.policy.min_replicas), max(top, present) + 1)
-
-            def ask(count: int, load: float, surely: bool) -> bool:
-                answer = carries(s, coming, s.shape.with_(replicas=count), load, "high" if surely else "mid")
-                return not surely if answer is None else answer  # what cannot be told is no reason to change anything
-
-            path = replica_path(
-                s.horizon,
-                demand,
-                present,
-                counts,
-                s.policy,
-                lambda count, load, surely: capacities.carries(count, load, surely, ask),
-                _worth(s, catalogue, present, len(demand)),
-            )
-        return cls(s, s.horizon, demand, coming, path)
+        if s.shape.autoscaling is None and s.shape.schedule is None and present:
+            worth = _worth(s, catalogue, present, len(demand))
+            path = replica_path(s.horizon, demand, present, _counts(s), s.policy, enough, worth)
+        return cls(s, s.horizon, demand, coming, catalogue, enough, path)
 
     @property
     def seasonal(self) -> bool:
@@ -81,6 +86,41 @@ class Ahead:
             slots = min(slots, self._horizon.slots(self._horizon.cooldown_s + self._horizon.lead_s))
         factor = float(self._demand[:slots].max())
         return Room(self._predictor, factor, f"{self._load(factor)}, {self._until(slots)}")
+
+    def schedule(self) -> Schedule | None:
+        """The cheapest replicas by the time of day that carry what each kind of day brings. None: no season is known, or a schedule
+        may not be kept here: an autoscaler sets the replicas, changes are bound to windows, or the policy wants none."""
+        steps = self._s.policy.scheduled_steps_per_day
+        if self._s.shape.autoscaling is not None or not self._s.shape.replicas or self._horizon.may_change or steps < 2:
+            return None
+        courses = []
+        for day in self._horizon.days:
+            demand = self._horizon.multiple(day.upper)
+            if demand is None:
+                return None
+            counts = _counts(self._s)
+            needed = least_counts(demand.tolist(), counts, lambda count, load: self._enough(count, load, False))
+            courses.append((day.days, daily_course(needed, counts, steps, self._s.policy.max_step_replicas)))
+        return schedule_of(courses, self._horizon.days[0].zone, self._horizon.start_s) if courses else None
+
+    def needed(self) -> int | None:
+        """The fewest replicas that carry what may come until more of them could serve, where a schedule sets them: it waits for nobody.
+        None: no allowed count does."""
+        slots = self._horizon.slots(self._horizon.start_s)
+        load = float(self._demand[:slots].max())
+        return next((count for count in _counts(self._s) if self._enough(count, load, False)), None)
+
+    def mean_replicas(self) -> float | None:
+        """On average over the next day, as changes by hand would have it. None: no path is known."""
+        return None if self.path is None else sum(self.path.counts) / len(self.path.counts)
+
+    def scheduled(self, schedule: Schedule, before: float) -> str:
+        """Why a schedule would do; ``before``: replicas on average without it."""
+        apart = ", working days and weekends apart," if len(self._horizon.days) > 1 else ""
+        return (
+            f"the most to expect at each time of day{apart} is carried by {schedule.label()}: {schedule.mean:.2g} replicas on average, "
+            f"{before:.2g} without; approved once, kept each day, and held at more (up to {schedule.most}) where more comes"
+        )
 
     def delayed(self) -> float:
         """The most that may come, as ``Room.factor``, where more replicas serve three times as late as they do."""
@@ -132,6 +172,13 @@ class Ahead:
     def _clock(self, slot: int) -> str:
         at = self._horizon.forecast.start + slot * STEP_S
         return datetime.fromtimestamp(at, UTC).strftime("%H:%M UTC")
+
+
+def _counts(s: Situation) -> range:
+    """What is allowed, fewest first."""
+    present = most_replicas(s.shape) or 1
+    top = s.policy.max_replicas if s.policy.max_replicas is not None else present
+    return range(max(1, s.policy.min_replicas), max(top, present) + 1)
 
 
 def _worth(s: Situation, catalogue: Catalogue, present: int, slots: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from actuators.shape import Autoscaling, Shape
+from actuators.shape import Autoscaling, Schedule, Shape
 from analyzers.ahead import Ahead, Room
 from analyzers.finding import Finding, Reason
 from analyzers.money import HOURS_PER_MONTH, per_1k_tokens, per_request
@@ -60,7 +60,8 @@ class Choice:
         self.current = current
         self.ahead = ahead
         self._s, self._catalogue, self._predictor = s, catalogue, predictor
-        self._others = [shape for shape in predictor.knobs(s.shape, s.policy, catalogue) if shape != s.shape]
+        plain = s.shape.with_(schedule=None)
+        self._others = [shape for shape in predictor.knobs(plain, s.policy, catalogue) if shape != plain]
         self._costs = {key(shape): cost_of(s, catalogue, shape) for shape in self._others}
         self._judged: dict[str, Judgement] = {}
 
@@ -151,6 +152,9 @@ class Choice:
             return None, against
         if self.current.cost is None:
             return None, [Reason("PRICE_UNKNOWN", "without a price for this size, no saving can be shown")]
+        scheduled = self._scheduled()
+        if scheduled is not None:
+            return scheduled, []
         cheaper = [c for c in self._others if _less(self._costs[key(c)], self.current.cost) and self._stays_enough(c)]
         found = self._cheapest([shape for shape in cheaper if self._worth_it(shape)], self._roomy)
         if found:
@@ -162,6 +166,32 @@ class Choice:
             return None, [Reason("SAVING_TOO_SMALL", text)]
         text = "the objective is met, and no cheaper allowed shape would meet it with margin"
         return None, [Reason("RIGHT_SIZE", text)]
+
+    def _scheduled(self) -> Judgement | None:
+        """The replicas by the time of day that cost so much less than a course by single changes that they are worth keeping.
+
+        Another size is looked for first by single changes: a schedule is of the size that there is.
+        """
+        schedule = self.ahead.schedule() if self.ahead is not None else None
+        if self.ahead is None or schedule is None:
+            return None
+        now = schedule.replicas_at(self._s.end)
+        shape = self._s.shape.with_(replicas=now, schedule=schedule)
+        if shape.schedule == self._s.shape.schedule or violations(
+            shape, self._s.shape, self._s.policy, self._catalogue
+        ):
+            return None
+        before = self._s.shape.schedule.mean if self._s.shape.schedule is not None else self.ahead.mean_replicas()
+        if before is None or schedule.mean > before * (1 - self._s.policy.min_saving_share):
+            return None
+        price = self._catalogue.per_replica_hour(shape)
+        if (
+            price is not None
+            and (before - schedule.mean) * price * HOURS_PER_MONTH < self._s.policy.min_saving_per_month
+        ):
+            return None
+        judged = replayed_whole(self._s, shape, self._catalogue, self._predictor)
+        return replace(judged, option=replace(judged.option, why=self.ahead.scheduled(schedule, before)))
 
     def _stays_enough(self, shape: Shape) -> bool:
         """Of shapes that differ in nothing but replicas, the one that the next day's load calls for now."""
@@ -405,8 +435,8 @@ def touched(shape: Shape, current: Shape) -> int:
     )
 
 
-def _count(shape: Shape) -> tuple[int | None, Autoscaling | None]:
-    return shape.replicas, shape.autoscaling
+def _count(shape: Shape) -> tuple[int | None, Autoscaling | None, Schedule | None]:
+    return shape.replicas, shape.autoscaling, shape.schedule
 
 
 def _preference(judged: Judgement, current: Judgement) -> tuple[float, int, float]:
@@ -419,7 +449,11 @@ def cost_of(s: Situation, catalogue: Catalogue, shape: Shape) -> float | None:
     """US dollars per hour; where the present size has no price, replicas of that size instead."""
     if money_of(s, catalogue, s.shape).per_hour is not None:
         return money_of(s, catalogue, shape).per_hour
-    return serving(s, shape) if shape.size == s.shape.size else None
+    return (
+        (shape.schedule.mean if shape.schedule is not None else serving(s, shape))
+        if shape.size == s.shape.size
+        else None
+    )
 
 
 def serving(s: Situation, shape: Shape) -> float | None:

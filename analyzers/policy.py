@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from actuators.shape import EngineValue, Shape
+from actuators.shape import EngineValue, Schedule, Shape
 from analyzers.hardware import Hardware
 from analyzers.money import Tariff, Unit, Usage, per_month
 
@@ -21,6 +21,7 @@ class Policy:
     margin: float = 0.1
     growth: float = 1.2
     max_changes_per_day: int = 2
+    scheduled_steps_per_day: int = 8
     min_saving_per_month: float = 20.0
     min_saving_share: float = 0.1
     min_coverage: float = 0.8
@@ -70,6 +71,8 @@ class Catalogue:
         serving: of an autoscaled shape, how many replicas there are on average.
         """
         replicas = serving if shape.replicas is None else shape.replicas
+        if shape.schedule is not None:
+            replicas = shape.schedule.mean
         return self.tariff(shape).cost(Usage(hours=1.0, replica_hours=replicas)).usd
 
 
@@ -84,10 +87,9 @@ def violations(shape: Shape, current: Shape, policy: Policy, catalogue: Catalogu
         if value != current.engine.get(name) and value not in policy.engine.get(name, ()):
             broken.append(f"{name}={value} is not among the policy's values")
     if policy.budget_per_month is not None:
-        # Of an autoscaled shape the most that it may cost: a budget must hold whatever the autoscaler does.
-        monthly = per_month(
-            catalogue.per_hour(shape, shape.autoscaling.most if shape.autoscaling is not None else None)
-        )
+        # The most that it may cost: a budget must hold whatever an autoscaler does, and however long a schedule is held at its most.
+        dearest = shape.with_(replicas=most_replicas(shape), schedule=None)
+        monthly = per_month(catalogue.per_hour(dearest))
         if monthly is None:
             broken.append("the budget cannot be checked: the price of this shape is not known")
         elif monthly > policy.budget_per_month:
@@ -102,6 +104,8 @@ def _count_violations(shape: Shape, current: Shape, policy: Policy) -> list[str]
         return None
     least = shape.replicas if shape.autoscaling is None else shape.autoscaling.least
     what = "replicas" if shape.autoscaling is None else "replicas at most"
+    if shape.schedule is not None:
+        return _schedule_violations(shape, shape.schedule, current, policy)
     broken: list[str] = []
     if (shape.autoscaling is None) != (current.autoscaling is None):
         broken.append("whether an autoscaler sets the replicas is not Flyball's to change")
@@ -119,8 +123,27 @@ def _count_violations(shape: Shape, current: Shape, policy: Policy) -> list[str]
     return broken
 
 
+def _schedule_violations(shape: Shape, schedule: Schedule, current: Shape, policy: Policy) -> list[str]:
+    """Of a schedule: each of its counts and steps, and the step to its count of the moment."""
+    broken: list[str] = []
+    if shape.autoscaling is not None:
+        broken.append("an autoscaler sets the replicas: a schedule beside it would fight it")
+    if schedule.least < policy.min_replicas:
+        broken.append(f"{schedule.least} replicas are fewer than min_replicas {policy.min_replicas}")
+    top = policy.max_replicas if policy.max_replicas is not None else most_replicas(current)
+    if top is not None and schedule.most > top:
+        broken.append(f"{schedule.most} replicas are more than max_replicas {top}")
+    now = [(current.replicas, shape.replicas)] if current.replicas is not None and shape.replicas is not None else []
+    step = max((abs(after - before) for before, after in [*schedule.changes(), *now]), default=0)
+    if step > policy.max_step_replicas:
+        broken.append(f"{step} replicas at once are more than max_step_replicas {policy.max_step_replicas}")
+    return broken
+
+
 def most_replicas(shape: Shape) -> int | None:
-    """The replicas, or the most that an autoscaler may have."""
+    """The replicas, or the most that an autoscaler or a schedule may have."""
+    if shape.schedule is not None:
+        return shape.schedule.most
     return shape.autoscaling.most if shape.autoscaling is not None else shape.replicas
 
 

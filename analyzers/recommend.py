@@ -55,6 +55,8 @@ JUDGED = frozenset(
         "MODEL_TOO_HOPEFUL",
     )
 )
+#: What lacks where nobody knows what comes: a schedule is held at its most until somebody does.
+BLIND = frozenset(("NO_DATA", "STALE"))
 #: What lacks where an endpoint is quiet, and nothing else.
 QUIET = frozenset(("FEW_REQUESTS", "UNKNOWN_METRIC"))
 #: The interval of a provisional prediction is at most so many times as wide, as a power.
@@ -68,6 +70,8 @@ class Decision:
     recommendation: Recommendation | None
     hold: tuple[Reason, ...] = ()
     options: tuple[Option, ...] = ()
+    raise_to: int | None = None
+    """Where a schedule sets the replicas: more of them, at once and within what was approved."""
 
     def standing(self, findings: Sequence[Finding]) -> tuple[Standing, str]:
         """How the endpoint stands, in one word and in one sentence: what is known, and why nothing is proposed where nothing is."""
@@ -118,6 +122,9 @@ def recommend(
     choice = Choice(s, catalogue, predictor, current_of(s, catalogue, at_present), ahead)
     grow = _grow_signals(findings)
     coming = None
+    raised = _raised(s, grow, ahead)
+    if raised is not None:
+        return raised
     if grow:
         chosen, hold = _relief(s, findings, choice, predictor, at_present)
     else:
@@ -131,13 +138,30 @@ def recommend(
     if chosen is None:
         return Decision(None, tuple(hold), options)
     reasons = [f.reason for f in (grow or findings) if f.kind in ("breach", "saturation", "idle")] + hold
-    if not grow and coming is None and (ahead is not None or not reasons):
+    schedule = chosen.option.shape.schedule
+    if not grow and coming is None and schedule is not None:
+        reasons.append(Reason("SCHEDULE_WOULD_DO", chosen.option.why, {"replicas_mean": schedule.mean}))
+    elif not grow and coming is None and (ahead is not None or not reasons):
         reasons.append(ahead.smaller(chosen.option.shape) if ahead is not None else _enough_capacity(s, chosen))
     advice = _recommendation(s, choice.current.option, options[0], options, reasons, catalogue)
     unsure = ahead.unsure() if ahead is not None and advice.direction == "shrink" else None
     if unsure is not None:
         advice = replace(advice, risk="high", risk_reasons=(*advice.risk_reasons, unsure))
     return Decision(advice, (), options)
+
+
+def _raised(s: Situation, grow: Sequence[Finding], ahead: Ahead | None) -> Decision | None:
+    """More replicas than the schedule has now, up to its most: that much was approved. None: no schedule, or no call for it."""
+    schedule, present = s.shape.schedule, s.shape.replicas
+    if schedule is None or present is None or present >= schedule.most:
+        return None
+    needed = schedule.most if grow else ahead.needed() if ahead is not None else None
+    if not grow and (needed is None or needed <= present):
+        return None
+    count = min(needed or schedule.most, schedule.most)
+    why = grow[0].reason.text if grow else f"{present} replicas may not carry what comes until more of them could serve"
+    text = f"{why}: the schedule is held at {count} replicas, as was approved with it"
+    return Decision(None, (Reason("SCHEDULE_RAISED", text, {"replicas": float(count)}),), raise_to=count)
 
 
 def before_the_load(
@@ -152,6 +176,9 @@ def before_the_load(
     if {reason.code for reason in missing_evidence(s)} - QUIET or any(f.refutes for f in findings):
         return None
     ahead = Ahead.of(s, catalogue, predictor, Capacities() if capacities is None else capacities)
+    raised = _raised(s, (), ahead)
+    if raised is not None:
+        return raised
     if ahead is None or ahead.path is None or (reason := ahead.coming()) is None:
         return None
     shape = s.shape.with_(replicas=ahead.path.now)
@@ -173,6 +200,8 @@ def premortem_of(
 ) -> Premortem:
     """What the proposed shape would survive, of the load that it must carry: the one to come where a season is known or it is smaller."""
     shape = advice.proposed.shape
+    if shape.schedule is not None:  # at its most, which carries the day's peak
+        shape = shape.with_(replicas=shape.schedule.most, schedule=None)
     ahead = Ahead.of(s, catalogue, predictor, Capacities() if capacities is None else capacities)
     if ahead is None or not (ahead.seasonal or advice.direction == "shrink"):
         return premortem(s, shape, predictor, 1.0)
@@ -221,17 +250,17 @@ def at_rest(s: Situation, findings: Sequence[Finding], catalogue: Catalogue) -> 
     Nothing is replayed: there is no load to replay.
     """
     quiet = next((f.reason for f in findings if f.reason.code == "LITTLE_TRAFFIC"), None)
-    present = most_replicas(s.shape)
+    plain, present = s.shape.with_(schedule=None), most_replicas(s.shape)
     if quiet is None or present is None or any(f.refutes for f in findings):
         return None
     slots = s.shape.engine.get("max_num_seqs")
     each = 0.5 * slots if isinstance(slots, int) else 1.0
     fewer = sorted(
-        (c for c in candidates(s.shape, s.policy, catalogue) if c == with_most(s.shape, most_replicas(c) or 0)),
+        (c for c in candidates(plain, s.policy, catalogue) if c == with_most(plain, most_replicas(c) or 0)),
         key=lambda c: most_replicas(c) or 0,
     )
     peak = quiet.numbers["running_most"]
-    found = next((c for c in fewer if (most_replicas(c) or 0) * each >= peak), s.shape)
+    found = next((c for c in fewer if (most_replicas(c) or 0) * each >= peak), plain)
     if (most_replicas(found) or 0) >= present:
         text = f"it is as small as the policy allows; pay by token, or scale to zero, for {quiet.numbers['requests']:.0f} requests in so long"
         return Decision(None, (quiet, Reason("SMALLEST_ALREADY", text)))
@@ -338,6 +367,11 @@ def _risk(s: Situation, direction: Direction, proposed: Option) -> tuple[Risk, l
     if direction == "shrink" and (never := _never_seen(s, proposed)):
         reasons.append(never)
         risk = "high"
+    if proposed.shape.schedule is not None:
+        steps = len(proposed.shape.schedule.changes()) / 7
+        reasons.append(
+            f"Flyball must be running when its steps are due, {steps:.0f} a day: without it the replicas stay what they are"
+        )
     unmeasured = [
         t.name for t in s.objective.targets if prediction.error.get(t.name) is None and t.name in prediction.metrics
     ]

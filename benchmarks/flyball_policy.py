@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -23,13 +22,13 @@ from actuators.shape import Autoscaling, Operation, Plan, Shape
 from agent.clock import VirtualClock
 from agent.governor import Governor
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, recommendations
+from agent.store import Store, changes, recommendations, schedules
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, catalogue_of
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import Hpa, ScalingInput, ScalingPolicy
 from benchmarks.telemetry import FleetTelemetry
-from benchmarks.world import Scenario
+from benchmarks.world import Play, Scenario, play
 from collectors.base import Scope, ScrapeTarget
 from collectors.http import Http
 from collectors.window import Gauge, Span
@@ -153,7 +152,7 @@ def settings(scenario: Scenario, folder: Path, policy: Mapping[str, Any]) -> Set
 
 
 class FlyballPolicy:
-    """See ``analyzers.whatif.scaling.ScalingPolicy``. Use ``flyball`` to make one."""
+    """See ``analyzers.whatif.scaling.ScalingPolicy``. ``play_flyball`` makes one."""
 
     interval_s = TICK_S
 
@@ -168,6 +167,8 @@ class FlyballPolicy:
         self._below = below
         self._under_way = False
         """Whether a change is, or waits to be."""
+        self._scheduled = False
+        """Whether a schedule is in force, whose steps may be due at any minute."""
         shape = Shape(size=SIZE, engine={"max_num_seqs": scenario.model.limits.max_num_seqs})
         if below is None:
             shape = shape.with_(replicas=scenario.replicas)
@@ -215,7 +216,7 @@ class FlyballPolicy:
         if not self._scenario.dark(at_s):
             self._collector.told += [span] if self._below is None else _by_replica(span, self._control.ready)
         due = at_s % self._settings.decide.interval_s == 0
-        if due or self._under_way:
+        if due or self._under_way or self._scheduled:
             await self._clock.advance(self._scenario.starts_at + at_s - self._clock.now())
             await self._cycle(due)
 
@@ -231,6 +232,7 @@ class FlyballPolicy:
         await governor.act()
         with self._store.read() as db:
             self._under_way = bool(changes.active(db) or recommendations.listed(db, states=["approved"], limit=1))
+            self._scheduled = bool(schedules.in_force(db))
 
     def _approve(self) -> None:
         """The person who approves at once."""
@@ -240,6 +242,12 @@ class FlyballPolicy:
             self._governor.approvals.decide(
                 row["id"], action="approve", actor="ada", channel="cli", plan_hash=row["plan_hash"]
             )
+
+    def decided_s(self) -> tuple[float, ...]:
+        """When the changes that were approved began; a schedule is one, its steps are none."""
+        with self._store.read() as db:
+            rows = changes.listed(db, purpose="change")
+        return tuple(row["created_at"] - self._scenario.starts_at for row in rows)
 
     def check(self) -> None:
         """Raises RuntimeError where an analysis, a read or a change ended in an error that nobody foresaw."""
@@ -276,11 +284,8 @@ def _by_replica(span: Span, replicas: int) -> list[Span]:
     return [replace(part, target=f"{span.target}-{i}") for i in range(max(1, replicas))]
 
 
-@contextmanager
-def flyball(
-    scenario: Scenario, below: Hpa | None = None, policy: Mapping[str, Any] | None = None
-) -> Iterator[Callable[[KernelMachine], ScalingPolicy]]:
-    """Makes the policy for one play; its store is there until the end of the ``with``.
+def play_flyball(scenario: Scenario, below: Hpa | None = None, policy: Mapping[str, Any] | None = None) -> Play:
+    """The scenario under Flyball.
 
     below: as for ``FlyballPolicy``. policy: settings beside the defaults.
     Raises RuntimeError at the end where one of the governor's loops failed: a broken one says nothing about policies.
@@ -296,9 +301,10 @@ def flyball(
             return made[-1]
 
         try:
-            yield make
+            played = play(scenario, make)
             for one in made:
                 one.check()
+            return replace(played, decided_s=made[0].decided_s())
         finally:
             for one in made:
                 loop.run_until_complete(one.close())

@@ -3,8 +3,10 @@
     python benchmarks/policies.py [--trace NAME|FILE] [--quick] [--only POLICY,...] [--install-peers DIR | --peers DIR] [--timeline FILE.csv]
         --output FILE
 
-Writes ``{"rows": [{"scenario", "policy", "cost_usd", "within_objective", "ttft_p95_s", "itl_p95_s", "changes", "wrong_shrinks",
-"breach_hours", "settings"}]}``. ``world`` says how each is counted, ``oracle`` what the clairvoyant is a bound of, ``autoscalers`` how the
+Writes ``{"rows": [{"scenario", "policy", "cost_usd", "within_objective", "ttft_p95_s", "itl_p95_s", "changes", "moves", "wrong_shrinks",
+"breach_hours", "settings"}]}``. ``changes`` are those that somebody decided: each move of an autoscaler, each approved change of Flyball's,
+of which a schedule is one; ``moves`` are all times that the number of replicas was set. ``world`` says how each is counted, ``oracle``
+what the clairvoyant is a bound of, ``autoscalers`` how the
 peers are set. ``-tuned`` behind a peer's name: with the settings that were best on earlier traffic of the same endpoint.
 """
 
@@ -27,22 +29,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import autoscalers, peer_code, simulators, world  # noqa: E402
 from benchmarks.autoscalers import PEERS, Stated  # noqa: E402
-from benchmarks.flyball_policy import flyball  # noqa: E402
+from benchmarks.flyball_policy import play_flyball  # noqa: E402
 from benchmarks.oracle import oracle, oracle_by_rules  # noqa: E402
 from benchmarks.scenarios import SCENARIOS, of_file  # noqa: E402
 from benchmarks.simulators import NotRun  # noqa: E402
 from benchmarks.world import Play, Scenario  # noqa: E402
 
 
-def _flyball(scenario: Scenario) -> Play:
-    with flyball(scenario) as make:
-        return world.play(scenario, make)
-
-
 def _flyball_over_hpa(scenario: Scenario) -> Play:
     """It tunes the bounds and targets of ``hpa-concurrency``, which sets the count."""
-    with flyball(scenario, autoscalers.hpa_concurrency(scenario)) as make:
-        return world.play(scenario, make)
+    return play_flyball(scenario, autoscalers.hpa_concurrency(scenario))
 
 
 def _static_peak(scenario: Scenario) -> Play:
@@ -65,7 +61,7 @@ def _static_mean(scenario: Scenario) -> Play:
 
 #: What is no peer, by name.
 OWN: dict[str, Callable[[Scenario], Play]] = {
-    "flyball": _flyball,
+    "flyball": play_flyball,
     "flyball-over-hpa": _flyball_over_hpa,
     "oracle": oracle,
     "oracle-by-rules": oracle_by_rules,
@@ -116,7 +112,7 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
     table = Table(title="one world, the same traffic and truth for all")
     table.add_column("scenario")
     table.add_column("policy")
-    for column in ("cost", "/ oracle", "within", "TTFT p95", "changes", "wrong", "breach h"):
+    for column in ("cost", "/ oracle", "within", "TTFT p95", "changes", "moves", "wrong", "breach h"):
         table.add_column(column, justify="right")
     least = {row["scenario"]: row["cost_usd"] for row in rows if row["policy"] == "oracle"}
     for row in rows:
@@ -124,7 +120,7 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
         ttft = row["ttft_p95_s"]
         table.add_row(
             row["scenario"], row["policy"], f"${row['cost_usd']:.2f}", f"{row['cost_usd'] / of:.2f}" if of else "",
-            f"{row['within_objective']:.2%}", "never" if ttft is None else f"{ttft:.2f} s", str(row["changes"]),
+            f"{row['within_objective']:.2%}", "never" if ttft is None else f"{ttft:.2f} s", str(row["changes"]), str(row["moves"]),
             str(row["wrong_shrinks"]), str(len(row["breach_hours"])),
         )  # fmt: skip
     console.print(table)

@@ -96,6 +96,8 @@ class Play:
     learning_replica_s: float
     """Of these, in the time that is scored apart."""
     actions: tuple[Action, ...]
+    decided_s: tuple[float, ...] | None = None
+    """When somebody decided a change, of a policy whose moves are not each decided: an approved schedule is one. None: each move is."""
 
 
 #: Makes a policy for one play; the machine is there for those that observe more than a policy is told.
@@ -197,6 +199,7 @@ def _score(
     ttft = np.sort(played.ttft_s[mine])
     p95 = float(ttft[min(ttft.size - 1, math.ceil(QUANTILE * ttft.size) - 1)])
     actions = [action for action in played.actions if since <= action.at_s < until]
+    decided = [a.at_s for a in played.actions] if played.decided_s is None else played.decided_s
     return {
         "scenario": scenario.name,
         "policy": policy,
@@ -204,7 +207,8 @@ def _score(
         "within_objective": round(float(good[mine].mean()), 5),
         "ttft_p95_s": round(p95, 4) if math.isfinite(p95) else None,
         "itl_p95_s": round(played.gaps.quantile(QUANTILE), 5),
-        "changes": len(actions),
+        "changes": sum(since <= at < until for at in decided),
+        "moves": len(actions),
         "wrong_shrinks": wrong_shrinks(scenario, actions, good),
         "breach_hours": [h for h in breach_hours(scenario, good) if since <= h * HOUR < until],
     }

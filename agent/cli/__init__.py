@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from agent.cli import advise, calibrate, discover, forecast, inspect, operate, setup, simulate, tune, whatif
+from agent.cli import advise, calibrate, discover, forecast, inspect, operate, schedules, setup, simulate, tune, whatif
 from agent.cli.output import fail
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ setup.add(app)
 discover.add(app)
 operate.add(app)
 inspect.add(app)
+schedules.add(app)
 forecast.add(app)
 simulate.add(app)
 whatif.add(app)

@@ -65,7 +65,7 @@ def listed(
     purpose: str | None = None,
     limit: int = 100,
 ) -> list[Row]:
-    """Newest first. purpose: ``change`` leaves out what a person deployed and what a tune tried."""
+    """Newest first. purpose: ``change`` leaves out what a person deployed, what a tune tried, and a schedule's steps."""
     query = sa.select(_T).order_by(_T.c.created_at.desc(), _T.c.id).limit(limit)
     if endpoint is not None:
         query = query.where(_T.c.endpoint == endpoint)
@@ -87,6 +87,19 @@ def active_of(db: sa.Connection, endpoint: str) -> Row | None:
     """The one under way on this endpoint."""
     rows = listed(db, endpoint=endpoint, states=schema.ACTIVE_CHANGE, limit=1)
     return rows[0] if rows else None
+
+
+def last_decided_at(db: sa.Connection, endpoint: str) -> float | None:
+    """When the endpoint's shape was changed last by what somebody decided: a schedule's steps do not count. Unix seconds."""
+    query = (
+        sa.select(_T.c.state, _T.c.applied_at, _T.c.finished_at)
+        .where(_T.c.endpoint == endpoint, _T.c.purpose != "schedule")
+        .order_by(_T.c.created_at.desc())
+        .limit(2)
+    )
+    rows = db.execute(query).all()
+    moments = [row.applied_at if row.state == "succeeded" else row.finished_at or row.applied_at for row in rows]
+    return max((at for at in moments if at is not None), default=None)
 
 
 def request_rollback(db: sa.Connection, identity: str, *, now: float, by: str) -> bool:

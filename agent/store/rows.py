@@ -26,6 +26,7 @@ class EndpointRow(TypedDict):
     frozen_at: float | None
     last_change_at: float | None
     decision: Json | None
+    schedule: Json | None
 
 
 class SourceRow(TypedDict):

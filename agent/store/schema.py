@@ -92,6 +92,7 @@ endpoints = sa.Table(
     _real("frozen_at"),
     _real("last_change_at"),
     sa.Column("decision", sa.JSON(none_as_null=True)),
+    sa.Column("schedule", sa.JSON(none_as_null=True)),
 )
 
 findings = sa.Table(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from analyzers.forecast.days import DayDemand
 from analyzers.forecast.forecast import Forecast
 from analyzers.forecast.history import LOADS, STEP_S
 from analyzers.objective import mean_rate
@@ -33,14 +34,23 @@ class Horizon:
     carried: bool = False
     """Whether the present shape served ``windows``, and met the objective."""
 
+    start_s: float = 0.0
+    """A replica that is asked for serves after so long."""
+    days: tuple[DayDemand, ...] = ()
+    """What each kind of day brings. Empty: no season is known."""
+
     def demand(self) -> Floats | None:
-        """(slots,) the upper end of the load to come, as a multiple of the load of ``windows``: of requests, prompt tokens and output
-        tokens the one that grows most. None: it is not known."""
-        found: list[Floats] = []
-        for name in LOADS:
-            band, rate = self.forecast.bands.get(name), mean_rate(self.windows, name)
-            if band is not None and rate:
-                found.append(band.high / rate)
+        """(slots,) the upper end of the load to come, as a multiple of the load of ``windows``. None: it is not known."""
+        return self.multiple({name: band.high for name, band in self.forecast.bands.items()})
+
+    def multiple(self, rates: Mapping[str, Floats]) -> Floats | None:
+        """Rates by name in ``LOADS`` as a multiple of the load of ``windows``: of requests, prompt tokens and output tokens the one
+        that is most. None: none is known."""
+        found = [
+            each / rate
+            for name in LOADS
+            if (each := rates.get(name)) is not None and (rate := mean_rate(self.windows, name))
+        ]
         return np.max(np.stack(found), axis=0) if found else None
 
     def slots(self, seconds: float) -> int:

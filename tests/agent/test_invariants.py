@@ -370,9 +370,10 @@ def test_3_waits_for_the_change_window_and_for_the_cooldown(asked: Snapshot, tmp
             identity = _approve(world)
             with world.store.write() as db:  # as if Flyball itself had proposed it, just after another change
                 db.execute(sa.update(schema.recommendations).values(requested_by="flyball"))
-                fleet.changed(db, NAME, asked.now - 600)
+                earlier = change_row("c-earlier", NAME, state="succeeded", created_at=asked.now - 900)
+                db.execute(sa.insert(schema.changes).values(**earlier | {"applied_at": asked.now - 600}))
             assert await world.until_true(lambda: bool(world.system.executed), 1800)
-            begun = world.changes()[0]["created_at"]
+            begun = world.changes()[-1]["created_at"]
             assert begun >= opens.replace(second=0, microsecond=0).timestamp()
             assert begun >= asked.now - 600 + 1800
             assert world.recommendation(identity)["state"] == "applying"

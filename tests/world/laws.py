@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 from actuators.shape import Plan
 from agent.store import audit, recommendations
@@ -15,6 +17,9 @@ def assert_lawful(world: World) -> None:
         assert audit.verify(db) is None
         decisions = {c["id"]: recommendations.decisions(db, c["recommendation_id"]) for c in world.changes()}
     for change in world.changes():
+        if change["purpose"] == "schedule":
+            _assert_scheduled(world, change, bool(decisions[change["id"]]))
+            continue
         approved = {d["plan_hash"] for d in decisions[change["id"]] if d["action"] == "approve" and d["accepted"]}
         assert change["approved_by"] == "policy" or approved == {change["plan_hash"]}
         assert Plan.from_dict(change["plan"]).hash == change["plan_hash"]
@@ -25,6 +30,18 @@ def assert_lawful(world: World) -> None:
         for change in world.changes(name):
             if change["finished_at"] is not None:
                 _assert_ended_well(world, name, change["id"])
+
+
+def _assert_scheduled(world: World, change: Mapping[str, Any], decided: bool) -> None:
+    """A step of a schedule that a person approved, and within it."""
+    plan = Plan.from_dict(change["plan"])
+    schedule = Plan.from_dict(world.recommendation(change["recommendation_id"])["plan"]).after.schedule
+    assert decided
+    assert schedule is not None
+    assert plan.hash == change["plan_hash"]
+    assert plan.after == plan.before.with_(replicas=plan.after.replicas)
+    assert plan.after.replicas is not None
+    assert schedule.least <= plan.after.replicas <= schedule.most
 
 
 def _assert_one_at_a_time(world: World, name: str) -> None:
@@ -52,6 +69,8 @@ def _assert_each_step_once(world: World, name: str) -> None:
 def _assert_ended_well(world: World, name: str, identity: str) -> None:
     change = next(c for c in world.changes(name) if c["id"] == identity)
     assert change["state"] in ("succeeded", "rolled_back", "failed")
+    if change["purpose"] == "schedule":
+        return
     assert world.recommendation(change["recommendation_id"])["state"] == change["state"]
     promised = (change["prediction"] or {"metrics": {}})["metrics"]
     rows = world.ledger(identity)

@@ -1,0 +1,182 @@
+"""Keeps schedules: each step is a change like any other, under the approval that its schedule was given, and within today's guardrails.
+
+Nothing is decided here. A step is begun when the clock says so, or when an analysis holds the schedule at more. Where anybody else has set
+the replicas since the last step, the endpoint is frozen, and people are told: two hands on one valve end badly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+
+import structlog
+
+from actuators.base import Actuator, ActuatorError, LiveState
+from actuators.shape import Plan, Schedule, Shape
+from agent.store import Store, changes, control, fleet, recommendations, schedules, tunes
+from agent.store.control import Lead
+from agent.store.schedules import StandingSchedule
+from agent.watch import WatchedEndpoint, Watcher
+from agent.wiring import policy_of
+from analyzers.policy import violations
+from collectors.clock import Clock
+
+log = structlog.get_logger()
+
+#: A schedule that an analysis holds at more is held for so long after it.
+HELD_S = 1800.0
+#: A step's plan takes no longer than this, or is made anew at the next look.
+_PLAN_S = 60.0
+
+
+async def plan_of(endpoint: str, actuator: Actuator, live: LiveState, schedule: Schedule | None, wanted: Shape) -> Plan:
+    """The system's plan towards ``wanted``, with the schedules that hold before and after it: no system knows of those.
+
+    Raises ActuatorError.
+    """
+    bare = wanted.with_(schedule=None)
+    if wanted.schedule is not None and bare == live.shape:  # its count is there already: only the schedule begins
+        plan = Plan(
+            endpoint,
+            actuator.system,
+            live.shape,
+            bare,
+            live.version,
+            operations=(),
+            restarts=False,
+            downtime_s=0.0,
+            way_back="no schedule is kept",
+        )
+    else:
+        plan = await actuator.plan(live, bare)
+    return replace(plan, before=plan.before.with_(schedule=schedule), after=plan.after.with_(schedule=wanted.schedule))
+
+
+def system_plan(plan: Plan) -> Plan:
+    """As its system knows it."""
+    return replace(plan, before=plan.before.with_(schedule=None), after=plan.after.with_(schedule=None))
+
+
+class ScheduleKeeper:
+    """Begins the steps that are due. One transaction writes the change and nothing else; ``Applier`` leads it to its end."""
+
+    def __init__(self, watched: Mapping[str, WatchedEndpoint], watcher: Watcher, store: Store, clock: Clock) -> None:
+        self._watched = watched
+        self._watcher = watcher
+        self._store = store
+        self._clock = clock
+
+    def due(self) -> dict[str, StandingSchedule]:
+        """Those whose endpoint, as it was last seen, has other replicas than are wanted now; by endpoint. Reads the store."""
+        now = self._clock.now()
+        with self._store.read() as db:
+            if control.paused(db) is not None:
+                return {}
+            found = schedules.in_force(db)
+        return {name: each for name, each in found.items() if self._calls(name, each, now)}
+
+    def _calls(self, name: str, standing: StandingSchedule, now: float) -> bool:
+        watched = self._watched.get(name)
+        live = watched.live if watched is not None else None
+        if watched is None or live is None or watched.settings.mode == "observe":
+            return False
+        return live.shape.replicas != standing.wanted(now) or now >= standing.until
+
+    async def step(self, name: str, standing: StandingSchedule, lead: Lead) -> None:
+        """Begin the step that is due, or leave it where something forbids it. Raises ``LostLease``."""
+        watched = self._watched[name]
+        if await asyncio.to_thread(self._held_up, name):
+            return
+        live = await self._watcher.look(watched)
+        if live is None or live.shape.replicas is None:
+            return
+        now, present = self._clock.now(), live.shape.replicas
+        wanted = standing.wanted(now)
+        if standing.left is not None and present not in (standing.left, wanted):
+            await asyncio.to_thread(self._disturbed, name, standing, present, lead)
+        elif present == wanted:
+            await asyncio.to_thread(self._arrived, name, standing, present, lead)
+        else:
+            plan = await self._plan(watched, live, present, wanted)
+            if plan is not None:
+                await asyncio.to_thread(self._begin, name, standing, plan, lead)
+
+    async def _plan(self, watched: WatchedEndpoint, live: LiveState, present: int, wanted: int) -> Plan | None:
+        """As far towards ``wanted`` as one change may go. None: a guardrail or the system forbids it."""
+        name, most = watched.settings.name, watched.settings.policy.max_step_replicas
+        shape = live.shape.with_(replicas=max(present - most, min(present + most, wanted)))
+        broken = violations(shape, live.shape, policy_of(watched.settings), watched.catalogue)
+        if broken:
+            log.warning("scheduled_step_forbidden", endpoint=name, why="; ".join(broken))
+            return None
+        try:
+            plan = await asyncio.wait_for(watched.actuator.plan(live, shape), _PLAN_S)
+        except (ActuatorError, TimeoutError) as error:
+            log.warning("no_plan_for_scheduled_step", endpoint=name, why=str(error))
+            return None
+        if plan.by_hand is not None:
+            log.warning("no_plan_for_scheduled_step", endpoint=name, why="somebody else owns the replicas now")
+            return None
+        return plan
+
+    def _held_up(self, name: str) -> bool:
+        """Whether something else goes before it, or nothing may be done."""
+        with self._store.read() as db:
+            state = fleet.get(db, name)
+            return (
+                control.paused(db) is not None
+                or (state is not None and bool(state["frozen_because"]))
+                or changes.active_of(db, name) is not None
+                or tunes.running(db, name) is not None
+            )
+
+    def _begin(self, name: str, standing: StandingSchedule, plan: Plan, lead: Lead) -> None:
+        now = self._clock.now()
+        held = standing.held is not None and now < standing.held_until
+        identity = recommendations.new_id()
+        change = {
+            "id": identity,
+            "recommendation_id": standing.recommendation_id,
+            "endpoint": name,
+            "state": "applying",
+            "state_reason": standing.held_because if held else "its time has come",
+            "purpose": "schedule",
+            "approved_by": f"{standing.approved_by}, by schedule",
+            "plan_hash": plan.hash,
+            "plan": plan.as_dict(),
+            "prediction": None,
+            "epoch": lead.epoch,
+            "created_at": now,
+        }
+        with control.leading(self._store, lead) as db, db.begin_nested() as all_of_it:
+            if schedules.of(db, name) != standing:  # ended, or held otherwise, since it was read
+                return
+            free = changes.lock(db, plan.locks, identity, lead.epoch) is None
+            begun = free and changes.start(db, change)
+            if not begun:
+                all_of_it.rollback()
+        if begun:
+            log.info("scheduled_step", endpoint=name, shape=plan.after.label(), why=change["state_reason"])
+
+    def _arrived(self, name: str, standing: StandingSchedule, present: int, lead: Lead) -> None:
+        """The replicas are what is wanted; a schedule whose time is over ends there."""
+        now = self._clock.now()
+        with control.leading(self._store, lead) as db:
+            if schedules.of(db, name) != standing:
+                return
+            if now >= standing.until:
+                reason = f"its time is over; {present} replicas stay, the most that it had"
+                schedules.end(db, name, now=now, by="flyball", reason=reason)
+            elif standing.left != present:
+                schedules.keep(db, name, replace(standing, left=present))
+
+    def _disturbed(self, name: str, standing: StandingSchedule, present: int, lead: Lead) -> None:
+        """Somebody else set the replicas. Once a person has unfrozen it, they are taken as they are."""
+        now = self._clock.now()
+        reason = f"somebody set {present} replicas beside the schedule, whose last step left {standing.left}"
+        with control.leading(self._store, lead) as db:
+            if schedules.of(db, name) == standing:
+                schedules.keep(db, name, replace(standing, left=None))
+                fleet.freeze(db, name, reason=reason, now=now, by="flyball")
+        log.warning("schedule_disturbed", endpoint=name, why=reason)

@@ -1,0 +1,65 @@
+"""What each kind of day brings, by the time of day: what a schedule must carry. Pure values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+import numpy as np
+
+from actuators.shape import EVERY_DAY
+from analyzers.forecast.forecast import Forecast
+from analyzers.forecast.history import DAY, LOADS, STEP_S, LoadHistory
+from collectors.workload import Floats
+
+WORKDAYS, WEEKEND = (0, 1, 2, 3, 4), (5, 6)
+#: From so many days on, what a working day and a weekend bring are told apart.
+APART = 8
+#: So many days are looked back: each day of the week once.
+_WEEK = 7
+
+
+@dataclass(frozen=True, slots=True)
+class DayDemand:
+    """The upper end of the load of such a day."""
+
+    days: tuple[int, ...]
+    """0 (Monday) to 6."""
+    zone: str
+    upper: Mapping[str, Floats]
+    """(96,) per second by quarter of an hour from midnight of the zone on, by name in ``LOADS``; one that is not known is absent."""
+
+
+def days_of(history: LoadHistory, forecast: Forecast, zone: str) -> tuple[DayDemand, ...]:
+    """The most that came at each time of day in the last week, and the forecast's upper end where the day to come is such a day.
+
+    Empty without a season, or while a time of day is not known at all.
+    """
+    if forecast.season_s is None:
+        return ()
+    apart = history.slots >= APART * DAY
+    found = [_demand(history, forecast, zone, days) for days in ((WORKDAYS, WEEKEND) if apart else (EVERY_DAY,))]
+    return tuple(day for day in found if day is not None) if all(found) else ()
+
+
+def _demand(history: LoadHistory, forecast: Forecast, zone: str, days: tuple[int, ...]) -> DayDemand | None:
+    upper = {}
+    for name in LOADS:
+        band = forecast.bands.get(name)
+        if band is None:
+            continue
+        most = np.full(DAY, math.nan)
+        last = history.rates[name][-_WEEK * DAY :]
+        begin = history.end - last.shape[0] * STEP_S
+        for start, rates in ((begin, last), (forecast.start, band.high)):
+            for i, rate in enumerate(rates):
+                local = datetime.fromtimestamp(start + i * STEP_S, ZoneInfo(zone))
+                if local.weekday() in days:
+                    slot = (60 * local.hour + local.minute) * 60 // int(STEP_S)
+                    most[slot] = np.fmax(most[slot], rate)
+        if not np.isnan(most).any():
+            upper[name] = most
+    return DayDemand(days, zone, upper) if "requests" in upper else None
