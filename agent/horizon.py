@@ -70,7 +70,7 @@ class Horizons:
         if not busy:
             return _HorizonEntry(key, None, end)
         with self._store.read() as db:
-            start_s = _start_s(db, endpoint)
+            start_s = replica_start_s(db, endpoint)
             lead_s = _reaction_s(db, endpoint, self._settings.decide.interval_s) + start_s
         settled = None if last_change_at is None else last_change_at + endpoint.verify.warmup_s
         horizon = Horizon(
@@ -142,7 +142,7 @@ def _reaction_s(db: sa.Connection, endpoint: EndpointSettings, interval_s: float
     return endpoint.policy.stable_cycles * interval_s + reaction
 
 
-def _start_s(db: sa.Connection, endpoint: EndpointSettings) -> float:
+def replica_start_s(db: sa.Connection, endpoint: EndpointSettings) -> float:
     """From an approval, or a schedule's step, to replicas that serve: the longest that it took lately."""
     made = changes.listed(db, endpoint=endpoint.name, purpose="change", limit=LAST)
     grown = [c for c in changes.listed(db, endpoint=endpoint.name, purpose="schedule", limit=4 * LAST) if _grows(c)]

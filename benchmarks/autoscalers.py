@@ -1,7 +1,7 @@
 """The peers: autoscalers as their documents set them, and what a search over their settings may try.
 
-HPA, KEDA and KPA are the ones that a replay runs (``analyzers.whatif.scaling``, written from their sources); the percentile recommender
-is here; Ray Serve and SkyServe are their own code (``peer_code``). All have the same bounds: one replica at least, the scenario's most.
+HPA, KEDA and KPA are those of the scorecard (``analyzers.autoscaling.rules``); the percentile recommender is here; Ray Serve and SkyServe
+are their own code (``peer_code``). All have the same bounds: one replica at least, the scenario's most.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from analyzers.whatif.scaling import Hpa, Keda, Kpa, Metric, MetricTarget, ScalingInput, ScalingPolicy
-from benchmarks import peer_code, world
+from analyzers.autoscaling import case
+from analyzers.autoscaling.case import Play
+from analyzers.autoscaling.rules import RULES, grid, hpa, slots_of
+from analyzers.whatif.scaling import Hpa, ScalingInput, ScalingPolicy
+from benchmarks import peer_code
 from benchmarks.simulators import NotRun
-from benchmarks.world import Play, Scenario
+from benchmarks.world import Scenario
 
 #: A policy's settings by name.
 Stated = dict[str, float]
@@ -50,7 +52,7 @@ def tuned(peer: Peer, scenario: Scenario, earlier: Scenario, folder: Path | None
 
     def rank(stated: Stated) -> tuple[bool, float]:
         played = _played(peer, earlier, stated, folder)
-        within = float(world.in_time(earlier, played).mean())
+        within = float(case.in_time(earlier, played).mean())
         return (False, played.replica_s) if within >= SEARCHED_WITHIN else (True, -within)
 
     best = min(peer.tried, key=rank)
@@ -59,7 +61,7 @@ def tuned(peer: Peer, scenario: Scenario, earlier: Scenario, folder: Path | None
 
 def _played(peer: Peer, scenario: Scenario, stated: Stated, folder: Path | None) -> Play:
     with peer.policy(scenario, stated, folder) as policy:
-        return world.play(scenario, lambda _machine: _KeptInTheDark(policy, scenario))
+        return case.play(scenario, lambda _machine: _KeptInTheDark(policy, scenario))
 
 
 class _KeptInTheDark:
@@ -76,59 +78,17 @@ class _KeptInTheDark:
         return self._policy(seen, state)
 
 
-def _slots(scenario: Scenario) -> int:
-    return scenario.model.limits.max_num_seqs
-
-
-def _grid(**values: Sequence[float]) -> list[Stated]:
-    return [dict(zip(values, point, strict=True)) for point in product(*values.values())]
-
-
-# -- HPA, KEDA, KPA ----------------------------------------------------------------------------------------------------
-
-#: Of an engine's slots: Knative's default utilisation. The HPA has no default of its own for concurrency.
-UTILIZATION = 0.7
-#: Waiting requests: what vLLM's production stack documents for KEDA.
-QUEUE = 5.0
-_SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
-_DEPTHS = (0.05, 0.2, 1.0, 3.0)
-_DOWN_S = (300.0, 1200.0)
-
-
-def _hpa(metric: Metric) -> Callable[[Scenario, Stated, Path | None], AbstractContextManager[ScalingPolicy]]:
-    """Tolerance 0.1, every 15 s, down by the most of the last 5 minutes unless stated: Kubernetes' defaults."""
-
-    def policy(scenario: Scenario, stated: Stated, _folder: Path | None) -> AbstractContextManager[ScalingPolicy]:
-        return nullcontext(_of_hpa(metric, scenario, stated))
-
-    return policy
-
-
-def _of_hpa(metric: Metric, scenario: Scenario, stated: Stated) -> Hpa:
-    each = stated["share"] * _slots(scenario) if "share" in stated else stated["target"]
-    target = MetricTarget(metric, each)
-    return Hpa((target,), most=scenario.most, down_window_s=stated.get("down_window_s", 300.0))
+def _rule(name: str) -> Peer:
+    """One that a replay runs."""
+    rule = RULES[name]
+    return Peer(
+        rule.documented, rule.tried, lambda scenario, stated, _folder: nullcontext(rule.policy(scenario, stated))
+    )
 
 
 def hpa_concurrency(scenario: Scenario) -> Hpa:
     """As documented."""
-    return _of_hpa("in_flight", scenario, PEERS["hpa-concurrency"].documented)
-
-
-def _keda(scenario: Scenario, stated: Stated, _folder: Path | None) -> AbstractContextManager[ScalingPolicy]:
-    """Polled every 15 s, cooldown 360 s, one replica at least, on ``vllm:num_requests_waiting``: vLLM's production stack,
-    docs/source/use_cases/autoscaling-keda.rst."""
-    hpa = _of_hpa("waiting", scenario, stated)
-    return nullcontext(Keda(hpa, least=1, polling_interval_s=15.0, cooldown_s=360.0))
-
-
-def _kpa(scenario: Scenario, stated: Stated, _folder: Path | None) -> AbstractContextManager[ScalingPolicy]:
-    """Windows of 60 s and 6 s, panic at twice the target; the container's concurrency is the engine's slots."""
-    stable_s = stated.get("stable_window_s", 60.0)
-    target = MetricTarget("in_flight", float(_slots(scenario)))
-    return nullcontext(
-        Kpa(target, scenario.most, least=1, utilization=stated["utilization"], stable_s=stable_s, panic_s=stable_s / 10)
-    )
+    return hpa("in_flight", scenario, RULES["hpa-concurrency"].documented)
 
 
 # -- VPA and KRR -------------------------------------------------------------------------------------------------------
@@ -220,7 +180,7 @@ class Percentile:
 
 def _percentile(scenario: Scenario, stated: Stated, _folder: Path | None) -> AbstractContextManager[ScalingPolicy]:
     return nullcontext(
-        Percentile(_slots(scenario), scenario.most, stated.get("share", 1.0), stated.get("percentile", 0.9))
+        Percentile(slots_of(scenario), scenario.most, stated.get("share", 1.0), stated.get("percentile", 0.9))
     )
 
 
@@ -229,7 +189,7 @@ def _percentile(scenario: Scenario, stated: Stated, _folder: Path | None) -> Abs
 
 def _ray_serve(scenario: Scenario, stated: Stated, folder: Path | None) -> AbstractContextManager[ScalingPolicy]:
     rest = {name: value for name, value in stated.items() if name != "share"}
-    target = {"target": stated["share"] * _slots(scenario)} if "share" in stated else {}
+    target = {"target": stated["share"] * slots_of(scenario)} if "share" in stated else {}
     return peer_code.ray_serve(_installed(folder), scenario, rest | target)
 
 
@@ -244,17 +204,13 @@ def _installed(folder: Path | None) -> Path:
 
 
 PEERS: dict[str, Peer] = {
-    "hpa-concurrency": Peer({"share": UTILIZATION}, _grid(share=_SHARES, down_window_s=_DOWN_S), _hpa("in_flight")),
-    "hpa-queue": Peer({"target": QUEUE}, _grid(target=_DEPTHS, down_window_s=_DOWN_S), _hpa("waiting")),
-    "keda-waiting": Peer({"target": QUEUE}, _grid(target=_DEPTHS, down_window_s=_DOWN_S), _keda),
-    "kpa": Peer({"utilization": UTILIZATION}, _grid(utilization=_SHARES, stable_window_s=(60.0, 600.0)), _kpa),
-    # Its default target is two ongoing requests a replica.
-    "ray-serve": Peer({}, _grid(share=_SHARES, downscale_delay_s=(300.0, 1200.0)), _ray_serve),
+    **{name: _rule(name) for name in ("hpa-concurrency", "hpa-queue", "keda-waiting", "kpa")},
+    "ray-serve": Peer({}, RULES["ray-serve"].tried, _ray_serve),
     # 2.5 requests a second a replica is the example of its page on autoscaling; there is no default.
     "skyserve": Peer(
         {"target": 2.5},
-        _grid(target=(0.75, 1.5, 3.0, 4.5, 6.0, 7.5, 9.0), downscale_delay_seconds=(600,)),
+        grid(target=(0.75, 1.5, 3.0, 4.5, 6.0, 7.5, 9.0), downscale_delay_seconds=(600,)),
         _skyserve,
     ),
-    "percentile": Peer({}, _grid(share=(0.55, 0.7, 0.85, 1.0), percentile=(0.9, 0.95)), _percentile),
+    "percentile": Peer({}, grid(share=(0.55, 0.7, 0.85, 1.0), percentile=(0.9, 0.95)), _percentile),
 }

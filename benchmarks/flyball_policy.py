@@ -25,10 +25,11 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, recommendations, schedules
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, catalogue_of
+from analyzers.autoscaling.case import Play, play
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import Hpa, ScalingInput, ScalingPolicy
 from benchmarks.telemetry import FleetTelemetry
-from benchmarks.world import Play, Scenario, play
+from benchmarks.world import Scenario
 from collectors.base import Scope, ScrapeTarget
 from collectors.http import Http
 from collectors.window import Gauge, Span

@@ -5,8 +5,8 @@
 
 Writes ``{"rows": [{"scenario", "policy", "cost_usd", "within_objective", "ttft_p95_s", "itl_p95_s", "changes", "moves", "wrong_shrinks",
 "breach_hours", "settings"}]}``. ``changes`` are those that somebody decided: each move of an autoscaler, each approved change of Flyball's,
-of which a schedule is one; ``moves`` are all times that the number of replicas was set. ``world`` says how each is counted, ``oracle``
-what the clairvoyant is a bound of, ``autoscalers`` how the
+of which a schedule is one; ``moves`` are all times that the number of replicas was set. ``world`` says how each is counted,
+``analyzers.autoscaling.clairvoyant`` what the clairvoyant is a bound of, ``autoscalers`` how the
 peers are set. ``-tuned`` behind a peer's name: with the settings that were best on earlier traffic of the same endpoint.
 """
 
@@ -27,13 +27,15 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from analyzers.autoscaling import case  # noqa: E402
+from analyzers.autoscaling.case import Play  # noqa: E402
+from analyzers.autoscaling.clairvoyant import clairvoyant, clairvoyant_by_rules  # noqa: E402
 from benchmarks import autoscalers, peer_code, simulators, world  # noqa: E402
 from benchmarks.autoscalers import PEERS, Stated  # noqa: E402
 from benchmarks.flyball_policy import play_flyball  # noqa: E402
-from benchmarks.oracle import oracle, oracle_by_rules  # noqa: E402
 from benchmarks.scenarios import SCENARIOS, of_file  # noqa: E402
 from benchmarks.simulators import NotRun  # noqa: E402
-from benchmarks.world import Play, Scenario  # noqa: E402
+from benchmarks.world import Scenario  # noqa: E402
 
 
 def _flyball_over_hpa(scenario: Scenario) -> Play:
@@ -44,27 +46,25 @@ def _flyball_over_hpa(scenario: Scenario) -> Play:
 def _static_peak(scenario: Scenario) -> Play:
     """The fewest replicas that hold every hour, found with the whole trace at hand."""
     counts = range(1, scenario.most)
-    held = (
-        n for n in counts if not world.breach_hours(scenario, world.in_time(scenario, world.play_static(scenario, n)))
-    )
-    return world.play_static(scenario, next(held, scenario.most))
+    held = (n for n in counts if not case.breach_hours(scenario, case.in_time(scenario, case.play_static(scenario, n))))
+    return case.play_static(scenario, next(held, scenario.most))
 
 
 def _static_mean(scenario: Scenario) -> Play:
     """The fewest replicas that would hold the same requests if they came evenly spread."""
     even = world.spread(scenario, seed=3)
     held = (
-        n for n in range(1, scenario.most) if world.in_time(even, world.play_static(even, n)).mean() >= world.QUANTILE
+        n for n in range(1, scenario.most) if case.in_time(even, case.play_static(even, n)).mean() >= world.QUANTILE
     )
-    return world.play_static(scenario, next(held, scenario.most))
+    return case.play_static(scenario, next(held, scenario.most))
 
 
 #: What is no peer, by name.
 OWN: dict[str, Callable[[Scenario], Play]] = {
     "flyball": play_flyball,
     "flyball-over-hpa": _flyball_over_hpa,
-    "oracle": oracle,
-    "oracle-by-rules": oracle_by_rules,
+    "oracle": clairvoyant,
+    "oracle-by-rules": clairvoyant_by_rules,
     "static-peak": _static_peak,
     "static-mean": _static_mean,
 }

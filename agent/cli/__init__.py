@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from agent.cli import advise, calibrate, discover, forecast, inspect, operate, schedules, setup, simulate, tune, whatif
+from agent.cli import (
+    advise,
+    calibrate,
+    discover,
+    forecast,
+    inspect,
+    operate,
+    schedules,
+    scorecard,
+    setup,
+    simulate,
+    tune,
+    whatif,
+)
 from agent.cli.output import fail
 
 app = typer.Typer(
@@ -46,6 +59,7 @@ operate.add(app)
 inspect.add(app)
 schedules.add(app)
 forecast.add(app)
+scorecard.add(app)
 simulate.add(app)
 whatif.add(app)
 advise.add(app)

@@ -62,6 +62,7 @@ class WhatIfOptions:
     objective: list[str]
     speed: float | None
     html: Path | None
+    lower_bound: bool
     config: Path
 
 
@@ -140,6 +141,13 @@ def whatif(
         Path | None, typer.Option(help="Write each request's times on each candidate here, as CSV.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with charts here.")] = None,
+    lower_bound: Annotated[
+        bool,
+        typer.Option(
+            "--lower-bound",
+            help="Also the fewest replicas of the first candidate that any policy could have used. Needs an objective.",
+        ),
+    ] = False,
     accept_misfit: Annotated[
         bool, typer.Option("--accept-misfit", help="Exit with 0 also where an engine did not reach its own data.")
     ] = False,
@@ -159,7 +167,7 @@ def whatif(
     shapes = [*(shape or []), *read_as("--shape", {"--set": ",".join(set_ or []) or None})]
     given = WhatIfOptions(
         trace, trace_format, time_unit, engine, replicas, shapes, usd_per_replica_hour, fleet, autoscale, cold_start, timeout, requests_out,
-        endpoint, since, candidate or [], router, objective or [], speed, html, config,
+        endpoint, since, candidate or [], router, objective or [], speed, html, lower_bound, config,
     )  # fmt: skip
     renamed("--price-per-hour", price_per_hour, "--usd-per-replica-hour")
     try:
@@ -202,7 +210,7 @@ def _check(given: WhatIfOptions) -> None:
 
 
 def _from_trace(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], Floats]:
-    from agent.whatif import replays
+    from agent.whatif import bounds, replays
     from agent.whatif.candidates import candidates
     from analyzers import grammar
     from analyzers.kinds.results import ReplayTraffic
@@ -229,12 +237,14 @@ def _from_trace(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], F
         traffic = ReplayTraffic(workload, objective, timeout_s)
         outcomes = replays.all_replayed(traffic, tried, requests_out=given.requests_out, advance=advance)
     told = replays.answer(traffic, tried, outcomes, trace=given.trace, taken=taken, engine=given.engine, notes=notes)
+    if given.lower_bound:
+        told["lower_bound"] = bounds.of_trace(tried[0], traffic, given.cold_start or 0.0)
     return told, outcomes, workload.arrival_s
 
 
 def _from_store(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], None]:
     from agent.clock import WallClock
-    from agent.whatif import predictions
+    from agent.whatif import bounds, predictions
     from analyzers import grammar
     from analyzers.kinds.engine.engines import router_named
 
@@ -252,7 +262,10 @@ def _from_store(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], N
             found, objective, seed=settings.decide.seed, speed=speed, router=chosen, curves=given.html is not None
         )
         outcomes = predictions.all_predicted(tried, on, advance)
-    return predictions.answer(found, on, outcomes, notes), outcomes, None
+        told = predictions.answer(found, on, outcomes, notes)
+        if given.lower_bound:
+            told["lower_bound"] = bounds.of_endpoint(store, settings, found, on)
+    return told, outcomes, None
 
 
 @contextmanager
@@ -308,6 +321,8 @@ def print_answer(answer: Mapping[str, Any]) -> None:
             _COLOURED.get(row.verdict or "", row.verdict or "-"),
         )
     stdout.print(made)
+    if bound := answer.get("lower_bound"):
+        stdout.print(text(_bound(bound)), highlight=False, soft_wrap=True)
     for row in found:
         if not wide and _beside(row):
             stdout.print(f"[dim]{row.number}: {text('; '.join(_beside(row)))}[/dim]", highlight=False, soft_wrap=True)
@@ -315,6 +330,18 @@ def print_answer(answer: Mapping[str, Any]) -> None:
             stdout.print(f"{row.number}: not predicted. {text(row.refused)}", highlight=False, soft_wrap=True)
         elif row.done is not None and row.done[0] < row.done[1]:
             stdout.print(f"{row.number}: {row.done[0]} of {row.done[1]} requests completed", highlight=False)
+
+
+def _bound(bound: Mapping[str, Any]) -> str:
+    """The fewest replicas that any policy could have used."""
+    best, constant = bound["clairvoyant"], bound["constant"]
+    changes = best["changes"]
+    return (
+        f"No policy could have done with less than {number(bound['least_replica_hours'])} replica-hours ({bound['share_in_time']:.0%} of the "
+        f"requests in time). A clairvoyant takes {number(best['replica_hours'])}: {number(best['replicas_mean'])} replicas on average, "
+        f"{best['replicas_most']} at most, {changes} change{'s' * (changes != 1)}. Without a change it takes {constant['replicas']} replicas, "
+        f"{number(constant['replica_hours'])} replica-hours."
+    )
 
 
 _COLOURED = {"met": "[green]met[/green]", "missed": "[red]missed[/red]", "not known": "[yellow]not known[/yellow]"}

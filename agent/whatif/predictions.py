@@ -122,15 +122,21 @@ def question(
     curves: bool = False,
 ) -> Question:
     """Calibrate, and draw the traffic. Raises CannotPredict where the windows do not support it."""
-    accelerator = found.shape.accelerator
-    hardware = find(accelerator, found.catalogue.hardware) if accelerator is not None else None
     return Question(
         kind=found.kind,
         workload=found.kind.workload(found.windows, seed=seed, scale=speed),
-        calibrated=found.kind.calibrate(found.since_change, found.shape, hardware),
+        calibrated=calibrated(found),
         basis=Basis(found.shape, objective, found.catalogue, found.error, router),
         curves=curves,
     )
+
+
+def calibrated(found: Telemetry) -> Calibration:
+    """On what the present shape served. Raises CannotPredict."""
+    accelerator = found.shape.accelerator
+    hardware = find(accelerator, found.catalogue.hardware) if accelerator is not None else None
+    made: Calibration = found.kind.calibrate(found.since_change, found.shape, hardware)
+    return made
 
 
 # -- candidates ---------------------------------------------------------------------------------------------------------

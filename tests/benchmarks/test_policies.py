@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analyzers.autoscaling import case
+from analyzers.autoscaling.clairvoyant import LEAST_WITHIN, _cheapest, clairvoyant, clairvoyant_by_rules
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
 from benchmarks import autoscalers, peer_code, policies, policies_page, scenarios, simulators, world
-from benchmarks.oracle import LEAST_WITHIN, _cheapest, oracle, oracle_by_rules
 from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
 from collectors.window import Span
@@ -64,7 +65,7 @@ def test_telemetry_tells_each_request_once_and_none_before_its_time() -> None:
         watches.append(_Watch(machine, small))
         return watches[-1]
 
-    played = world.play(small, make)
+    played = case.play(small, make)
     (watch,), n = watches, len(small.work)
     watch.telemetry.look(small.duration_s + 120.0, None)
     spans = [*watch.spans, watch.telemetry.span("chat", 0.0)]
@@ -73,7 +74,7 @@ def test_telemetry_tells_each_request_once_and_none_before_its_time() -> None:
     assert sum(s.counts["prompt_tokens"] for s in spans) == small.work.prompt_tokens[served].sum()
     assert sum(s.counts["output_tokens"] for s in spans) == pytest.approx(small.work.output_tokens[served].sum())
     assert sum(s.sketches["ttft_s"].total for s in spans) == pytest.approx(played.ttft_s[served].sum())
-    assert not world.in_time(small, played)[500]
+    assert not case.in_time(small, played)[500]
     assert spans[-1].gauges["running"].last == spans[-1].gauges["waiting"].last == 0
     for span in spans:
         came = small.work.arrival_s + played.ttft_s
@@ -85,32 +86,32 @@ def test_a_shrink_is_wrong_where_the_count_before_would_have_held() -> None:
     """Two replicas carry 14 requests a second, and one does not; that one does not carry 30 either way is no shrink's fault."""
     for rate, hours, wrong in ((14.0, 1.0, 1), (4.0, 1.0, 0), (30.0, 0.5, 0)):
         small = steady(rate, hours)
-        played = world.play_schedule(small, [(600.0, 1)])
+        played = case.play_schedule(small, [(600.0, 1)])
         assert world.score(small, "", played)[-1]["wrong_shrinks"] == wrong, f"{rate} requests/s"
         assert (played.ready[-1][1], len(played.actions)) == (1, 1)
 
 
 def test_a_cold_start_and_emptying_are_paid_for() -> None:
     small = steady(4.0, 1.0)
-    played = world.play_schedule(small, [(1200.0, 3), (2400.0, 2)])
+    played = case.play_schedule(small, [(1200.0, 3), (2400.0, 2)])
     assert played.ready[:2] == ((0.0, 2), (1200.0 + small.cold_start_s, 3))
     assert played.replica_s == pytest.approx(2 * HOUR + 1200.0, abs=10.0)
 
 
 def test_the_oracle_keeps_its_share_and_is_never_dearer_than_the_static_peak() -> None:
     small = step(3.0)
-    found = oracle_by_rules(small)
-    assert world.in_time(small, found).mean() >= LEAST_WITHIN
+    found = clairvoyant_by_rules(small)
+    assert case.in_time(small, found).mean() >= LEAST_WITHIN
     peak = policies.OWN["static-peak"](small)
     assert not world.score(small, "", peak)[-1]["breach_hours"]
     assert found.replica_s < 0.85 * peak.replica_s, "it has one replica less for two thirds of the time"
-    assert not world.breach_hours(small, world.in_time(small, found))
-    free = oracle(small)
-    assert world.in_time(small, free).mean() >= LEAST_WITHIN
+    assert not case.breach_hours(small, case.in_time(small, found))
+    free = clairvoyant(small)
+    assert case.in_time(small, free).mean() >= LEAST_WITHIN
     assert free.replica_s <= found.replica_s + 1.0, "whoever keeps fewer rules pays no more"
     hopeless = replace(steady(14.0, 0.5), most=1, replicas=1)
-    for clairvoyant in (oracle_by_rules, oracle):
-        assert clairvoyant(hopeless).ready == ((0.0, 1),)
+    for found_by in (clairvoyant_by_rules, clairvoyant):
+        assert found_by(hopeless).ready == ((0.0, 1),)
 
 
 def test_the_oracle_by_rules_makes_two_changes_a_day_at_most_and_each_day_anew() -> None:
@@ -132,7 +133,7 @@ def test_the_oracle_by_rules_makes_two_changes_a_day_at_most_and_each_day_anew()
 
 def test_the_time_to_learn_is_scored_apart() -> None:
     small = replace(steady(4.0, 2.0), learning_s=HOUR)
-    played = world.play_schedule(small, [(1200.0, 3), (5400.0, 2)])
+    played = case.play_schedule(small, [(1200.0, 3), (5400.0, 2)])
     first, rest = world.score(small, "x", played)
     assert first["scenario"] == f"{small.name}/first"
     assert rest["scenario"] == small.name
@@ -192,7 +193,7 @@ def test_a_search_takes_the_cheapest_setting_that_keeps_the_share() -> None:
     small, earlier = steady(14.0, 1.0), steady(14.0, 1.0, replicas=2)
     played, stated = autoscalers.tuned(peer, small, earlier, None)
     assert stated == {"target": 8.0}
-    assert world.in_time(small, played).mean() >= LEAST_WITHIN
+    assert case.in_time(small, played).mean() >= LEAST_WITHIN
 
 
 def _stand_in(folder: Path, name: str) -> None:
@@ -218,10 +219,10 @@ def test_a_peers_own_code_is_asked_in_its_own_environment(tmp_path: Path, monkey
     monkeypatch.setattr(simulators, "_SCRIPTS", tmp_path)
     small = steady(14.0, 0.25)
     with peer_code.ray_serve(tmp_path, small, {"target": 8.0}) as policy:
-        played = world.play(small, lambda _machine: policy)
+        played = case.play(small, lambda _machine: policy)
     assert [(a.before, a.after) for a in played.actions] == [(2, 3)]
     with pytest.raises(simulators.NotRun, match="ray_serve ended"), peer_code.ray_serve(tmp_path, small, {}) as policy:
-        world.play(small, lambda _machine: policy)
+        case.play(small, lambda _machine: policy)
     with pytest.raises(simulators.NotRun, match="install-peers"):
         autoscalers.documented(autoscalers.PEERS["skyserve"], small, None)
 
