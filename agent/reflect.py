@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import sqlalchemy as sa
 import structlog
@@ -25,6 +25,7 @@ from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
 from agent.horizon import Horizons
 from agent.metrics import Metrics
+from agent.references import NoReference, References
 from agent.schedules import HELD_S, plan_of
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, recommendations, schedules, tunes, windows
@@ -34,6 +35,7 @@ from agent.watch import WatchedEndpoint
 from agent.wiring import policy_of
 from analyzers.choice import serving
 from analyzers.finding import Finding, Reason
+from analyzers.finding import Kind as FindingKind
 from analyzers.findings import analyze
 from analyzers.kinds.base import Basis, Calibration, Kind, Replayer
 from analyzers.kinds.registry import KINDS
@@ -43,6 +45,7 @@ from analyzers.prediction import CannotPredict, Predictor, Refusal
 from analyzers.premortem import Premortem
 from analyzers.recommend import BLIND, QUIET, Decision, at_rest, before_the_load, premortem_of, recommend, request
 from analyzers.recommendation import Recommendation
+from analyzers.reference import CalibratedEndpoint, ReferenceComparison, compare, with_causes
 from analyzers.situation import Situation
 from collectors.clock import Clock
 
@@ -147,6 +150,37 @@ class _Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class _KnownComparison:
+    """An endpoint beside its reference, and which calibrations of both it rests on."""
+
+    at: float
+    own: Calibration
+    reference: Calibration
+    comparison: ReferenceComparison
+
+
+@dataclass(frozen=True, slots=True)
+class _ReferenceView:
+    """An endpoint's reference, as it is now, and how the two stand."""
+
+    known: _KnownComparison
+    reference: CalibratedEndpoint
+    codes: frozenset[str]
+    """Of what is found at the reference itself."""
+
+    def applied(
+        self, findings: list[Finding], decision: Decision, s: Situation, seed: int
+    ) -> tuple[list[Finding], Decision]:
+        """Whose each finding is, and what a recommendation says of it."""
+        advice, comparison = decision.recommendation, self.known.comparison
+        if advice is not None:
+            decision = replace(decision, recommendation=replace(advice, reference=comparison))
+        if any(f.kind == "insufficient_data" for f in findings):
+            return findings, decision
+        return with_causes(findings, s, self.reference, comparison, self.codes, seed), decision
+
+
+@dataclass(frozen=True, slots=True)
 class _Analysis:
     """What came of it."""
 
@@ -171,6 +205,8 @@ class Reflector:
         self._analyses: dict[str, _Analysis] = {}
         self._hung: dict[str, asyncio.Future[_Analysis]] = {}
         self._horizons = Horizons(settings, store)
+        self._references = References(settings, store)
+        self._comparisons: dict[str, _KnownComparison] = {}
         self._capacities: dict[str, _KnownCapacities] = {}
         self._under_way: set[str] = set()
         self._read_until: dict[str, float | None] = {}
@@ -289,7 +325,10 @@ class Reflector:
             found = self._evidence(watched, live, now)
             predictor = self._predictor(watched, found, now, self._store.write)
             made = request(found.situation, wanted, watched.catalogue, predictor, by)
-            return replace(made, premortem=premortem_of(made, found.situation, watched.catalogue, predictor))
+            beside = self._beside_reference(watched, found, now, self._store.write)
+            comparison = beside.known.comparison if isinstance(beside, _ReferenceView) else None
+            tried = premortem_of(made, found.situation, watched.catalogue, predictor)
+            return replace(made, premortem=tried, reference=comparison)
 
         advice = await asyncio.to_thread(advise)
         plan = await asyncio.wait_for(self._plan(watched, live, advice), PLAN_S)
@@ -305,7 +344,10 @@ class Reflector:
         if before is not None and before.key == key:
             return before
         findings, decision = self._think(watched, found, now, write)
-        self._keep(endpoint, live, watched.price_per_hour, findings, now, write)
+        beside = self._beside_reference(watched, found, now, write)
+        if isinstance(beside, _ReferenceView):
+            findings, decision = beside.applied(findings, decision, found.situation, self._settings.decide.seed)
+        self._keep(endpoint, live, watched.price_per_hour, findings, beside, now, write)
         analysis = self._analyses[endpoint.name] = _Analysis(key, findings, decision, _attained(found.situation))
         return analysis
 
@@ -388,6 +430,42 @@ class Reflector:
             fit.doubted |= any(reason.code == "MODEL_TOO_HOPEFUL" for reason in decision.hold)
         return findings, decision
 
+    def _beside_reference(
+        self, watched: WatchedEndpoint, found: _Evidence, now: float, write: _Write
+    ) -> _ReferenceView | str | None:
+        """How the endpoint stands beside its reference, or what it would take to know. None: it is a reference itself."""
+        if watched.settings.role != "production":
+            return None
+        try:
+            known, reference = self._compared(watched, found, now, write)
+        except NoReference as lacking:
+            return str(lacking)
+        except CannotPredict as refused:
+            return refused.detail
+        return _ReferenceView(known, reference, self._references.codes(reference.name))
+
+    def _compared(
+        self, watched: WatchedEndpoint, found: _Evidence, now: float, write: _Write
+    ) -> tuple[_KnownComparison, CalibratedEndpoint]:
+        """Raises NoReference, CannotPredict. Made anew with each calibration, and where it is as old as one may be."""
+        endpoint, s = watched.settings, found.situation
+        model = endpoint.model or (s.windows[-1].facts.get("model") if s.windows else None)
+        reference = self._references.of(endpoint, model, s.objective, now, write)
+        fit = self._fits.get(endpoint.name)
+        if fit is None:
+            raise NoReference(f"nothing is known of {endpoint.name}'s own engine yet")
+        known = self._comparisons.get(endpoint.name)
+        fits = None if known is None else (known.own, known.reference)
+        if known is None or fits != (fit.calibrated, reference.calibrated) or now - known.at >= REFIT_S:
+            price = watched.catalogue.per_replica_hour(s.shape)
+            basis = Basis(s.shape, s.objective, watched.catalogue, found.error)
+            own = CalibratedEndpoint(endpoint.name, KINDS[endpoint.kind], fit.calibrated, basis, price)
+            replicas = max(1, round(serving(s, s.shape) or 1.0))
+            made = compare(own, reference, s, replicas, self._settings.decide.seed)
+            known = _KnownComparison(now, fit.calibrated, reference.calibrated, made)
+            self._comparisons[endpoint.name] = known
+        return known, reference
+
     def _capacities_of(self, s: Situation, fit: _Fit | None) -> _KnownCapacities:
         """What was learned of replicas under this fit and this busiest hour, whose replays need no repeating."""
         busiest = s.horizon.windows[0].start if s.horizon is not None else 0.0
@@ -452,7 +530,7 @@ class Reflector:
         name, findings, decision = endpoint.name, analysis.findings, analysis.decision
         for target, share in analysis.attained.items():
             self._metrics.attainment.labels(name, target).set(share)
-        for kind in ("breach", "trend", "saturation", "idle", "contradiction", "insufficient_data"):
+        for kind in get_args(FindingKind):
             self._metrics.findings.labels(name, kind).set(sum(f.kind == kind for f in findings))
         said = (
             decision.recommendation.direction
@@ -468,11 +546,16 @@ class Reflector:
         live: LiveState,
         per_hour: float | None,
         findings: Sequence[Finding],
+        beside: _ReferenceView | str | None,
         now: float,
         write: _Write,
     ) -> None:
         with write() as db:
             _keep_shape(db, endpoint.name, live, per_hour, now)
+            if isinstance(beside, str):
+                fleet.lacks_comparison(db, endpoint.name, beside)
+            elif beside is not None:
+                fleet.compared(db, endpoint.name, beside.known.comparison.as_dict() | {"at": beside.known.at})
             for finding in fleet.found(db, endpoint.name, findings, now):
                 log.info("finding", endpoint=endpoint.name, code=finding.reason.code, text=finding.reason.text)
 

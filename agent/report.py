@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from agent import views
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, outbox, windows
+from agent.store import Store, changes, control, fleet, outbox, windows
 from agent.store import recommendations as advice
 from agent.store.control import Lead
 from agent.store.evidence import judged, main_source
@@ -162,6 +162,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start:
         "tokens": None if prompt is None or output is None else prompt + output,
         "spent_usd": spent.usd,
         "spent_lacking": list(spent.lacking),
+        "reference_use": views.reference_use(e, fleet.get(db, e.name), observed),
         "objective": [
             {
                 **ObservedTarget.of(a).as_dict(),
@@ -198,6 +199,7 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             figures=figures,
             endpoints=sections,
             changes=done,
+            beside=_beside(store, settings, figures, now),
             promises=charts.promises([r for r in ledger if r["metric"].endswith("_s") and "_p" in r["metric"]]),
             accuracy=views.accuracy(store)["accuracy"],
             waiting=views.recommendation_list(store, states=advice.OPEN)["recommendations"],
@@ -206,6 +208,15 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             css=stylesheet(),
         )
     )
+
+
+def _beside(store: Store, settings: Settings, figures: Mapping[str, Any], now: float) -> dict[str, Any] | None:
+    """Each endpoint beside its reference as it stands now, and how the references were used over the period. None: there is none."""
+    found = views.references(store, settings, now)
+    if not found["references"]:
+        return None
+    used = {e["name"]: e["reference_use"] for e in figures["endpoints"]}
+    return found | {"references": [r | {"use": used[r["name"]]} for r in found["references"]]}
 
 
 def _charts(e: EndpointSettings, series: Sequence[Mapping[str, Any]], marks: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -256,6 +256,8 @@ class EndpointSettings(_Section):
     """How it responds to load: `engine` batches continuously (vLLM, SGLang, TGI), `vm` is any other server. Default: engine."""
     role: Literal["production", "reference"] = "production"
     """`reference` is the yardstick that others are compared with. Default: production."""
+    reference: str | None = None
+    """The endpoint with `role: reference` that it is compared with. Default: the one whose model is of its family, else the only one."""
     mode: Literal["observe", "approve", "auto"] = "observe"
     """observe says and never does; approve waits for a person; auto acts inside the policy. Default: observe."""
     api_key: SecretStr | None = None
@@ -470,11 +472,22 @@ class Settings(BaseSettings):
                     ("endpoints", i, "name"), f"two endpoints are called {endpoint.name!r}: names must differ"
                 )
             seen.add(endpoint.name)
+            if endpoint.reference is not None:
+                self._check_reference(i, endpoint)
             for j, size in enumerate(endpoint.policy.sizes):
                 if size not in self.sizes:
                     at = ("endpoints", i, "policy", "sizes", j)
                     raise Conflict(at, f"policy.sizes names {size!r}, which `sizes` does not have")
         return self
+
+    def _check_reference(self, i: int, endpoint: EndpointSettings) -> None:
+        at = ("endpoints", i, "reference")
+        if endpoint.role == "reference":
+            raise Conflict(at, f"{endpoint.name} is a reference itself, and is compared with none")
+        standing = [e.name for e in self.endpoints if e.role == "reference"]
+        if endpoint.reference not in standing:
+            known = ", ".join(standing) or "there is none"
+            raise Conflict(at, f"{endpoint.reference!r} is no endpoint with `role: reference` ({known})")
 
     def endpoint(self, name: str) -> EndpointSettings:
         """By name. Raises KeyError."""

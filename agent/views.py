@@ -23,6 +23,7 @@ from analyzers.money import Tariff, Unit, Usage, per_1k_tokens, per_month, per_r
 from analyzers.objective import attainment, mean_rate, told_s, total
 from analyzers.prediction import Interval
 from analyzers.recommendation import ObservedTarget
+from analyzers.reference import ReferenceUse
 from analyzers.words import promise, spread, verdict
 from collectors.window import Window
 
@@ -199,6 +200,8 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
             "usd_per_request": per_request(spent, requests),
         },
         "findings": [f["body"] for f in fleet.findings(db, e.name)],
+        "reference": _beside(known) if e.role == "production" else None,
+        "reference_use": reference_use(e, known, observed),
         "sources": [
             {
                 "source": s["source"],
@@ -211,6 +214,35 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
             for s in fleet.sources(db, e.name)
         ],
     }
+
+
+def references(store: Store, settings: Settings, now: float, name: str | None = None) -> View:
+    """Each production endpoint, or one, beside its reference; and how much of each reference is used."""
+    with store.read() as db:
+        seen = [_endpoint(db, settings, e, now) for e in settings.endpoints]
+    compared = [e for e in seen if e["reference"] is not None and name in (None, e["name"])]
+    used = [e for e in seen if e["reference_use"] is not None]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "endpoints": [{"name": e["name"], **e["reference"]} for e in compared],
+        "references": [{"name": e["name"], "label": e["label"], "use": e["reference_use"]} for e in used],
+    }
+
+
+def _beside(known: fleet.Row | None) -> View:
+    """How a production endpoint stands beside its reference, and what it would take to compare them now."""
+    lacks = "not judged yet" if known is None else known["comparison_lacks"]
+    return {"comparison": known["comparison"] if known is not None else None, "lacks": lacks}
+
+
+def reference_use(e: EndpointSettings, known: fleet.Row | None, rows: Sequence[Window]) -> View | None:
+    """How much of a reference was used in ``rows``, and what it costs. None: it is none."""
+    if e.role != "reference":
+        return None
+    shape = Shape.from_dict(known["shape"]) if known else e.shape.shape()
+    each = shape.engine.get("max_num_seqs")
+    slots = float(each * shape.replicas) if isinstance(each, int) and shape.replicas else None
+    return ReferenceUse.of(rows, slots, known["price_per_hour"] if known else None).as_dict()
 
 
 def _latest(rows: Sequence[Window], width: float, now: float) -> View | None:
@@ -279,6 +311,7 @@ def _brief(row: Mapping[str, Any]) -> View:
         "risk": body["risk"],
         "risk_reasons": body["risk_reasons"],
         "premortem": body.get("premortem"),
+        "reference": body.get("reference"),
         "predicted": predicted,
         "observed_now": {o["target"]: o for o in body.get("observed", ())},
         "predicted_verdicts": {

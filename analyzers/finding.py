@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["breach", "trend", "saturation", "idle", "anomaly", "forecast", "contradiction", "insufficient_data"]
+Kind = Literal["breach", "trend", "saturation", "idle", "reference", "contradiction", "insufficient_data"]
 Severity = Literal["info", "warning", "critical"]
 
 
@@ -18,6 +18,14 @@ class Reason:
     text: str
     """One sentence for people, numbers included."""
     numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Whose a finding is: ``OWN`` (the endpoint's), ``TRAFFIC``, ``TRAFFIC_OR_MODEL``; and what shows it, in one clause."""
+
+    code: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,8 @@ class Finding:
     severity: Severity
     reason: Reason
     evidence: Evidence
+    cause: Cause | None = None
+    """None: nothing tells it."""
 
     @property
     def refutes(self) -> bool:
@@ -59,5 +69,6 @@ class Finding:
             "code": self.reason.code,
             "text": self.reason.text,
             "numbers": dict(self.reason.numbers),
+            "cause": None if self.cause is None else {"code": self.cause.code, "text": self.cause.text},
             "evidence": {k: getattr(self.evidence, k) for k in Evidence.__slots__},
         }

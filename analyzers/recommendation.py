@@ -12,6 +12,7 @@ from analyzers.finding import Evidence, Reason
 from analyzers.objective import Attainment
 from analyzers.prediction import Prediction
 from analyzers.premortem import Premortem
+from analyzers.reference import ReferenceComparison
 
 Direction = Literal["grow", "shrink", "reshape"]
 Risk = Literal["low", "medium", "high"]
@@ -98,6 +99,8 @@ class Recommendation:
     """The objective's targets as they are now."""
     premortem: Premortem | None = None
     """What the proposed shape would survive. None: not tried."""
+    reference: ReferenceComparison | None = None
+    """The endpoint as it is, beside the reference server. None: there is none, or it is not known well enough."""
 
     @property
     def fingerprint(self) -> str:
@@ -120,4 +123,5 @@ class Recommendation:
             "evidence": {k: getattr(self.evidence, k) for k in Evidence.__slots__},
             "observed": [o.as_dict() for o in self.observed],
             "premortem": self.premortem.as_dict() if self.premortem is not None else None,
+            "reference": self.reference.as_dict() if self.reference is not None else None,
         }

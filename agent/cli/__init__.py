@@ -17,6 +17,7 @@ from agent.cli import (
     forecast,
     inspect,
     operate,
+    reference,
     schedules,
     scorecard,
     setup,
@@ -58,6 +59,7 @@ discover.add(app)
 operate.add(app)
 inspect.add(app)
 schedules.add(app)
+reference.add(app)
 forecast.add(app)
 scorecard.add(app)
 simulate.add(app)

@@ -307,6 +307,8 @@ def recommendations_show(
         stdout.print(f"  risk: {text(reason)}")
     if r["premortem"]:
         stdout.print(f"  pre-mortem: {text(r['premortem']['text'])}")
+    if r["reference"]:
+        stdout.print(f"  reference: it {text(r['reference']['text'])}")
     names = [m for m in r["predicted"] if m in r["predicted_now"] or "_p95" in m]
     rows = [
         [

@@ -43,6 +43,7 @@ def recommendation(row: Row, tokens: Mapping[str, str] | None, page_url: str) ->
             f"*Money:* {_money(row)}\n*Risk:* {body['risk']}"
             + "".join(f"\n• {_escape(t)}" for t in body["risk_reasons"])
             + (f"\n*Pre-mortem:* {_escape(tried['text'])}" if (tried := body.get("premortem")) else "")
+            + (f"\n*Reference:* it {_escape(beside['text'])}" if (beside := body.get("reference")) else "")
         ),
     ]
     if tokens:
@@ -85,6 +86,8 @@ def finding(row: Row, decision: Row | None, page_url: str) -> dict[str, Any]:
     """What is wrong at an endpoint, where nothing is proposed: and why not."""
     endpoint, body = row["endpoint"], row["body"]
     lines = [_escape(body["text"])]
+    if body.get("cause"):
+        lines.append(f"*Whose it is:* {_escape(body['cause']['text'])}")
     if decision is not None and decision["text"] and decision["text"] != body["text"]:
         lines.append(f"*What Flyball makes of it:* {_escape(decision['text'])}")
     title = f"{endpoint}: {'objective missed' if body['kind'] == 'breach' else 'something contradicts itself'}"

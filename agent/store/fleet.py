@@ -37,6 +37,17 @@ def decided(db: sa.Connection, endpoint: str, decision: Mapping[str, Any]) -> No
     db.execute(sa.update(_E).where(_E.c.endpoint == endpoint).values(decision=dict(decision)))
 
 
+def compared(db: sa.Connection, endpoint: str, comparison: Mapping[str, Any]) -> None:
+    """Keep how it stands beside its reference: a comparison as JSON, with ``at``."""
+    values = {"comparison": dict(comparison), "comparison_lacks": None}
+    db.execute(sa.update(_E).where(_E.c.endpoint == endpoint).values(**values))
+
+
+def lacks_comparison(db: sa.Connection, endpoint: str, text: str) -> None:
+    """Keep what it would take to compare it now. What was compared before stays, with its time."""
+    db.execute(sa.update(_E).where(_E.c.endpoint == endpoint).values(comparison_lacks=text))
+
+
 def freeze(db: sa.Connection, endpoint: str, *, reason: str, now: float, by: str) -> None:
     """Nothing is applied to it until a person unfreezes it."""
     db.execute(sa.update(_E).where(_E.c.endpoint == endpoint).values(frozen_because=reason, frozen_at=now))

@@ -27,6 +27,8 @@ class EndpointRow(TypedDict):
     last_change_at: float | None
     decision: Json | None
     schedule: Json | None
+    comparison: Json | None
+    comparison_lacks: str | None
 
 
 class SourceRow(TypedDict):

@@ -93,6 +93,8 @@ endpoints = sa.Table(
     _real("last_change_at"),
     sa.Column("decision", sa.JSON(none_as_null=True)),
     sa.Column("schedule", sa.JSON(none_as_null=True)),
+    sa.Column("comparison", sa.JSON(none_as_null=True)),
+    _text("comparison_lacks", nullable=True),
 )
 
 findings = sa.Table(
