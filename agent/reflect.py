@@ -23,6 +23,7 @@ from opentelemetry.trace import Tracer
 from actuators.base import ActuatorError, LiveState
 from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
+from agent import events
 from agent.horizon import Horizons
 from agent.metrics import Metrics
 from agent.references import NoReference, References
@@ -206,6 +207,7 @@ class Reflector:
         self._hung: dict[str, asyncio.Future[_Analysis]] = {}
         self._horizons = Horizons(settings, store)
         self._references = References(settings, store)
+        self._upgrades = events.UpgradeGuard(settings, store)
         self._comparisons: dict[str, _KnownComparison] = {}
         self._capacities: dict[str, _KnownCapacities] = {}
         self._under_way: set[str] = set()
@@ -344,10 +346,12 @@ class Reflector:
         if before is not None and before.key == key:
             return before
         findings, decision = self._think(watched, found, now, write)
+        upgraded = self._upgrades.found(endpoint, found.situation, now)
+        findings = findings if upgraded is None else [*findings, upgraded]
         beside = self._beside_reference(watched, found, now, write)
         if isinstance(beside, _ReferenceView):
             findings, decision = beside.applied(findings, decision, found.situation, self._settings.decide.seed)
-        self._keep(endpoint, live, watched.price_per_hour, findings, beside, now, write)
+        self._keep(endpoint, live, watched.price_per_hour, found.situation, findings, beside, now, write)
         analysis = self._analyses[endpoint.name] = _Analysis(key, findings, decision, _attained(found.situation))
         return analysis
 
@@ -545,12 +549,14 @@ class Reflector:
         endpoint: EndpointSettings,
         live: LiveState,
         per_hour: float | None,
+        situation: Situation,
         findings: Sequence[Finding],
         beside: _ReferenceView | str | None,
         now: float,
         write: _Write,
     ) -> None:
         with write() as db:
+            events.note(db, endpoint.name, live, per_hour, situation, now)
             _keep_shape(db, endpoint.name, live, per_hour, now)
             if isinstance(beside, str):
                 fleet.lacks_comparison(db, endpoint.name, beside)

@@ -82,6 +82,14 @@ def refused(why: str) -> dict[str, Any]:
     }
 
 
+_NOTICE = {
+    "breach": "objective missed",
+    "contradiction": "something contradicts itself",
+    "regression": "the engine became slower",
+    "ENGINE_IMPROVED": "the engine became faster",
+}
+
+
 def finding(row: Row, decision: Row | None, page_url: str) -> dict[str, Any]:
     """What is wrong at an endpoint, where nothing is proposed: and why not."""
     endpoint, body = row["endpoint"], row["body"]
@@ -90,7 +98,7 @@ def finding(row: Row, decision: Row | None, page_url: str) -> dict[str, Any]:
         lines.append(f"*Whose it is:* {_escape(body['cause']['text'])}")
     if decision is not None and decision["text"] and decision["text"] != body["text"]:
         lines.append(f"*What Flyball makes of it:* {_escape(decision['text'])}")
-    title = f"{endpoint}: {'objective missed' if body['kind'] == 'breach' else 'something contradicts itself'}"
+    title = f"{endpoint}: {_NOTICE.get(body['code'], _NOTICE[body['kind']])}"
     blocks: list[Block] = [
         HeaderBlock(text=PlainTextObject(text=_cut(title, _HEADER))),
         _section("\n".join(lines)),

@@ -27,7 +27,7 @@ PERMANENT = ("invalid_payload", "no_text", "no_service", "no_active_hooks", "inv
              "user_not_found", "invalid_blocks")  # fmt: skip
 GIVE_UP_S = 86_400.0
 #: Findings that people are told of though nothing is proposed; the same one once in so long, however often it comes and goes.
-NOTICED, NOTICE_S = ("breach", "contradiction"), 3600.0
+NOTICED, NOTICE_S = ("breach", "contradiction", "regression"), 3600.0
 
 
 #: After a message could not be made it is tried again so much later: what it tells of may have moved on by then.

@@ -54,6 +54,15 @@ class FindingRow(TypedDict):
     active: bool
 
 
+class EventRow(TypedDict):
+    id: int
+    endpoint: str
+    at: float
+    kind: str
+    text: str
+    body: Json
+
+
 class CalibrationRow(TypedDict):
     id: int
     endpoint: str

@@ -111,6 +111,19 @@ findings = sa.Table(
     sa.Column("active", sa.Boolean, nullable=False),
 )
 
+#: What happened to an endpoint that its figures may follow from.
+events = sa.Table(
+    "events",
+    metadata,
+    _serial(),
+    _text("endpoint"),
+    _real("at", nullable=False),
+    _text("kind"),
+    _text("text"),
+    sa.Column("body", sa.JSON, nullable=False),
+)
+sa.Index("ix_events_endpoint_at", events.c.endpoint, events.c.at)
+
 calibrations = sa.Table(
     "calibrations",
     metadata,

@@ -1,0 +1,112 @@
+"""Notices when an endpoint's engine, deployment or price becomes another one, and has the upgrade guard look at what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from actuators.base import LiveState
+from actuators.shape import Shape, difference
+from agent.settings import EndpointSettings, Settings
+from agent.store import Store, changes, events, fleet
+from agent.store.evidence import judged
+from agent.store.rows import EventRow
+from analyzers import guard
+from analyzers.finding import Finding
+from analyzers.situation import Situation
+from collectors.window import Window
+
+#: So long after a change of the engine it is looked at, and so much of before it is compared with.
+GUARDED_S, BEFORE_S = 6 * 3600.0, 12 * 3600.0
+#: Of these kinds are changes of the engine.
+_OF_THE_ENGINE = ("engine", "deploy")
+
+
+def note(db: sa.Connection, endpoint: str, live: LiveState, per_hour: float | None, s: Situation, now: float) -> None:
+    """Keep what became another one since the last analysis. Called before that one's row is overwritten.
+
+    What Flyball itself has done is among its changes, and no event.
+    """
+    known = fleet.get(db, endpoint)
+    if known is not None and known["shape_version"] != live.version:
+        if not _own(db, endpoint, known["seen_at"], now):
+            what = difference(Shape.from_dict(known["shape"]), live.shape) or "its deployment"
+            body = {"before": known["shape_version"], "after": live.version}
+            events.add(db, endpoint, at=now, kind="deploy", text=f"somebody else deployed: {what}", body=body)
+    elif known is not None and live.shape.autoscaling is None:  # an autoscaled one costs what serves
+        before = known["price_per_hour"]
+        if before is not None and per_hour is not None and before != per_hour:
+            text = f"the price became ${per_hour:.2f} an hour, from ${before:.2f}"
+            events.add(db, endpoint, at=now, kind="price", text=text, body={"usd_per_hour": per_hour})
+    _note_engine(db, endpoint, s.windows, now)
+
+
+def _note_engine(db: sa.Connection, endpoint: str, rows: Sequence[Window], now: float) -> None:
+    """By what the windows say of their engine. One in which replicas differ is on its way from one to the other."""
+    told = [(w, guard.identity(w.facts)) for w in rows if w.facts and not _mixed(w)]
+    if not told:
+        return
+    newest = told[-1][1]
+    last = events.latest(db, endpoint, "engine")
+    if last is None:
+        events.add(db, endpoint, at=told[-1][0].start, kind="engine", text="", body=newest)
+        return
+    both = [name for name in newest if name in last["body"]]
+    what = guard.difference({n: last["body"][n] for n in both}, {n: newest[n] for n in both})
+    if not what:
+        return
+    at = told[-1][0].start
+    for w, known in reversed(told):
+        if known != newest:
+            break
+        at = w.start
+    text = "" if _own(db, endpoint, at - rows[-1].duration_s, now) else what
+    events.add(db, endpoint, at=at, kind="engine", text=text, body=newest)
+
+
+def _mixed(window: Window) -> bool:
+    return any(", " in text for text in guard.identity(window.facts).values())
+
+
+def _own(db: sa.Connection, endpoint: str, since: float, until: float) -> bool:
+    """Whether a change of Flyball's was under way at any time in between."""
+    rows = changes.listed(db, endpoint=endpoint, limit=20)
+    return any(r["created_at"] <= until and (r["finished_at"] is None or r["finished_at"] >= since) for r in rows)
+
+
+class UpgradeGuard:
+    """Compares what came after the last change of each engine with what was before it. Called in threads."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+        self._before: dict[str, tuple[int, Sequence[Window]]] = {}
+        """By endpoint: the event's id, and the windows before it."""
+
+    def found(self, endpoint: EndpointSettings, s: Situation, now: float) -> Finding | None:
+        with self._store.read() as db:
+            seen = [e for e in events.listed(db, endpoint.name, now - GUARDED_S) if e["kind"] in _OF_THE_ENGINE]
+            if not seen:
+                return None
+            event = seen[-1]
+            known = fleet.get(db, endpoint.name)
+            changed = (known["last_change_at"] or 0.0) if known is not None else 0.0
+            if changed >= event["at"]:
+                return None  # its own verification tells what became of that one
+            before = self._known_before(db, endpoint, event, changed + endpoint.verify.warmup_s)
+            width = self._settings.collect.window_s
+            after = judged(
+                db, endpoint.name, endpoint.sources, event["at"] + width, now, width
+            )  # the first one starts up
+        return guard.guard(s, before, [w for w in after if not _mixed(w)], event["at"], event["text"])
+
+    def _known_before(
+        self, db: sa.Connection, endpoint: EndpointSettings, event: EventRow, since: float
+    ) -> Sequence[Window]:
+        known = self._before.get(endpoint.name)
+        if known is None or known[0] != event["id"]:
+            start, width = max(event["at"] - BEFORE_S, since), self._settings.collect.window_s
+            rows = judged(db, endpoint.name, endpoint.sources, start, event["at"], width)
+            known = self._before[endpoint.name] = (event["id"], [w for w in rows if not _mixed(w)])
+        return known[1]
