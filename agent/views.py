@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from actuators.shape import Plan, Shape, difference
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes
+from agent.store import Store, changes, control, fleet, mutes, outbox, recommendations, tunes
 from agent.store import audit as audit_table
 from agent.store.evidence import judged
 from agent.store.rows import EndpointRow
@@ -199,7 +199,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
             "usd_per_1k_tokens": per_1k_tokens(spent, all_tokens),
             "usd_per_request": per_request(spent, requests),
         },
-        "findings": [f["body"] for f in fleet.findings(db, e.name)],
+        "findings": _findings(db, now, e.name),
         "reference": _beside(known) if e.role == "production" else None,
         "reference_use": reference_use(e, known, observed),
         "sources": [
@@ -214,6 +214,34 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: f
             for s in fleet.sources(db, e.name)
         ],
     }
+
+
+def findings(store: Store, now: float, name: str | None = None, *, every: bool = False) -> View:
+    """What is found, most severe first, with who does not want to be told of it. every: also what was found before and has passed."""
+    with store.read() as db:
+        return {"schema_version": SCHEMA_VERSION, "findings": _findings(db, now, name, active=not every)}
+
+
+def _findings(db: sa.Connection, now: float, name: str | None, *, active: bool = True) -> list[View]:
+    muted = mutes.standing(db, now)
+    rows = fleet.findings(db, name, active=active)
+    return [
+        {
+            **row["body"],
+            "active": bool(row["active"]),
+            "first_seen_at": row["first_seen_at"],
+            "last_seen_at": row["last_seen_at"],
+            "muted": _muted(muted.get((row["endpoint"], row["code"]))),
+        }
+        for row in rows
+    ]
+
+
+def _muted(row: Mapping[str, Any] | None) -> View | None:
+    if row is None:
+        return None
+    how = "suppressed" if row["until"] is None else "snoozed"
+    return {"how": how, **{key: row[key] for key in ("until", "reason", "by", "at")}}
 
 
 def references(store: Store, settings: Settings, now: float, name: str | None = None) -> View:

@@ -14,6 +14,7 @@ from agent.cli import (
     advise,
     calibrate,
     discover,
+    findings,
     forecast,
     inspect,
     operate,
@@ -59,6 +60,7 @@ discover.add(app)
 operate.add(app)
 inspect.add(app)
 schedules.add(app)
+findings.add(app)
 reference.add(app)
 forecast.add(app)
 scorecard.add(app)

@@ -156,7 +156,7 @@ def endpoints(
     rows = []
     for e in view["endpoints"]:
         goals = [_goal(o) for o in e["objective"]]
-        findings = [f["code"] for f in e["findings"]]
+        findings = [f["code"] + (f" ({f['muted']['how']})" if f["muted"] else "") for f in e["findings"]]
         state = "[red]frozen[/red]" if e["frozen"] else ("ready" if e["ready"] else "[yellow]not ready[/yellow]")
         rows.append(
             [

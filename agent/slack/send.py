@@ -14,7 +14,7 @@ from agent.metrics import Metrics
 from agent.settings import Settings, SlackSettings
 from agent.slack import message
 from agent.slack.receive import Reply, allowed_url
-from agent.store import Store, changes, control, fleet, outbox, recommendations
+from agent.store import Store, changes, control, fleet, mutes, outbox, recommendations
 from agent.store.control import Lead, LostLease
 from collectors.clock import Clock
 from collectors.http import Http
@@ -96,10 +96,13 @@ class Sender:
                     db, channel="slack", kind="recommendation", subject=row["id"], revision=row["revision"], now=now
                 )
             said = {row["endpoint"] for row in recommendations.listed(db, states=recommendations.OPEN)}
+            muted = mutes.standing(db, now)
             for finding in fleet.findings(
                 db
             ):  # in every mode: who only observes wants to hear of a breach all the more
-                if finding["kind"] in NOTICED and finding["endpoint"] not in said:
+                if finding["kind"] not in NOTICED or finding["endpoint"] in said:
+                    continue
+                if (finding["endpoint"], finding["code"]) not in muted:
                     revision = int(finding["first_seen_at"] // NOTICE_S)
                     outbox.put(db, channel="slack", kind="finding", subject=finding["key"], revision=revision, now=now)
             return outbox.due(db, now)
@@ -128,11 +131,13 @@ class Sender:
                 outbox.sent(db, item["id"], now)
                 return None
             if item["kind"] == "finding":
-                found = next((f for f in fleet.findings(db) if f["key"] == item["subject"]), None)
+                muted, seen = mutes.standing(db, now), fleet.findings(db)
+                heard = [f for f in seen if (f["endpoint"], f["code"]) not in muted]
+                found = next((f for f in heard if f["key"] == item["subject"]), None)
                 known = fleet.get(db, found["endpoint"]) if found is not None else None
                 if found is not None:
                     return message.finding(found, known["decision"] if known else None, self._page())
-                outbox.sent(db, item["id"], now)  # it has passed before anybody could be told
+                outbox.sent(db, item["id"], now)  # it has passed, or nobody wants to hear of it
                 return None
             if item["kind"] == "report":
                 return message.report(item["subject"], outbox.reports(db, limit=1)[0], self._page())

@@ -54,6 +54,15 @@ class FindingRow(TypedDict):
     active: bool
 
 
+class MuteRow(TypedDict):
+    endpoint: str
+    code: str
+    until: float | None
+    reason: str
+    at: float
+    by: str
+
+
 class EventRow(TypedDict):
     id: int
     endpoint: str

@@ -111,6 +111,18 @@ findings = sa.Table(
     sa.Column("active", sa.Boolean, nullable=False),
 )
 
+#: Findings that people do not want to be told of; ``until`` is NULL for ever.
+mutes = sa.Table(
+    "mutes",
+    metadata,
+    sa.Column("endpoint", sa.Text, primary_key=True),
+    sa.Column("code", sa.Text, primary_key=True),
+    _real("until"),
+    _text("reason"),
+    _real("at", nullable=False),
+    _text("by"),
+)
+
 #: What happened to an endpoint that its figures may follow from.
 events = sa.Table(
     "events",

@@ -15,10 +15,11 @@ from agent import views
 from agent.approvals import ACTIONS
 from agent.report import environment
 from agent.slack.receive import MAX_BODY, ClickError
-from agent.store import control, outbox
+from agent.store import control, fleet, mutes, outbox
 from agent.store.recommendations import OPEN
 from agent.tune import page as tune_page
 from agent.web.guard import CSRF, SESSION, Guard, csrf_holds, csrf_of, local_path
+from collectors.text import clean
 
 if TYPE_CHECKING:
     from agent.governor import Governor
@@ -34,6 +35,7 @@ def create_app(governor: Governor) -> FastAPI:
     _slack(app, governor)
     _pages(app, governor)
     _decisions(app, governor)
+    _mutes(app, governor)
     _login(app, guard)
     return app
 
@@ -227,6 +229,44 @@ def _decisions(app: FastAPI, governor: Governor) -> None:
         if not ruling.accepted:
             return _render(request, governor, "refused.html", {"text": ruling.text, "identity": identity}, 409)
         return RedirectResponse(f"/recommendations/{ruling.recommendation_id}", 303)
+
+
+#: A finding that is snoozed on the page is heard of again after so long.
+SNOOZE_S = 86_400.0
+
+
+def _mutes(app: FastAPI, governor: Governor) -> None:
+    @app.post("/endpoints/{name}/findings/{code}")
+    async def mute(
+        request: Request,
+        name: str,
+        code: str,
+        action: Annotated[str, Form()] = "",
+        reason: Annotated[str, Form(max_length=500)] = "",
+        csrf: Annotated[str, Form()] = "",
+    ) -> Response:
+        """Suppress, snooze for a day, or resume a finding of an endpoint. A suppression says why."""
+        if not csrf_holds(request, csrf) or action not in ("suppress", "snooze", "resume"):
+            raise HTTPException(403, "this form did not come from this page; load it again")
+        if action == "suppress" and not reason.strip():
+            raise HTTPException(422, "say why nobody should be told of it any more")
+        actor, now = f"page:{request.client.host if request.client else 'unknown'}", governor.clock.now()
+
+        def write() -> bool:
+            with governor.store.write() as db:
+                known = {f["code"] for f in fleet.findings(db, name, active=False)}
+                if code not in known:
+                    return False
+                if action == "resume":
+                    mutes.unmute(db, name, code, now=now, by=actor)
+                else:
+                    until = now + SNOOZE_S if action == "snooze" else None
+                    mutes.mute(db, name, code, until=until, reason=clean(reason), now=now, by=actor)
+                return True
+
+        if not await asyncio.to_thread(write):
+            raise HTTPException(404, "there is no such thing here")
+        return RedirectResponse(f"/endpoints/{name}", 303)
 
 
 def _login(app: FastAPI, guard: Guard) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from agent.governor import Governor
 from agent.settings import SlackSettings
 from agent.slack import message
 from agent.slack.send import GIVE_UP_S
-from agent.store import Store, changes, control, fleet, outbox, recommendations, schema
-from analyzers.finding import Finding
+from agent.store import Store, changes, control, fleet, mutes, outbox, recommendations, schema
+from analyzers.finding import Cause, Finding
 from tests.agent.records import T0, advice, change_row, finding, ledger_row, recommendation_row, shape_row
 from tests.agent.slack import (
     ADA,
@@ -212,6 +213,42 @@ def test_what_has_passed_before_it_could_be_told_is_not_told(store: Store, tmp_p
         assert _sent(made, server) == []
     with store.read() as db:
         assert outbox.due(db, T0 + 1e6) == []
+
+
+def _mute(store: Store, until: float | None) -> None:
+    with store.write() as db:
+        mutes.mute(db, "chat", BREACH.reason.code, until=until, reason="a canary", now=T0, by="cli:ann")
+
+
+def test_of_what_is_suppressed_nobody_is_told_and_of_what_is_snoozed_after_its_time(
+    store: Store, tmp_path: Path
+) -> None:
+    _breach(store, T0, BREACH)
+    _mute(store, None)
+    with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
+        assert _sent(made, server, cycles=2) == []
+        _mute(store, T0 + 60)
+        assert _sent(made, server) == []
+        asyncio.run(made.clock.advance(61))
+        assert len(_sent(made, server)) == 1
+
+
+def test_what_was_suppressed_before_it_could_be_told_is_not_told(store: Store, tmp_path: Path) -> None:
+    _breach(store, T0, BREACH)
+    with store.write() as db:
+        outbox.put(db, channel="slack", kind="finding", subject=BREACH.key, revision=0, now=T0)
+    _mute(store, None)
+    with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
+        assert _sent(made, server) == []
+
+
+def test_an_upgrade_that_made_it_slower_is_told_with_whose_it_is(store: Store, tmp_path: Path) -> None:
+    slower = finding(code="ENGINE_REGRESSED", text="since 0.10", kind="regression", severity="warning")
+    _breach(store, T0, replace(slower, cause=Cause("OWN", "it does not on gpu")))
+    with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
+        (sent,) = _sent(made, server)
+    assert "chat: the engine became slower" in sent["text"]
+    assert "it does not on gpu" in json.dumps(sent)
 
 
 def test_a_proposal_says_of_its_breach_itself(store: Store, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ TABLES = {
     rows.EndpointRow: schema.endpoints,
     rows.SourceRow: schema.sources,
     rows.FindingRow: schema.findings,
+    rows.MuteRow: schema.mutes,
     rows.EventRow: schema.events,
     rows.CalibrationRow: schema.calibrations,
     rows.RecommendationRow: schema.recommendations,

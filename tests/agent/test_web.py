@@ -23,7 +23,7 @@ from agent.clock import VirtualClock
 from agent.governor import Governor
 from agent.report import weekly
 from agent.settings import Settings
-from agent.store import Store, control, fleet, recommendations, tunes, windows
+from agent.store import Store, audit, control, fleet, recommendations, tunes, windows
 from agent.tune.history import told
 from agent.web.app import create_app
 from agent.web.guard import CSRF, SESSION
@@ -572,3 +572,52 @@ def test_what_contradicts_itself_stands_there_with_its_weight(made: Make, path: 
     twin = client.get(_twin(path)).json()
     told = twin["endpoints"][0] if "endpoints" in twin else twin["endpoint"]
     assert {f["code"] for f in told["findings"]} == {"SETTINGS_CONTRADICT", "ENGINE_STUCK"}
+
+
+# -- findings that nobody wants to be told of ---------------------------------------------------------------------------
+
+
+def _mute_form(client: Browser, action: str, **other: str) -> dict[str, str]:
+    client.get("/endpoints/chat")
+    return {"action": action, "csrf": client.cookies[CSRF]} | other
+
+
+def _finding(client: Browser) -> dict[str, Any]:
+    (found,) = client.get("/endpoints/chat.json").json()["endpoint"]["findings"]
+    return dict(found)
+
+
+def test_a_finding_is_suppressed_snoozed_and_resumed_on_the_page(made: Make) -> None:
+    governor, client = made()
+    path = "/endpoints/chat/findings/LOW_OCCUPANCY"
+    assert _finding(client)["muted"] is None
+    answer = client.post(path, data=_mute_form(client, "suppress", reason="it is a <b>spare</b>"))
+    assert (answer.status_code, answer.headers["location"]) == (303, "/endpoints/chat")
+    muted = _finding(client)["muted"]
+    assert (muted["how"], muted["until"], muted["by"]) == ("suppressed", None, "page:127.0.0.1")
+    page = client.get("/endpoints/chat").text
+    assert "suppressed by page:127.0.0.1: it is a &lt;b&gt;spare&lt;/b&gt;" in page
+    assert "LOW_OCCUPANCY" in page
+    client.post(path, data=_mute_form(client, "snooze"))
+    assert _finding(client)["muted"]["until"] == NOW + 86_400
+    client.post(path, data=_mute_form(client, "resume"))
+    assert _finding(client)["muted"] is None
+    with governor.store.read() as db:
+        did = [row["action"] for row in audit.entries(db, "chat") if row["action"].endswith("_finding")]
+    assert did == ["resume_finding", "snooze_finding", "suppress_finding"]
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "status"),
+    [
+        ("/endpoints/chat/findings/LOW_OCCUPANCY", {"action": "suppress", "reason": "no", "csrf": "wrong"}, 403),
+        ("/endpoints/chat/findings/LOW_OCCUPANCY", {"action": "forget"}, 403),
+        ("/endpoints/chat/findings/LOW_OCCUPANCY", {"action": "suppress", "reason": " "}, 422),
+        ("/endpoints/chat/findings/NEVER_FOUND", {"action": "snooze"}, 404),
+        ("/endpoints/other/findings/LOW_OCCUPANCY", {"action": "snooze"}, 404),
+    ],
+)
+def test_what_must_not_be_muted_is_not(made: Make, path: str, form: dict[str, str], status: int) -> None:
+    _, client = made()
+    assert client.post(path, data=_mute_form(client, **form)).status_code == status
+    assert _finding(client)["muted"] is None
