@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from actuators.base import LiveState
-from actuators.shape import Shape, difference
+from actuators.shape import Plan, Shape, difference
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, events, fleet
 from agent.store.evidence import judged
 from agent.store.rows import EventRow
 from analyzers import guard
 from analyzers.finding import Finding
-from analyzers.situation import Situation
+from analyzers.situation import KnownEvent, Situation
 from collectors.window import Window
 
 #: So long after a change of the engine it is looked at, and so much of before it is compared with.
@@ -73,6 +73,17 @@ def _own(db: sa.Connection, endpoint: str, since: float, until: float) -> bool:
     """Whether a change of Flyball's was under way at any time in between."""
     rows = changes.listed(db, endpoint=endpoint, limit=20)
     return any(r["created_at"] <= until and (r["finished_at"] is None or r["finished_at"] >= since) for r in rows)
+
+
+def known(db: sa.Connection, endpoint: str, since: float) -> list[KnownEvent]:
+    """What happened to the endpoint, whoever did it, oldest first."""
+    found = [KnownEvent(e["at"], e["text"]) for e in events.listed(db, endpoint, since)]
+    for row in changes.listed(db, endpoint=endpoint, purpose="change", limit=20):
+        if row["applied_at"] is not None and row["applied_at"] >= since:
+            plan = Plan.from_dict(row["plan"])
+            what = difference(plan.before, plan.after)
+            found.append(KnownEvent(row["applied_at"], f"Flyball's change {row['id']}: {what}"))
+    return sorted(found, key=lambda event: event.at)
 
 
 class UpgradeGuard:

@@ -28,6 +28,7 @@ from agent.horizon import Horizons
 from agent.metrics import Metrics
 from agent.references import NoReference, References
 from agent.schedules import HELD_S, plan_of
+from agent.seasons import Seasons
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, recommendations, schedules, tunes, windows
 from agent.store.control import Lead, LostLease
@@ -37,7 +38,7 @@ from agent.wiring import policy_of
 from analyzers.choice import serving
 from analyzers.finding import Finding, Reason
 from analyzers.finding import Kind as FindingKind
-from analyzers.findings import analyze
+from analyzers.findings import EVENT_S, analyze
 from analyzers.kinds.base import Basis, Calibration, Kind, Replayer
 from analyzers.kinds.registry import KINDS
 from analyzers.objective import attainment, total
@@ -146,6 +147,7 @@ class _Evidence:
             s.per_hour,
             seen,
             id(s.horizon),  # the same object as long as it is the same load to come
+            tuple(s.events),
             tuple(sorted(self.error.items())),
         )
 
@@ -208,6 +210,7 @@ class Reflector:
         self._horizons = Horizons(settings, store)
         self._references = References(settings, store)
         self._upgrades = events.UpgradeGuard(settings, store)
+        self._seasons = Seasons(settings, store)
         self._comparisons: dict[str, _KnownComparison] = {}
         self._capacities: dict[str, _KnownCapacities] = {}
         self._under_way: set[str] = set()
@@ -347,7 +350,11 @@ class Reflector:
             return before
         findings, decision = self._think(watched, found, now, write)
         upgraded = self._upgrades.found(endpoint, found.situation, now)
-        findings = findings if upgraded is None else [*findings, upgraded]
+        findings = [
+            *findings,
+            *([] if upgraded is None else [upgraded]),
+            *self._seasons.found(endpoint, found.situation, now),
+        ]
         beside = self._beside_reference(watched, found, now, write)
         if isinstance(beside, _ReferenceView):
             findings, decision = beside.applied(findings, decision, found.situation, self._settings.decide.seed)
@@ -376,6 +383,7 @@ class Reflector:
             error = changes.measured_error(db, endpoint.name)
             standing = schedules.of(db, endpoint.name)
             change = changes.active_of(db, endpoint.name)
+            happened = events.known(db, endpoint.name, start - EVENT_S)
         coming = now - watched.settles_s - end < WINDOW_LATE * self._settings.collect.interval_s
         part = len(rows) > 1 and rows[-1].coverage < endpoint.policy.min_coverage  # what one before a restart had of it
         if coming and rows and (rows[-1].end < end or part):
@@ -399,6 +407,7 @@ class Reflector:
             longer=longer,
             horizon=self._horizons.of(endpoint, end, changed_at),
             model=endpoint.model,
+            events=happened,
             stated=isinstance(watched.actuator, ReadOnlyActuator),
         )
         return _Evidence(situation, error)

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["breach", "trend", "saturation", "idle", "regression", "reference", "contradiction", "insufficient_data"]
+Kind = Literal[
+    "breach",
+    "trend",
+    "saturation",
+    "idle",
+    "regression",
+    "burn",
+    "anomaly",
+    "reference",
+    "contradiction",
+    "insufficient_data",
+]
 Severity = Literal["info", "warning", "critical"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from statistics import median
 
 from analyzers.contradictions import contradictions
@@ -11,12 +12,14 @@ from analyzers.finding import Finding, Kind, Reason, Severity
 from analyzers.money import per_month
 from analyzers.objective import Attainment, Target, attainment, sustained_breach, told_s, total
 from analyzers.situation import Situation
-from analyzers.trend import trend
+from analyzers.trend import at_comparable_load, in_one_step, step, trend
 from analyzers.words import lasting, spread
 from collectors.window import Window
 
 #: Significance that a trend needs, and the relative change over the span that is worth a word.
 TREND_P, TREND_CHANGE = 0.01, 0.2
+#: An event that was longer ago than this is not named beside a change of figures: seconds.
+EVENT_S = 1800.0
 #: The share of windows in which a signal of saturation must show, where it does not show in each of the last.
 SUSTAINED = 0.5
 #: An endpoint without requests is at rest when so long was seen of it: a working day has a morning.
@@ -216,26 +219,58 @@ def _at_rest(s: Situation) -> Iterator[Finding]:
 
 
 def _trends(s: Situation) -> Iterator[Finding]:
-    series: list[tuple[str, str, Callable[[Window], float | None]]] = [
-        ("LOAD", "the request rate", lambda w: w.rate("requests")),
-        ("TTFT", "the median time to first token", lambda w: w.quantile("ttft_s", 0.5)),
-        ("ITL", "the median gap between tokens", lambda w: w.quantile("itl_s", 0.5)),
-    ]
-    for code, what, value in series:
-        points = [(w.start, v) for w in s.windows if w.coverage > 0 and (v := value(w)) is not None]
-        line = trend([t for t, _ in points], [v for _, v in points])
-        if line is None or line.p_value > TREND_P or abs(line.change) < TREND_CHANGE:
-            continue
-        rising = line.change > 0
-        now = median(v for _, v in points[-LEAST_WINDOWS:])
-        if (now - line.first) * (line.last - line.first) < 0.5 * (line.last - line.first) ** 2:
-            continue  # it has come back since
-        numbers = {"first": line.first, "last": line.last, "p_value": line.p_value, "slope_per_hour": line.slope * 3600}
-        by = "from nothing" if math.isinf(line.change) else f"by {abs(line.change):.0%}"
-        numbers |= {} if math.isinf(line.change) else {"change": line.change}
-        text = f"{what} {'rose' if rising else 'fell'} {by} over {_span(s)} (p = {line.p_value:.2g})"
-        severity: Severity = "info" if code == "LOAD" or not rising else "warning"
-        yield _finding(s, "trend", severity, Reason(f"{code}_{'RISING' if rising else 'FALLING'}", text, numbers))
+    seen = [w for w in s.windows if w.coverage > 0]
+    rates = [(w, v) for w in seen if (v := w.rate("requests")) is not None]
+    yield from _trend(s, "LOAD", "the request rate", [w.start for w, _ in rates], [v for _, v in rates])
+    for code, what, metric in (
+        ("TTFT", "the median time to first token", "ttft_s"),
+        ("ITL", "the median gap between tokens", "itl_s"),
+    ):
+        points = [(w.start, v, _load(w)) for w in seen if (v := w.quantile(metric, 0.5)) is not None]
+        loads = [load for _, _, load in points if load is not None]
+        values = [v for _, v, _ in points]
+        if len(loads) == len(values):
+            values = at_comparable_load(values, loads)
+        yield from _trend(s, code, f"{what}, at comparable load,", [t for t, _, _ in points], values)
+
+
+def _load(w: Window) -> float | None:
+    """Tokens a second of one replica, or its requests where the tokens are not told."""
+    rate = w.rate("output_tokens")
+    rate = w.rate("requests") if rate is None else rate
+    return None if rate is None else rate / max(1, w.targets)
+
+
+def _trend(s: Situation, code: str, what: str, times: Sequence[float], values: Sequence[float]) -> Iterator[Finding]:
+    line = trend(times, values)
+    if line is None or line.p_value > TREND_P or abs(line.change) < TREND_CHANGE:
+        return
+    rising = line.change > 0
+    now = median(values[-LEAST_WINDOWS:])
+    if (now - line.first) * (line.last - line.first) < 0.5 * (line.last - line.first) ** 2:
+        return  # it has come back since
+    numbers = {"first": line.first, "last": line.last, "p_value": line.p_value, "slope_per_hour": line.slope * 3600}
+    by = "from nothing" if math.isinf(line.change) else f"by {abs(line.change):.0%}"
+    numbers |= {} if math.isinf(line.change) else {"change": line.change}
+    how, since = f"over {_span(s)}", s.start
+    found = step(times, values)
+    if found is not None and found.p_value <= TREND_P and in_one_step(times, values, line, found):
+        numbers |= {"step_at": found.at}
+        how, since = f"in one step at {datetime.fromtimestamp(found.at, UTC):%H:%M} UTC", found.at
+    text = f"{what} {'rose' if rising else 'fell'} {by} {how} (p = {line.p_value:.2g}){_after_event(s, since)}"
+    severity: Severity = "info" if code == "LOAD" or not rising else "warning"
+    yield _finding(s, "trend", severity, Reason(f"{code}_{'RISING' if rising else 'FALLING'}", text, numbers))
+
+
+def _after_event(s: Situation, at: float) -> str:
+    """The known event nearest to ``at``, of those that were not long before it, nor after it by more than windows tell apart."""
+    width = max((w.duration_s for w in s.windows), default=0.0)
+    near = [e for e in s.events if at - EVENT_S <= e.at <= at + 2 * width]
+    if not near:
+        return ""
+    event = min(near, key=lambda e: abs(e.at - at))
+    apart = abs(at - event.at)
+    return f"; {'at that time' if apart < width else f'{lasting(apart)} before'}: {event.text}"
 
 
 def _mean(windows: Sequence[Window], gauge: str) -> float:

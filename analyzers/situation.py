@@ -14,6 +14,15 @@ from collectors.window import Window
 
 
 @dataclass(frozen=True, slots=True)
+class KnownEvent:
+    """Something that happened to an endpoint, from which its figures may follow."""
+
+    at: float
+    """Unix seconds."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Situation:
     """One endpoint, as it is judged: the windows of its judged source over ``start``..``end``, gaps left out."""
 
@@ -41,6 +50,8 @@ class Situation:
     """The load to come. None: no history of it is at hand, and a choice rests on the span alone."""
     model: str | None = None
     """The model that the settings name."""
+    events: Sequence[KnownEvent] = ()
+    """Deployments, engines, prices, and Flyball's own changes, about the span."""
     stated: bool = False
     """Whether the shape, its engine's limits with it, is only what the settings state: no system tells it."""
 

@@ -1,4 +1,4 @@
-"""Whether a series rises or falls for real."""
+"""Whether a series rises or falls for real, at comparable load, and whether it did so in one step."""
 
 from __future__ import annotations
 
@@ -45,3 +45,53 @@ def trend(times: Sequence[float], values: Sequence[float]) -> Trend | None:
     first, last = np.clip([intercept + slope * x[0], intercept + slope * x[-1]], y.min(), y.max())
     p_value = float(scipy.stats.kendalltau(x, y).pvalue)
     return Trend(float(slope), float(first), float(last), p_value)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelShift:
+    """A series that has one level before a moment, and another one from then on."""
+
+    at: float
+    """Time of the first value of the new level."""
+    before: float
+    after: float
+    """Medians."""
+    p_value: float
+    """Probability of so large a step without any."""
+
+
+def step(times: Sequence[float], values: Sequence[float]) -> LevelShift | None:
+    """The likeliest single step: Pettitt 1979, "A Non-Parametric Approach to the Change-Point Problem", with its approximate probability.
+
+    ``times`` ascending. None with fewer than 8 points.
+    """
+    n = len(times)
+    if n < 8:
+        return None
+    y = np.asarray(values, dtype=np.float64)
+    ranks = scipy.stats.rankdata(y)
+    # U(k) = 2 (sum of the first k ranks) - k (n + 1): how the first k compare with the rest.
+    u = np.abs(2 * np.cumsum(ranks)[:-1] - np.arange(1, n) * (n + 1))
+    k = int(u.argmax()) + 1
+    p_value = min(1.0, 2.0 * math.exp(-6.0 * float(u[k - 1]) ** 2 / (n**3 + n**2)))
+    return LevelShift(float(times[k]), float(np.median(y[:k])), float(np.median(y[k:])), p_value)
+
+
+def in_one_step(times: Sequence[float], values: Sequence[float], line: Trend, found: LevelShift) -> bool:
+    """Whether the step describes the series better than the line does: by the absolute deviations that are left."""
+    x, y = np.asarray(times, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    sloped = y - line.slope * x
+    level = np.where(x < found.at, found.before, found.after)
+    return float(np.abs(y - level).sum()) < float(np.abs(sloped - np.median(sloped)).sum())
+
+
+def at_comparable_load(values: Sequence[float], load: Sequence[float]) -> list[float]:
+    """The series as it would be at its median load: less the robust slope of value on load, where more load makes more of it.
+
+    What rises only because the load rose, rises no more. Theil-Sen over the pairs whose loads differ.
+    """
+    x, y = np.asarray(load, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if x.shape[0] < 3 or np.ptp(x) == 0:
+        return [float(v) for v in y]
+    slope = max(0.0, float(scipy.stats.theilslopes(y, x)[0]))
+    return [float(v) for v in y - slope * (x - np.median(x))]

@@ -15,6 +15,7 @@ from sqlalchemy import exc
 from agent.store import schema
 from agent.store.database import Store
 from agent.store.sql import upsert
+from analyzers.anomaly import SlotFigures
 from analyzers.forecast.history import LoadSpan
 from analyzers.money import Cost, Tariff, Usage
 from collectors.metrics import names
@@ -146,6 +147,37 @@ def _spans(
         .order_by(_T.c.start)
     )
     return [LoadSpan(*row) for row in rows]
+
+
+def load_figures(
+    db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float
+) -> list[SlotFigures]:
+    """What plain columns tell of windows of one resolution within ``start``..``end``, in order; of those that were mostly observed."""
+    c = _T.c
+    columns = (c.start, c.duration_s, c.coverage, c.requests, c.errors, c.prompt_tokens, c.output_tokens)
+    times = (c.ttft_p50_s, c.ttft_p95_s, c.itl_p50_s, c.waiting_mean)
+    rows = db.execute(
+        sa.select(*columns, *times)
+        .where(c.endpoint == endpoint, c.source == source, c.duration_s == duration_s, c.coverage >= 0.5)
+        .where(c.start >= start, c.start + c.duration_s <= end)
+        .order_by(c.start)
+    )
+    return [_figures(row._mapping) for row in rows]
+
+
+def _figures(row: Mapping[Any, Any]) -> SlotFigures:
+    requests = row["requests"]
+    each = (
+        {} if not requests else {n: row[n] / requests for n in ("prompt_tokens", "output_tokens") if row[n] is not None}
+    )
+    values = {
+        "requests_per_s": None if requests is None else requests / (row["duration_s"] * row["coverage"]),
+        "error_rate": None if row["errors"] is None or not requests else row["errors"] / requests,
+        "waiting": row["waiting_mean"],
+        **{name: row[name] for name in ("ttft_p50_s", "ttft_p95_s", "itl_p50_s")},
+        **each,
+    }
+    return SlotFigures(row["start"], {name: value for name, value in values.items() if value is not None})
 
 
 def latest(db: sa.Connection, endpoint: str, duration_s: float, source: str) -> Window | None:

@@ -11,7 +11,7 @@ from actuators.shape import Shape
 from analyzers.finding import Finding
 from analyzers.findings import analyze, missing_evidence
 from analyzers.policy import Policy
-from analyzers.situation import Situation
+from analyzers.situation import KnownEvent, Situation
 from tests.analyzers.situations import HOUR, MINUTE, hour, minute, objective, situation
 
 
@@ -181,16 +181,40 @@ def test_silence_is_not_idleness_when_nobody_looked() -> None:
 
 
 def test_trends() -> None:
-    rising = [minute(i, requests=60.0 + i, ttft=[0.2 + 0.004 * i] * 10) for i in range(60)]
+    rising = [minute(i, requests=60.0 + i) for i in range(60)]
     codes = found(situation(rising))
     assert codes["LOAD_RISING"].severity == "info"
-    assert codes["TTFT_RISING"].severity == "warning"
     assert codes["LOAD_RISING"].reason.numbers["slope_per_hour"] == pytest.approx(1.0)  # from 1/s to 2/s in an hour
-    assert "ITL_RISING" not in codes
+    slower = found(situation([minute(i, requests=60.0 + i % 7, ttft=[0.2 + 0.004 * i] * 10) for i in range(60)]))
+    assert slower["TTFT_RISING"].severity == "warning"
+    assert "ITL_RISING" not in slower
     falling = [minute(i, requests=120.0 - i) for i in range(60)]
     assert found(situation(falling))["LOAD_FALLING"].severity == "info"
     slightly = [minute(i, requests=60.0 + i * 0.1) for i in range(60)]
     assert "LOAD_RISING" not in found(situation(slightly))
+
+
+def test_what_rises_because_the_traffic_rose_is_no_regression() -> None:
+    with_load = [minute(i, requests=60.0 + i, ttft=[0.2 + 0.004 * i] * 10) for i in range(60)]
+    assert set(found(situation(with_load))) == {"LOAD_RISING"}
+    noisy = [60.0 + i + 10.0 * (i % 5) for i in range(60)]
+    both = [minute(i, requests=r, ttft=[0.1 + 0.002 * r] * 10) for i, r in enumerate(noisy)]
+    assert set(found(situation(both))) == {"LOAD_RISING"}
+    own = [minute(i, requests=r, ttft=[0.1 + 0.002 * r + (0.3 if i >= 30 else 0.0)] * 10) for i, r in enumerate(noisy)]
+    assert "TTFT_RISING" in found(situation(own))
+
+
+def test_a_step_is_called_so_and_the_event_nearest_to_it_is_named() -> None:
+    rows = [minute(i, requests=60.0 + i % 7, ttft=[0.2 if i < 30 else 0.5] * 10) for i in range(60)]
+    upgrade, long_ago = KnownEvent(29 * MINUTE + 20, "engine_version 0.9 → 0.10"), KnownEvent(-9 * HOUR, "price")
+    reason = found(situation(rows, events=(long_ago, upgrade)))["TTFT_RISING"].reason
+    assert "rose by 150% in one step at 00:30 UTC" in reason.text
+    assert reason.text.endswith("; at that time: engine_version 0.9 → 0.10")
+    assert reason.numbers["step_at"] == 30 * MINUTE
+    before = found(situation(rows, events=(KnownEvent(20 * MINUTE, "a deploy"),)))["TTFT_RISING"].reason
+    assert before.text.endswith("; 10 min before: a deploy")
+    alone = found(situation(rows, events=(long_ago, KnownEvent(50 * MINUTE, "later"))))["TTFT_RISING"].reason
+    assert ";" not in alone.text
 
 
 def test_the_same_conclusion_has_the_same_key_and_plain_json() -> None:

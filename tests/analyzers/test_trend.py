@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyzers.trend import trend
+from analyzers.trend import at_comparable_load, in_one_step, step, trend
 
 TIMES = [60.0 * i for i in range(60)]
 
@@ -67,3 +67,46 @@ def test_what_falls_to_nothing_fell_by_all_of_it_and_no_more() -> None:
 def test_no_series_without_negative_values_falls_by_more_than_all_of_it(values: list[float]) -> None:
     line = trend([60.0 * i for i in range(len(values))], values)
     assert line is None or line.change >= -1.0
+
+
+# -- steps and load -------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_found_where_it_is() -> None:
+    rng = np.random.default_rng(2)
+    values = [*rng.normal(10.0, 1.0, 25), *rng.normal(14.0, 1.0, 35)]
+    found, line = step(TIMES, values), trend(TIMES, values)
+    assert found is not None
+    assert line is not None
+    assert found.at == pytest.approx(TIMES[25], abs=60.0)
+    assert (found.before, found.after) == (pytest.approx(10.0, abs=0.6), pytest.approx(14.0, abs=0.6))
+    assert found.p_value < 1e-6
+    assert in_one_step(TIMES, values, line, found)
+
+
+def test_a_slope_is_no_step() -> None:
+    values = [100.0 + 0.5 * t for t in TIMES]
+    found, line = step(TIMES, values), trend(TIMES, values)
+    assert found is not None
+    assert line is not None
+    assert not in_one_step(TIMES, values, line, found)
+
+
+def test_noise_is_seldom_taken_for_a_step() -> None:
+    """Pettitt's approximation is on the safe side."""
+    rng = np.random.default_rng(4)
+    found = [step(TIMES, list(rng.normal(10.0, 1.0, 60))) for _ in range(300)]
+    assert sum(f is not None and f.p_value < 0.01 for f in found) <= 6
+    assert step(TIMES[:7], [1.0] * 7) is None
+
+
+def test_the_loads_part_is_taken_out_and_the_rest_stays() -> None:
+    rng = np.random.default_rng(6)
+    load = rng.uniform(1.0, 5.0, 60)
+    own = np.linspace(0.0, 1.0, 60)
+    adjusted = at_comparable_load(list(2.0 * load + own), list(load))
+    assert np.corrcoef(adjusted, own)[0, 1] > 0.95
+    assert abs(np.corrcoef(adjusted, load)[0, 1]) < 0.35
+    assert at_comparable_load([1.0, 2.0, 4.0], [3.0, 3.0, 3.0]) == [1.0, 2.0, 4.0]
+    less = list(10.0 - load)
+    assert at_comparable_load(less, list(load)) == less, "more load makes nothing faster"
