@@ -78,12 +78,26 @@ def _own(db: sa.Connection, endpoint: str, since: float, until: float) -> bool:
 def known(db: sa.Connection, endpoint: str, since: float) -> list[KnownEvent]:
     """What happened to the endpoint, whoever did it, oldest first."""
     found = [KnownEvent(e["at"], e["text"]) for e in events.listed(db, endpoint, since)]
-    for row in changes.listed(db, endpoint=endpoint, purpose="change", limit=20):
+    for row in changes.listed(db, endpoint=endpoint, limit=20):
         if row["applied_at"] is not None and row["applied_at"] >= since:
             plan = Plan.from_dict(row["plan"])
             what = difference(plan.before, plan.after)
             found.append(KnownEvent(row["applied_at"], f"Flyball's change {row['id']}: {what}"))
     return sorted(found, key=lambda event: event.at)
+
+
+def _between_changes(db: sa.Connection, endpoint: EndpointSettings, at: float, now: float) -> tuple[float, float]:
+    """From where to where about ``at`` Flyball itself changed nothing but the number of replicas."""
+    since, until = at - BEFORE_S, now
+    for row in changes.listed(db, endpoint=endpoint.name, since=since, limit=50):
+        plan = Plan.from_dict(row["plan"])
+        if plan.before.with_(replicas=None) == plan.after.with_(replicas=None):
+            continue
+        if row["created_at"] >= at:
+            until = min(until, row["created_at"])
+        else:
+            since = max(since, (row["finished_at"] or at) + endpoint.verify.warmup_s)
+    return since, until
 
 
 class UpgradeGuard:
@@ -101,14 +115,11 @@ class UpgradeGuard:
             if not seen:
                 return None
             event = seen[-1]
-            known = fleet.get(db, endpoint.name)
-            changed = (known["last_change_at"] or 0.0) if known is not None else 0.0
-            if changed >= event["at"]:
-                return None  # its own verification tells what became of that one
-            before = self._known_before(db, endpoint, event, changed + endpoint.verify.warmup_s)
+            since, until = _between_changes(db, endpoint, event["at"], now)
+            before = self._known_before(db, endpoint, event, since)
             width = self._settings.collect.window_s
             after = judged(
-                db, endpoint.name, endpoint.sources, event["at"] + width, now, width
+                db, endpoint.name, endpoint.sources, event["at"] + width, until, width
             )  # the first one starts up
         return guard.guard(s, before, [w for w in after if not _mixed(w)], event["at"], event["text"])
 
@@ -117,7 +128,7 @@ class UpgradeGuard:
     ) -> Sequence[Window]:
         known = self._before.get(endpoint.name)
         if known is None or known[0] != event["id"]:
-            start, width = max(event["at"] - BEFORE_S, since), self._settings.collect.window_s
-            rows = judged(db, endpoint.name, endpoint.sources, start, event["at"], width)
+            width = self._settings.collect.window_s
+            rows = judged(db, endpoint.name, endpoint.sources, since, event["at"], width)
             known = self._before[endpoint.name] = (event["id"], [w for w in rows if not _mixed(w)])
         return known[1]

@@ -17,7 +17,7 @@ from actuators.shape import Shape
 from agent import views
 from agent.apply import LEASE
 from agent.clock import VirtualClock
-from agent.events import note
+from agent.events import BEFORE_S, _between_changes, known, note
 from agent.metrics import Metrics
 from agent.reflect import Reflector
 from agent.settings import Settings
@@ -28,7 +28,7 @@ from benchmarks.guard import served
 from collectors.http import Http
 from collectors.sessions import Sessions
 from collectors.window import Window
-from tests.agent.records import T0, change_row, shape_row
+from tests.agent.records import T0, change_row, plan, shape_row
 from tests.analyzers.situations import minute, situation
 
 SHAPE = Shape(replicas=1, engine={"max_num_seqs": 128})
@@ -151,3 +151,26 @@ def test_an_upgrade_that_changes_nothing_is_an_event_and_no_finding(house: House
         house.serve(served(1.0, 20, 2, 40)[i : i + 5], NEW)
     assert not {"ENGINE_REGRESSED", "ENGINE_IMPROVED"} & set(house.codes())
     assert [kind for kind, _, _ in told(house.store)] == ["engine"]
+
+
+def test_what_flyball_changes_afterwards_is_not_laid_to_the_upgrade(house: House) -> None:
+    """Its own change of the engine ends what is compared; replicas alone do not, since the load is that of one."""
+    house.serve(served(1.0, 40, 3), OLD)
+    house.serve(served(1.0, 10, 3, 40), NEW)
+    with house.store.write() as db:
+        replicas, engine = plan(), plan(before=SHAPE, after=SHAPE.with_(engine={"max_num_seqs": 8}))
+        for i, steps in enumerate((replicas, engine)):
+            row = change_row(f"cccc000{i}", now=house.clock.now() + i, plan=steps.as_dict())
+            changes.start(db, row)
+            changes.move(db, row["id"], from_states=["applying"], to="succeeded", now=house.clock.now() + i, reason="",
+                         applied_at=house.clock.now() + i, finished_at=house.clock.now() + i)  # fmt: skip
+    changed_at = house.clock.now()
+    house.serve(served(1.4, 20, 3, 50), NEW)
+    assert "ENGINE_REGRESSED" not in house.codes()
+    with house.store.read() as db:
+        at = events.listed(db, "chat", 0.0)[0]["at"]
+        settings = house.settings.endpoint("chat")
+        assert _between_changes(db, settings, at, house.clock.now()) == (at - BEFORE_S, changed_at + 1)
+        (mine, other) = known(db, "chat", changed_at)
+    assert mine.text == "Flyball's change cccc0000: replicas 2 → 1"
+    assert "max_num_seqs 128 → 8" in other.text
