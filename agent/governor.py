@@ -14,6 +14,7 @@ import structlog
 from agent.apply import LEASE, Applier
 from agent.approvals import ApprovalOutcome, ApprovalService
 from agent.clock import WallClock
+from agent.exercise import Exercise
 from agent.loops import Loop
 from agent.metrics import Metrics
 from agent.reflect import Reflector
@@ -69,6 +70,7 @@ class Governor:
         self.watcher = Watcher(self.watched, settings.collect, store, self.spool, clock, self.metrics)
         self.reflector = Reflector(settings, store, clock, self.metrics, self.tracing.tracer)
         self.applier = Applier(self.watched, self.watcher, settings, store, clock, self.metrics)
+        self.exercise = Exercise(settings, store, clock)
         make = self._loop
         self.loops = [
             make("lead", LEASE_S / 3, self.take_lead),
@@ -79,6 +81,8 @@ class Governor:
             make("notify", 1.0, self.notify),
             make("housekeeping", HOUSEKEEPING_S, self.keep_house),
         ]
+        if self.exercise.wanted:
+            self.loops.append(make("exercise", HOUSEKEEPING_S, self.exercise_references))
 
     def _loop(self, name: str, interval_s: float, cycle: Callable[[], Any]) -> Loop:
         return Loop(name, interval_s, cycle, self.clock, self.metrics)
@@ -132,6 +136,9 @@ class Governor:
 
     async def notify(self) -> None:
         await self._led(self.sender.cycle)
+
+    async def exercise_references(self) -> None:
+        await self._led(self.exercise.cycle)
 
     async def keep_house(self) -> None:
         """Roll windows up and age them out."""
@@ -187,6 +194,7 @@ class Governor:
 
     async def close(self) -> None:
         """Stop reading, keep what was read, give the lease up."""
+        await self.exercise.close()
         await self.applier.stop()
         await self.watcher.end()
         try:

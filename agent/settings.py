@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from actuators.shape import EngineValue, Shape
 from analyzers.objective import Objective, Target
 from collectors.durations import has_unit, seconds_of
+from collectors.plan import Lengths
 
 #: A number of seconds, or text such as 500ms, 5s, 2m, 1h, 7d.
 _Written = BeforeValidator(seconds_of, json_schema_input_type=float | str)
@@ -34,6 +35,11 @@ Duration = Annotated[float, _Written]
 Seconds = Annotated[float, Field(gt=0), _Written]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Dollars = Annotated[float, Field(ge=0)]
+
+
+def _lengths(text: str) -> str:
+    Lengths.parse(text)
+    return text
 
 
 class Conflict(ValueError):
@@ -239,6 +245,21 @@ class VerifySettings(_Section):
     """Load within this share of the load before counts as equal. Default: 0.2."""
 
 
+class ExerciseSettings(_Section):
+    """Traffic of Flyball's own for a reference that is busy too seldom to be learned from."""
+
+    every_s: Seconds = 86_400.0
+    """Between two times. Default: a day."""
+    duration_s: Annotated[float, Field(gt=0, le=1800), _Written] = 120.0
+    """How long it lasts, at most half an hour; a quarter, half, and all of the rate for a third of it each. Default: 2 min."""
+    rate: float = Field(1.0, gt=0, le=100)
+    """Requests per second at most. Default: 1."""
+    prompt_tokens: Annotated[str, AfterValidator(_lengths)] = "uniform:64:512"
+    """Length of the prompts, as `flyball simulate` reads it. Default: 64 to 512 tokens."""
+    output_tokens: Annotated[str, AfterValidator(_lengths)] = "uniform:32:256"
+    """Length of the answers. Default: 32 to 256 tokens."""
+
+
 #: What is asked for under an endpoint's address, and so is no address of one.
 _PAGE = re.compile(r"/(metrics|health|version|v1/models|v1/(chat/)?completions)$")
 
@@ -260,6 +281,8 @@ class EndpointSettings(_Section):
     """The endpoint with `role: reference` that it is compared with. Default: the one whose model is of its family, else the only one."""
     mode: Literal["observe", "approve", "auto"] = "observe"
     """observe says and never does; approve waits for a person; auto acts inside the policy. Default: observe."""
+    exercise: ExerciseSettings | None = None
+    """Traffic that Flyball sends to a reference from time to time; its mode must not be observe, which sends nothing. Default: none."""
     api_key: SecretStr | None = None
     """Sent as a bearer token. By reference only: `${NAME}` from the environment, or `file:PATH`."""
     sources: dict[str, dict[str, Any]] = Field(default={"vllm": {}}, min_length=1)
@@ -296,6 +319,16 @@ class EndpointSettings(_Section):
         for name, limit in value.items():
             Target.parse(name, limit, with_unit=has_unit(written[name]))
         return value
+
+    @model_validator(mode="after")
+    def _exercised(self) -> EndpointSettings:
+        if self.exercise is not None and self.role != "reference":
+            raise Conflict(("exercise",), f"{self.name} has users of its own: only a `role: reference` is exercised")
+        if self.exercise is not None and self.mode == "observe":
+            raise Conflict(("exercise",), f"{self.name} has the mode observe, which sends nothing but reads")
+        if self.exercise is not None and self.model is None:
+            raise Conflict(("exercise",), f"{self.name}: name the `model` that requests ask for")
+        return self
 
     def wanted(self) -> Objective:
         return Objective.from_mapping(self.objective)
