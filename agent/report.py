@@ -200,6 +200,7 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             endpoints=sections,
             changes=done,
             beside=_beside(store, settings, figures, now),
+            found=_found(store, settings, since, until, now),
             promises=charts.promises([r for r in ledger if r["metric"].endswith("_s") and "_p" in r["metric"]]),
             accuracy=views.accuracy(store)["accuracy"],
             waiting=views.recommendation_list(store, states=advice.OPEN)["recommendations"],
@@ -208,6 +209,19 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             css=stylesheet(),
         )
     )
+
+
+def _found(store: Store, settings: Settings, start: float, end: float, now: float) -> list[dict[str, Any]]:
+    """What was found at these endpoints and seen within the period, but for what lacked."""
+    names = {e.name for e in settings.endpoints}
+    return [
+        f
+        for f in views.findings(store, now, every=True)["findings"]
+        if f["endpoint"] in names
+        and f["kind"] != "insufficient_data"
+        and f["last_seen_at"] >= start
+        and f["first_seen_at"] < end
+    ]
 
 
 def _beside(store: Store, settings: Settings, figures: Mapping[str, Any], now: float) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from analyzers.finding import Cause, Finding, Reason
 from analyzers.kinds.base import Basis, Calibration, Kind
+from analyzers.kinds.engine.kind import EngineKind
 from analyzers.money import Tariff, Unit, Usage, per_1k_tokens, per_month
 from analyzers.objective import mean_rate, told_s, total
 from analyzers.prediction import CannotPredict, Interval, Prediction
@@ -23,7 +24,7 @@ from collectors.workload import Workload
 #: So many requests tell it: a limit is sought by a dozen replays on each side.
 ENOUGH = 1_000
 #: And so many what a rise of the load alone does: it takes two replays, and the batch must have filled.
-_ENOUGH_OF_RISE = 5_000
+_ENOUGH_OF_RISE = 2_000
 #: What is compared at equal load, where both kinds predict it.
 METRICS = ("ttft_p50_s", "ttft_p95_s", "itl_p50_s", "itl_p95_s", "e2e_p50_s")
 #: The multiple of the load that is carried is known to within this, and sought between so many steps down and up.
@@ -128,7 +129,9 @@ def compare(
     Raises CannotPredict where neither engine can replay it.
     """
     windows = piece(s.windows)
-    work = own.kind.workload(windows, seed=seed)
+    # Where one of them is a plain machine, the other one's requests have lengths, and its own have none.
+    told = own if own.kind.name == reference.kind.name or own.kind.name == EngineKind.name else reference
+    work = told.kind.workload(windows, seed=seed)
     here, there = own.predict(work, replicas), reference.predict(work, replicas)
     ratios = {
         name: Ratio(here.metrics[name], there.metrics[name])

@@ -11,9 +11,9 @@ import pytest
 from agent import charts, views
 from agent.report import _rows, summary, weekly
 from agent.settings import Settings
-from agent.store import Store, changes, outbox, recommendations, windows
+from agent.store import Store, changes, fleet, mutes, outbox, recommendations, windows
 from analyzers.money import Tariff, Unit
-from tests.agent.records import T0, change_row, fill, ledger_row, recommendation_row, window
+from tests.agent.records import T0, change_row, fill, finding, ledger_row, recommendation_row, window
 
 HOUR = 3600.0
 
@@ -284,3 +284,20 @@ def test_charts_show_text_as_text() -> None:
     svg = charts.front(options, "ttft_p95_s", 1.0)
     assert svg is not None
     assert "<script" not in svg
+
+
+def test_what_was_found_in_the_period_and_what_nobody_wants_to_hear_of(week: Store, tmp_path: Path) -> None:
+    with week.write() as db:
+        fleet.found(db, "chat", [finding(code="OLD_NEWS", text="before the week")], T0 - HOUR)
+        fleet.found(db, "chat", [finding(), finding(code="QUEUE_WAITING", text="it queues")], T0 + HOUR)
+        fleet.found(db, "chat", [finding()], T0 + 2 * HOUR)
+        fleet.found(db, "gone", [finding("gone", text="of an endpoint that was taken out")], T0 + HOUR)
+        mutes.mute(db, "chat", "LOW_OCCUPANCY", until=None, reason="kept <warm>", now=T0, by="cli:ann")
+    path = weekly(week, settings(tmp_path), start=T0, end=T0 + 2 * HOUR, now=T0 + 2 * HOUR)
+    assert path is not None
+    html = path.read_text(encoding="utf-8")
+    found = html[html.index("What was found") : html.index("Changes: promised")]
+    assert "it queues" in found
+    assert "suppressed: kept &lt;warm&gt;" in found
+    assert "before the week" not in found
+    assert "taken out" not in found

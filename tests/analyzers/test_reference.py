@@ -18,7 +18,7 @@ from analyzers.kinds.base import Basis
 from analyzers.kinds.registry import KINDS
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
-from analyzers.prediction import Interval
+from analyzers.prediction import CannotPredict, Interval
 from analyzers.reference import (
     ENOUGH,
     CalibratedEndpoint,
@@ -107,6 +107,23 @@ def test_without_a_price_all_else_is_compared_and_what_lacks_is_said(
     assert "ttft_p95_s" in found.ratios
     assert said in found.missing[0]
     assert found.text == f"answers {1 / found.ratios['e2e_p50_s'].ratio.mid:.2g} times as fast as gpu"
+
+
+def test_a_plain_machine_is_compared_by_the_lengths_that_its_windows_tell() -> None:
+    """It does not ask for them itself; without them the reference's engine cannot serve its requests."""
+    kind, objective = KINDS["vm"], Objective.from_mapping({"e2e_p95_s": 30.0})
+    rows = [replace(w, sketches={n: s for n, s in w.sketches.items() if n != "itl_s"}) for w in ramp(SLOW)]
+    basis = Basis(SHAPE, objective, Catalogue(), {})
+    machine = CalibratedEndpoint("chat", kind, kind.calibrate(rows, SHAPE, None), basis, 1.0)
+    found = compare(machine, engine(slow=False), replace(of(rows), objective=objective), 1, 7)
+    assert set(found.ratios) <= {"e2e_p50_s", "requests_per_s", "usd_per_1k_tokens"}
+    assert found.ratios["e2e_p50_s"].ratio.mid > 1.0
+    bare = [
+        replace(w, counts={"requests": w.count("requests") or 0.0}, sketches={"e2e_s": w.sketches["e2e_s"]})
+        for w in rows
+    ]
+    with pytest.raises(CannotPredict, match="a source that counts tokens is needed"):
+        compare(machine, engine(slow=False), replace(of(bare), objective=objective), 1, 7)
 
 
 def test_slower_than_the_reference_is_a_finding_with_its_cause() -> None:
