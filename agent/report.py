@@ -220,7 +220,7 @@ def _found(store: Store, settings: Settings, start: float, end: float, now: floa
         if f["endpoint"] in names
         and f["kind"] != "insufficient_data"
         and f["last_seen_at"] >= start
-        and f["first_seen_at"] < end
+        and f["first_seen_at"] <= end
     ]
 
 
