@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
+from agent import attest
 from agent.apply import LEASE, Applier
 from agent.approvals import ApprovalOutcome, ApprovalService
 from agent.clock import WallClock
@@ -35,6 +36,8 @@ log = structlog.get_logger()
 #: A leader that does not renew its lease for so long is taken to be dead.
 LEASE_S = 30.0
 HOUSEKEEPING_S = 60.0
+#: Between two looks for periods that are over, of which it is to be attested what was saved.
+ATTEST_S = 300.0
 #: Telemetry that waits on disk for longer than this is a trouble that people must hear of.
 UNSAVED_S = 60.0
 
@@ -78,6 +81,7 @@ class Governor:
             make("act", settings.decide.act_interval_s, self.act),
             make("notify", 1.0, self.notify),
             make("housekeeping", HOUSEKEEPING_S, self.keep_house),
+            make("attest", ATTEST_S, self.attest),
         ]
 
     def _loop(self, name: str, interval_s: float, cycle: Callable[[], Any]) -> Loop:
@@ -136,6 +140,12 @@ class Governor:
     async def keep_house(self) -> None:
         """Roll windows up and age them out."""
         await self._led(lambda lead: asyncio.to_thread(self._keep_house, lead))
+
+    async def attest(self) -> None:
+        """What was saved in periods that are over."""
+        moved = next(each.moved for each in self.loops if each.name == "attest")
+        settings, store, clock = self.settings, self.store, self.clock
+        await self._led(lambda lead: asyncio.to_thread(attest.cycle, store, settings, clock.now(), lead, moved))
 
     async def _led(self, cycle: Callable[[Lead], Awaitable[object]]) -> None:
         """A cycle of the leader's. One who finds that he was deposed stands by."""

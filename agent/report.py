@@ -12,17 +12,17 @@ from typing import Any
 import jinja2
 import sqlalchemy as sa
 
-from agent import views
+from agent import attest, views
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, outbox, windows
+from agent.store import Store, changes, control, outbox, savings, windows
 from agent.store import recommendations as advice
 from agent.store.control import Lead
 from agent.store.evidence import judged, main_source
 from agent.store.windows import ROLLUPS
-from analyzers.money import Cost, Total, and_unknown, parts, per_month
+from analyzers.money import Cost, Total, parts
 from analyzers.objective import attainment, total
 from analyzers.recommendation import ObservedTarget
-from analyzers.words import lasting, spread, verdict
+from analyzers.words import and_unknown, dollars, lasting, saved, spread, verdict
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
@@ -37,9 +37,8 @@ def summary(store: Store, settings: Settings, *, start: float, end: float) -> di
         done = [c for c in changes.listed(db, since=start, purpose="change", limit=1000) if c["created_at"] < end]
         promised = [r for r in changes.ledger(db, since=start) if r["at"] < end]
         waiting = advice.listed(db, states=advice.OPEN)
+        attested = savings.listed(db, start=start, end=end)
     spent = Total.of({e["name"]: Cost(e["spent_usd"], tuple(e["spent_lacking"])) for e in endpoints if e["coverage"]})
-    ended = [c for c in done if c["state"] == "succeeded"]
-    realised = _summed((c["endpoint"], (c["outcome"] or {}).get("saving_per_hour")) for c in ended)
     offered = _summed((r["endpoint"], r["saving_per_month"]) for r in waiting if (r["saving_per_month"] or 0.0) >= 0)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -48,8 +47,7 @@ def summary(store: Store, settings: Settings, *, start: float, end: float) -> di
         "endpoints": endpoints,
         "spent_usd": spent.usd if spent.usd is not None and any(e["coverage"] for e in endpoints) else None,
         "spent_lacking": list(spent.lacking),
-        "saving_realised_usd_per_month": per_month(realised.usd),
-        "saving_realised_lacking": list(realised.lacking),
+        "saved": attest.summed(attested),
         "saving_waiting_usd_per_month": offered.usd,
         "saving_waiting_lacking": list(offered.lacking),
         "changes": {
@@ -190,6 +188,8 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             if c[key]
         ]
         sections.append({"name": e.name, "charts": _charts(e, series, marks), "options": _options(store, e)})
+    with store.read() as db:
+        attested = [attest.view(row) for row in savings.listed(db, start=since, end=until)]
     ledger = [{**row, "endpoint": c["endpoint"]} for c in done for row in c["ledger"] if row["comparable"]]
     return (
         environment()
@@ -198,6 +198,7 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             figures=figures,
             endpoints=sections,
             changes=done,
+            savings=attested,
             promises=charts.promises([r for r in ledger if r["metric"].endswith("_s") and "_p" in r["metric"]]),
             accuracy=views.accuracy(store)["accuracy"],
             waiting=views.recommendation_list(store, states=advice.OPEN)["recommendations"],
@@ -258,7 +259,7 @@ def environment() -> jinja2.Environment:
     )
     found.globals |= {"and_unknown": and_unknown}
     found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent, "spread": _spread}
-    found.filters |= {"lasting": lasting, "verdict": verdict}
+    found.filters |= {"lasting": lasting, "verdict": verdict, "saved": saved}
     return found
 
 
@@ -271,16 +272,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _money(value: float | None) -> str:
-    if value is None:
-        return "-"
-    sign, size = ("-" if value < 0 else ""), abs(value)
-    return (
-        f"{sign}${size:,.0f}"
-        if size >= 100
-        else f"{sign}${size:,.2f}"
-        if size >= 0.1 or size == 0
-        else f"{sign}${size:.3g}"
-    )
+    return "-" if value is None else dollars(value)
 
 
 def _moment(value: float | None, style: str = "%Y-%m-%d %H:%M") -> str:

@@ -349,6 +349,11 @@ class ReportSettings(_Section):
         return value
 
 
+class SavingsSettings(_Section):
+    period_s: Seconds = 86_400.0
+    """What was saved is attested for each period of this length, counted from midnight UTC. Default: a day."""
+
+
 class SlackSettings(_Section):
     webhook_url: SecretStr
     """The incoming webhook. By reference only. Must be at hooks.slack.com or hooks.slack-gov.com, unless `allow_hosts` says otherwise."""
@@ -436,6 +441,8 @@ class Settings(BaseSettings):
     """How long telemetry is kept."""
     report: ReportSettings = ReportSettings()
     """The weekly report."""
+    savings: SavingsSettings = SavingsSettings()
+    """How savings are attested."""
     web: WebSettings = WebSettings()
     """Pages, API and receivers."""
     slack: SlackSettings | None = None

@@ -17,6 +17,7 @@ from agent.cli import (
     forecast,
     inspect,
     operate,
+    savings,
     schedules,
     scorecard,
     setup,
@@ -60,6 +61,7 @@ inspect.add(app)
 schedules.add(app)
 forecast.add(app)
 scorecard.add(app)
+savings.add(app)
 simulate.add(app)
 whatif.add(app)
 advise.add(app)

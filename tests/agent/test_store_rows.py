@@ -25,6 +25,8 @@ TABLES = {
     rows.TuneRow: schema.tunes,
     rows.TrialRow: schema.trials,
     rows.ReportRow: schema.reports,
+    rows.PriceRow: schema.prices,
+    rows.SavingRow: schema.savings,
     rows.LeaseRow: schema.leases,
     rows.ControlRow: schema.control,
     rows.AuditRow: schema.audit,
