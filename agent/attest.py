@@ -22,10 +22,10 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, prices, savings, windows
 from agent.store.control import Lead
 from agent.store.evidence import judged, main_source
-from agent.wiring import catalogue_of
+from agent.wiring import catalogue_of, token_prices
 from analyzers.hardware import find
 from analyzers.kinds.registry import KINDS
-from analyzers.money import Tariff
+from analyzers.money import Tariff, Unit
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict
@@ -165,7 +165,7 @@ def _material(
         own = judged(db, endpoint.name, endpoint.sources, began - _OWN_S, began, width)
         parts.insert(0, (given_up, tuple(own)))
     history = prices.history(db, subject_of(given_up, endpoint, settings))
-    tariff = Tariff(tuple(p for p in history.prices if p.since <= until))
+    tariff = Tariff(tuple(p for p in history.prices if p.since <= until and p.per is Unit.REPLICA_HOUR))
     digest = hashlib.sha256()
     for window in (*before, *rows, *(w for _, group in parts for w in group)):
         digest.update(
@@ -193,11 +193,13 @@ def subject_of(shape: Shape, endpoint: EndpointSettings, settings: Settings) -> 
     return f"endpoint:{endpoint.name}" if shape.size == endpoint.shape.size else f"size:{shape.size}"
 
 
-def known_prices(settings: Settings) -> dict[str, float]:
-    """US dollars per replica-hour, by subject."""
-    sizes = {f"size:{name}": size.usd_per_replica_hour for name, size in settings.sizes.items()}
-    own = {f"endpoint:{e.name}": e.usd_per_replica_hour for e in settings.endpoints}
-    return {subject: usd for subject, usd in (sizes | own).items() if usd is not None}
+def known_prices(settings: Settings) -> dict[tuple[str, Unit], float]:
+    """US dollars by subject and unit."""
+    stated = {(f"size:{name}", Unit.REPLICA_HOUR): size.usd_per_replica_hour for name, size in settings.sizes.items()}
+    for e in settings.endpoints:
+        stated[f"endpoint:{e.name}", Unit.REPLICA_HOUR] = e.usd_per_replica_hour
+        stated |= {(f"endpoint:{e.name}", unit): usd for unit, usd in token_prices(e).items()}
+    return {key: usd for key, usd in stated.items() if usd is not None}
 
 
 # -- reckoning -----------------------------------------------------------------------------------------------------------

@@ -5,29 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import sqlalchemy as sa
 
-from agent import attest, views
+from agent import attest, spend, views
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, outbox, savings, windows
+from agent.store import Store, changes, control, outbox, savings
 from agent.store import recommendations as advice
 from agent.store.control import Lead
-from agent.store.evidence import judged, main_source
-from agent.store.windows import ROLLUPS
 from analyzers.money import Cost, Total, parts
 from analyzers.objective import attainment, total
 from analyzers.recommendation import ObservedTarget
 from analyzers.words import and_unknown, dollars, lasting, saved, spread, verdict
-from collectors.window import Window
 
 SCHEMA_VERSION = 1
-#: No chart has more points than this: the resolution is chosen so.
-_POINTS = 700
 
 
 def summary(store: Store, settings: Settings, *, start: float, end: float) -> dict[str, Any]:
@@ -98,58 +92,13 @@ def weekly(
     return file
 
 
-def _rows(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> list[Window]:
-    """The span since it was first watched, in order: at the finest resolution that fits into a chart and is kept for so long.
-
-    Its two ends are at a finer one. Nothing begins before the first window that was collected: an hour that was merged says nothing of
-    when in it that was.
-    """
-    widths = [settings.collect.window_s, *(w for w in ROLLUPS if w > settings.collect.window_s)]
-    since = _watched_since(db, e, start, end, widths)
-    for i, width in enumerate(widths):
-        kept = windows.first(db, e.name, list(e.sources), start, end, width)
-        if (end - since) / width <= _POINTS and kept is not None and kept - since <= width:
-            return _tiled(db, e, since, end, widths[: i + 1])
-    return _tiled(db, e, since, end, widths)
-
-
-def _watched_since(db: sa.Connection, e: EndpointSettings, start: float, end: float, widths: Sequence[float]) -> float:
-    """Where the windows begin, as exactly as the finest of ``widths`` (seconds, ascending) that is kept from then still tells."""
-    since, within = start, None
-    for width in reversed(widths):
-        at = windows.first(db, e.name, list(e.sources), start, end, width)
-        if at is not None and (within is None or at < within):
-            since, within = at, at + width
-    return since
-
-
-def _tiled(db: sa.Connection, e: EndpointSettings, start: float, end: float, widths: Sequence[float]) -> list[Window]:
-    """Windows of the last of ``widths`` (seconds, ascending), and of those before it where it does not reach."""
-    if not widths or end - start < widths[0]:
-        return []
-    *finer, width = widths
-    rows = judged(db, e.name, e.sources, start, end, width)
-    if not rows:
-        return _tiled(db, e, start, end, finer)
-    return [*_tiled(db, e, start, rows[0].start, finer), *rows, *_tiled(db, e, rows[-1].end, end, finer)]
-
-
-def _spent(db: sa.Connection, rows: Sequence[Window]) -> Cost:
-    """US dollars of these windows, as far as a price was known in each."""
-    found: list[Cost] = []
-    for width, group in groupby(rows, key=lambda w: w.duration_s):
-        run = list(group)
-        found.append(windows.spent(db, run[0].endpoint, main_source(run[0]), run[0].start, run[-1].end, width))
-    return parts(found)
-
-
 def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> dict[str, Any]:
-    rows = _rows(db, settings, e, start, end)
+    rows = spend.rows(db, settings, e, start, end)
     observed = [w for w in rows if w.coverage > 0]
     seen = sum(w.coverage * w.duration_s for w in rows)
     span = end - rows[0].start if rows else 0.0  # since it was first watched: time without any window is a gap
     prompt, output = (total(observed, n) for n in ("prompt_tokens", "output_tokens"))
-    spent = _spent(db, rows)
+    spent = spend.spent(db, rows)
     return {
         "name": e.name,
         "mode": e.mode,
@@ -160,6 +109,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start:
         "tokens": None if prompt is None or output is None else prompt + output,
         "spent_usd": spent.usd,
         "spent_lacking": list(spent.lacking),
+        "usd_per_1k_tokens": spend.per_1k(spent, prompt, output),
         "objective": [
             {
                 **ObservedTarget.of(a).as_dict(),
@@ -178,7 +128,7 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
     sections = []
     for e in settings.endpoints:
         with store.read() as db:
-            rows = _rows(db, settings, e, since, until)[-2 * _POINTS :]
+            rows = spend.rows(db, settings, e, since, until)[-2 * spend.POINTS :]
         series = [views.point(w) for w in rows]
         marks = [
             {"at": c[key], "what": what}

@@ -269,6 +269,12 @@ class EndpointSettings(_Section):
     """What it runs on, where its system cannot tell."""
     usd_per_replica_hour: Dollars | None = None
     """US dollars per replica-hour, where `sizes` does not have it. Default: unknown, and no saving is claimed."""
+    usd_per_1k_input_tokens: Dollars | None = None
+    """US dollars per 1,000 prompt tokens, where it is billed by the token. Default: it is not."""
+    usd_per_1k_cached_input_tokens: Dollars | None = None
+    """US dollars per 1,000 prompt tokens that the vendor's cache held. Default: as any other prompt token."""
+    usd_per_1k_output_tokens: Dollars | None = None
+    """US dollars per 1,000 tokens of answers, where it is billed by the token. Default: it is not."""
     actuator: ActuatorSettings = ActuatorSettings()
     """The system that can change it."""
     policy: PolicySettings = PolicySettings()

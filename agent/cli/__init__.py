@@ -22,6 +22,7 @@ from agent.cli import (
     scorecard,
     setup,
     simulate,
+    spend,
     tune,
     whatif,
 )
@@ -62,6 +63,7 @@ schedules.add(app)
 forecast.add(app)
 scorecard.add(app)
 savings.add(app)
+spend.add(app)
 simulate.add(app)
 whatif.add(app)
 advise.add(app)

@@ -13,23 +13,23 @@ from analyzers.money import Price, Tariff, Unit
 _T = schema.prices
 
 
-def note(db: sa.Connection, known: Mapping[str, float], now: float, per: Unit = Unit.REPLICA_HOUR) -> int:
-    """Keep what is not what it was in the newest rows; how many there were. known: US dollars by subject.
+def note(db: sa.Connection, known: Mapping[tuple[str, Unit], float], now: float) -> int:
+    """Keep what is not what it was in the newest rows; how many there were. known: US dollars by subject and unit.
 
     The first price of a subject holds for all time before: nothing else was ever said of it. One that is taken away leaves no row: what
     is spent from then on is not known, whatever the last price was.
     """
-    newest = {row["subject"]: row["usd"] for row in _rows(db, _T.c.per == str(per))}
+    newest = {(row["subject"], Unit(row["per"])): row["usd"] for row in _rows(db, sa.true())}
     rows = [
         {
-            "subject": subject,
-            "per": str(per),
+            "subject": key[0],
+            "per": str(key[1]),
             "usd": usd,
             "source": "settings",
-            "since": now if subject in newest else 0.0,
+            "since": now if key in newest else 0.0,
         }
-        for subject, usd in known.items()
-        if newest.get(subject) != usd
+        for key, usd in known.items()
+        if newest.get(key) != usd
     ]
     if rows:
         db.execute(sa.insert(_T), rows)

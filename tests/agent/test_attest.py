@@ -157,8 +157,8 @@ def test_hours_that_nobody_saw_are_told_and_are_no_money(store: Store) -> None:
 def test_the_price_of_then_counts(shrunk: Store) -> None:
     """It was 3 dollars, and became 4 in the middle of the hour."""
     with shrunk.write() as db:
-        prices.note(db, {"size:gpu": 3.0}, T0 - HOUR)
-        prices.note(db, {"size:gpu": 4.0}, T0 + HOUR / 2)
+        prices.note(db, {("size:gpu", Unit.REPLICA_HOUR): 3.0}, T0 - HOUR)
+        prices.note(db, {("size:gpu", Unit.REPLICA_HOUR): 4.0}, T0 + HOUR / 2)
     (row,) = attested(shrunk, settings(sizes={"gpu": {"usd_per_replica_hour": 4.0}}))
     assert row["would_cost_usd"]["mid"] == pytest.approx(2 * (1.5 + 2.0))
 
@@ -255,7 +255,7 @@ def test_the_figures_come_out_of_the_database_again(two_hours: Store) -> None:
 
 def test_the_price_of_later_changes_nothing_that_was_attested(two_hours: Store) -> None:
     with two_hours.write() as db:
-        prices.note(db, {"size:gpu": 9.0}, NOW + 2 * HOUR)
+        prices.note(db, {("size:gpu", Unit.REPLICA_HOUR): 9.0}, NOW + 2 * HOUR)
     dearer = settings(sizes={"gpu": {"usd_per_replica_hour": 9.0}})
     assert attest.recomputed(two_hours, dearer, savings_of(two_hours)[0]) == (True, "the same figures again")
 

@@ -161,6 +161,7 @@ LISTINGS = (
     ("recommendations", "list", "--all"),
     ("changes", "list"),
     ("savings",),
+    ("spend",),
     ("report",),
 )
 

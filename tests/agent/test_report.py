@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from agent import charts, views
-from agent.report import _rows, summary, weekly
+from agent.report import summary, weekly
 from agent.settings import Settings
+from agent.spend import rows as rows_of
 from agent.store import Store, changes, outbox, recommendations, windows
 from analyzers.money import Tariff, Unit
 from tests.agent.records import T0, change_row, fill, ledger_row, recommendation_row, window
@@ -119,7 +120,7 @@ def test_nothing_is_drawn_from_before_the_first_reading(store: Store, tmp_path: 
     chosen = settings(tmp_path)
     with store.read() as db:
         assert windows.load(db, "chat", "vllm", T0, T0 + HOUR, HOUR) != [], "the whole hour is there"
-        rows = _rows(db, chosen, chosen.endpoints[0], end - 7 * 86_400, end)
+        rows = rows_of(db, chosen, chosen.endpoints[0], end - 7 * 86_400, end)
     assert [(w.start, w.duration_s) for w in rows] == [(began + 60 * i, 60.0) for i in range(90)]
     (chat,) = summary(store, chosen, start=end - 7 * 86_400, end=end)["endpoints"]
     assert chat["watched_since"] == began
@@ -139,13 +140,13 @@ def test_a_long_span_is_drawn_from_hours_and_its_first_part_of_an_hour_from_fine
     windows.roll_up(store, end + HOUR, 60.0)
     chosen = settings(tmp_path)
     with store.read() as db:
-        rows = _rows(db, chosen, chosen.endpoints[0], T0 - HOUR, end)
+        rows = rows_of(db, chosen, chosen.endpoints[0], T0 - HOUR, end)
     assert rows[0].start == began
     assert [w.duration_s for w in rows] == [300.0] * 6 + [HOUR] * 99
     with store.write() as db:  # the finest ones have aged out
         windows.age_out(db, end, {60.0: HOUR, 300.0: HOUR, HOUR: 1e9})
     with store.read() as db:
-        rows = _rows(db, chosen, chosen.endpoints[0], T0 - HOUR, end)
+        rows = rows_of(db, chosen, chosen.endpoints[0], T0 - HOUR, end)
     assert rows[0].start == T0
     assert {w.duration_s for w in rows} == {HOUR}
 
