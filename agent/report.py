@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import sqlalchemy as sa
 
-from agent import attest, spend, views
+from agent import attest, bills, spend, views
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, outbox, savings
 from agent.store import recommendations as advice
@@ -110,6 +110,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start:
         "spent_usd": spent.usd,
         "spent_lacking": list(spent.lacking),
         "usd_per_1k_tokens": spend.per_1k(spent, prompt, output),
+        "bill": bills.compared(db, settings, e, start, end),
         "objective": [
             {
                 **ObservedTarget.of(a).as_dict(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,10 @@ from agent.cli.output import (
     text,
 )
 
+if TYPE_CHECKING:
+    from agent.settings import EndpointSettings, Settings
+    from agent.store import Store
+
 
 def add(app: typer.Typer) -> None:
     app.command()(spend)
@@ -31,6 +35,9 @@ def spend(
         str | None, typer.Option("--endpoint", "-e", help="One of the settings' endpoints only.")
     ] = None,
     since: Annotated[str, typer.Option(help="How far back, such as 24h or 7d.")] = "7d",
+    read_bills: Annotated[
+        bool, typer.Option("--read-bills", help="Read the vendors' own reports now; a daemon does so four times a day.")
+    ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     output: OutputOption = Output.table,
 ) -> None:
@@ -38,6 +45,9 @@ def spend(
 
     Beside it what 1,000 tokens would cost at the highest rate at which the present shape meets the objective.
     """
+    import asyncio
+
+    from agent import bills
     from agent import spend as spending
     from agent.clock import WallClock
 
@@ -47,15 +57,35 @@ def spend(
         if endpoint is not None:
             named(endpoint, settings)
         chosen = [e for e in settings.endpoints if endpoint in (None, e.name)]
+        if read_bills:
+            asyncio.run(_read(store, settings, chosen))
         with store.read() as db:
             found = [spending.of_endpoint(db, settings, e, start, now) for e in chosen]
-        for view, e in zip(found, chosen, strict=True):
+            compared = [bills.compared(db, settings, e, start, now) for e in chosen]
+        for view, e, bill in zip(found, chosen, compared, strict=True):
+            view["bill"] = bill
             view["at_objective"] = spending.at_objective(store, settings, e, now)
     answer = {"schema_version": spending.SCHEMA_VERSION, "start": start, "end": now, "endpoints": found}
     if output is Output.json:
         print_json(answer)
     else:
         _print(answer)
+
+
+async def _read(store: Store, settings: Settings, chosen: list[EndpointSettings]) -> None:
+    from agent import bills
+    from agent.clock import WallClock
+    from agent.wiring import Environment
+    from collectors.http import Http
+
+    clock = WallClock()
+    http = Http(ca_file=settings.tls_ca_file, monotonic=clock.monotonic)
+    environment = Environment(http, clock)
+    try:
+        await bills.read(store, chosen, environment)
+    finally:
+        await environment.sessions.aclose()
+        await http.aclose()
 
 
 def _print(answer: dict[str, Any]) -> None:
@@ -81,7 +111,13 @@ def _print(answer: dict[str, Any]) -> None:
         "$/1k at the objective's rate",
     ]
     table("Spent", columns, rows, "No endpoint is set.")
+    billed = [[text(e["endpoint"]), *_bill(e["bill"])] for e in answer["endpoints"] if e["bill"] is not None]
+    if billed:
+        columns = ["endpoint", "vendor", "whole days", "billed", "reckoned", "difference", "not compared"]
+        table("Beside the vendors' own reports", columns, billed, "")
     for e in answer["endpoints"]:
+        if e["bill"] is not None and e["bill"]["why"]:
+            console.print(f"note: {text(e['endpoint'])}: {text(e['bill']['why'])}", highlight=False, soft_wrap=True)
         if e["lacking"]:
             console.print(
                 f"note: {text(e['endpoint'])}: not known: {', '.join(e['lacking'])}", highlight=False, soft_wrap=True
@@ -91,6 +127,18 @@ def _print(answer: dict[str, Any]) -> None:
             console.print(
                 f"note: {text(e['endpoint'])}: at the objective's rate: {why}", highlight=False, soft_wrap=True
             )
+
+
+def _bill(found: dict[str, Any]) -> list[str]:
+    share = "" if not found["reckoned_usd"] else f" ({found['difference_usd'] / found['reckoned_usd']:+.1%})"
+    return [
+        found["vendor"],
+        str(found["days"]),
+        money(found["billed_usd"]),
+        money(found["reckoned_usd"]),
+        money(found["difference_usd"]) + share,
+        f"{found['days_not_compared']} days",
+    ]
 
 
 def _kind(found: dict[str, float | None]) -> str:

@@ -214,6 +214,14 @@ class PriceRow(TypedDict):
     since: float
 
 
+class BillRow(TypedDict):
+    endpoint: str
+    day: float
+    vendor: str
+    usd: float
+    read_at: float
+
+
 class SavingRow(TypedDict):
     id: int
     endpoint: str

@@ -355,6 +355,17 @@ prices = sa.Table(
     sa.UniqueConstraint("subject", "per", "since"),
 )
 
+#: What vendors say that a day of an endpoint cost.
+bills = sa.Table(
+    "bills",
+    metadata,
+    sa.Column("endpoint", sa.Text, primary_key=True),
+    sa.Column("day", sa.Double, primary_key=True, autoincrement=False),
+    _text("vendor"),
+    _real("usd", nullable=False),
+    _real("read_at", nullable=False),
+)
+
 #: What a row of changes saved in a period: attested once, append-only, hash-chained. ``body`` is what is hashed; the columns are of it.
 savings = sa.Table(
     "savings",

@@ -1,4 +1,4 @@
-"""What prices were from when on, and what changes saved."""
+"""What prices were from when on, what vendors billed, and what changes saved."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,6 +18,15 @@ def upgrade() -> None:
         sa.Column("since", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_prices")),
         sa.UniqueConstraint("subject", "per", "since", name=op.f("uq_prices_subject_per_since")),
+    )
+    op.create_table(
+        "bills",
+        sa.Column("endpoint", sa.Text(), nullable=False),
+        sa.Column("day", sa.Double(), autoincrement=False, nullable=False),
+        sa.Column("vendor", sa.Text(), nullable=False),
+        sa.Column("usd", sa.Double(), nullable=False),
+        sa.Column("read_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("endpoint", "day", name=op.f("pk_bills")),
     )
     op.create_table(
         "savings",

@@ -26,6 +26,7 @@ TABLES = {
     rows.TrialRow: schema.trials,
     rows.ReportRow: schema.reports,
     rows.PriceRow: schema.prices,
+    rows.BillRow: schema.bills,
     rows.SavingRow: schema.savings,
     rows.LeaseRow: schema.leases,
     rows.ControlRow: schema.control,
