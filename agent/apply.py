@@ -301,8 +301,7 @@ class Applier:
         plan = Plan.from_dict(change["plan"])
         catalogue = self._watched[change["endpoint"]].catalogue
         before, after = catalogue.per_hour(plan.before), catalogue.per_hour(plan.after)
-        saving = before - after if before is not None and after is not None else None
-        return verdict.as_dict() | {"per_hour_before": before, "per_hour_after": after, "saving_per_hour": saving}
+        return verdict.as_dict() | {"per_hour_before": before, "per_hour_after": after}
 
     # -- back ----------------------------------------------------------------------------------------------------------
 

@@ -129,7 +129,8 @@ def _lacking(loaded: SettingsFile, at: Loc, endpoint: EndpointSettings) -> list[
         what = "no objective: whether it is fast enough is not judged"
         notes.append(_problem(loaded, (*at, "objective"), what, "Set for instance objective: {ttft_p95_s: 1.0}"))
     sizes = catalogue.prices if shape.size is None else {shape.size}
-    if endpoint.usd_per_replica_hour is None and all(catalogue.prices.get(name) is None for name in sizes):
+    unpriced = endpoint.usd_per_replica_hour is None and all(catalogue.prices.get(name) is None for name in sizes)
+    if unpriced and not catalogue.by_token:
         what = "no price: neither cost nor saving is told"
         notes.append(
             _problem(

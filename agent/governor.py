@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
+from agent import attest, bills
 from agent.apply import LEASE, Applier
 from agent.approvals import ApprovalOutcome, ApprovalService
 from agent.clock import WallClock
@@ -36,6 +37,10 @@ log = structlog.get_logger()
 #: A leader that does not renew its lease for so long is taken to be dead.
 LEASE_S = 30.0
 HOUSEKEEPING_S = 60.0
+#: Between two looks for periods that are over, of which it is to be attested what was saved.
+ATTEST_S = 300.0
+#: Between two readings of vendors' cost reports: they change once a day, and are limited in rate.
+BILLS_S = 6 * 3600.0
 #: Telemetry that waits on disk for longer than this is a trouble that people must hear of.
 UNSAVED_S = 60.0
 
@@ -80,6 +85,8 @@ class Governor:
             make("act", settings.decide.act_interval_s, self.act),
             make("notify", 1.0, self.notify),
             make("housekeeping", HOUSEKEEPING_S, self.keep_house),
+            make("attest", ATTEST_S, self.attest),
+            make("bills", BILLS_S, self.read_bills),
         ]
         if self.exercise.wanted:
             self.loops.append(make("exercise", HOUSEKEEPING_S, self.exercise_references))
@@ -143,6 +150,16 @@ class Governor:
     async def keep_house(self) -> None:
         """Roll windows up and age them out."""
         await self._led(lambda lead: asyncio.to_thread(self._keep_house, lead))
+
+    async def attest(self) -> None:
+        """What was saved in periods that are over."""
+        moved = next(each.moved for each in self.loops if each.name == "attest")
+        settings, store, clock = self.settings, self.store, self.clock
+        await self._led(lambda lead: asyncio.to_thread(attest.cycle, store, settings, clock.now(), lead, moved))
+
+    async def read_bills(self) -> None:
+        """What vendors say that the days cost."""
+        await self._led(partial(bills.cycle, self.store, self.settings, self.environment))
 
     async def _led(self, cycle: Callable[[Lead], Awaitable[object]]) -> None:
         """A cycle of the leader's. One who finds that he was deposed stands by."""

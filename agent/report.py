@@ -5,29 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import sqlalchemy as sa
 
-from agent import views
+from agent import attest, bills, spend, views
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, fleet, outbox, windows
+from agent.store import Store, changes, control, fleet, outbox, savings
 from agent.store import recommendations as advice
 from agent.store.control import Lead
-from agent.store.evidence import judged, main_source
-from agent.store.windows import ROLLUPS
-from analyzers.money import Cost, Total, and_unknown, parts, per_month
+from analyzers.money import Cost, Total, parts
 from analyzers.objective import attainment, total
 from analyzers.recommendation import ObservedTarget
-from analyzers.words import lasting, spread, verdict
-from collectors.window import Window
+from analyzers.words import and_unknown, dollars, lasting, saved, spread, verdict
 
 SCHEMA_VERSION = 1
-#: No chart has more points than this: the resolution is chosen so.
-_POINTS = 700
 
 
 def summary(store: Store, settings: Settings, *, start: float, end: float) -> dict[str, Any]:
@@ -37,9 +31,8 @@ def summary(store: Store, settings: Settings, *, start: float, end: float) -> di
         done = [c for c in changes.listed(db, since=start, purpose="change", limit=1000) if c["created_at"] < end]
         promised = [r for r in changes.ledger(db, since=start) if r["at"] < end]
         waiting = advice.listed(db, states=advice.OPEN)
+        attested = savings.listed(db, start=start, end=end)
     spent = Total.of({e["name"]: Cost(e["spent_usd"], tuple(e["spent_lacking"])) for e in endpoints if e["coverage"]})
-    ended = [c for c in done if c["state"] == "succeeded"]
-    realised = _summed((c["endpoint"], (c["outcome"] or {}).get("saving_per_hour")) for c in ended)
     offered = _summed((r["endpoint"], r["saving_per_month"]) for r in waiting if (r["saving_per_month"] or 0.0) >= 0)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -48,8 +41,7 @@ def summary(store: Store, settings: Settings, *, start: float, end: float) -> di
         "endpoints": endpoints,
         "spent_usd": spent.usd if spent.usd is not None and any(e["coverage"] for e in endpoints) else None,
         "spent_lacking": list(spent.lacking),
-        "saving_realised_usd_per_month": per_month(realised.usd),
-        "saving_realised_lacking": list(realised.lacking),
+        "saved": attest.summed(attested),
         "saving_waiting_usd_per_month": offered.usd,
         "saving_waiting_lacking": list(offered.lacking),
         "changes": {
@@ -100,58 +92,13 @@ def weekly(
     return file
 
 
-def _rows(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> list[Window]:
-    """The span since it was first watched, in order: at the finest resolution that fits into a chart and is kept for so long.
-
-    Its two ends are at a finer one. Nothing begins before the first window that was collected: an hour that was merged says nothing of
-    when in it that was.
-    """
-    widths = [settings.collect.window_s, *(w for w in ROLLUPS if w > settings.collect.window_s)]
-    since = _watched_since(db, e, start, end, widths)
-    for i, width in enumerate(widths):
-        kept = windows.first(db, e.name, list(e.sources), start, end, width)
-        if (end - since) / width <= _POINTS and kept is not None and kept - since <= width:
-            return _tiled(db, e, since, end, widths[: i + 1])
-    return _tiled(db, e, since, end, widths)
-
-
-def _watched_since(db: sa.Connection, e: EndpointSettings, start: float, end: float, widths: Sequence[float]) -> float:
-    """Where the windows begin, as exactly as the finest of ``widths`` (seconds, ascending) that is kept from then still tells."""
-    since, within = start, None
-    for width in reversed(widths):
-        at = windows.first(db, e.name, list(e.sources), start, end, width)
-        if at is not None and (within is None or at < within):
-            since, within = at, at + width
-    return since
-
-
-def _tiled(db: sa.Connection, e: EndpointSettings, start: float, end: float, widths: Sequence[float]) -> list[Window]:
-    """Windows of the last of ``widths`` (seconds, ascending), and of those before it where it does not reach."""
-    if not widths or end - start < widths[0]:
-        return []
-    *finer, width = widths
-    rows = judged(db, e.name, e.sources, start, end, width)
-    if not rows:
-        return _tiled(db, e, start, end, finer)
-    return [*_tiled(db, e, start, rows[0].start, finer), *rows, *_tiled(db, e, rows[-1].end, end, finer)]
-
-
-def _spent(db: sa.Connection, rows: Sequence[Window]) -> Cost:
-    """US dollars of these windows, as far as a price was known in each."""
-    found: list[Cost] = []
-    for width, group in groupby(rows, key=lambda w: w.duration_s):
-        run = list(group)
-        found.append(windows.spent(db, run[0].endpoint, main_source(run[0]), run[0].start, run[-1].end, width))
-    return parts(found)
-
-
 def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start: float, end: float) -> dict[str, Any]:
-    rows = _rows(db, settings, e, start, end)
+    rows = spend.rows(db, settings, e, start, end)
     observed = [w for w in rows if w.coverage > 0]
     seen = sum(w.coverage * w.duration_s for w in rows)
     span = end - rows[0].start if rows else 0.0  # since it was first watched: time without any window is a gap
     prompt, output = (total(observed, n) for n in ("prompt_tokens", "output_tokens"))
-    spent = _spent(db, rows)
+    spent = spend.spent(db, rows)
     return {
         "name": e.name,
         "mode": e.mode,
@@ -163,6 +110,8 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start:
         "spent_usd": spent.usd,
         "spent_lacking": list(spent.lacking),
         "reference_use": views.reference_use(e, fleet.get(db, e.name), observed),
+        "usd_per_1k_tokens": spend.per_1k(spent, prompt, output),
+        "bill": bills.compared(db, settings, e, start, end),
         "objective": [
             {
                 **ObservedTarget.of(a).as_dict(),
@@ -181,7 +130,7 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
     sections = []
     for e in settings.endpoints:
         with store.read() as db:
-            rows = _rows(db, settings, e, since, until)[-2 * _POINTS :]
+            rows = spend.rows(db, settings, e, since, until)[-2 * spend.POINTS :]
         series = [views.point(w) for w in rows]
         marks = [
             {"at": c[key], "what": what}
@@ -191,6 +140,8 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             if c[key]
         ]
         sections.append({"name": e.name, "charts": _charts(e, series, marks), "options": _options(store, e)})
+    with store.read() as db:
+        attested = [attest.view(row) for row in savings.listed(db, start=since, end=until)]
     ledger = [{**row, "endpoint": c["endpoint"]} for c in done for row in c["ledger"] if row["comparable"]]
     return (
         environment()
@@ -201,6 +152,7 @@ def _render(store: Store, settings: Settings, figures: Mapping[str, Any], now: f
             changes=done,
             beside=_beside(store, settings, figures, now),
             found=_found(store, settings, since, until, now),
+            savings=attested,
             promises=charts.promises([r for r in ledger if r["metric"].endswith("_s") and "_p" in r["metric"]]),
             accuracy=views.accuracy(store)["accuracy"],
             waiting=views.recommendation_list(store, states=advice.OPEN)["recommendations"],
@@ -283,7 +235,7 @@ def environment() -> jinja2.Environment:
     )
     found.globals |= {"and_unknown": and_unknown}
     found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent, "spread": _spread}
-    found.filters |= {"lasting": lasting, "verdict": verdict}
+    found.filters |= {"lasting": lasting, "verdict": verdict, "saved": saved}
     return found
 
 
@@ -296,16 +248,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _money(value: float | None) -> str:
-    if value is None:
-        return "-"
-    sign, size = ("-" if value < 0 else ""), abs(value)
-    return (
-        f"{sign}${size:,.0f}"
-        if size >= 100
-        else f"{sign}${size:,.2f}"
-        if size >= 0.1 or size == 0
-        else f"{sign}${size:.3g}"
-    )
+    return "-" if value is None else dollars(value)
 
 
 def _moment(value: float | None, style: str = "%Y-%m-%d %H:%M") -> str:

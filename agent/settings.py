@@ -264,6 +264,31 @@ class ExerciseSettings(_Section):
 _PAGE = re.compile(r"/(metrics|health|version|v1/models|v1/(chat/)?completions)$")
 
 
+class BillSettings(_Section):
+    """The vendor's own report of what an endpoint costs, to stand beside what Flyball reckons."""
+
+    vendor: Literal["openai", "anthropic", "litellm", "azure"]
+    """Whose report: OpenAI's or Anthropic's admin API, a LiteLLM proxy with a database, or Azure Cost Management."""
+    key: SecretStr | None = None
+    """An admin key, or LiteLLM's master key; for Azure a token. By reference only. Default: Azure's own chain; others need one."""
+    url: str | None = None
+    """Its address. Default: the vendor's own; LiteLLM needs one."""
+    scope: str | None = None
+    """Azure: `/subscriptions/ID`, or the id of a resource group. Default: none; Azure needs one."""
+    only: str | None = None
+    """This endpoint's part: an OpenAI project's id, an Anthropic workspace's id, LiteLLM's model, an Azure resource's id. Default: all."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> BillSettings:
+        if self.vendor != "azure" and self.key is None:
+            raise Conflict(("key",), f"the report of {self.vendor} needs a key")
+        if self.vendor == "litellm" and self.url is None:
+            raise Conflict(("url",), "the report of litellm needs the proxy's address")
+        if self.vendor == "azure" and (self.scope is None or not re.match(r"/subscriptions/[^/]+", self.scope)):
+            raise Conflict(("scope",), "the report of azure needs a scope, such as /subscriptions/ID")
+        return self
+
+
 class EndpointSettings(_Section):
     """One deployed model that answers requests."""
 
@@ -294,6 +319,14 @@ class EndpointSettings(_Section):
     """What it runs on, where its system cannot tell."""
     usd_per_replica_hour: Dollars | None = None
     """US dollars per replica-hour, where `sizes` does not have it. Default: unknown, and no saving is claimed."""
+    usd_per_1k_input_tokens: Dollars | None = None
+    """US dollars per 1,000 prompt tokens, where it is billed by the token. Default: it is not."""
+    usd_per_1k_cached_input_tokens: Dollars | None = None
+    """US dollars per 1,000 prompt tokens that the vendor's cache held. Default: as any other prompt token."""
+    usd_per_1k_output_tokens: Dollars | None = None
+    """US dollars per 1,000 tokens of answers, where it is billed by the token. Default: it is not."""
+    bill: BillSettings | None = None
+    """The vendor's own report of what it costs. Default: none is read."""
     actuator: ActuatorSettings = ActuatorSettings()
     """The system that can change it."""
     policy: PolicySettings = PolicySettings()
@@ -384,6 +417,11 @@ class ReportSettings(_Section):
         return value
 
 
+class SavingsSettings(_Section):
+    period_s: Seconds = 86_400.0
+    """What was saved is attested for each period of this length, counted from midnight UTC. Default: a day."""
+
+
 class SlackSettings(_Section):
     webhook_url: SecretStr
     """The incoming webhook. By reference only. Must be at hooks.slack.com or hooks.slack-gov.com, unless `allow_hosts` says otherwise."""
@@ -471,6 +509,8 @@ class Settings(BaseSettings):
     """How long telemetry is kept."""
     report: ReportSettings = ReportSettings()
     """The weekly report."""
+    savings: SavingsSettings = SavingsSettings()
+    """How savings are attested."""
     web: WebSettings = WebSettings()
     """Pages, API and receivers."""
     slack: SlackSettings | None = None
@@ -534,6 +574,7 @@ def _missing(name: str) -> EndpointSettings:
 #: Fields that hold secrets, as paths with * for any list index: the file may only refer to them.
 SECRET_FIELDS = (
     ("endpoints", "*", "api_key"),
+    ("endpoints", "*", "bill", "key"),
     ("slack", "webhook_url"),
     ("slack", "signing_secret"),
     ("slack", "previous_signing_secret"),

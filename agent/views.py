@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from actuators.shape import Plan, Shape, difference
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, fleet, mutes, outbox, recommendations, tunes
+from agent.store import Store, changes, control, fleet, mutes, outbox, recommendations, savings, tunes
 from agent.store import audit as audit_table
 from agent.store.evidence import judged
 from agent.store.rows import EndpointRow
@@ -401,6 +401,21 @@ def ledger_words(row: Mapping[str, Any]) -> View:
     return {
         "observed_text": spread(row["observed"], row["observed_low"], row["observed_high"]),
         "verdict": promise(row["comparable"], row["inside"]),
+    }
+
+
+def saving_list(store: Store, *, endpoint_name: str | None = None) -> View:
+    """What was attested, newest first, and all of it together."""
+    from agent import attest
+
+    with store.read() as db:
+        rows = savings.listed(db, endpoint=endpoint_name)
+        broken_at = savings.altered(db)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "total": attest.summed(rows),
+        "savings": [attest.view(row) for row in reversed(rows)],
+        "broken_at": broken_at,
     }
 
 

@@ -81,7 +81,9 @@ class WatchedEndpoint:
     actuator: Actuator
     catalogue: Catalogue = field(default_factory=Catalogue)
     tariff: Tariff = field(default_factory=Tariff)
-    """What its shape is paid for by, as that was last seen. Without a price where none is known."""
+    """What its shape is reserved at, as that was last seen. Without a price where none is known."""
+    billed: Tariff = field(default_factory=Tariff)
+    """What its use is billed by: that, and tokens."""
     reserved: float | None = None
     """Replicas, as they were last seen; None: not known."""
     live: LiveState | None = None
@@ -115,7 +117,7 @@ class WatchedEndpoint:
             shape = self.catalogue.with_size(shape, shape.size)
         self.live = replace(live, shape=shape)
         self.replicas = dict(live.targets)
-        self.tariff = self.catalogue.tariff(shape)
+        self.tariff, self.billed = self.catalogue.tariff(shape), self.catalogue.billed(shape)
         self.reserved = live.serving if shape.replicas is None else shape.replicas
 
     @property
@@ -125,7 +127,7 @@ class WatchedEndpoint:
 
     def entry_of(self, window: Window) -> windows.Entry:
         """A window with what its time cost, by the prices and the replicas of now."""
-        return windows.entry_of(window, self.tariff, self.reserved)
+        return windows.entry_of(window, self.billed, self.reserved)
 
     def targets(self) -> list[ScrapeTarget]:
         """Each replica where the system knows them, otherwise the one address."""

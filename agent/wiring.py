@@ -11,6 +11,7 @@ from agent import plugins
 from agent.settings import EndpointSettings, Settings, SizeSettings
 from agent.watch import WatchedEndpoint
 from analyzers.hardware import ACCELERATORS, Hardware
+from analyzers.money import Unit
 from analyzers.policy import Catalogue, Policy
 from analyzers.shapes import Vocabulary
 from collectors.base import Collector, SourceContext
@@ -61,6 +62,16 @@ def _own_hardware(name: str, size: SizeSettings) -> Hardware | None:
     return Hardware(name, bandwidth, tflops, memory, "settings", "")
 
 
+def token_prices(endpoint: EndpointSettings) -> dict[Unit, float]:
+    """US dollars per 1,000 tokens, of those kinds that have a price."""
+    stated = {
+        Unit.INPUT_1K: endpoint.usd_per_1k_input_tokens,
+        Unit.CACHED_INPUT_1K: endpoint.usd_per_1k_cached_input_tokens,
+        Unit.OUTPUT_1K: endpoint.usd_per_1k_output_tokens,
+    }
+    return {unit: usd for unit, usd in stated.items() if usd is not None}
+
+
 def catalogue_of(settings: Settings, endpoint: EndpointSettings) -> Catalogue:
     """Prices and hardware of all sizes, as this endpoint sees them."""
     own = {name: h for name, size in settings.sizes.items() if (h := _own_hardware(name, size)) is not None}
@@ -76,6 +87,7 @@ def catalogue_of(settings: Settings, endpoint: EndpointSettings) -> Catalogue:
         hardware={**ACCELERATORS, **own},
         own_size=endpoint.shape.size,
         own_price=endpoint.usd_per_replica_hour,
+        by_token=token_prices(endpoint),
     )
 
 

@@ -6,7 +6,7 @@ or a quantity is not known, the cost says which, and a total says of whom. Unkno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -100,6 +100,14 @@ class Tariff:
         """Those that are known. Raises ValueError."""
         return cls(tuple(Price(usd, unit, source) for unit, usd in prices.items() if usd is not None))
 
+    def at(self, moment: float) -> Tariff:
+        """What holds at a moment (Unix seconds): of each unit the latest price since then. None of a unit that had none yet."""
+        held: dict[Unit, Price] = {}
+        for price in sorted(self.prices, key=lambda p: p.since):
+            if price.since <= moment:
+                held[price.per] = price
+        return Tariff(tuple(held.values()))
+
     def cost(self, used: Usage) -> Cost:
         """Every priced unit times what was used of it. Nothing is priced: unknown."""
         if not self.prices:
@@ -168,8 +176,3 @@ def parts(costs: Iterable[Cost]) -> Cost:
     each = list(costs)
     known = [c.usd for c in each if c.usd is not None]
     return Cost(sum(known) if known else None, tuple(dict.fromkeys(name for c in each for name in c.lacking)))
-
-
-def and_unknown(lacking: Sequence[str]) -> str:
-    """What a total must say of those of whom it is not wholly known: empty where it is whole."""
-    return f", and an unknown amount on {', '.join(f'`{name}`' for name in lacking)}" if lacking else ""

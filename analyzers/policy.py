@@ -43,6 +43,8 @@ class Catalogue:
     own_size: str | None = None
     own_price: float | None = None
     """US dollars per replica-hour of the size that the endpoint has now, where ``prices`` does not have it."""
+    by_token: Mapping[Unit, float] = field(default_factory=dict)
+    """US dollars per 1,000 tokens of each kind, where the endpoint is billed so."""
 
     def with_size(self, shape: Shape, size: str | None) -> Shape:
         """The shape on that size, with the cores and accelerators that the size is known to have."""
@@ -64,6 +66,10 @@ class Catalogue:
     def tariff(self, shape: Shape) -> Tariff:
         """What the shape is paid for by. Without a price where none is known."""
         return Tariff.of({Unit.REPLICA_HOUR: self.per_replica_hour(shape)})
+
+    def billed(self, shape: Shape) -> Tariff:
+        """What its use is billed by: replica-hours, tokens, or both. Without a price where none is known."""
+        return Tariff((*self.tariff(shape).prices, *Tariff.of(self.by_token).prices))
 
     def per_hour(self, shape: Shape, serving: float | None = None) -> float | None:
         """US dollars per hour of the whole shape, reserved whether used or not; None where unknown.

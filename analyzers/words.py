@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 #: Ends that differ by less than this share are one figure to a reader.
 _ALIKE = 0.02
@@ -49,3 +51,45 @@ def promise(comparable: bool, inside: bool | None) -> str:
     if not comparable:
         return "not comparable"
     return {True: "held", False: "missed", None: "unknown"}[inside]
+
+
+def dollars(value: float) -> str:
+    """``$1,234``, ``-$12.30``, ``$0.0025``."""
+    sign, size = ("-" if value < 0 else ""), abs(value)
+    digits = f"{size:,.0f}" if size >= 100 else f"{size:,.2f}" if size >= 0.1 or size == 0 else f"{size:.3g}"
+    return f"{sign}${digits}"
+
+
+def and_unknown(lacking: Sequence[str]) -> str:
+    """What a total must say of those of whom it is not wholly known: empty where it is whole."""
+    return f", and an unknown amount on {', '.join(f'`{name}`' for name in lacking)}" if lacking else ""
+
+
+def saved(total: Mapping[str, Any]) -> str:
+    """What was saved, as a ``SavingTotal`` in JSON tells it: ``saved $12.30 (80 %: $11.00 to $13.60); the objective would have been
+    missed on 14 min (80 %: 3 to 20), it was on 0 min``. Growth costs more, and says so.
+    """
+    if not total["periods"]:
+        return "nothing is attested yet"
+    usd = total["saved_usd"]
+    if usd is None:
+        money = "what was saved is not known"
+    elif usd["mid"] < 0:
+        money = f"cost {dollars(-usd['mid'])} more{_ends(dollars(-usd['high']), dollars(-usd['low']))}"
+    else:
+        money = f"saved {dollars(usd['mid'])}{_ends(dollars(usd['low']), dollars(usd['high']))}"
+    return f"{money}{and_unknown(total.get('lacking', ())) if usd is not None else ''}; {_missed(total)}"
+
+
+def _missed(total: Mapping[str, Any]) -> str:
+    would, really = total["would_miss_s"], total["missed_s"]
+    was = "whether it was is not known" if really is None else f"it was on {really / 60:.0f} min"
+    if would is None:
+        return f"whether the objective would have been missed is not known, {was}"
+    low, mid, high = (f"{would[end] / 60:.0f}" for end in ("low", "mid", "high"))
+    return f"the objective would have been missed on {mid} min{_ends(low, high)}, {was}"
+
+
+def _ends(low: str, high: str) -> str:
+    """Of an 80 % interval; nothing where both are one figure."""
+    return "" if low == high else f" (80 %: {low} to {high})"

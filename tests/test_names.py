@@ -15,7 +15,7 @@ PACKAGES = ("agent", "analyzers", "actuators", "collectors")
 #: Entry points want one name in each of their modules.
 BY_CONTRACT = frozenset(("Options",))
 #: Words that look like participles, and are nouns of the field.
-NOUNS = frozenset(("Autoscaling", "Finding", "Need", "Reading", "Serving", "Speed", "Timing", "Tracing"))
+NOUNS = frozenset(("Autoscaling", "Finding", "Need", "Reading", "Saving", "Serving", "Speed", "Timing", "Tracing"))
 #: Participles, and words that say when, how or where, and not what.
 NO_NOUN = re.compile(
     r"\w+(ed|ing)|Given|Ran|Told|Seen|Kept|Held|Lost|Found|Known|Said|Made|Taken|Left|Gone|Done|Sent|Meant|Begun|Drawn|Shown|Written"

@@ -19,10 +19,12 @@ from agent.cli import (
     inspect,
     operate,
     reference,
+    savings,
     schedules,
     scorecard,
     setup,
     simulate,
+    spend,
     tune,
     whatif,
 )
@@ -64,6 +66,8 @@ findings.add(app)
 reference.add(app)
 forecast.add(app)
 scorecard.add(app)
+savings.add(app)
+spend.add(app)
 simulate.add(app)
 whatif.add(app)
 advise.add(app)

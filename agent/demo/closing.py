@@ -108,7 +108,8 @@ def what_happened(summary: Mapping[str, Any]) -> str:
         if told["came"] == "right":
             alone.append(name)
         elif told["came"] == "succeeded" and change is not None:
-            saving = per_month(change["outcome"]["saving_per_hour"])
+            before, after = (change["outcome"][f"per_hour_{when}"] for when in ("before", "after"))
+            saving = per_month(before - after) if before is not None and after is not None else None
             which = smaller if saving is not None and saving > 0 else grown
             which.append(f"{name}: {change['what']}, {_saving(saving)}")
         elif told["came"] == "rolled_back" and change is not None:
@@ -150,7 +151,7 @@ def _saving(usd: float | None) -> str:
         return "at a price that is not known"
     if abs(usd) < 0.5:
         return "at the same price"
-    return f"saves {money(usd)} a month" if usd > 0 else f"costs {money(-usd)} a month more"
+    return f"{money(abs(usd))} a month {'less' if usd > 0 else 'more'} by the price list"
 
 
 def _program() -> str:

@@ -20,9 +20,8 @@ from slack_sdk.models.blocks import (
 )
 
 from actuators.shape import Shape
-from analyzers.money import and_unknown
 from analyzers.prediction import Interval
-from analyzers.words import promise, spread, verdict
+from analyzers.words import and_unknown, promise, saved, spread, verdict
 
 Row = Mapping[str, Any]
 #: Characters. Slack takes 3000 in a section, but refuses a message whose blocks together hold about 13,000: msg_blocks_too_long.
@@ -153,8 +152,8 @@ def report(path: str, row: Row, page_url: str) -> dict[str, Any]:
     )
     lines = [
         f"Spent: {_total(figures, 'spent_usd', 'spent_lacking', '', 2)}",
-        f"Saving realised: {_total(figures, 'saving_realised_usd_per_month', 'saving_realised_lacking', ' a month')}; "
-        f"waiting for a decision: {_total(figures, 'saving_waiting_usd_per_month', 'saving_waiting_lacking', ' a month')}",
+        f"Attested: {saved(figures['saved'])}",
+        f"Waiting for a decision: {_total(figures, 'saving_waiting_usd_per_month', 'saving_waiting_lacking', ' a month')}",
         f"Changes: {figures['changes']['succeeded']} verified, {figures['changes']['rolled_back']} rolled back; {held}",
     ]
     where = f"`{_escape(path)}` · <{page_url}/reports|on the page>"

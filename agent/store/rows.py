@@ -225,6 +225,42 @@ class TrialRow(TypedDict):
     ended_at: float | None
 
 
+class PriceRow(TypedDict):
+    id: int
+    subject: str
+    per: str
+    usd: float
+    source: str
+    since: float
+
+
+class BillRow(TypedDict):
+    endpoint: str
+    day: float
+    vendor: str
+    usd: float
+    read_at: float
+
+
+class SavingRow(TypedDict):
+    id: int
+    endpoint: str
+    change_id: str
+    period_start: float
+    period_end: float
+    spent_usd: float | None
+    would_cost_usd: float | None
+    saved_low_usd: float | None
+    saved_usd: float | None
+    saved_high_usd: float | None
+    missed_s: float | None
+    would_miss_s: float | None
+    body: str
+    attested_at: float
+    previous: str
+    hash: str
+
+
 class ReportRow(TypedDict):
     id: int
     period_start: float

@@ -369,6 +369,54 @@ trials = sa.Table(
     sa.UniqueConstraint("tune_id", "number"),
 )
 
+#: What sizes and endpoints were paid for by, and from when on: a row when a price changes.
+prices = sa.Table(
+    "prices",
+    metadata,
+    _serial(),
+    _text("subject"),
+    _text("per"),
+    _real("usd", nullable=False),
+    _text("source"),
+    _real("since", nullable=False),
+    sa.UniqueConstraint("subject", "per", "since"),
+)
+
+#: What vendors say that a day of an endpoint cost.
+bills = sa.Table(
+    "bills",
+    metadata,
+    sa.Column("endpoint", sa.Text, primary_key=True),
+    sa.Column("day", sa.Double, primary_key=True, autoincrement=False),
+    _text("vendor"),
+    _real("usd", nullable=False),
+    _real("read_at", nullable=False),
+)
+
+#: What a row of changes saved in a period: attested once, append-only, hash-chained. ``body`` is what is hashed; the columns are of it.
+savings = sa.Table(
+    "savings",
+    metadata,
+    _serial(),
+    _text("endpoint"),
+    _text("change_id"),
+    _real("period_start", nullable=False),
+    _real("period_end", nullable=False),
+    _real("spent_usd"),
+    _real("would_cost_usd"),
+    _real("saved_low_usd"),
+    _real("saved_usd"),
+    _real("saved_high_usd"),
+    _real("missed_s"),
+    _real("would_miss_s"),
+    sa.Column("body", sa.Text, nullable=False),
+    _real("attested_at", nullable=False),
+    _text("previous"),
+    _text("hash"),
+    sa.UniqueConstraint("endpoint", "period_start"),
+    sa.UniqueConstraint("previous"),
+)
+
 reports = sa.Table(
     "reports",
     metadata,

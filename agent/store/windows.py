@@ -220,6 +220,22 @@ def spent(db: sa.Connection, endpoint: str, source: str, start: float, end: floa
     return Cost(usd, ("price",) if priced < all_ else ())
 
 
+def costs(
+    db: sa.Connection, endpoint: str, source: str, start: float, end: float, duration_s: float
+) -> dict[float, float | None]:
+    """US dollars of each window of one resolution, by its start; None: not known."""
+    rows = db.execute(
+        sa.select(_T.c.start, _T.c.cost_usd).where(
+            _T.c.endpoint == endpoint,
+            _T.c.source == source,
+            _T.c.duration_s == duration_s,
+            _T.c.start >= start,
+            _T.c.start < end,
+        )
+    )
+    return {float(row.start): row.cost_usd for row in rows}
+
+
 def roll_up(store: Store, now: float, raw_s: float) -> int:
     """Merge 5-minute and 1-hour spans that have ended and settled, and again those into which a late window came.
 

@@ -137,6 +137,7 @@ def _views(governor: Governor) -> dict[str, tuple[str, _View]]:
         "/tunes": ("tunes.html", lambda: views.tune_list(store)),
         "/tunes/{identity}": ("tune.html", lambda identity: views.tune(store, identity)),
         "/status": ("status.html", lambda: views.status(store, settings, clock.now())),
+        "/savings": ("savings.html", lambda: views.saving_list(store)),
         "/reports": ("reports.html", reports),
     }
 

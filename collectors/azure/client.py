@@ -93,6 +93,17 @@ class AzureClient:
         """An action that only reads, such as listKeys."""
         return _object(await self._arm_call("POST", self._url(path, version, {})), f"POST {path}")
 
+    async def query(self, path: str, version: str, body: Any) -> AsyncIterator[dict[str, Any]]:
+        """The answers to a question that is posted, page after page: each page's address is posted to again."""
+        url: str | None = self._url(path, version, {})
+        for _ in range(_MOST_PAGES):
+            if url is None:
+                return
+            answer = _object(await self._arm_call("POST", url, body), f"POST {path}")
+            yield answer
+            url = (answer.get("properties") or {}).get("nextLink") or None
+        raise AzureError("invalid", f"POST {path}: more than {_MOST_PAGES} pages, so probably a loop")
+
     async def write(self, method: str, path: str, version: str, body: Any = None, *, token: str = "") -> AcceptedWrite:
         """A PUT, PATCH or DELETE. ``token``: what the operation log may be searched for, the same when it is sent again."""
         headers = {"x-ms-client-request-id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"flyball:{token}"))} if token else {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from actuators.shape import Operation, Plan, Shape
-from agent.store import Store, changes, control, fleet, outbox, recommendations, tunes, windows
+from agent.store import Store, changes, control, fleet, outbox, recommendations, savings, tunes, windows
 from agent.store import audit as audit_table
 from agent.tune.request import Budget, Effort, Load, TuneRequest
 from analyzers.finding import Evidence, Finding, Reason, Severity
@@ -180,14 +180,28 @@ def fill(store: Store, *, now: float = T0 + 3600, text: str = "half of it idles"
         fleet.found(db, "chat", [finding(text=text)], now)
         fleet.source_health(db, [_source("chat", "vllm", now)])
         recommendations.insert(db, recommendation_row("aaaa0001", now=now, text=text))
-        _ended(db, "cccc0001", "succeeded", start + 600, text, {"saving_per_hour": 1.0, "per_hour_before": 2.0})
-        _ended(db, "cccc0002", "rolled_back", start + 1800, text, {"saving_per_hour": 1.0, "per_hour_before": 2.0})
+        _ended(db, "cccc0001", "succeeded", start + 600, text, {"per_hour_before": 2.0, "per_hour_after": 1.0})
+        _ended(db, "cccc0002", "rolled_back", start + 1800, text, {"per_hour_before": 2.0, "per_hour_after": 1.0})
         changes.add_ledger(db, [ledger_row("cccc0001", at=start + 900)])
         changes.add_ledger(db, [ledger_row("cccc0002", observed=0.8, inside=False, error=1.0, at=start + 2100)])
+        savings.append(db, saving_body("cccc0001", start=start - 3600, unknown=[text]), now)
         control.acquire(db, "leader", "host:1", 3600.0)
         control.put(db, "heartbeat", {"collect": {"last_ok_at": now, "errors": 0}}, now, "host:1")
         audit_table.append(db, at=now, actor="cli:ann", action="look", subject="flyball")
         outbox.put(db, channel="slack", kind="recommendation", subject="aaaa0001", revision=1, now=now)
+
+
+def saving_body(change_id: str, endpoint: str = "chat", *, start: float = T0 - 3600, **values: Any) -> dict[str, Any]:
+    """Two hours' worth of replicas for the price of one."""
+    return {
+        "endpoint": endpoint, "change_id": change_id, "changes": [change_id], "period_start": start, "period_end": start + 3600,
+        "since": start, "given_up": BEFORE.as_dict(), "serves": AFTER.as_dict(), "method": "m", "objective": {}, "error": {},
+        "cold_start_s": 300.0, "seed": 7, "prices": [], "evidence": "e", "ours": True, "spent_usd": 1.0,
+        "would_cost_usd": {"low": 1.8, "mid": 2.0, "high": 2.3}, "saved_usd": {"low": 0.8, "mid": 1.0, "high": 1.3},
+        "hours_compared": 1.0, "hours_unknown": 0.0, "missed_s": 60.0, "missed_unknown_s": 0.0,
+        "would_miss_s": {"low": 0.0, "mid": 120.0, "high": 240.0}, "would_miss_unknown_s": 0.0, "requests": 3600, "replays": 16,
+        "notes": [], "unknown": [],
+    } | values  # fmt: skip
 
 
 def _ended(db: Any, identity: str, state: str, at: float, text: str, outcome: Mapping[str, Any]) -> None:

@@ -160,6 +160,8 @@ LISTINGS = (
     ("recommendations", "list"),
     ("recommendations", "list", "--all"),
     ("changes", "list"),
+    ("savings",),
+    ("spend",),
     ("report",),
 )
 
@@ -231,6 +233,22 @@ def test_one_change_whole(config: Path, filled: Store) -> None:
     text = run("changes", "show", "cccc0002", "-c", config).stdout
     assert "rolled_back" in text
     assert "+100%" in text
+
+
+def test_savings_and_what_they_rest_on(config: Path, filled: Store) -> None:
+    said = run("savings", "-c", config).output
+    assert (
+        "saved $1.00 (80 %: $0.80 to $1.30); the objective would have been missed on 2 min (80 %: 0 to 4), it was on 1 min"
+        in said
+    )
+    result = run("savings", "--verify", "-c", config)
+    assert result.exit_code == 0, "the chain holds, and what aged out is no forgery"
+    assert "cannot: " in result.output
+    with filled.write() as db:
+        db.execute(sa.update(schema.savings).values(saved_usd=99.0))
+    result = run("savings", "--verify", "-c", config)
+    assert result.exit_code == 1
+    assert "row 1 was altered" in result.output
 
 
 def test_text_from_elsewhere_cannot_act_as_markup(config: Path) -> None:

@@ -183,19 +183,23 @@ def test_it_ends_by_itself_where_nobody_watches(
         ({"a": ("right", 0.0), "b": ("right", 0.0)}, "Flyball left 2 alone (a; b)."),
         (
             {"a": ("succeeded", -1.1)},
-            "Flyball enlarged 1 endpoint that was too small (a: replicas 1 → 2, costs $803 a month more).",
+            "Flyball enlarged 1 endpoint that was too small (a: replicas 1 → 2, $803 a month more by the price list).",
         ),
         ({"a": ("succeeded", None)}, "at a price that is not known"),
         (
             {"a": ("succeeded", 1.1), "b": ("rolled_back", 1.1)},
-            "saves $803 a month) and undid 1 change that did harm (b: ",
+            "$803 a month less by the price list) and undid 1 change that did harm (b: ",
         ),
         ({"a": ("proposed", 0.0)}, "Flyball changed nothing."),
     ],
 )
 def test_the_closing_sentence_is_of_what_came(came: dict[str, tuple[str, float | None]], says: str) -> None:
     changes = [
-        {"endpoint": name, "what": "replicas 1 → 2", "outcome": {"saving_per_hour": saving}}
+        {
+            "endpoint": name,
+            "what": "replicas 1 → 2",
+            "outcome": {"per_hour_before": 2.0, "per_hour_after": None if saving is None else 2.0 - saving},
+        }
         for name, (state, saving) in came.items()
         if state not in ("right", "proposed")
     ]

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from agent import charts, views
-from agent.report import _rows, summary, weekly
+from agent.report import summary, weekly
 from agent.settings import Settings
+from agent.spend import rows as rows_of
 from agent.store import Store, changes, fleet, mutes, outbox, recommendations, windows
 from analyzers.money import Tariff, Unit
 from tests.agent.records import T0, change_row, fill, finding, ledger_row, recommendation_row, window
@@ -119,7 +120,7 @@ def test_nothing_is_drawn_from_before_the_first_reading(store: Store, tmp_path: 
     chosen = settings(tmp_path)
     with store.read() as db:
         assert windows.load(db, "chat", "vllm", T0, T0 + HOUR, HOUR) != [], "the whole hour is there"
-        rows = _rows(db, chosen, chosen.endpoints[0], end - 7 * 86_400, end)
+        rows = rows_of(db, chosen, chosen.endpoints[0], end - 7 * 86_400, end)
     assert [(w.start, w.duration_s) for w in rows] == [(began + 60 * i, 60.0) for i in range(90)]
     (chat,) = summary(store, chosen, start=end - 7 * 86_400, end=end)["endpoints"]
     assert chat["watched_since"] == began
@@ -139,34 +140,33 @@ def test_a_long_span_is_drawn_from_hours_and_its_first_part_of_an_hour_from_fine
     windows.roll_up(store, end + HOUR, 60.0)
     chosen = settings(tmp_path)
     with store.read() as db:
-        rows = _rows(db, chosen, chosen.endpoints[0], T0 - HOUR, end)
+        rows = rows_of(db, chosen, chosen.endpoints[0], T0 - HOUR, end)
     assert rows[0].start == began
     assert [w.duration_s for w in rows] == [300.0] * 6 + [HOUR] * 99
     with store.write() as db:  # the finest ones have aged out
         windows.age_out(db, end, {60.0: HOUR, 300.0: HOUR, HOUR: 1e9})
     with store.read() as db:
-        rows = _rows(db, chosen, chosen.endpoints[0], T0 - HOUR, end)
+        rows = rows_of(db, chosen, chosen.endpoints[0], T0 - HOUR, end)
     assert rows[0].start == T0
     assert {w.duration_s for w in rows} == {HOUR}
 
 
-def _done(store: Store, identity: str, state: str, at: float, saving: float | None) -> None:
+def _done(store: Store, identity: str, state: str, at: float) -> None:
     with store.write() as db:
         changes.start(db, change_row(identity, now=at))
         changes.move(
-            db, identity, from_states=["applying"], to=state, now=at, reason="x", finished_at=at,
-            outcome={"saving_per_hour": saving},
+            db, identity, from_states=["applying"], to=state, now=at, reason="x", finished_at=at, outcome={}
         )  # fmt: skip
 
 
-def test_savings_are_those_that_were_verified(store: Store, tmp_path: Path) -> None:
-    _done(store, "c1", "succeeded", T0 + 1, 1.0)
-    _done(store, "c2", "succeeded", T0 + 2, -0.25)  # bought what the objective needed
-    _done(store, "c3", "succeeded", T0 + 3, None)
-    _done(store, "c4", "rolled_back", T0 + 4, 50.0)
-    _done(store, "c5", "failed", T0 + 5, 50.0)
-    _done(store, "c6", "succeeded", T0 - 5, 50.0)  # before the span
-    _done(store, "c7", "succeeded", T0 + 999, 50.0)  # after it
+def test_what_was_done_promised_and_waits(store: Store, tmp_path: Path) -> None:
+    _done(store, "c1", "succeeded", T0 + 1)
+    _done(store, "c2", "succeeded", T0 + 2)  # bought what the objective needed
+    _done(store, "c3", "succeeded", T0 + 3)
+    _done(store, "c4", "rolled_back", T0 + 4)
+    _done(store, "c5", "failed", T0 + 5)
+    _done(store, "c6", "succeeded", T0 - 5)  # before the span
+    _done(store, "c7", "succeeded", T0 + 999)  # after it
     with store.write() as db:
         recommendations.insert(db, recommendation_row("r1"))
         recommendations.insert(db, recommendation_row("r2", saving_per_month=-100.0))
@@ -178,8 +178,8 @@ def test_savings_are_those_that_were_verified(store: Store, tmp_path: Path) -> N
         )
         changes.add_ledger(db, [ledger_row("c6", at=T0 - 1)])
     figures = summary(store, settings(tmp_path), start=T0, end=T0 + 600)
-    assert figures["saving_realised_usd_per_month"] == pytest.approx(0.75 * 730)
-    assert figures["saving_realised_lacking"] == ["chat"]  # of one change no price was known
+    assert figures["saved"]["periods"] == 0
+    assert figures["saved"]["saved_usd"] is None, "nothing is attested, which is no saving of 0"
     assert figures["saving_waiting_usd_per_month"] == pytest.approx(730.0)
     assert {k: v for k, v in figures["changes"].items() if v} == {"succeeded": 3, "rolled_back": 1, "failed": 1}
     assert (figures["promises"], figures["promises_held"], figures["open_recommendations"]) == (2, 1, 3)

@@ -179,7 +179,7 @@ def test_every_secret_field_is_guarded(write: Write) -> None:
     text = (
         "web: {token: a}\nslack: {webhook_url: b, signing_secret: c, previous_signing_secret: d}\n"
         + HEAD
-        + "    api_key: e\n"
+        + "    api_key: e\n    bill: {vendor: openai, key: f}\n"
     )
     found = problems(write(text))
     assert len(found) == len(SECRET_FIELDS)

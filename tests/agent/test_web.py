@@ -41,6 +41,7 @@ PAGES = (
     "/changes/cccc0002",
     "/tunes",
     "/tunes/dddd0002",
+    "/savings",
     "/status",
     "/reports",
 )

@@ -7,10 +7,11 @@ import pytest
 from actuators.shape import Autoscaling, Shape
 from analyzers.choice import money_of, serving
 from analyzers.findings import analyze
-from analyzers.money import Cost, Price, Tariff, Total, Unit, Usage, and_unknown, parts
+from analyzers.money import Cost, Price, Tariff, Total, Unit, Usage, parts
 from analyzers.policy import Catalogue, Policy, candidates
 from analyzers.prediction import Prediction
 from analyzers.recommend import recommend
+from analyzers.words import and_unknown
 from collectors.window import Window
 from tests.analyzers.situations import Whole, hour, promise, situation
 from tests.analyzers.test_recommend import chosen

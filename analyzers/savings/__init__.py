@@ -1,0 +1,1 @@
+"""What a change saved: the traffic that really came, on the shape that was given up."""

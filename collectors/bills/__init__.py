@@ -1,0 +1,1 @@
+"""Cost reports of vendors and gateways that bill by the token."""
