@@ -49,6 +49,7 @@ from analyzers.recommend import BLIND, QUIET, Decision, at_rest, before_the_load
 from analyzers.recommendation import Recommendation
 from analyzers.reference import CalibratedEndpoint, ReferenceComparison, compare, with_causes
 from analyzers.situation import Situation
+from analyzers.turning import turning_points
 from collectors.clock import Clock
 
 log = structlog.get_logger()
@@ -123,7 +124,8 @@ class _KnownCapacities:
     """But for its replicas."""
     capacities: Capacities = field(default_factory=Capacities)
     premortems: dict[str, Premortem] = field(default_factory=dict)
-    """By the advice's fingerprint."""
+    turning: dict[str, tuple[Reason, ...]] = field(default_factory=dict)
+    """Both by the advice's fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +335,8 @@ class Reflector:
             beside = self._beside_reference(watched, found, now, self._store.write)
             comparison = beside.known.comparison if isinstance(beside, _ReferenceView) else None
             tried = premortem_of(made, found.situation, watched.catalogue, predictor)
-            return replace(made, premortem=tried, reference=comparison)
+            turning = turning_points(made, found.situation, watched.catalogue, predictor)
+            return replace(made, premortem=tried, turning=turning, reference=comparison)
 
         advice = await asyncio.to_thread(advise)
         plan = await asyncio.wait_for(self._plan(watched, live, advice), PLAN_S)
@@ -438,7 +441,13 @@ class Reflector:
             if advice.fingerprint not in known.premortems:
                 tried = premortem_of(advice, situation, watched.catalogue, predictor, known.capacities)
                 known.premortems[advice.fingerprint] = tried
-            decision = replace(decision, recommendation=replace(advice, premortem=known.premortems[advice.fingerprint]))
+                known.turning[advice.fingerprint] = turning_points(advice, situation, watched.catalogue, predictor)
+            decision = replace(
+                decision,
+                recommendation=replace(
+                    advice, premortem=known.premortems[advice.fingerprint], turning=known.turning[advice.fingerprint]
+                ),
+            )
         if fit is not None:
             fit.doubted |= any(reason.code == "MODEL_TOO_HOPEFUL" for reason in decision.hold)
         return findings, decision

@@ -19,7 +19,7 @@ from agent.store.control import Lead
 from analyzers.money import Cost, Total, parts
 from analyzers.objective import attainment, total
 from analyzers.recommendation import ObservedTarget
-from analyzers.words import and_unknown, dollars, lasting, saved, spread, verdict
+from analyzers.words import and_unknown, dollars, lasting, saved, spread, track_record, verdict
 
 SCHEMA_VERSION = 1
 
@@ -235,7 +235,7 @@ def environment() -> jinja2.Environment:
     )
     found.globals |= {"and_unknown": and_unknown}
     found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent, "spread": _spread}
-    found.filters |= {"lasting": lasting, "verdict": verdict, "saved": saved}
+    found.filters |= {"lasting": lasting, "verdict": verdict, "saved": saved, "track_record": track_record}
     return found
 
 

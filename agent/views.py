@@ -321,8 +321,15 @@ def recommendation(store: Store, identity: str) -> View | None:
         if row is None:
             return None
         decisions = recommendations.decisions(db, row["id"])
-    view = _brief(row) | {"body": row["body"], "plan": row["plan"], "decisions": decisions}
+        record = {"endpoint": _held(db, row["endpoint"]), "all": _held(db, None)}
+    view = _brief(row) | {"record": record} | {"body": row["body"], "plan": row["plan"], "decisions": decisions}
     return {"schema_version": SCHEMA_VERSION, "recommendation": view}
+
+
+def _held(db: sa.Connection, endpoint: str | None) -> View:
+    """How many of the promised intervals held, of those that could be compared."""
+    rows = [r for r in changes.ledger(db, endpoint=endpoint) if r["comparable"] and r["inside"] is not None]
+    return {"promises": len(rows), "held": sum(bool(r["inside"]) for r in rows)}
 
 
 def _brief(row: Mapping[str, Any]) -> View:
@@ -339,6 +346,7 @@ def _brief(row: Mapping[str, Any]) -> View:
         "risk": body["risk"],
         "risk_reasons": body["risk_reasons"],
         "premortem": body.get("premortem"),
+        "turning": body.get("turning", []),
         "reference": body.get("reference"),
         "predicted": predicted,
         "observed_now": {o["target"]: o for o in body.get("observed", ())},

@@ -99,6 +99,8 @@ class Recommendation:
     """The objective's targets as they are now."""
     premortem: Premortem | None = None
     """What the proposed shape would survive. None: not tried."""
+    turning: tuple[Reason, ...] = ()
+    """From which load, limit or price on it would be another one."""
     reference: ReferenceComparison | None = None
     """The endpoint as it is, beside the reference server. None: there is none, or it is not known well enough."""
 
@@ -122,6 +124,7 @@ class Recommendation:
             "workload": dict(self.workload),
             "evidence": {k: getattr(self.evidence, k) for k in Evidence.__slots__},
             "observed": [o.as_dict() for o in self.observed],
+            "turning": [{"code": r.code, "text": r.text, "numbers": dict(r.numbers)} for r in self.turning],
             "premortem": self.premortem.as_dict() if self.premortem is not None else None,
             "reference": self.reference.as_dict() if self.reference is not None else None,
         }

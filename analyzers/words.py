@@ -93,3 +93,16 @@ def _missed(total: Mapping[str, Any]) -> str:
 def _ends(low: str, high: str) -> str:
     """Of an 80 % interval; nothing where both are one figure."""
     return "" if low == high else f" (80 %: {low} to {high})"
+
+
+def track_record(held: Mapping[str, Mapping[str, int]]) -> str:
+    """How good the promises have been, here and on all endpoints."""
+    here, everywhere = held["endpoint"], held["all"]
+    if not everywhere["promises"]:
+        return "none yet; 80 % of them should hold"
+    own = (
+        f"{here['held']} of {here['promises']} held on this endpoint, "
+        if here["promises"]
+        else "none on this endpoint yet, "
+    )
+    return f"{own}{everywhere['held']} of {everywhere['promises']} held on all (80 % should)"

@@ -27,7 +27,7 @@ from agent.cli.output import (
     text,
     warnings_on_stderr,
 )
-from analyzers.words import lasting, spread, verdict
+from analyzers.words import lasting, spread, track_record, verdict
 
 if TYPE_CHECKING:
     from agent.approvals import Action
@@ -307,6 +307,9 @@ def recommendations_show(
         stdout.print(f"  risk: {text(reason)}")
     if r["premortem"]:
         stdout.print(f"  pre-mortem: {text(r['premortem']['text'])}")
+    for point in r["turning"]:
+        stdout.print(f"  what would change it: {text(point['text'])}")
+    stdout.print(f"  such promises so far: {track_record(r['record'])}")
     if r["reference"]:
         stdout.print(f"  reference: it {text(r['reference']['text'])}")
     names = [m for m in r["predicted"] if m in r["predicted_now"] or "_p95" in m]
