@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from analyzers.forecast.history import STEP_S
 Enough = Callable[[int, float], bool]
 #: A step that saves less than so many replica-slots is none.
 LEAST_SLOTS = 2.0
+_DAY_MINUTES = 24 * 60
 
 
 def least_counts(demand: Sequence[float], counts: Sequence[int], enough: Enough) -> list[int]:
@@ -102,3 +104,46 @@ def schedule_of(courses: Sequence[tuple[tuple[int, ...], Sequence[int]]], zone: 
     if not steps:
         steps = [ScheduleStep("00:00", courses[0][1][0])]
     return Schedule(tuple(sorted(steps, key=lambda step: (step.days, step.minute))), zone)
+
+
+def keda_cron(schedule: Schedule, name: str) -> dict[str, Any]:
+    """The same schedule as cron triggers of a KEDA ScaledObject, for whom the cluster itself is to keep it: of several that are active KEDA
+    takes the largest, so that each step's lasts until the next one. Source: keda.sh/docs, scalers, Cron.
+    """
+    moments = sorted((day * _DAY_MINUTES + step.minute, step.replicas) for step in schedule.steps for day in step.days)
+    periods: dict[tuple[int, int, int], tuple[list[int], list[int]]] = {}
+    for (begin, count), (end, _) in zip(moments, [*moments[1:], moments[0]], strict=True):
+        starts, ends = periods.setdefault((begin % _DAY_MINUTES, end % _DAY_MINUTES, count), ([], []))
+        starts.append(begin // _DAY_MINUTES)
+        ends.append(end // _DAY_MINUTES)
+    triggers = [
+        {
+            "type": "cron",
+            "metadata": {
+                "timezone": schedule.zone,
+                "start": _cron(begin, starts),
+                "end": _cron(end, ends),
+                "desiredReplicas": str(count),
+            },
+        }
+        for (begin, end, count), (starts, ends) in periods.items()
+        if count > schedule.least
+    ]
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": {"name": name},
+        "spec": {
+            "scaleTargetRef": {"name": name},
+            "minReplicaCount": schedule.least,
+            "maxReplicaCount": schedule.most,
+            "cooldownPeriod": 0,
+            "triggers": triggers,
+        },
+    }
+
+
+def _cron(minute: int, days: Sequence[int]) -> str:
+    """``50 6 * * 1,2,3,4,5``: cron counts from Sunday."""
+    of_week = "*" if len(set(days)) == len(EVERY_DAY) else ",".join(str((day + 1) % 7) for day in sorted(set(days)))
+    return f"{minute % 60} {minute // 60} * * {of_week}"

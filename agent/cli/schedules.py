@@ -25,6 +25,7 @@ from agent.cli.output import (
 def add(app: typer.Typer) -> None:
     group = typer.Typer(help="Replicas by the time of day, as they were approved.", no_args_is_help=True)
     group.command("list")(schedules_list)
+    group.command("export")(schedules_export)
     group.command("end")(schedules_end)
     app.add_typer(group, name="schedules")
 
@@ -53,6 +54,23 @@ def schedules_list(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption =
     ]
     table("Schedules", ["endpoint", "replicas", "now", "approved by", "last steps"], rows, "No schedule is kept.")
     return None
+
+
+def schedules_export(
+    endpoint: Annotated[str, typer.Argument(help="The endpoint's name.")], config: ConfigOption = DEFAULT_CONFIG
+) -> None:
+    """The schedule as a KEDA ScaledObject, for whom the cluster itself is to keep it. Apply it, then `flyball schedules end`."""
+    import yaml
+
+    from agent.store import schedules
+    from analyzers.schedule import keda_cron
+
+    with opened(config) as (store, settings), store.read() as db:
+        named(endpoint, settings)
+        standing = schedules.of(db, endpoint)
+    if standing is None:
+        raise fail(f"{endpoint} keeps no schedule")
+    typer.echo(yaml.safe_dump(keda_cron(standing.schedule, endpoint), sort_keys=False), nl=False)
 
 
 def schedules_end(

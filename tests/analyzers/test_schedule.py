@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actuators.shape import EVERY_DAY
+from actuators.shape import EVERY_DAY, Schedule, ScheduleStep
 from analyzers.forecast.days import WEEKEND, WORKDAYS, days_of
 from analyzers.forecast.forecast import forecast
 from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
-from analyzers.schedule import LEAST_SLOTS, daily_course, least_counts, schedule_of
+from analyzers.schedule import LEAST_SLOTS, daily_course, keda_cron, least_counts, schedule_of
 
 EACH = 8.0
 
@@ -103,3 +104,40 @@ def test_without_a_season_nothing_is_known_of_days() -> None:
     found = forecast(seen, growth=1.2)
     assert found is not None
     assert days_of(seen, found, "UTC") == ()
+
+
+def _last(expression: str, minute: int) -> int:
+    """The last minute of the week, at most ``minute``, at which that cron expression fires; as often as needed, a week before."""
+    at, hour, _, _, days = expression.split()
+    of_week = range(7) if days == "*" else [(int(day) - 1) % 7 for day in days.split(",")]
+    fires = [day * 1440 + int(hour) * 60 + int(at) for day in of_week]
+    return max([fire for fire in fires if fire <= minute] or [max(fires) - 7 * 1440])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule((ScheduleStep("07:00", 4), ScheduleStep("20:00", 2))),
+        Schedule((ScheduleStep("06:50", 2), ScheduleStep("09:00", 4), ScheduleStep("22:10", 1)), "Europe/Berlin"),
+        Schedule(
+            (
+                ScheduleStep("06:50", 4, WORKDAYS),
+                ScheduleStep("20:00", 2, WORKDAYS),
+                ScheduleStep("00:00", 1, WEEKEND),
+                ScheduleStep("23:50", 3, (6,)),
+            )
+        ),
+    ],
+)
+def test_keda_would_keep_the_same_replicas_every_minute_of_the_week(schedule: Schedule) -> None:
+    """KEDA's rule: a trigger is active from its start to its end, and the largest of the active ones counts."""
+    spec = keda_cron(schedule, "chat")["spec"]
+    course = schedule.course()
+    for minute in range(0, 7 * 1440, 5):
+        counts = [spec["minReplicaCount"]]
+        for trigger in spec["triggers"]:
+            told = trigger["metadata"]
+            assert told["timezone"] == schedule.zone
+            if _last(told["start"], minute) > _last(told["end"], minute):
+                counts.append(int(told["desiredReplicas"]))
+        assert max(counts) == course[minute], minute
