@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,9 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, recommendations, windows
 from agent.store.evidence import judged
 from agent.uptake import within
+from analyzers.forecast.boosting import Boosting
 from analyzers.forecast.days import days_of
-from analyzers.forecast.forecast import forecast
+from analyzers.forecast.forecast import learned_forecast
 from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
 from analyzers.forecast.horizon import Horizon
 from analyzers.objective import attainment, mean_rate
@@ -49,6 +50,7 @@ class Horizons:
         self._settings = settings
         self._store = store
         self._known: dict[str, _HorizonEntry] = {}
+        self._boosted: dict[str, Mapping[str, Boosting]] = {}
 
     def of(self, endpoint: EndpointSettings, end: float, last_change_at: float | None) -> Horizon | None:
         """From what is known at ``end``. None: no rate of requests is known yet."""
@@ -63,7 +65,8 @@ class Horizons:
     def _make(self, endpoint: EndpointSettings, end: float, key: tuple[float, float | None, int]) -> _HorizonEntry:
         _, last_change_at, recent = key
         history = load_history(self._store, self._settings, endpoint, end)
-        found = forecast(history, growth=endpoint.policy.growth)
+        learned = self._boosted.get(endpoint.name, {})
+        found, self._boosted[endpoint.name] = learned_forecast(history, endpoint.policy.growth, learned)
         if found is None:
             return _HorizonEntry(key, None, end)
         busy, found_at = self._busy(endpoint, history, end)

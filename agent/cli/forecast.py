@@ -45,14 +45,14 @@ def forecast(
     from agent import forecasts
     from agent.clock import WallClock
     from agent.horizon import load_history
-    from analyzers.forecast.forecast import forecast as make
+    from analyzers.forecast.forecast import learned_forecast
 
     now = WallClock().now()
     with opened(config) as (store, settings):
         named(endpoint, settings)
         chosen = settings.endpoint(endpoint)
         history = load_history(store, settings, chosen, now)
-        found = make(history, growth=chosen.policy.growth)
+        found, _ = learned_forecast(history, chosen.policy.growth, {})
     if found is None:
         raise fail(f"{endpoint}: no load is known yet; a quarter of an hour of telemetry is needed", 1)
     view = forecasts.describe(chosen, history, found)

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analyzers.forecast.boosting import Boosting
 from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
 from collectors.workload import Floats
 
 WEEK = 7 * DAY
+BOOSTED = "gradient boosting"
 #: Share of a day's slots that must be known for it to be a season.
 WHOLE = 0.8
 #: A slot's load lies below ``low`` one time in ten, and above ``high`` one time in ten.
@@ -87,10 +89,13 @@ class Forecast:
         return next((score.error for score in self.backtest if score.model == self.model), None)
 
 
-def forecast(history: LoadHistory, *, growth: float, slots: int = DAY) -> Forecast | None:
+def forecast(
+    history: LoadHistory, *, growth: float, slots: int = DAY, boosted: Mapping[str, Boosting] | None = None
+) -> Forecast | None:
     """The next ``slots`` (at most a day). growth: what a load may grow by, as long as no residuals tell. None: nothing is known.
 
-    Deterministic: the same history, the same forecast.
+    boosted: by name in ``LOADS``, where it was learned; tried beside the others once the requests' is there.
+    Deterministic: the same history and models, the same forecast.
     """
     if not 1 <= slots <= DAY:
         raise ValueError(f"slots ({slots}) must be 1 to {DAY}")
@@ -104,14 +109,43 @@ def forecast(history: LoadHistory, *, growth: float, slots: int = DAY) -> Foreca
     scores = _backtest(requests, bar)
     best = min(scores, key=lambda score: score.error, default=None)
     chosen = bar if best is None or best.error > scores[0].error * (1 - BETTER) - CLEARLY else best.model
+    start_slot = round(history.start / STEP_S)
+    said = {name: each.profile(history.rates[name], start_slot) for name, each in (boosted or {}).items()}
+    if scores and "requests" in said:
+        found_better = _boosted_score(requests, chosen, said["requests"])
+        if found_better is not None:
+            scores.append(found_better[0])
+            chosen = BOOSTED if found_better[1] else chosen
     bands, held = {}, None
     for name in LOADS:
-        found = _banded(history.rates[name], chosen, slots, growth)
+        model = chosen if chosen != BOOSTED or name in said else bar
+        found = _banded(history.rates[name], model, slots, growth, said.get(name))
         if found is not None:
             bands[name], share = found
             held = share if name == "requests" else held
-    season_s = 7 * DAY_S if chosen in _OF_WEEKS else DAY_S
+    season_s = 7 * DAY_S if chosen in (*_OF_WEEKS, BOOSTED) else DAY_S
     return Forecast(history.end, chosen, season_s, bands, history.seen_s, tuple(scores), held)
+
+
+def learned_forecast(
+    history: LoadHistory, growth: float, before: Mapping[str, Boosting]
+) -> tuple[Forecast | None, Mapping[str, Boosting]]:
+    """The next day, with boosting tried; and what was learned, to be given back the next time: a model is made once a day.
+
+    The tokens' models are made only where the requests' is better than all others.
+    """
+    start_slot = round(history.start / STEP_S)
+
+    def learned(*names: str) -> dict[str, Boosting]:
+        found = {name: Boosting.renewed(before.get(name), history.rates[name], start_slot) for name in names}
+        return {name: each for name, each in found.items() if each is not None}
+
+    boosted = learned("requests")
+    found = forecast(history, growth=growth, boosted=boosted)
+    if found is not None and found.model == BOOSTED:
+        boosted |= learned(*(name for name in LOADS if name != "requests"))
+        found = forecast(history, growth=growth, boosted=boosted)
+    return found, {**before, **boosted}
 
 
 def _has_season(rates: Floats) -> bool:
@@ -186,9 +220,21 @@ _PROFILES: Mapping[str, tuple[_Profile, bool]] = {
 _OF_WEEKS = frozenset(name for name, (profile, _) in _PROFILES.items() if profile in (_week_before, _weeks_before))
 
 
-def _profile(rates: Floats, model: str) -> Floats:
+def _own_profile(rates: Floats, model: str, boosted: Floats | None) -> Floats:
+    if model == BOOSTED:
+        assert boosted is not None
+        return boosted
+    return _PROFILES[model][0](rates)
+
+
+def _levels(model: str) -> bool:
+    """Whether it is told at today's level."""
+    return model != BOOSTED and _PROFILES[model][1]
+
+
+def _profile(rates: Floats, model: str, boosted: Floats | None) -> Floats:
     """(n + DAY,) the model's profile; where it knows nothing, yesterday's, or the largest known."""
-    found = _PROFILES[model][0](rates)
+    found = _own_profile(rates, model, boosted)
     for other in (_days_before(rates), np.full(found.shape, float(np.nanmax(rates)))):
         found = np.where(np.isnan(found), other, found)
     return found
@@ -207,7 +253,7 @@ def _level(rates: Floats, profile: Floats, origin: int) -> float:
 def _points(rates: Floats, profile: Floats, model: str, origin: int, at: np.ndarray) -> Floats:
     """(k,) forecasts made at ``origin`` of the slots ``at``."""
     points: Floats = profile[at]
-    if _PROFILES[model][1]:
+    if _levels(model):
         points = points * _level(rates, profile, origin) ** (0.5 ** ((at - origin) / LEVEL_HALF_LIFE))
     return points
 
@@ -225,9 +271,9 @@ class _Past:
     came: Floats
 
 
-def _past(rates: Floats, model: str) -> _Past:
+def _past(rates: Floats, model: str, boosted: Floats | None = None) -> _Past:
     """From the first slot of which the model's own profile speaks; of the last days only, which weigh what is now."""
-    profile = _PROFILES[model][0](rates)
+    profile = _own_profile(rates, model, boosted)
     n = rates.shape[0]
     first = max(DAY, n - BACKTEST_DAYS * DAY)
     parts: list[tuple[np.ndarray, np.ndarray, Floats]] = []
@@ -265,20 +311,37 @@ def _backtest(rates: Floats, bar: str) -> list[BacktestScore]:
     return scores
 
 
-def _banded(rates: Floats, model: str, slots: int, growth: float) -> tuple[LoadBand, float | None] | None:
+def _boosted_score(rates: Floats, best: str, boosted: Floats) -> tuple[BacktestScore, bool] | None:
+    """Its error where it had not seen what came, and whether the best of the others did clearly worse there. None: too little of that."""
+    mine, others = _past(rates, BOOSTED, boosted), _past(rates, best)
+    wide = max(LEADS) + 1
+    shared = np.isin(others.at * wide + others.lead, mine.at * wide + mine.lead)
+    same = np.isin(mine.at * wide + mine.lead, others.at * wide + others.lead)
+    total = float(np.abs(mine.came[same]).sum())
+    if np.unique(mine.at[same]).size < LEAST_RESIDUALS or total <= 0:
+        return None
+    error = float(np.abs(mine.came[same] - mine.said[same]).sum()) / total
+    theirs = float(np.abs(others.came[shared] - others.said[shared]).sum()) / total
+    score = BacktestScore(BOOSTED, error, int(np.count_nonzero(same)))
+    return score, error <= theirs * (1 - BETTER) - CLEARLY
+
+
+def _banded(
+    rates: Floats, model: str, slots: int, growth: float, boosted: Floats | None = None
+) -> tuple[LoadBand, float | None] | None:
     """The interval of the next slots, and the share of the backtest in which such an interval held. None: the load is not known."""
     if np.isnan(rates).all():
         return None
     n = rates.shape[0]
-    mid = _points(rates, _profile(rates, model), model, n, n + np.arange(slots))
-    past = _past(rates, model)
+    mid = _points(rates, _profile(rates, model, boosted), model, n, n + np.arange(slots))
+    past = _past(rates, model, boosted)
     floor = FLOOR * float(np.nanmean(rates))
     ratios = (past.came + floor) / (past.said + floor) if floor > 0 else np.ones(past.said.shape)
     low, high = np.full(slots, 1.0 / growth), np.full(slots, growth)
     held: list[np.ndarray] = []
     near = past.lead <= SHORT
     of_leads = [(near, slice(0, SHORT)), (~near, slice(SHORT, slots))]
-    if not _PROFILES[model][1]:  # it says the same however long before
+    if not _levels(model):  # it says the same however long before
         of_leads = [(np.ones(past.lead.shape, dtype=bool), slice(0, slots))]
     for of_past, of_next in of_leads:
         seen = np.unique(past.at[of_past]).size

@@ -1,0 +1,92 @@
+"""Boosting takes the bar's place only where it was better on days that it had not seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analyzers.forecast.boosting import EACH, HELD_DAYS, Boosting
+from analyzers.forecast.forecast import BOOSTED, forecast, learned_forecast
+from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
+from collectors.workload import Floats
+
+MONDAY = 4 * DAY_S
+
+
+def history(rates: Floats) -> LoadHistory:
+    return LoadHistory(MONDAY, dict.fromkeys(LOADS, rates))
+
+
+def curve(days: int, seed: int = 1, noise: float = 0.02) -> Floats:
+    """A day curve, a weekend at a third of it."""
+    slots = np.arange(days * DAY)
+    day = 10.0 * (1 + 0.8 * np.sin(2 * np.pi * slots / DAY))
+    level = np.where(slots // DAY % 7 >= 5, 0.3, 1.0)
+    return day * level * np.exp(np.random.default_rng(seed).normal(0.0, noise, slots.size))
+
+
+def every_third(days: int) -> Floats:
+    """Every third day is busy: what neither yesterday nor last week tells."""
+    slots = np.arange(days * DAY)
+    return np.where(slots // DAY % 3 == 0, 3.0, 1.0) * (5.0 + np.sin(2 * np.pi * slots / DAY))
+
+
+def test_it_speaks_only_of_what_it_had_not_seen_and_of_the_day_to_come() -> None:
+    rates = curve(20)
+    found = Boosting.renewed(None, rates, 0)
+    assert found is not None
+    said = found.profile(rates, 0)
+    assert said.shape[0] == rates.shape[0] + DAY
+    first = rates.shape[0] - HELD_DAYS * DAY
+    assert np.isnan(said[:first]).all()
+    assert not np.isnan(said[first:]).any()
+    changed = rates.copy()
+    changed[first:] *= 100.0  # what comes later teaches the first model nothing
+    again = Boosting.renewed(None, changed, 0)
+    assert again is not None
+    assert again.profile(rates, 0)[first : first + EACH * DAY] == pytest.approx(
+        said[first : first + EACH * DAY], rel=1e-6
+    )
+
+
+def test_a_model_a_day_is_made_and_the_old_ones_speak_on() -> None:
+    rates = curve(22)
+    first = Boosting.renewed(None, rates[: 20 * DAY], 0)
+    assert first is not None
+    assert Boosting.renewed(first, rates[: 20 * DAY + DAY // 2], 0) is first
+    second = Boosting.renewed(first, rates[: 21 * DAY], 0)
+    assert second is not None
+    assert second.models[-1][0] == 21 * DAY
+    before, after = (each.profile(rates[: 21 * DAY], 0) for each in (first, second))
+    assert before[: 21 * DAY] == pytest.approx(after[: 21 * DAY], nan_ok=True)
+
+
+def test_it_is_chosen_where_it_is_better_and_not_where_the_bar_is() -> None:
+    found, learned = learned_forecast(history(every_third(28)), 1.2, {})
+    assert found is not None
+    assert found.model == BOOSTED
+    assert set(learned) == set(LOADS)
+    plain = forecast(history(every_third(28)), growth=1.2)
+    assert plain is not None
+    truth = every_third(29)[-DAY:]
+    better, bar = (float(np.abs(f.bands["requests"].mid - truth).mean()) for f in (found, plain))
+    assert better < 0.5 * bar
+    flat, learned = learned_forecast(history(curve(28, noise=0.0)), 1.2, {})
+    assert flat is not None
+    assert flat.model != BOOSTED, "last week tells it all"
+    assert set(learned) == {"requests"}
+
+
+def test_with_too_little_nothing_is_learned() -> None:
+    assert Boosting.renewed(None, curve(10), 0) is None
+    assert Boosting.renewed(None, np.full(20 * DAY, np.nan), 0) is None
+    assert Boosting.renewed(None, np.zeros(20 * DAY), 0) is None
+
+
+def test_the_same_history_teaches_the_same() -> None:
+    rates = curve(20)
+    one, two = (Boosting.renewed(None, rates, 5) for _ in range(2))
+    assert one is not None
+    assert two is not None
+    assert np.array_equal(one.profile(rates, 5), two.profile(rates, 5), equal_nan=True)
+    assert STEP_S * DAY == DAY_S
