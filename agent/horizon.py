@@ -12,7 +12,7 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, recommendations, windows
 from agent.store.evidence import judged
 from agent.uptake import within
-from analyzers.forecast.boosting import Boosting
+from analyzers.forecast.boosting import TreeEnsemble
 from analyzers.forecast.days import days_of
 from analyzers.forecast.forecast import learned_forecast
 from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
@@ -50,7 +50,7 @@ class Horizons:
         self._settings = settings
         self._store = store
         self._known: dict[str, _HorizonEntry] = {}
-        self._boosted: dict[str, Mapping[str, Boosting]] = {}
+        self._boosted: dict[str, Mapping[str, TreeEnsemble]] = {}
 
     def of(self, endpoint: EndpointSettings, end: float, last_change_at: float | None) -> Horizon | None:
         """From what is known at ``end``. None: no rate of requests is known yet."""

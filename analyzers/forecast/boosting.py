@@ -27,10 +27,10 @@ ROUNDS = 80
 
 
 @dataclass(frozen=True)
-class Boosting:
+class TreeEnsemble:
     """Models of one load, oldest first: each from which slot on it speaks (counted from Unix time 0), and itself."""
 
-    models: tuple[tuple[int, _Fitted], ...]
+    models: tuple[tuple[int, _TreeModel], ...]
 
     @classmethod
     def renewed(cls, before: Self | None, rates: Floats, start_slot: int) -> Self | None:
@@ -64,7 +64,7 @@ class Boosting:
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class _TreeModel:
     """A regressor, and the features that it looks at."""
 
     columns: tuple[int, ...]
@@ -75,7 +75,7 @@ class _Fitted:
         return said
 
 
-def _fitted(features: Floats, rates: Floats, upto: int) -> _Fitted:
+def _fitted(features: Floats, rates: Floats, upto: int) -> _TreeModel:
     from sklearn.ensemble import HistGradientBoostingRegressor  # takes a second to import, and few commands need it
 
     known = ~np.isnan(rates[:upto])
@@ -84,8 +84,10 @@ def _fitted(features: Floats, rates: Floats, upto: int) -> _Fitted:
     regressor = HistGradientBoostingRegressor(
         loss="absolute_error", max_iter=ROUNDS, min_samples_leaf=20, early_stopping=False, random_state=0
     )
-    with threadpool_limits(1, user_api="openmp"):  # its threads spin at each barrier: on shared cores one is faster than two
-        return _Fitted(columns, regressor.fit(seen[:, columns], rates[:upto][known]))
+    with threadpool_limits(
+        1, user_api="openmp"
+    ):  # its threads spin at each barrier: on shared cores one is faster than two
+        return _TreeModel(columns, regressor.fit(seen[:, columns], rates[:upto][known]))
 
 
 def _features(rates: Floats, start_slot: int) -> Floats:

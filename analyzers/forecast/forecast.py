@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyzers.forecast.boosting import Boosting
+from analyzers.forecast.boosting import TreeEnsemble
 from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
 from collectors.workload import Floats
 
@@ -90,7 +90,7 @@ class Forecast:
 
 
 def forecast(
-    history: LoadHistory, *, growth: float, slots: int = DAY, boosted: Mapping[str, Boosting] | None = None
+    history: LoadHistory, *, growth: float, slots: int = DAY, boosted: Mapping[str, TreeEnsemble] | None = None
 ) -> Forecast | None:
     """The next ``slots`` (at most a day). growth: what a load may grow by, as long as no residuals tell. None: nothing is known.
 
@@ -128,16 +128,16 @@ def forecast(
 
 
 def learned_forecast(
-    history: LoadHistory, growth: float, before: Mapping[str, Boosting]
-) -> tuple[Forecast | None, Mapping[str, Boosting]]:
+    history: LoadHistory, growth: float, before: Mapping[str, TreeEnsemble]
+) -> tuple[Forecast | None, Mapping[str, TreeEnsemble]]:
     """The next day, with boosting tried; and what was learned, to be given back the next time: a model is made once a day.
 
     The tokens' models are made only where the requests' is better than all others.
     """
     start_slot = round(history.start / STEP_S)
 
-    def learned(*names: str) -> dict[str, Boosting]:
-        found = {name: Boosting.renewed(before.get(name), history.rates[name], start_slot) for name in names}
+    def learned(*names: str) -> dict[str, TreeEnsemble]:
+        found = {name: TreeEnsemble.renewed(before.get(name), history.rates[name], start_slot) for name in names}
         return {name: each for name, each in found.items() if each is not None}
 
     boosted = learned("requests")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analyzers.forecast.boosting import EACH, HELD_DAYS, Boosting
+from analyzers.forecast.boosting import EACH, HELD_DAYS, TreeEnsemble
 from analyzers.forecast.forecast import BOOSTED, forecast, learned_forecast
 from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
 from collectors.workload import Floats
@@ -33,7 +33,7 @@ def every_third(days: int) -> Floats:
 
 def test_it_speaks_only_of_what_it_had_not_seen_and_of_the_day_to_come() -> None:
     rates = curve(20)
-    found = Boosting.renewed(None, rates, 0)
+    found = TreeEnsemble.renewed(None, rates, 0)
     assert found is not None
     said = found.profile(rates, 0)
     assert said.shape[0] == rates.shape[0] + DAY
@@ -42,7 +42,7 @@ def test_it_speaks_only_of_what_it_had_not_seen_and_of_the_day_to_come() -> None
     assert not np.isnan(said[first:]).any()
     changed = rates.copy()
     changed[first:] *= 100.0  # what comes later teaches the first model nothing
-    again = Boosting.renewed(None, changed, 0)
+    again = TreeEnsemble.renewed(None, changed, 0)
     assert again is not None
     assert again.profile(rates, 0)[first : first + EACH * DAY] == pytest.approx(
         said[first : first + EACH * DAY], rel=1e-6
@@ -51,10 +51,10 @@ def test_it_speaks_only_of_what_it_had_not_seen_and_of_the_day_to_come() -> None
 
 def test_a_model_a_day_is_made_and_the_old_ones_speak_on() -> None:
     rates = curve(22)
-    first = Boosting.renewed(None, rates[: 20 * DAY], 0)
+    first = TreeEnsemble.renewed(None, rates[: 20 * DAY], 0)
     assert first is not None
-    assert Boosting.renewed(first, rates[: 20 * DAY + DAY // 2], 0) is first
-    second = Boosting.renewed(first, rates[: 21 * DAY], 0)
+    assert TreeEnsemble.renewed(first, rates[: 20 * DAY + DAY // 2], 0) is first
+    second = TreeEnsemble.renewed(first, rates[: 21 * DAY], 0)
     assert second is not None
     assert second.models[-1][0] == 21 * DAY
     before, after = (each.profile(rates[: 21 * DAY], 0) for each in (first, second))
@@ -78,14 +78,14 @@ def test_it_is_chosen_where_it_is_better_and_not_where_the_bar_is() -> None:
 
 
 def test_with_too_little_nothing_is_learned() -> None:
-    assert Boosting.renewed(None, curve(10), 0) is None
-    assert Boosting.renewed(None, np.full(20 * DAY, np.nan), 0) is None
-    assert Boosting.renewed(None, np.zeros(20 * DAY), 0) is None
+    assert TreeEnsemble.renewed(None, curve(10), 0) is None
+    assert TreeEnsemble.renewed(None, np.full(20 * DAY, np.nan), 0) is None
+    assert TreeEnsemble.renewed(None, np.zeros(20 * DAY), 0) is None
 
 
 def test_the_same_history_teaches_the_same() -> None:
     rates = curve(20)
-    one, two = (Boosting.renewed(None, rates, 5) for _ in range(2))
+    one, two = (TreeEnsemble.renewed(None, rates, 5) for _ in range(2))
     assert one is not None
     assert two is not None
     assert np.array_equal(one.profile(rates, 5), two.profile(rates, 5), equal_nan=True)
