@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 
 from actuators.shape import Plan, Shape, difference
+from agent.events import known as known_events
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, mutes, outbox, recommendations, savings, tunes
 from agent.store import audit as audit_table
@@ -32,6 +33,8 @@ SCHEMA_VERSION = 1
 _VERIFIED: WeakKeyDictionary[Store, audit_table.AuditCheckpoint] = WeakKeyDictionary()
 #: An endpoint that was not read for so many windows is not read any more.
 MISSED_WINDOWS = 3
+#: What happened to an endpoint is shown for so long.
+EVENTS_S = 7 * 86_400.0
 View = dict[str, Any]
 
 
@@ -92,6 +95,7 @@ def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
         view["recommendations"] = [_brief(r) for r in recommendations.listed(db, endpoint=name, limit=20)]
         view["changes"] = [_change(r) for r in changes.listed(db, endpoint=name, purpose="change", limit=20)]
         view["tunes"] = _tunes(db, name, 5)
+        view["events"] = [{"at": e.at, "text": e.text} for e in reversed(known_events(db, name, now - EVENTS_S))]
         watched = control.leader(db, "leader") is not None
     return {"schema_version": SCHEMA_VERSION, "watched": watched, "endpoint": view}
 

@@ -311,6 +311,8 @@ class ReferenceUse:
     """Of the observed time, that in which no request ended and none was under way."""
     occupancy: float | None
     """Of its slots, those in use on average. None: its slots are not known."""
+    gpu_usage: float | None
+    """Mean share of the time in which its accelerators worked, as they say themselves."""
     usd_per_month: float | None
     idle_usd_per_month: float | None
 
@@ -326,8 +328,10 @@ class ReferenceUse:
         idle = quiet / seconds if seconds > 0 else None
         running = [g.mean for w in known if (g := w.gauges.get("running")) is not None]
         occupancy = sum(running) / len(running) / slots if running and slots else None
+        busy = [g.mean for w in windows if (g := w.gauges.get("gpu_usage")) is not None]
         monthly = per_month(per_hour)
-        return cls(idle, occupancy, monthly, None if monthly is None or idle is None else monthly * idle)
+        idle_usd = None if monthly is None or idle is None else monthly * idle
+        return cls(idle, occupancy, sum(busy) / len(busy) if busy else None, monthly, idle_usd)
 
 
 def _under_way(window: Window) -> bool:

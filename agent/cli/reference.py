@@ -50,12 +50,13 @@ def reference(
             text(r["label"]),
             _share(r["use"]["idle_share"]),
             _share(r["use"]["occupancy"]),
+            _share(r["use"]["gpu_usage"]),
             money(r["use"]["usd_per_month"]),
             money(r["use"]["idle_usd_per_month"]),
         ]
         for r in view["references"]
     ]
-    columns = ["reference", "shape", "time without a request", "slots in use", "$/month", "of it idle"]
+    columns = ["reference", "shape", "time without a request", "slots in use", "GPU at work", "$/month", "of it idle"]
     table("References", columns, rows, "No reference server stands: give one endpoint `role: reference`.")
     return None
 

@@ -186,6 +186,8 @@ def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]
     if template == "endpoint.html":
         e = data["endpoint"]
         marks = [{"at": c["applied_at"], "what": "changed"} for c in e["changes"] if c["applied_at"]]
+        own = {mark["at"] for mark in marks}
+        marks += [{"at": v["at"], "what": "event"} for v in e["events"] if v["at"] not in own]
         drawn = [charts.load(e["series"], marks)] if e["series"] else []
         for goal in e["objective"]:
             metric = goal["target"].split("_")[0]

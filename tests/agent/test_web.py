@@ -23,7 +23,7 @@ from agent.clock import VirtualClock
 from agent.governor import Governor
 from agent.report import weekly
 from agent.settings import Settings
-from agent.store import Store, audit, control, fleet, recommendations, tunes, windows
+from agent.store import Store, audit, control, events, fleet, recommendations, tunes, windows
 from agent.tune.history import told
 from agent.web.app import create_app
 from agent.web.guard import CSRF, SESSION
@@ -622,3 +622,15 @@ def test_what_must_not_be_muted_is_not(made: Make, path: str, form: dict[str, st
     _, client = made()
     assert client.post(path, data=_mute_form(client, **form)).status_code == status
     assert _finding(client)["muted"] is None
+
+
+def test_what_happened_is_told_newest_first(made: Make) -> None:
+    governor, client = made()
+    with governor.store.write() as db:
+        events.add(db, "chat", at=NOW - 300, kind="engine", text="engine_version <0.9> → 0.10", body={})
+        events.add(db, "chat", at=NOW - 900, kind="engine", text="", body={})
+    told = client.get("/endpoints/chat.json").json()["endpoint"]["events"]
+    assert told[0] == {"at": NOW - 300, "text": "engine_version <0.9> → 0.10"}
+    assert [e["text"].split(":")[0] for e in told[1:]] == ["Flyball's change cccc0002", "Flyball's change cccc0001"]
+    page = client.get("/endpoints/chat").text
+    assert "engine_version &lt;0.9&gt; → 0.10" in page

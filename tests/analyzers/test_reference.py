@@ -33,7 +33,7 @@ from analyzers.reference import (
 )
 from analyzers.situation import Situation
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
-from collectors.window import Window
+from collectors.window import Gauge, Window
 from tests.analyzers.situations import hour, minute, situation
 from tests.analyzers.whatif.reference_server import poisson, windows
 
@@ -229,3 +229,9 @@ def test_a_reference_that_idles_costs_money(
     assert use.usd_per_month == 1460.0
     assert use.idle_usd_per_month == (None if idle is None else 1460.0 * idle)
     assert ReferenceUse.of(hour(**each), slots, None).idle_usd_per_month is None
+
+
+def test_its_accelerators_say_themselves_how_much_they_work() -> None:
+    assert ReferenceUse.of(hour(), 16.0, 2.0).gpu_usage is None
+    told = [replace(w, gauges={**w.gauges, "gpu_usage": Gauge(0.25, 0.5, 0.25)}) for w in hour()]
+    assert ReferenceUse.of(told, 16.0, 2.0).gpu_usage == 0.25
