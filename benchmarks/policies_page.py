@@ -63,7 +63,7 @@ def cost(row: Row, base: Row | None) -> str:
 
 
 def steadiness(row: Row, _base: Row | None) -> str:
-    return f"{row['changes']} · {row['wrong_shrinks']} · {len(row['breach_hours'])}"
+    return f"{row['changes']} · {row['moves']} · {row['wrong_shrinks']} · {len(row['breach_hours'])}"
 
 
 def _kind(policy: str) -> str:
@@ -130,7 +130,7 @@ def tables(rows: Sequence[Row]) -> str:
     parts = [
         "Cost beside `oracle`'s · share of requests within the objective, in bold from 99 %:",
         "\n".join(matrix(rows, cost)),
-        "Changes · wrong shrinks · hours in breach:",
+        "Changes decided · moves of the count · wrong shrinks · hours in breach:",
         "\n".join(matrix(rows, steadiness)),
     ]
     return "\n\n".join(parts)
