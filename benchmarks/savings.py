@@ -26,6 +26,7 @@ from actuators.shape import Autoscaling, Operation, Plan, Shape
 from agent import attest
 from agent.settings import Settings
 from agent.store import Store, changes, control, fleet, savings, windows
+from analyzers.autoscaling.case import QUANTILE, play
 from analyzers.interval import wilson
 from analyzers.money import Tariff, Unit
 from analyzers.savings.counterfactual import CountedPolicy
@@ -35,7 +36,7 @@ from analyzers.whatif.outlook import scaled
 from analyzers.whatif.scaling import Hpa, MetricTarget, ScalingInput
 from benchmarks.scenarios import SMALL, chat
 from benchmarks.telemetry import FleetTelemetry
-from benchmarks.world import QUANTILE, Scenario, play
+from benchmarks.world import Scenario
 from collectors.window import Window
 from collectors.workload import Floats, Workload
 
