@@ -111,6 +111,19 @@ def _print(answer: dict[str, Any]) -> None:
         "$/1k at the objective's rate",
     ]
     table("Spent", columns, rows, "No endpoint is set.")
+    tags = [
+        [
+            text(e["endpoint"]),
+            "untagged" if part["tag"] is None else text(part["tag"]),
+            number(part["tokens"]),
+            f"{part['share']:.1%}",
+            money(part["usd"]),
+        ]
+        for e in answer["endpoints"]
+        for part in e["by_tag"]
+    ]
+    if tags:
+        table("Whose it was", ["endpoint", "tag", "tokens", "share", "cost"], tags, "")
     billed = [[text(e["endpoint"]), *_bill(e["bill"])] for e in answer["endpoints"] if e["bill"] is not None]
     if billed:
         columns = ["endpoint", "vendor", "whole days", "billed", "reckoned", "difference", "not compared"]
@@ -118,6 +131,11 @@ def _print(answer: dict[str, Any]) -> None:
     for e in answer["endpoints"]:
         if e["bill"] is not None and e["bill"]["why"]:
             console.print(f"note: {text(e['endpoint'])}: {text(e['bill']['why'])}", highlight=False, soft_wrap=True)
+        if e["charged_usd"] is not None:
+            console.print(
+                f"note: {text(e['endpoint'])}: its source says that it charged {_small(e['charged_usd'])}",
+                highlight=False,
+            )
         if e["lacking"]:
             console.print(
                 f"note: {text(e['endpoint'])}: not known: {', '.join(e['lacking'])}", highlight=False, soft_wrap=True
