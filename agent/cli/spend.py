@@ -15,7 +15,6 @@ from agent.cli.output import (
     console,
     duration,
     money,
-    number,
     print_json,
     table,
     text,
@@ -115,7 +114,7 @@ def _print(answer: dict[str, Any]) -> None:
         [
             text(e["endpoint"]),
             "untagged" if part["tag"] is None else text(part["tag"]),
-            number(part["tokens"]),
+            f"{part['tokens']:,.0f}",
             f"{part['share']:.1%}",
             money(part["usd"]),
         ]
@@ -154,7 +153,7 @@ def _bill(found: dict[str, Any]) -> list[str]:
         str(found["days"]),
         money(found["billed_usd"]),
         money(found["reckoned_usd"]),
-        money(found["difference_usd"]) + share,
+        _small(found["difference_usd"]) + share,
         f"{found['days_not_compared']} days",
     ]
 
@@ -162,7 +161,7 @@ def _bill(found: dict[str, Any]) -> list[str]:
 def _kind(found: dict[str, float | None]) -> str:
     """Tokens, and their cost where they have a price."""
     priced = f" ({money(found['usd'])})" if found["usd"] is not None else ""
-    return "-" if found["tokens"] is None else f"{number(found['tokens'])}{priced}"
+    return "-" if found["tokens"] is None else f"{found['tokens']:,.0f}{priced}"
 
 
 def _small(value: float | None) -> str:
