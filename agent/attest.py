@@ -300,12 +300,12 @@ def cycle(store: Store, settings: Settings, now: float, lead: Lead, moved: Calla
 
 
 def _ours(db: sa.Connection, endpoint: str) -> bool:
-    """Whether what is live is what was last made through Flyball."""
+    """Whether what is live is what was last made through Flyball, as far as it was looked at since."""
     known = fleet.get(db, endpoint)
-    made = [
-        Plan.from_dict(row["plan"]).after for row in changes.listed(db, endpoint=endpoint, limit=10_000) if _stands(row)
-    ]
-    return known is None or not known["shape"] or not made or same(Shape.from_dict(known["shape"]), made[0])
+    made = next((row for row in changes.listed(db, endpoint=endpoint, limit=100) if _stands(row)), None)
+    if known is None or made is None or not known["shape"] or known["seen_at"] <= (made["applied_at"] or 0.0):
+        return True
+    return same(Shape.from_dict(known["shape"]), Plan.from_dict(made["plan"]).after)
 
 
 def _disowned(saving: Saving) -> Saving:

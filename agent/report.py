@@ -111,6 +111,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start:
         "spent_lacking": list(spent.lacking),
         "reference_use": views.reference_use(e, fleet.get(db, e.name), observed),
         "usd_per_1k_tokens": spend.per_1k(spent, prompt, output),
+        "by_tag": spend.by_tag(observed, spent, spend.tariff_of(db, e)),
         "bill": bills.compared(db, settings, e, start, end),
         "objective": [
             {

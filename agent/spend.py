@@ -22,6 +22,7 @@ from analyzers.objective import total
 from analyzers.prediction import CannotPredict
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.predict import limit_rate
+from collectors.metrics import tag_of
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
@@ -30,6 +31,7 @@ POINTS = 700
 #: Kinds of tokens that are priced apart.
 _KINDS = {"input": Unit.INPUT_1K, "cached_input": Unit.CACHED_INPUT_1K, "output": Unit.OUTPUT_1K}
 _TOKENS = ("prompt_tokens", "output_tokens")
+_COUNTED = (*_TOKENS, "cached_prompt_tokens")
 
 
 # -- which windows -------------------------------------------------------------------------------------------------------
@@ -144,6 +146,61 @@ def _priced(tariff: Tariff, unit: Unit, tokens: float) -> float | None:
     return one.cost(Usage(**{used[unit]: tokens})).usd
 
 
+def tariff_of(db: sa.Connection, endpoint: EndpointSettings) -> Tariff:
+    """The endpoint's own prices, each with the moment since which it holds."""
+    return prices.history(db, f"endpoint:{endpoint.name}")
+
+
+def by_tag(of: Sequence[Window], cost: Cost, tariff: Tariff) -> list[dict[str, Any]]:
+    """Whose the tokens were, and which share of the cost that is, as JSON: the largest share first, what carries no tag last.
+
+    Where the endpoint is billed by the token, a tag's tokens at their prices; reserved capacity is shared out by tokens, in and out alike.
+    Empty where no request carries a tag.
+    """
+    tags: dict[str, dict[str, float]] = {}
+    for window in of:
+        for name, value in window.counts.items():
+            counter, tag = tag_of(name)
+            if tag is not None:
+                weight = tags.setdefault(tag, {"tokens": 0.0, "weight": 0.0})
+                weight["tokens"] += value if counter in _TOKENS else 0.0
+                weight["weight"] += _weight(counter, value, tariff.at(window.start))
+    whole = sum(_weight(name, w.count(name) or 0.0, tariff.at(w.start)) for w in of for name in _COUNTED)
+    tokens = sum(w.count(name) or 0.0 for w in of for name in _TOKENS)
+    if not tags or not whole:
+        return []
+    whole = max(whole, sum(each["weight"] for each in tags.values()))
+    shares = {tag: each["weight"] / whole for tag, each in tags.items()}
+    rest = {"tokens": max(0.0, tokens - sum(each["tokens"] for each in tags.values()))}
+    order = [*sorted(tags, key=lambda tag: (-shares[tag], tag)), None]
+    left = 1.0 - sum(shares.values())
+    known = None if cost.lacking else cost.usd
+    return [
+        {
+            "tag": tag,
+            "tokens": (rest if tag is None else tags[tag])["tokens"],
+            "share": (share := max(0.0, left) if tag is None else shares[tag]),
+            "usd": None if known is None else known * share,
+        }
+        for tag in order
+    ]
+
+
+def _weight(counter: str, tokens: float, tariff: Tariff) -> float:
+    """What tokens of one counter weigh in the cost: their price where they have one, else one a token. Cached ones are prompt tokens too,
+    and take off what they are cheaper."""
+    by = {price.per: price.usd for price in tariff.prices if price.per in _KINDS.values()}
+    if not by:
+        return tokens if counter in _TOKENS else 0.0
+    fresh, out = by.get(Unit.INPUT_1K, 0.0), by.get(Unit.OUTPUT_1K, 0.0)
+    each = {
+        "prompt_tokens": fresh,
+        "output_tokens": out,
+        "cached_prompt_tokens": by.get(Unit.CACHED_INPUT_1K, fresh) - fresh,
+    }
+    return tokens * each.get(counter, 0.0)
+
+
 def of_endpoint(
     db: sa.Connection, settings: Settings, endpoint: EndpointSettings, start: float, end: float
 ) -> dict[str, Any]:
@@ -157,15 +214,18 @@ def of_endpoint(
     lacking = list(cost.lacking)
     if unseen_h > 0.01:
         lacking.append("hours without a window")
-    kinds = by_kind(observed, prices.history(db, f"endpoint:{endpoint.name}"))
+    tariff = tariff_of(db, endpoint)
+    kinds = by_kind(observed, tariff)
     return {
         "endpoint": endpoint.name,
         "usd": cost.usd,
+        "charged_usd": total(observed, "billed_usd"),
         "lacking": lacking,
         "hours_without_a_window": unseen_h,
         "requests": requests,
         "tokens": {kind: {"tokens": found.tokens, "usd": found.usd} for kind, found in kinds.items()},
         "usd_per_1k_tokens": per_1k(cost, prompt, output),
+        "by_tag": by_tag(observed, cost, tariff),
         "usd_per_request": None if cost.lacking else per_request(cost.usd, requests),
     }
 

@@ -26,6 +26,7 @@ from actuators.shape import Autoscaling, Operation, Plan, Shape
 from agent import attest
 from agent.settings import Settings
 from agent.store import Store, changes, control, fleet, savings, windows
+from analyzers.autoscaling.case import QUANTILE, play
 from analyzers.interval import wilson
 from analyzers.money import Tariff, Unit
 from analyzers.savings.counterfactual import CountedPolicy
@@ -35,7 +36,7 @@ from analyzers.whatif.outlook import scaled
 from analyzers.whatif.scaling import Hpa, MetricTarget, ScalingInput
 from benchmarks.scenarios import SMALL, chat
 from benchmarks.telemetry import FleetTelemetry
-from benchmarks.world import QUANTILE, Scenario, play
+from benchmarks.world import Scenario
 from collectors.window import Window
 from collectors.workload import Floats, Workload
 
@@ -138,12 +139,11 @@ def seen(world: SavingWorld) -> list[Window]:
     return [w for w in made[0].windows if w.end <= START + world.hours * HOUR]
 
 
-def truth(world: SavingWorld, off: float) -> tuple[float, float]:
+def truth(world: SavingWorld, off: float, end: float) -> tuple[float, float]:
     """US dollars that the autoscaled fleet would have cost after the first hour, and seconds in which the objective would have been missed."""
     model = replace(world.model, iteration=scaled(world.model.iteration, off))
     policy = CountedPolicy(Hpa((MetricTarget("in_flight", world.in_flight),), most=MOST))
     played = play(replace(world.scenario(MOST), model=model), lambda _: policy)
-    end = world.hours * HOUR
     bounds = np.searchsorted(world.work.arrival_s, np.arange(HOUR, end + 1.0, MINUTE), "left")
     late = [
         (played.ttft_s[a:b] > world.ttft_s).sum() > b - a - math.ceil(QUANTILE * (b - a))
@@ -208,9 +208,11 @@ def judge(seed: int, hours: int) -> dict[str, Any]:
     """One world: what was claimed, what was true, and whether the one holds the other."""
     world = SavingWorld.of(seed, hours)
     with tempfile.TemporaryDirectory(prefix="flyball-") as folder:
-        row = claimed(world, seen(world), Path(folder))
-    usd, missed_s = truth(world, world.off)
-    really, alike = (each - row["spent_usd"] for each in (usd, truth(world, 1.0)[0]))
+        rows = seen(world)
+        row = claimed(world, rows, Path(folder))
+    end = rows[-1].end - START
+    usd, missed_s = truth(world, world.off, end)
+    really, alike = (each - row["spent_usd"] for each in (usd, truth(world, 1.0, end)[0]))
     return {
         "seed": seed,
         "requests": len(world.work),

@@ -58,6 +58,9 @@ _TABLE = (
     Metric("gpu_power_w", "gauge", "W", "sum", "of all GPUs"),
 )  # fmt: skip
 
+#: Between a counter's name and whose part of it this is.
+_OF = "@"
+
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 
 
@@ -70,3 +73,14 @@ def over_targets(name: str) -> Addition:
 def names(kind: MetricKind) -> tuple[str, ...]:
     """Of one kind, in the table's order."""
     return tuple(name for name, metric in METRICS.items() if metric.kind == kind)
+
+
+def tagged(name: str, tag: str) -> str:
+    """The name of the part of a counter that carries a tag: a tenant, a team."""
+    return f"{name}{_OF}{tag}"
+
+
+def tag_of(name: str) -> tuple[str, str | None]:
+    """A counter's name, and whose part of it this is; None: it is the whole."""
+    counter, of, tag = name.partition(_OF)
+    return counter, tag if of else None

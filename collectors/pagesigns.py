@@ -34,6 +34,7 @@ def _store(preset: str) -> str:
 
 _PROBE = "No source reads it: measure from outside with `sources: {probe: {}}`"
 _BEHIND = "It tells nothing of the engine: give the address of the engine behind it, or measure from outside with `sources: {probe: {}}`"
+_PROXY = "It tells nothing of the engine: give the address of the engine behind it; `sources: {litellm: {}}` reads the proxy's own counts"
 
 #: The most telling first: a page may have signs of several (a router that is a Python program).
 SIGNS: tuple[PageSign, ...] = (
@@ -70,7 +71,7 @@ SIGNS: tuple[PageSign, ...] = (
         "otherwise measure from outside with `sources: {probe: {}}`",
         _names("nv_(?:inference|gpu|cpu|model|energy|cache|pinned)"),
     ),
-    PageSign("the LiteLLM proxy's", _BEHIND, _names("litellm_")),
+    PageSign("the LiteLLM proxy's", _PROXY, _names("litellm_")),
     PageSign("HAProxy's", _BEHIND, _names("haproxy_")),
     PageSign("Envoy's", _BEHIND, _names("envoy_")),
     PageSign("NGINX's", _BEHIND, _names("nginx_")),

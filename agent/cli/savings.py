@@ -14,7 +14,6 @@ from agent.cli.output import (
     OutputOption,
     console,
     fail,
-    money,
     print_json,
     stdout,
     table,
@@ -76,7 +75,7 @@ def _verified(store: Any, settings: Any, endpoint: str | None) -> dict[str, Any]
 
 
 def _print(view: dict[str, Any]) -> None:
-    from analyzers.words import saved
+    from analyzers.words import dollars, saved
 
     verified = {row["id"]: row for row in view.get("verified", {}).get("rows", ())}
     rows = [
@@ -84,9 +83,9 @@ def _print(view: dict[str, Any]) -> None:
             text(s["endpoint"]),
             _day(s["since"]),
             text(f"{s['given_up_label']} → {s['serves_label']}"),
-            money(s["spent_usd"]),
-            _interval(s["would_cost_usd"], money),
-            _interval(s["saved_usd"], money),
+            "not known" if s["spent_usd"] is None else dollars(s["spent_usd"]),
+            _interval(s["would_cost_usd"], dollars),
+            _interval(s["saved_usd"], dollars),
             "-" if s["missed_s"] is None else f"{s['missed_s'] / 60:.0f} min",
             _interval(s["would_miss_s"], lambda seconds: f"{seconds / 60:.0f} min"),
             *([_again(verified[s["id"]])] if verified else []),

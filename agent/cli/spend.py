@@ -15,7 +15,6 @@ from agent.cli.output import (
     console,
     duration,
     money,
-    number,
     print_json,
     table,
     text,
@@ -111,6 +110,19 @@ def _print(answer: dict[str, Any]) -> None:
         "$/1k at the objective's rate",
     ]
     table("Spent", columns, rows, "No endpoint is set.")
+    tags = [
+        [
+            text(e["endpoint"]),
+            "untagged" if part["tag"] is None else text(part["tag"]),
+            f"{part['tokens']:,.0f}",
+            f"{part['share']:.1%}",
+            money(part["usd"]),
+        ]
+        for e in answer["endpoints"]
+        for part in e["by_tag"]
+    ]
+    if tags:
+        table("Whose it was", ["endpoint", "tag", "tokens", "share", "cost"], tags, "")
     billed = [[text(e["endpoint"]), *_bill(e["bill"])] for e in answer["endpoints"] if e["bill"] is not None]
     if billed:
         columns = ["endpoint", "vendor", "whole days", "billed", "reckoned", "difference", "not compared"]
@@ -118,6 +130,11 @@ def _print(answer: dict[str, Any]) -> None:
     for e in answer["endpoints"]:
         if e["bill"] is not None and e["bill"]["why"]:
             console.print(f"note: {text(e['endpoint'])}: {text(e['bill']['why'])}", highlight=False, soft_wrap=True)
+        if e["charged_usd"] is not None:
+            console.print(
+                f"note: {text(e['endpoint'])}: its source says that it charged {_small(e['charged_usd'])}",
+                highlight=False,
+            )
         if e["lacking"]:
             console.print(
                 f"note: {text(e['endpoint'])}: not known: {', '.join(e['lacking'])}", highlight=False, soft_wrap=True
@@ -136,7 +153,7 @@ def _bill(found: dict[str, Any]) -> list[str]:
         str(found["days"]),
         money(found["billed_usd"]),
         money(found["reckoned_usd"]),
-        money(found["difference_usd"]) + share,
+        _small(found["difference_usd"]) + share,
         f"{found['days_not_compared']} days",
     ]
 
@@ -144,7 +161,7 @@ def _bill(found: dict[str, Any]) -> list[str]:
 def _kind(found: dict[str, float | None]) -> str:
     """Tokens, and their cost where they have a price."""
     priced = f" ({money(found['usd'])})" if found["usd"] is not None else ""
-    return "-" if found["tokens"] is None else f"{number(found['tokens'])}{priced}"
+    return "-" if found["tokens"] is None else f"{found['tokens']:,.0f}{priced}"
 
 
 def _small(value: float | None) -> str:

@@ -9,13 +9,16 @@ from analyzers.prediction import CannotPredict
 from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.scaling import Hpa, Keda, Metric, MetricTarget
 
-#: By the name that an autoscaler knows a metric by. Those of an engine come from outside the pods, and so does what KEDA asks for.
+#: By the name that an autoscaler knows a metric by; the second ones are those of ``flyball scorecard``'s files. Those of an engine come from
+#: outside the pods, and so does what KEDA asks for.
 _METRICS: Mapping[str, Metric] = {
     "in_flight": "in_flight",
     "running": "running",
     "waiting": "waiting",
     "arrivals_per_s": "arrivals_per_s",
     "kv_usage": "kv_usage",
+    "vllm_requests_in_flight": "in_flight",
+    "vllm_requests_waiting": "waiting",
     "vllm:num_requests_waiting": "waiting",
     "vllm:num_requests_running": "running",
     "vllm:kv_cache_usage_perc": "kv_usage",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -77,8 +78,9 @@ def replayed(shape: Shape, windows: Sequence[Window], before: Sequence[Window], 
     """
     if shape.schedule is not None:
         raise CannotPredict("SCHEDULE", f"{shape.label()}: a schedule that was given up is counted, and not replayed")
-    ensemble = Ensemble.of(shape, basis.calibrated, basis.present, basis.hardware)
     fleet = fleet_of(shape, basis.cold_start_s) if shape.replicas is None else None
+    one = shape if fleet is None else replace(shape, replicas=1, autoscaling=None)
+    ensemble = Ensemble.of(one, basis.calibrated, basis.present, basis.hardware)
     lead = list(before) if fleet is not None else []
     chosen, share = _evenly(windows)
     run = _Run(lead, chosen, ensemble, basis, fleet, 1 if fleet is not None else replicas_of(shape))
@@ -86,8 +88,9 @@ def replayed(shape: Shape, windows: Sequence[Window], before: Sequence[Window], 
     requests = replays = 0
     for counted, member in run.members():
         requests, replays = max(requests, len(counted)), replays + 1
-        hours.append(run.replica_hours() / share)
-        missed.append(run.missed_s(counted, member, replays) / share)
+        rng = np.random.default_rng([basis.seed, 2, replays])
+        hours.append(_whole(run.replica_hours(), share, rng))
+        missed.append(_whole(run.missed_s(counted, member, replays), share, rng))
     notes = list(ensemble.notes)
     if share < 1.0:
         notes.append(f"{share:.0%} of the time is replayed, in hours taken evenly, and stands for the rest")
@@ -124,6 +127,9 @@ class _Run:
         self._begin = float(self._edges[len(lead)])
         self._end = float(self._edges[-1])
         self._lead = len(lead)
+        number = [w.start // 3600.0 for w in windows]
+        self._hours = [0, *(i for i in range(1, len(number)) if number[i] != number[i - 1]), len(number)]
+        """Where each hour's windows begin, and the end of the last."""
         self._replicas = replicas
         self._course = None if fleet is None or fleet.policy is None else CountedPolicy(fleet.policy)
         self._fleet = None if fleet is None else replace(fleet, policy=self._course)
@@ -167,15 +173,17 @@ class _Run:
             at.append(since + np.sort(rng.random(came)) * (until - since))
         return drawn.take(np.concatenate(which), arrival_s=np.concatenate(at))
 
-    def replica_hours(self) -> float:
-        """Of the latest member, provisioned while the windows lasted."""
+    def replica_hours(self) -> list[float]:
+        """Of the latest member, provisioned in each hour."""
+        moments = [float(self._edges[self._lead + i]) for i in self._hours]
         if self._course is None:
-            return self._replicas * (self._end - self._begin) / 3600.0
+            return [self._replicas * (b - a) / 3600.0 for a, b in pairwise(moments)]
         assert self._fleet is not None
-        return self._course.replica_s(self._fleet.replicas, self._begin, self._end) / 3600.0
+        first, course = self._fleet.replicas, self._course
+        return [course.replica_s(first, a, b) / 3600.0 for a, b in pairwise(moments)]
 
-    def missed_s(self, work: Workload, member: Member, number: int) -> float:
-        """Seconds of windows in which a target was missed, by the requests that arrived in each."""
+    def missed_s(self, work: Workload, member: Member, number: int) -> list[float]:
+        """Seconds of each hour's windows in which a target was missed, by the requests that arrived in each window."""
         times = member.times.by_name()
         bounds = np.searchsorted(work.arrival_s, self._edges[self._lead :], "left")
         missed = np.zeros(len(self._windows), np.bool_)
@@ -184,7 +192,8 @@ class _Run:
         for target in self.targets:
             own = _spread(target, self._basis.error) * sign * float(rng.standard_normal())
             missed |= _above(times[_OF_REQUESTS[target.metric]] * math.exp(own), bounds, target)
-        return float(sum(w.duration_s for w, miss in zip(self._windows, missed, strict=True) if miss))
+        seconds = [w.duration_s if miss else 0.0 for w, miss in zip(self._windows, missed, strict=True)]
+        return [math.fsum(seconds[a:b]) for a, b in pairwise(self._hours)]
 
 
 class CountedPolicy:
@@ -245,6 +254,22 @@ def _evenly(windows: Sequence[Window]) -> tuple[list[Window], float]:
     keep = max(1, int(len(every) * MOST_REQUESTS / expected))
     chosen = [w for i in range(keep) for w in every[int((i + 0.5) * len(every) / keep)]]
     return chosen, sum(w.duration_s for w in chosen) / sum(w.duration_s for w in windows)
+
+
+def _whole(parts: Sequence[float], share: float, rng: np.random.Generator) -> float:
+    """The sum over all hours, of which ``parts`` are a share that was taken evenly; with a draw of the error that this makes.
+
+    Its variance is that of a systematic sample, by the differences of neighbours. Source: K. M. Wolter, Introduction to Variance
+    Estimation, section 8.2, estimator 2.
+    """
+    found = math.fsum(parts) / share
+    if share >= 1.0 or len(parts) < 2:
+        return found
+    steps = np.diff(np.asarray(parts))
+    variance = float((steps**2).sum()) / (2.0 * steps.size)
+    n = len(parts)
+    error = n / share * math.sqrt((1.0 - share) * variance / n)
+    return max(0.0, found + error * float(rng.standard_normal()))
 
 
 def _decile(values: Sequence[float]) -> Interval:

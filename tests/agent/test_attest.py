@@ -211,6 +211,13 @@ def test_what_somebody_else_changed_since_is_not_ours(shrunk: Store) -> None:
     assert "somebody else" in row["unknown"][-1]
 
 
+def test_what_was_live_before_the_change_says_nothing_of_somebody_else(shrunk: Store) -> None:
+    with shrunk.write() as db:
+        fleet.saw_shape(db, "chat", shape_row(T0 - 30, shape=LARGE.as_dict()))
+    (row,) = attested(shrunk, settings())
+    assert row["saved_usd"]["mid"] == pytest.approx(3.0)
+
+
 def test_an_autoscaler_that_cannot_be_replayed_says_so(store: Store) -> None:
     by_cpu = Shape.from_dict({"size": "gpu", "autoscaling": {"least": 1, "most": 4, "targets": {"cpu": 0.7}}})
     with store.write() as db:

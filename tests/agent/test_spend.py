@@ -17,7 +17,7 @@ from agent.settings import Settings
 from agent.store import Store, prices, windows
 from agent.watch import WatchedEndpoint
 from agent.wiring import catalogue_of
-from analyzers.money import Tariff, Unit
+from analyzers.money import Cost, Tariff, Unit
 from analyzers.whatif import calibrate
 from collectors.window import Window
 from tests.agent.records import T0
@@ -108,6 +108,14 @@ def test_what_a_span_cost_and_what_is_not_known_of_it(store: Store) -> None:
     assert half["hours_without_a_window"] == pytest.approx(0.5)
 
 
+def test_what_the_source_says_that_it_charged_stands_beside(store: Store) -> None:
+    with store.write() as db:
+        windows.save(db, [window(i, requests=1.0, billed_usd=0.5) for i in range(4)])
+    with store.read() as db:
+        found = spend.of_endpoint(db, settings(), settings().endpoints[0], T0, T0 + 4 * MINUTE)
+    assert (found["charged_usd"], found["usd"]) == (2.0, None)
+
+
 def test_a_part_without_a_price_makes_no_price_of_1k_tokens(store: Store) -> None:
     with store.write() as db:
         windows.save(db, [window(i, **TOKENS) for i in range(3)], {"chat": Tariff.of({Unit.HOUR: 6.0})})
@@ -143,3 +151,52 @@ def test_1k_tokens_at_the_objectives_rate(telemetry: Path, monkeypatch: pytest.M
 def replace_price(chosen: Settings) -> Settings:
     sizes = {name: size.model_copy(update={"usd_per_replica_hour": None}) for name, size in chosen.sizes.items()}
     return chosen.model_copy(update={"sizes": sizes})
+
+
+# -- whose it was -------------------------------------------------------------------------------------------------------
+
+TAGS: Mapping[str, float] = {
+    "prompt_tokens@search": 600.0,
+    "output_tokens@search": 100.0,
+    "cached_prompt_tokens@search": 400.0,
+    "prompt_tokens@drafts": 200.0,
+    "output_tokens@drafts": 400.0,
+}
+
+
+def test_reserved_capacity_is_shared_out_by_tokens_and_the_rest_is_untagged(store: Store) -> None:
+    with store.write() as db:
+        windows.save(db, [window(i, **TOKENS, **TAGS) for i in range(30)], {"chat": Tariff.of({Unit.HOUR: 6.0})})
+    with store.read() as db:
+        found = spend.of_endpoint(db, settings(), settings().endpoints[0], T0, T0 + 30 * MINUTE)["by_tag"]
+    assert [part["tag"] for part in found] == ["search", "drafts", None]
+    assert [part["tokens"] for part in found] == [21_000.0, 18_000.0, 6_000.0]
+    assert [part["usd"] for part in found] == [
+        pytest.approx(v) for v in (3.0 * 700 / 1500, 3.0 * 600 / 1500, 3.0 * 200 / 1500)
+    ]
+    assert sum(part["share"] for part in found) == pytest.approx(1.0)
+
+
+def test_what_is_billed_by_the_token_is_shared_out_by_price() -> None:
+    """Input at 2, cached at 1, output at 8 dollars: of 1.6 + 4.0, 0.8 + 0.8 are of the one, and 0.4 + 3.2 of the other."""
+    tariff = Tariff.of({Unit.INPUT_1K: 2.0, Unit.CACHED_INPUT_1K: 1.0, Unit.OUTPUT_1K: 8.0})
+    found = spend.by_tag([window(0, **TOKENS, **TAGS)], Cost(5.6), tariff)
+    assert [(part["tag"], part["usd"]) for part in found] == [
+        ("drafts", pytest.approx(3.6)), ("search", pytest.approx(1.6)), (None, pytest.approx(0.4)),
+    ]  # fmt: skip
+
+
+def test_without_tags_nothing_is_shared_out_and_an_unknown_cost_has_shares_only() -> None:
+    assert spend.by_tag([window(0, **TOKENS)], Cost(1.0), Tariff()) == []
+    found = spend.by_tag([window(0, **TOKENS, **TAGS)], Cost(1.0, ("price",)), Tariff())
+    assert [part["usd"] for part in found] == [None, None, None]
+    assert found[0]["share"] == pytest.approx(700 / 1500)
+
+
+def test_tags_outlive_rolling_up(store: Store) -> None:
+    with store.write() as db:
+        windows.save(db, [window(i, **TOKENS, **TAGS) for i in range(60)], {"chat": Tariff.of({Unit.HOUR: 6.0})})
+    windows.roll_up(store, T0 + 7200.0, MINUTE)
+    with store.read() as db:
+        (merged,) = windows.load(db, "chat", "vllm", T0, T0 + 3600.0, 3600.0)
+    assert merged.counts["output_tokens@drafts"] == pytest.approx(24_000.0)
