@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,12 +15,12 @@ from agent.store import Store
 from agent.whatif import predictions
 from agent.whatif.predictions import Telemetry
 from analyzers.autoscaling.case import HOUR, FleetCase, case_of, fewest_static
+from analyzers.autoscaling.own import fleet_of
 from analyzers.autoscaling.rules import RULES
 from analyzers.autoscaling.scorecard import AutoscalerScore, Scorecard, TunedRule, by_halves, manifest_of
 from analyzers.prediction import CannotPredict
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.predict import Ensemble
-from analyzers.whatif.scaling import Hpa, Metric, MetricTarget, ScalingPolicy
 from analyzers.whatif.traffic import workload_from_windows
 from collectors.window import Window
 
@@ -30,16 +30,6 @@ DAY_S = 86_400.0
 MOST_REQUESTS = 4_000_000
 #: A day, or a part of one, counts where this share of it was seen; shorter than two hours, nothing is learned of it.
 WHOLE, SHORTEST_S = 0.8, 7200.0
-#: The replay's metric behind the name that an autoscaler has for it.
-_METRICS: Mapping[str, Metric] = {
-    "vllm:num_requests_waiting": "waiting",
-    "vllm:num_requests_running": "running",
-    "vllm:kv_cache_usage_perc": "kv_usage",
-    "vllm:gpu_cache_usage_perc": "kv_usage",
-    "concurrency": "in_flight",
-    "rps": "arrivals_per_s",
-    "target_ongoing_requests": "in_flight",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,16 +176,9 @@ def _as_it_is(card: Scorecard, shape: Shape, days: Sequence[int], notes: list[st
         fixed = Scorecard([replace(c, replicas=shape.replicas) for c in card.cases], card.within)
         fixed.share_needs(card)
         return [fixed.score(f"as it is: {shape.replicas} replicas", lambda _case: None, days)]
-    own = shape.autoscaling
-    unknown = [name for name in own.targets if name not in _METRICS]
-    if unknown or not own.targets:
-        notes.append(
-            f"its own autoscaler is not scored: what it goes by ({', '.join(unknown) or 'not known'}) is nothing that a replay tells"
-        )
+    try:
+        policy = fleet_of(shape, card.cases[0].cold_start_s).policy
+    except CannotPredict as refused:
+        notes.append(f"its own autoscaler is not scored: {refused.detail}")
         return []
-    targets = tuple(MetricTarget(_METRICS[name], value) for name, value in own.targets.items())
-
-    def policy(_case: FleetCase) -> ScalingPolicy:
-        return Hpa(targets, most=max(1, own.most), least=max(1, own.least))
-
-    return [card.score("as it is: its own autoscaler, as an HPA", policy, days)]
+    return [card.score("as it is: its own autoscaler", lambda _case: policy, days)]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from actuators.shape import Shape
+from analyzers.autoscaling.own import fleet_of
 from analyzers.hardware import Hardware
 from analyzers.objective import Objective, Target
 from analyzers.prediction import CannotPredict, Interval
-from analyzers.savings.autoscaler import fleet_of
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.fleet import ReplicaFleet
 from analyzers.whatif.outlook import Member, look

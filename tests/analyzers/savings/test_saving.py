@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from actuators.shape import Schedule, ScheduleStep, Shape
+from analyzers.autoscaling.own import fleet_of
 from analyzers.money import Price, Tariff, Unit
 from analyzers.objective import Objective
 from analyzers.prediction import CannotPredict, Interval
-from analyzers.savings.autoscaler import fleet_of
 from analyzers.savings.counterfactual import CountedPolicy, Counterfactual
 from analyzers.savings.saving import PeriodEvidence, Saving, SavingTotal, reckon
 from analyzers.whatif.scaling import Hpa, Keda, MetricTarget, ScalingInput

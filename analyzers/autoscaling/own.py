@@ -23,6 +23,9 @@ _METRICS: Mapping[str, Metric] = {
     "vllm:num_requests_running": "running",
     "vllm:kv_cache_usage_perc": "kv_usage",
     "vllm:gpu_cache_usage_perc": "kv_usage",
+    "concurrency": "in_flight",
+    "rps": "arrivals_per_s",
+    "target_ongoing_requests": "in_flight",
 }
 
 
