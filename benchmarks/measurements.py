@@ -25,7 +25,7 @@ from analyzers.architecture import Architecture, find_architecture, weight_bytes
 from analyzers.hardware import Hardware, find
 from analyzers.whatif.fit import SPREAD, Observation, RequestGroup
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
-from analyzers.whatif.roofline import RooflineMachine
+from analyzers.whatif.roofline import LAUNCHED_LAYER_S, RooflineMachine
 from collectors.workload import Workload
 
 #: vLLM's default block of the KV cache, in tokens.
@@ -58,6 +58,8 @@ class Measured:
     """Rate or concurrency: what orders the stages of an experiment."""
     mixture: bool | None = None
     """Whether the model is a mixture of experts; None: not known."""
+    architecture: Architecture | None = None
+    """Of the model, where its name is known."""
     whole: Observation | None = field(default=None, repr=False)
     """For a run request by request: all of its requests are seen, and ``whole_actual`` is of all."""
     whole_actual: Mapping[str, float] = field(default_factory=dict)
@@ -235,6 +237,7 @@ def read_requests(folder: Path) -> Measured:
         where=rest,
         load=float(told.get("rate_per_s", 0.0)),
         mixture=None if architecture is None else architecture.experts > 0,
+        architecture=architecture,
         whole=replace(first, parts=tuple(_parts(ttft, decode, gaps, len(rows)))),
         whole_actual=_latencies(ttft, decode, gaps, slice(0, None)),
     )
@@ -284,11 +287,30 @@ def read_points(path: Path) -> list[Measured]:
     """``points.csv``: one measurement for each distinct load; repeated rows are taken once, at their median."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    _mark_cached(rows)
     by_load: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         key = (*(row[c] for c in _ENGINE + _PARALLEL), row["prompt_tokens"], row["output_tokens"], row["concurrency"])
         by_load[key].append(row)
     return [m for group in by_load.values() if (m := _point(group)) is not None]
+
+
+def _mark_cached(rows: list[dict[str, str]]) -> None:
+    """``cached``: how many of the first requests were sent before, by the next shorter run of the same shape, which has the same seed.
+
+    They are in the prefix cache, as the times to first tokens of most runs show: that of the first burst is short.
+    """
+    for row in rows:
+        if not row.get("requests"):
+            continue
+        shape = [row.get(c) for c in (*_ENGINE, *_PARALLEL, "prompt_max", "output_max")]
+        shorter = [
+            int(other["requests"])
+            for other in rows
+            if [other.get(c) for c in (*_ENGINE, *_PARALLEL, "prompt_max", "output_max")] == shape
+            and int(other["requests"]) < int(row["requests"])
+        ]
+        row["cached"] = str(max(shorter, default=0))
 
 
 def point_names(row: Mapping[str, str]) -> tuple[str, str, str]:
@@ -325,6 +347,7 @@ def _point(rows: list[dict[str, str]]) -> Measured | None:
         where=slice(0, None),
         load=float(clients),
         mixture=_mixture(row),
+        architecture=find_architecture(row["model"]),
     )
 
 
@@ -340,7 +363,9 @@ def _point_machine(row: Mapping[str, str]) -> RooflineMachine | None:
     if architecture is None or hardware is None:
         return None
     split = _count(row["tensor_parallel"]) * _count(row["pipeline_parallel"])
-    return RooflineMachine(architecture, hardware, split, weight_bytes(row["model"], row["precision"] or None))
+    precision = weight_bytes(row["model"], row["precision"] or None)
+    machine = RooflineMachine(architecture, hardware, split, precision, ranks=_count(row["attention_data_parallel"]))
+    return machine if row["engine"] == "vllm" else replace(machine, prefill_layer_s=LAUNCHED_LAYER_S)
 
 
 def _closed_traffic(clients: int, prompt: int, output: int) -> Workload:
@@ -363,7 +388,9 @@ def _drawn_traffic(row: Mapping[str, str]) -> Workload | None:
     prompt, output = (rng.randint(1, int(row[f"{name}_max"]) + 1, n).astype(np.int64) for name in ("prompt", "output"))
     if row.get("lengths_reproduced") == "one less":
         prompt -= 1
-    return Workload(np.zeros(n), np.maximum(prompt, 1), np.maximum(output, 1), np.zeros(n, np.int64))
+    prompt = np.maximum(prompt, 1)
+    prefix = np.where(np.arange(n) < int(row.get("cached") or 0), prompt - 1, 0)
+    return Workload(np.zeros(n), prompt, np.maximum(output, 1), prefix)
 
 
 def _count(text: str) -> int:

@@ -173,8 +173,8 @@ def _fitted(seen: Sequence[Measured]) -> EngineFit:
 
 def _prior(m: Measured, observations: Sequence[Observation]) -> Prior:
     if m.machine is not None:
-        return priors.of_machine(m.machine)
-    return priors.of_decode([_decode(o) for o in observations], None)
+        return priors.of_machine(m.machine, cache_tokens=m.engine.limits.kv_tokens)
+    return priors.of_decode([_decode(o) for o in observations], None, architecture=m.architecture)
 
 
 def _decode(o: Observation) -> priors.Decode:
@@ -184,7 +184,7 @@ def _decode(o: Observation) -> priors.Decode:
 
 
 def deviation(seen: Sequence[Measured]) -> np.ndarray:
-    """(8,) how far the system is off its roofline, in the fit's unknowns."""
+    """(11,) how far the system is off its roofline, in the fit's unknowns."""
     machine = seen[0].machine
     assert machine is not None
     prior = priors.of_machine(machine)
@@ -207,7 +207,9 @@ def _transferred(job: Job) -> tuple[EngineFit, float]:
     # The mean deviation, drawn to none: where the others disagree more than the roofline is in doubt, they count less.
     mean = (weights * offs).sum(axis=0) / total
     between = (weights * (offs - mean) ** 2).sum(axis=0) / total
-    shift = mean * total / (total + math.exp(-1.0) * (1.0 + between / plain.doubt**2))
+    free = plain.doubt > 0.0
+    shift = np.zeros(UNKNOWNS)
+    shift[free] = (mean * total)[free] / (total[free] + math.exp(-1.0) * (1.0 + between[free] / plain.doubt[free] ** 2))
     shift[CACHE] = 0.0
     fitted = fit([], job.asked[0].engine, priors.of_machine(machine, shift=shift))
     return fitted, math.hypot(0.05, math.sqrt(float(between[0])))

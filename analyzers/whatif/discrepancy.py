@@ -25,7 +25,7 @@ Z80 = 1.2816
 _REACH = np.array([3.0, 4.0, 4.0])
 #: How far off the iteration model is by itself, before anything was seen (standard deviation of the logarithm), where it is rough: of
 #: mixtures of experts, whose share that is read grows with the batch, and of models of which nothing is known.
-AMPLITUDE: Mapping[str, float] = {"ttft_s": 0.3, "itl_s": 0.12}
+AMPLITUDE: Mapping[str, float] = {"ttft_s": 0.6, "itl_s": 0.25}
 
 #: What remains even where the load was seen: another day, another draw of arrivals, a load that was not steady.
 FLOOR: Mapping[str, float] = {"ttft_s": 0.04, "itl_s": 0.015}
@@ -36,7 +36,7 @@ _NOT_OURS = 3.0
 #: of the normal distribution's.
 _WIDE = 2.5
 #: The stated hyperparameters count as much as so many residuals.
-_BELIEVED = 4.0
+_BELIEVED = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ class Residual:
     """Logarithm of seen over replayed."""
     doubt: float
     """Relative standard error of what was seen."""
+    free: float = 1.0
+    """The share of it that the fit could not take up by itself: what it tells of the iteration model."""
 
 
 def features(workload: Workload, running: float) -> tuple[float, float, float]:
@@ -148,21 +150,24 @@ class Discrepancy:
             inverse = np.asarray(np.linalg.inv(covariance), np.float64)
             # Each residual, foretold from the others: closed form in Rasmussen and Williams, "Gaussian Processes", 5.4.2.
             left_out = (inverse @ values) / np.sqrt(np.diag(inverse))
-            scale = math.sqrt((_BELIEVED + float((left_out**2).sum())) / (_BELIEVED + len(rows)))
+            told = sum(r.free for r in rows)
+            scale = math.sqrt((_BELIEVED + float((left_out**2).sum())) / (_BELIEVED + told))
             out[metric] = _MetricResiduals(points, values, inverse, scale)
         return out
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         parts = {"residuals": self.residuals, "unexplained": self.unexplained}
-        rows = {name: [[r.metric, list(r.where), r.value, r.doubt] for r in found] for name, found in parts.items()}
+        rows = {
+            name: [[r.metric, list(r.where), r.value, r.doubt, r.free] for r in found] for name, found in parts.items()
+        }
         return {"rough": self.rough, **rows}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Discrepancy:
         """The reverse of ``as_dict``."""
         residuals, unexplained = (
-            tuple(Residual(m, (w[0], w[1], w[2]), v, d) for m, w, v, d in data.get(name, ()))
+            tuple(Residual(m, (w[0], w[1], w[2]), v, d, f) for m, w, v, d, f in data.get(name, ()))
             for name in ("residuals", "unexplained")
         )
         return cls(residuals, data["rough"], unexplained)

@@ -34,11 +34,12 @@ def workload(
 def iterations(draw: st.DrawFn) -> IterationCost:
     """Either dyadic numbers, whose sums are exact, so that ties in time are real; or any numbers, where ties do not happen."""
     if draw(st.booleans()):
-        parts = [draw(st.integers(1, 64)) / 64, *(draw(st.integers(0, 64)) / 2**k for k in (10, 16, 12, 20))]
+        parts = [draw(st.integers(1, 64)) / 64, *(draw(st.integers(0, 64)) / 2**k for k in (10, 16, 12, 20, 8))]
     else:
-        scales = (0.05, 1e-3, 1e-5, 1e-3, 1e-6)
+        scales = (0.05, 1e-3, 1e-5, 1e-3, 1e-6, 0.02, 0.05)
         parts = [draw(st.sampled_from((0.0, 0.137, 0.519, 0.973))) * s for s in scales]
         parts[0] += draw(st.floats(1e-4, 0.02))
+        parts.append(draw(st.sampled_from((0.0103, 0.0625, 0.25, 0.8))))
     return IterationCost(*parts)
 
 
