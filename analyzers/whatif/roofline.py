@@ -25,7 +25,10 @@ _LINK_BYTES_PER_S = 450e9
 _LAYER_S, _LAYER_SPLIT_S = 30e-6, 10e-6
 """Seconds of each layer in which neither memory nor arithmetic is busy: kernels that start and end; more where layers are split."""
 _DOUBT = np.array([0.2, 0.5, 0.2, 0.4, 0.6, 0.8, 0.0, 0.0])
-_DOUBT_MIXTURE = np.array([0.3, 0.6, 0.3, 0.5, 0.6, 1.0, 0.35, 0.0])
+_DOUBT_MIXTURE = np.array([0.35, 0.9, 0.3, 0.8, 0.6, 1.0, 0.35, 0.0])
+# Of a mixture: what choosing, sorting and gathering by expert take more, of each layer that has experts (in a prefill as often as the kernels
+# of a dense one), and of each sequence; and the share of the arithmetic that a prefill reaches in many small products.
+_LAYER_EXPERTS_S, _SEQUENCE_EXPERTS_S, _PREFILL_EXPERTS, _PREFILL_LAUNCHES = 80e-6, 20e-6, 0.2, 4.0
 _PREFILL_LAYER_S = 0.03e-3
 """Seconds of each layer that an iteration with a prefill takes more than a pure decode, in an engine whose graphs cover most of a prefill, as
 vLLM's do."""
@@ -66,15 +69,16 @@ class RooflineMachine:
         operations = 2.0 * a.parameters_active
         layer = _LAYER_S + (_LAYER_SPLIT_S if self.accelerators > 1 else 0.0)
         common = a.parameters_common * self.weight_bytes / (bandwidth * self.accelerators) / _READ_WEIGHTS
+        mixed = a.layers - a.dense_layers if a.experts else 0
         experts = a.parameters_routed * self.weight_bytes / (bandwidth * self.accelerators * self.ranks)
         return np.array(
             [
-                common + a.layers * layer,
-                _EXPOSED * operations / arithmetic + self._summing_s,
+                common + a.layers * layer + mixed * _LAYER_EXPERTS_S,
+                _EXPOSED * operations / arithmetic + self._summing_s + (_SEQUENCE_EXPERTS_S if mixed else 0.0),
                 a.kv_bytes_per_token(self.cache_bytes) / (bandwidth * self._cache_split) / _READ_CACHE,
-                operations / arithmetic / _PREFILL,
+                operations / arithmetic / (_PREFILL_EXPERTS if mixed else _PREFILL),
                 a.attention_operations / arithmetic / _ATTENTION,
-                a.layers * self.prefill_layer_s,
+                a.layers * self.prefill_layer_s * (_PREFILL_LAUNCHES if mixed else 1.0),
                 experts,
                 1.0 - (1.0 - a.expert_share) ** self.ranks,
             ]
