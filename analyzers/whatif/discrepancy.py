@@ -27,6 +27,11 @@ _REACH = np.array([3.0, 4.0, 4.0])
 #: mixtures of experts, whose share that is read grows with the batch, and of models of which nothing is known.
 AMPLITUDE: Mapping[str, float] = {"ttft_s": 0.6, "itl_s": 0.25}
 
+#: By how much more, for each factor of e that the load lies beyond all that was seen, where the fit shows nothing of its own error: one load
+#: does not tell a base cost from a slope, nor prefill from what lies outside the engine. From sweeps of real engines, of which only the
+#: lowest load was seen.
+SLOPE: Mapping[str, float] = {"ttft_s": 0.12, "itl_s": 0.11}
+
 #: What remains even where the load was seen: another day, another draw of arrivals, a load that was not steady.
 FLOOR: Mapping[str, float] = {"ttft_s": 0.04, "itl_s": 0.015}
 #: A residual of so many times its standard deviation is no property of this engine, but of something else that happened, or of a model
@@ -73,6 +78,14 @@ class _MetricResiduals:
     """Of their covariance."""
     scale: float
     """By how much the doubt that the hyperparameters state is too small or too large: each residual foretold from the others."""
+    told: float
+    """How many residuals' worth the fit shows of its own error."""
+
+    def outside(self, metric: str, where: tuple[float, float, float]) -> float:
+        """The standard deviation that lies in going beyond all loads that were seen."""
+        running = self.points[:, 0]
+        steps = max(0.0, where[0] - float(running.max()), float(running.min()) - where[0])
+        return SLOPE[metric] * steps / math.sqrt(1.0 + self.told)
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ class Discrepancy:
         variance = amplitude**2 - float(near @ known.inverse @ near)
         mean = float(near @ known.inverse @ known.values)
         doubt = known.scale * math.hypot(math.sqrt(max(variance, 0.0)), floor)
-        return mean, math.hypot(doubt, self._beyond(metric, where, mean))
+        return mean, math.hypot(doubt, known.outside(metric, where), self._beyond(metric, where, mean))
 
     def _beyond(self, metric: str, where: tuple[float, float, float], mean: float) -> float:
         """The standard deviation under which an 80 % interval about ``mean`` at ``where`` holds what is unexplained near it.
@@ -152,7 +165,7 @@ class Discrepancy:
             left_out = (inverse @ values) / np.sqrt(np.diag(inverse))
             told = sum(r.free for r in rows)
             scale = math.sqrt((_BELIEVED + float((left_out**2).sum())) / (_BELIEVED + told))
-            out[metric] = _MetricResiduals(points, values, inverse, scale)
+            out[metric] = _MetricResiduals(points, values, inverse, scale, told)
         return out
 
     def as_dict(self) -> dict[str, Any]:

@@ -54,15 +54,17 @@ _QUEUE_DOUBT = 0.3
 MISFIT: Mapping[str, float] = {"ttft_s": 0.475, "itl_s": 0.285, "e2e_s": 0.285}
 #: Where a fit that did not reach its data begins anew: engines so many times as slow as the prior's, in all coefficients.
 _FACTORS = (0.2, 1.0, 5.0)
-#: Share of ``MISFIT`` from which another overhead is tried.
-_DOUBTFUL = 2 / 3
 _SPEED = np.array([1.0] * EXPERT_SHARE + [0.0] * (UNKNOWNS - EXPERT_SHARE))
 #: Overheads that are tried, from this one up to the longest time that was seen.
 _LEAST_OVERHEAD_S, _OVERHEADS = 1e-4, 40
 #: Another valley is taken where its cost is lower than by this factor.
 _CLEARLY = 0.8
+#: An overhead that is larger by this factor (a logarithm) is another one.
+_FAR = math.log(3.0)
 #: A single client is another regime, with kernels of its own for a batch of one: what it saw holds for others to within this.
 _ALONE: Mapping[str, float] = {"itl_s": 0.1, "e2e_s": 0.1, "ttft_s": 0.15, SPREAD: 0.0}
+#: Steps of the solver at most; and to see which of several starts is the best.
+_STEPS, _ROUGH_STEPS = 20, 6
 _STEP = 0.03  # replays are piecewise smooth: a smaller difference would see their steps
 
 
@@ -238,20 +240,16 @@ def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, 
         solved = min(solved, problem.solved(again), key=_cost)
     # Least squares finds the valley that it starts in. A far client is in another one than a near client, with a ridge between them:
     # the longer the fixed time, the less of a first token's time is waiting, and the surer is what was seen.
-    far = problem.with_best_overhead(solved.theta)
-    if problem.cost(far) < _CLEARLY * solved.cost:
-        other = problem.solved(far)
-        if other.cost < _CLEARLY * solved.cost:
-            solved = other
-    # Where the fit is not on the data, more are tried.
-    compared = problem.compared(solved.theta)
-    if _misfit(compared, _DOUBTFUL):
-        starts = [problem.with_best_overhead(solved.theta)]
-        if _misfit(compared):
-            starts += [
-                problem.with_best_overhead(problem.faster(prior.centre, math.log(factor))) for factor in _FACTORS
-            ]
-        solved = min([solved, *map(problem.solved, starts)], key=_cost)
+    for far in (problem.with_best_overhead(at) for at in (solved.theta, prior.centre)):
+        if far[OVERHEAD] > solved.theta[OVERHEAD] + _FAR:
+            other = problem.solved(far)
+            if other.cost < _CLEARLY * solved.cost:
+                solved = other
+    if _misfit(problem.compared(solved.theta)):  # not on the data: engines of another speed are tried
+        starts = [problem.with_best_overhead(problem.faster(prior.centre, math.log(factor))) for factor in _FACTORS]
+        best = min((problem.solved(start, _ROUGH_STEPS) for start in starts), key=_cost)
+        if best.cost < solved.cost:
+            solved = min(best, problem.solved(best.theta), key=_cost)
     theta = solved.theta
     draws, spread = problem.draws(theta, solved.jacobian, seed)
     shares = problem.unabsorbed(solved.jacobian)
@@ -281,12 +279,12 @@ def _cost(solution: _Solution) -> float:
     return solution.cost
 
 
-def _misfit(compared: Sequence[Residual], share: float = 1.0) -> dict[str, float]:
-    """Metrics whose residual, root mean square, is beyond ``share`` of ``MISFIT`` and what the doubt of their data allows."""
+def _misfit(compared: Sequence[Residual]) -> dict[str, float]:
+    """Metrics whose residual, root mean square, is beyond ``MISFIT`` and what the doubt of their data allows."""
     found = {}
     for metric, rows in _by_metric(compared).items():
         off, doubt = _rms([r.value for r in rows]), _rms([r.doubt for r in rows])
-        if metric in MISFIT and off > math.hypot(share * MISFIT[metric], Z80 * doubt):
+        if metric in MISFIT and off > math.hypot(MISFIT[metric], Z80 * doubt):
             found[metric] = off
     return found
 
@@ -323,8 +321,8 @@ class _Problem:
         """``theta`` with all coefficients that are not known ``factor``, a logarithm, larger."""
         return theta + factor * _SPEED * (self._prior.doubt > 0.0)
 
-    def solved(self, start: Floats) -> _Solution:
-        """The solver's end from ``start``."""
+    def solved(self, start: Floats, most: int = _STEPS) -> _Solution:
+        """The solver's end from ``start``, after ``most`` steps at most."""
         low, high = (bound[self._free] for bound in self.bounds)
 
         def whole(free: Floats) -> Floats:
@@ -340,7 +338,7 @@ class _Problem:
 
         found = scipy.optimize.least_squares(
             residuals, np.clip(start[self._free], low + 1e-6, high - 1e-6), jacobian, bounds=(low, high),
-            loss="soft_l1", f_scale=2.0, max_nfev=20, xtol=1e-4, ftol=1e-4,
+            loss="soft_l1", f_scale=2.0, max_nfev=most, xtol=1e-4, ftol=1e-4,
         )  # fmt: skip
         theta = whole(np.asarray(found.x))
         plain = _plain_jacobian(np.asarray(found.jac), self.residuals(theta))

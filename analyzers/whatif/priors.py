@@ -29,10 +29,10 @@ from analyzers.whatif.roofline import RooflineMachine
 from collectors.workload import Floats
 
 #: Seconds between a client on the same network and the engine: HTTP, tokenizer, one queue. Typical of vLLM's server.
-OVERHEAD_S, OVERHEAD_DOUBT = 0.004, 1.0
+OVERHEAD_S, OVERHEAD_DOUBT = 0.005, 1.6
 CACHE_DOUBT = 0.15
 #: A dense model's iteration is well described by its coefficients, and a mixture's nearly so.
-_SMOOTH, _SMOOTH_MIXTURE = 0.4, 0.6
+_SMOOTH, _SMOOTH_MIXTURE = 0.4, 0.7
 #: An engine of which nothing is known is taken to schedule one iteration at a time. That is the cautious side: what a lag does not
 #: explain of a first token's time is prefill, and that work grows with the load.
 _CAUTIOUS_LAG = (0.0, 0.15)

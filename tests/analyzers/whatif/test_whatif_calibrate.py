@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from analyzers.whatif import calibrate as calibration
 from analyzers.whatif import fit as fit_indices
 from analyzers.whatif import priors
 from analyzers.whatif.calibrate import CalibratedEngine, calibrate
+from analyzers.whatif.discrepancy import Discrepancy, Residual
 from analyzers.whatif.engine import replay
 from analyzers.whatif.fit import Observation, PosteriorDraw, RequestGroup, client_replay, fit
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
@@ -188,14 +190,14 @@ MIXTURE = EngineModel(
 )
 
 
-def closed(engine: EngineModel, clients: int) -> Observation:
+def closed(engine: EngineModel, clients: int, overhead_s: float = 0.003) -> Observation:
     """What a closed loop of so many clients sees of ``engine``."""
     n = 10 * clients
     rng = np.random.default_rng(clients)
     prompt, output = ((mean * rng.uniform(0.9, 1.1, n)).astype(np.int64) for mean in (600, 200))
     work = Workload(np.zeros(n), prompt, output, np.zeros(n, np.int64))
     _, times = client_replay(
-        work, engine.with_limits(max_num_seqs=clients), PosteriorDraw(engine.iteration, 0.003), closed=clients
+        work, engine.with_limits(max_num_seqs=clients), PosteriorDraw(engine.iteration, overhead_s), closed=clients
     )
     seen = {name: (float(times.mean(name, slice(None)) or 0.0), 0.01) for name in ("itl_s", "ttft_s")}
     return Observation(work, (RequestGroup(slice(None), seen),), float(clients), closed=clients)
@@ -250,3 +252,27 @@ def test_a_single_client_weighs_less_than_a_batch() -> None:
     asked = closed(TRUTH, 16)
     (best,) = look(asked.workload, TRUTH, [found.best], found.discrepancy, closed=16)
     assert best.times.mean("itl_s", slice(None)) == pytest.approx(asked.parts[0].seen["itl_s"][0], rel=0.04)
+
+
+def test_a_far_client_is_told_from_a_slow_prefill_by_one_load() -> None:
+    """A fifth of a second outside: a prefill that took it would slow every other load."""
+    machine = RooflineMachine(MODELS["llama-3.1-8b"], ACCELERATORS["H100"])
+    truth = EngineModel(IterationCost(*machine.coefficients()), EngineLimits(256, 8192, 400_000))
+    found = fit([closed(truth, 8, 0.2)], truth, priors.of_machine(machine))
+    assert found.best.overhead_s == pytest.approx(0.2, rel=0.2)
+    asked = closed(truth, 64, 0.2)
+    (best,) = look(asked.workload, truth, [found.best], found.discrepancy, closed=64)
+    assert best.times.mean("itl_s", slice(None)) == pytest.approx(asked.parts[0].seen["itl_s"][0], rel=0.05)
+
+
+def test_beyond_the_loads_that_were_seen_doubt_grows_and_less_so_where_the_fit_was_put_to_the_test() -> None:
+    where = [(math.log(n), math.log(500.0), math.log(200.0)) for n in (1, 2, 4, 8)]
+    agreed, tested = (
+        Discrepancy(tuple(Residual("itl_s", at, 0.01, 0.01, free) for at in where), 0.4) for free in (0.0, 1.0)
+    )
+    far = [(math.log(n), *where[0][1:]) for n in (8, 16, 64)]
+    doubts = [[known.at("itl_s", at)[1] for at in far] for known in (agreed, tested)]
+    for row in doubts:
+        assert row == sorted(row)
+    assert doubts[0][2] - doubts[0][0] > 1.5 * (doubts[1][2] - doubts[1][0])
+    assert Discrepancy.from_dict(json.loads(json.dumps(tested.as_dict()))) == tested

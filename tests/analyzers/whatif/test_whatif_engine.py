@@ -194,6 +194,13 @@ def seconds(work: Workload, model: EngineModel, **kwargs: object) -> list[tuple[
 SIMPLE = IterationCost(1.0, 0.25, 0.0, 0.125)
 
 
+def test_experts_are_read_as_they_are_touched_and_a_prefill_costs_by_itself() -> None:
+    """A token reads half of the experts, two read three quarters; the second request's prefill comes with the first one's decode."""
+    model = EngineModel(IterationCost(1.0, prefill_base_s=0.5, expert_read_s=1.0, expert_share=0.5), EngineLimits(8, 8))
+    assert seconds(workload((0.0, 1, 3)), model) == [(2.0, 5.0)]
+    assert seconds(workload((0.0, 1, 3), (1.0, 1, 2)), model) == [(2.0, 6.0), (3.25, 5.0)]
+
+
 def test_by_hand_chunks_share_the_budget_with_decodes() -> None:
     # 0: chunks of 4 (A, whole) and 4 (B, half) use the 8 tokens: 1 + 8/8 = 2. A has its first token.
     # 2: A decodes, B's other 4: 1 + 0.25 + 0.5 = 1.75. A has its second, B its only one.
