@@ -31,8 +31,8 @@ from collectors.workload import Floats
 #: Seconds between a client on the same network and the engine: HTTP, tokenizer, one queue. Typical of vLLM's server.
 OVERHEAD_S, OVERHEAD_DOUBT = 0.005, 1.6
 CACHE_DOUBT = 0.15
-#: A dense model's iteration is well described by its coefficients, and a mixture's nearly so.
-_SMOOTH, _SMOOTH_MIXTURE = 0.4, 0.7
+#: How well its coefficients describe an iteration: of a dense model, of a mixture, and of an engine whose own decode was seen first.
+_SMOOTH, _SMOOTH_MIXTURE, _SMOOTH_SEEN = 0.4, 0.7, 0.4
 #: An engine of which nothing is known is taken to schedule one iteration at a time. That is the cautious side: what a lag does not
 #: explain of a first token's time is prefill, and that work grows with the load.
 _CAUTIOUS_LAG = (0.0, 0.15)
@@ -90,7 +90,7 @@ def of_engine(engine: EngineModel) -> Prior:
     centre[:OVERHEAD] = _logarithms(known)
     doubt[:OVERHEAD] = 0.4
     doubt[PREFILL_BASE:OVERHEAD] = np.where(known[PREFILL_BASE:] > 0.0, [0.4, 0.4, 0.0], 0.0)
-    return Prior(centre, doubt)
+    return Prior(centre, doubt, _SMOOTH_SEEN)
 
 
 def of_decode(
@@ -127,7 +127,7 @@ def of_decode(
     doubt[:OVERHEAD] = [0.4, 1.2, 1.2, 0.6 if hardware is not None else 1.2, 1.0, 1.0, 1.2, 0.5]
     if architecture is not None:
         doubt[EXPERT_READ:OVERHEAD] = 0.8 if architecture.experts else 0.0, 0.0
-    return Prior(centre, doubt, _SMOOTH_MIXTURE)
+    return Prior(centre, doubt, _SMOOTH_SEEN)
 
 
 def _outside(cache_known: bool, cache_doubt: float = CACHE_DOUBT) -> tuple[Floats, Floats]:
