@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,9 @@ def _lengths(text: str | None, option: str) -> Lengths | None:
 def answer(known: CalibratedEngine) -> dict[str, Any]:
     """For people and programs: each coefficient with its 80 % interval, and what it rests on."""
     rows = []
-    for i, (name, value) in enumerate(zip(_NAMES, known.model.iteration.as_tuple(), strict=True)):
+    for i, (name, value) in enumerate(asdict(known.model.iteration).items()):
+        if not value:
+            continue  # this engine has none of it
         drawn = sorted(d.iteration.as_tuple()[i] for d in known.draws)
         rows.append({"name": name, "value": value, **_interval(drawn)})
     rows.append(
@@ -114,9 +116,6 @@ def answer(known: CalibratedEngine) -> dict[str, Any]:
         "evidence": {"observations": known.windows, "requests": known.requests, "running": list(known.load)},
         "notes": list(known.notes),
     }
-
-
-_NAMES = ("base_s", "per_sequence_s", "per_context_token_s", "per_prefill_token_s", "per_prefill_context_token_s")
 
 
 def _interval(values: Sequence[float]) -> dict[str, float | None]:

@@ -27,6 +27,9 @@ class Hardware:
 
 
 _ROWS = (
+    Hardware("B300", 8000, 2250, 270, "NVIDIA DGX B300 datasheet, 1/8 of the system; bf16 as of B200", "2025-09"),
+    Hardware("GB300", 8000, 2500, 279, "NVIDIA GB300 NVL72 datasheet, 1/72 of the rack; bf16 as of GB200", "2025-09"),
+    Hardware("GB200", 8000, 2500, 186, "NVIDIA GB200 NVL72 datasheet, 1/72 of the rack", "2024-12"),
     Hardware("B200", 8000, 2250, 180, "NVIDIA DGX B200 datasheet, 1/8 of the system", "2024-12"),
     Hardware("H200", 4800, 989.5, 141, "NVIDIA H200 datasheet", "2024-11"),
     Hardware("H100", 3350, 989.5, 80, "NVIDIA H100 datasheet, SXM", "2024-03"),
@@ -37,6 +40,9 @@ _ROWS = (
     Hardware("A100-80GB", 2039, 312, 80, "NVIDIA A100 datasheet, SXM", "2022-06"),
     Hardware("A100-80GB-PCIE", 1935, 312, 80, "NVIDIA A100 datasheet, PCIe", "2022-06"),
     Hardware("A100-40GB", 1555, 312, 40, "NVIDIA A100 datasheet", "2021-06"),
+    Hardware("MI300X", 5300, 1307.4, 192, "AMD Instinct MI300X datasheet", "2023-12"),
+    Hardware("MI325X", 6000, 1307.4, 256, "AMD Instinct MI325X datasheet", "2024-10"),
+    Hardware("MI355X", 8000, 2516.6, 288, "AMD Instinct MI355X datasheet, half of the figure with sparsity", "2025-06"),
     Hardware("L40S", 864, 362, 48, "NVIDIA L40S datasheet", "2023-08"),
     Hardware("L40", 864, 181, 48, "NVIDIA L40 datasheet", "2023-02"),
     Hardware("L4", 300, 121, 24, "NVIDIA L4 datasheet, half of the figure with sparsity", "2023-03"),

@@ -2,7 +2,8 @@
 
 - ``experiments.json`` with ``models.json`` and ``hardware.json``: load-test stages at known rates, with percentiles.
 - ``requests.csv`` with ``engine.json``: a run request by request.
-- ``points.csv``: closed-loop points at known concurrency, mean TTFT and TPOT.
+- ``points.csv``: closed-loop points at known concurrency, mean TTFT and TPOT; with ``requests``, ``prompt_max`` and ``output_max`` as the
+  generator drew them, the very lengths.
 
 Reads files and fits nothing. What is assumed about how a measurement was made stands at the place where it is used.
 """
@@ -14,7 +15,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from analyzers.architecture import Architecture, find_architecture, weight_bytes
 from analyzers.hardware import Hardware, find
 from analyzers.whatif.fit import SPREAD, Observation, RequestGroup
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
-from analyzers.whatif.roofline import RooflineMachine
+from analyzers.whatif.roofline import LAUNCHED_LAYER_S, RooflineMachine
 from collectors.workload import Workload
 
 #: vLLM's default block of the KV cache, in tokens.
@@ -55,8 +56,13 @@ class Measured:
     """Whether it really did; None: the measurement does not tell."""
     load: float = 0.0
     """Rate or concurrency: what orders the stages of an experiment."""
-    alone: Observation | None = field(default=None, repr=False)
-    """For a run request by request: only its first requests are seen."""
+    mixture: bool | None = None
+    """Whether the model is a mixture of experts; None: not known."""
+    architecture: Architecture | None = None
+    """Of the model, where its name is known."""
+    whole: Observation | None = field(default=None, repr=False)
+    """For a run request by request: all of its requests are seen, and ``whole_actual`` is of all."""
+    whole_actual: Mapping[str, float] = field(default_factory=dict)
 
 
 def find_all(root: Path) -> dict[str, list[Measured]]:
@@ -155,6 +161,7 @@ def _stage(
         where=middle,
         saturated=saturated,
         load=float(stage["rate_per_s"]),
+        mixture=machine.architecture.experts > 0,
     )
 
 
@@ -200,45 +207,56 @@ def read_requests(folder: Path) -> Measured:
     column = {name: values[order] for name, values in column.items()}
     ttft, decode = column["queued_to_first_token_s"], column["first_to_last_token_s"]
     prompt, output = (column[f"{c}_tokens"].astype(np.int64) for c in ("prompt", "output"))
-    workload = Workload(column["arrival_s"] - column["arrival_s"][0], prompt, output, np.zeros(len(rows), np.int64))
+    cached = column["prefix_tokens"].astype(np.int64) if "prefix_tokens" in column else np.zeros(len(rows), np.int64)
+    workload = Workload(
+        column["arrival_s"] - column["arrival_s"][0], prompt, output, np.clip(cached, 0, np.maximum(prompt - 1, 0))
+    )
     tp = int(told.get("tensor_parallel", 1))
     architecture, hardware = find_architecture(told["model"]), find(_spelled(told["gpu"]))
     machine = None
     if architecture is not None and hardware is not None:
         machine = RooflineMachine(architecture, hardware, tp, weight_bytes(told["model"], told.get("dtype")))
+    share = float(told.get("gpu_memory_utilization", 0.9))
     limits = EngineLimits(
-        told["max_num_seqs"], told["max_num_batched_tokens"], machine.cache_tokens() if machine else None, BLOCK
+        told["max_num_seqs"], told["max_num_batched_tokens"], machine.cache_tokens(share) if machine else None, BLOCK
     )
     gaps = np.maximum(output - 1, 1)
     rest = np.arange(FIRST, len(rows))
     e2e = ttft + decode
+    running = float(np.mean(e2e[:FIRST]) * FIRST / max(workload.arrival_s[FIRST - 1], 1e-9))
+    first = Observation(workload, tuple(_parts(ttft, decode, gaps, FIRST)), running, inside=True)
     return Measured(
         system=f"{told['model']} {told['gpu']} tp{tp}",
         family=str(told.get("engine", "vllm")),
         experiment=folder.name,
         stage=f"{FIRST}..{len(rows)}",
-        observation=Observation(
-            workload,
-            tuple(_first_parts(ttft, decode, gaps)),
-            float(np.mean(e2e[:FIRST]) * FIRST / max(workload.arrival_s[FIRST - 1], 1e-9)),
-            inside=True,
-        ),
+        observation=first,
         engine=EngineModel(IterationCost(1.0), limits),
         machine=machine,
-        actual={
-            "e2e_mean": float(e2e[rest].mean()),
-            "e2e_p90": float(np.quantile(e2e[rest], 0.9)),
-            "itl_mean": float(decode[rest].sum() / gaps[rest].sum()),
-            "ttft_mean": float(ttft[rest].mean()),
-            "ttft_p90": float(np.quantile(ttft[rest], 0.9)),
-        },
+        actual=_latencies(ttft, decode, gaps, rest),
         where=rest,
+        load=float(told.get("rate_per_s", 0.0)),
+        mixture=None if architecture is None else architecture.experts > 0,
+        architecture=architecture,
+        whole=replace(first, parts=tuple(_parts(ttft, decode, gaps, len(rows)))),
+        whole_actual=_latencies(ttft, decode, gaps, slice(0, None)),
     )
 
 
-def _first_parts(ttft: np.ndarray, decode: np.ndarray, gaps: np.ndarray) -> Iterator[RequestGroup]:
-    for start in range(0, FIRST, _IN_A_PART):
-        which = np.arange(start, start + _IN_A_PART)
+def _latencies(ttft: np.ndarray, decode: np.ndarray, gaps: np.ndarray, of: np.ndarray | slice) -> dict[str, float]:
+    e2e = ttft + decode
+    return {
+        "e2e_mean": float(e2e[of].mean()),
+        "e2e_p90": float(np.quantile(e2e[of], 0.9)),
+        "itl_mean": float(decode[of].sum() / gaps[of].sum()),
+        "ttft_mean": float(ttft[of].mean()),
+        "ttft_p90": float(np.quantile(ttft[of], 0.9)),
+    }
+
+
+def _parts(ttft: np.ndarray, decode: np.ndarray, gaps: np.ndarray, upto: int) -> Iterator[RequestGroup]:
+    for start in range(0, upto, _IN_A_PART):
+        which = np.arange(start, min(start + _IN_A_PART, upto))
         yield RequestGroup(
             which,
             {
@@ -269,11 +287,30 @@ def read_points(path: Path) -> list[Measured]:
     """``points.csv``: one measurement for each distinct load; repeated rows are taken once, at their median."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    _mark_cached(rows)
     by_load: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         key = (*(row[c] for c in _ENGINE + _PARALLEL), row["prompt_tokens"], row["output_tokens"], row["concurrency"])
         by_load[key].append(row)
     return [m for group in by_load.values() if (m := _point(group)) is not None]
+
+
+def _mark_cached(rows: list[dict[str, str]]) -> None:
+    """``cached``: how many of the first requests were sent before, by the next shorter run of the same shape, which has the same seed.
+
+    They are in the prefix cache, as the times to first tokens of most runs show: that of the first burst is short.
+    """
+    for row in rows:
+        if not row.get("requests"):
+            continue
+        shape = [row.get(c) for c in (*_ENGINE, *_PARALLEL, "prompt_max", "output_max")]
+        shorter = [
+            int(other["requests"])
+            for other in rows
+            if [other.get(c) for c in (*_ENGINE, *_PARALLEL, "prompt_max", "output_max")] == shape
+            and int(other["requests"]) < int(row["requests"])
+        ]
+        row["cached"] = str(max(shorter, default=0))
 
 
 def point_names(row: Mapping[str, str]) -> tuple[str, str, str]:
@@ -299,7 +336,7 @@ def _point(rows: list[dict[str, str]]) -> Measured | None:
         experiment=experiment,
         stage=stage,
         observation=Observation(
-            _closed_traffic(each, prompt, output),
+            _drawn_traffic(row) or _closed_traffic(each, prompt, output),
             (RequestGroup(slice(0, None), {"itl_s": (tpot, 0.01), "ttft_s": (ttft, 0.05)}),),
             float(each),
             closed=each,
@@ -309,7 +346,16 @@ def _point(rows: list[dict[str, str]]) -> Measured | None:
         actual={"ttft_mean": ttft, "tpot_mean": tpot},
         where=slice(0, None),
         load=float(clients),
+        mixture=_mixture(row),
+        architecture=find_architecture(row["model"]),
     )
+
+
+def _mixture(row: Mapping[str, str]) -> bool | None:
+    if row.get("kind"):
+        return row["kind"] == "moe"
+    architecture = find_architecture(row["model"])
+    return None if architecture is None else architecture.experts > 0
 
 
 def _point_machine(row: Mapping[str, str]) -> RooflineMachine | None:
@@ -317,7 +363,9 @@ def _point_machine(row: Mapping[str, str]) -> RooflineMachine | None:
     if architecture is None or hardware is None:
         return None
     split = _count(row["tensor_parallel"]) * _count(row["pipeline_parallel"])
-    return RooflineMachine(architecture, hardware, split, weight_bytes(row["model"], row["precision"] or None))
+    precision = weight_bytes(row["model"], row["precision"] or None)
+    machine = RooflineMachine(architecture, hardware, split, precision, ranks=_count(row["attention_data_parallel"]))
+    return machine if row["engine"] == "vllm" else replace(machine, prefill_layer_s=LAUNCHED_LAYER_S)
 
 
 def _closed_traffic(clients: int, prompt: int, output: int) -> Workload:
@@ -329,6 +377,20 @@ def _closed_traffic(clients: int, prompt: int, output: int) -> Workload:
         np.maximum(1, np.round(mean * v)).astype(np.int64) for mean, v in zip((prompt, output), vary, strict=True)
     ]
     return Workload(np.zeros(n), lengths[0], np.maximum(2, lengths[1]), np.zeros(n, np.int64))
+
+
+def _drawn_traffic(row: Mapping[str, str]) -> Workload | None:
+    """The requests of SGLang's ``bench_serving`` with random lengths, in order: NumPy's generator with seed 1 draws the prompts
+    uniformly from 1 to ``prompt_max``, then the outputs. None where the columns do not say so."""
+    if not row.get("requests") or not row.get("prompt_max") or not row.get("output_max"):
+        return None
+    n, rng = int(row["requests"]), np.random.RandomState(1)
+    prompt, output = (rng.randint(1, int(row[f"{name}_max"]) + 1, n).astype(np.int64) for name in ("prompt", "output"))
+    if row.get("lengths_reproduced") == "one less":
+        prompt -= 1
+    prompt = np.maximum(prompt, 1)
+    prefix = np.where(np.arange(n) < int(row.get("cached") or 0), prompt - 1, 0)
+    return Workload(np.zeros(n), prompt, np.maximum(output, 1), prefix)
 
 
 def _count(text: str) -> int:

@@ -1,17 +1,20 @@
 """How right the what-if engine is, on real measurements that it was not fitted to.
 
-    python benchmarks/whatif_accuracy.py [--data ../shared/data] [--protocol NAME ...] [--output FILE]
+    python benchmarks/whatif_accuracy.py [--data DIR ...] [--protocol NAME ...] [--output FILE]
 
 Protocols, each fitted only on what it names:
 
-- interpolate: a stage from all other stages and workloads of the same model and hardware.
-- extrapolate: an experiment's higher rates from its lowest rate alone, with the roofline's belief.
+- interpolate: a stage from all other stages and workloads of the same model and hardware; of runs request by request at several
+  rates, each from all others.
+- extrapolate: an experiment's higher rates from its lowest rate alone, with the roofline's belief; of such runs likewise.
 - continue: a run's later requests, from their arrivals and lengths and the latencies of its first hundred.
 - concurrency: every second concurrency of a system (model, GPU, engine, parallelism) from the others.
 - transfer: a system from its datasheet and the model's sizes, corrected by how far other systems were off theirs.
 
-``--data`` is a directory with one of the layouts that ``measurements.py`` reads, or a parent of several. The table gives median
-absolute errors; intervals are 80 %, and how often they held is printed. The JSON has each row. ``--peers DIR``, the folder that
+``--data`` is a directory with one of the layouts that ``measurements.py`` reads, or a parent of several; it may be given again. The
+table gives median absolute errors; intervals are 80 %, and how often they held is printed. Dense models and mixtures of experts stand
+apart, and so does a third of the systems, chosen by a hash of their names: forms, priors and doubts of the engine were found without
+it. The JSON has each row. ``--peers DIR``, the folder that
 ``whatif_speed.py --install-peers`` filled, asks AIConfigurator for some of the same points and prints both errors.
 """
 
@@ -23,10 +26,11 @@ import math
 import os
 import sys
 import time
+import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,11 @@ def jobs(found: dict[str, list[Measured]], protocols: Sequence[str]) -> list[Job
         if higher and not first.saturated:
             out.append(Job("extrapolate", (first,), higher))
     out += [Job("continue", (m,), (m,)) for m in found["requests"]]
+    for runs in _by_system(found["requests"]).values():
+        rates = sorted((_as_stage(m) for m in runs), key=lambda m: m.load)
+        if rates[0].load < rates[-1].load:
+            out += [Job("interpolate", tuple(o for o in rates if o is not m), (m,)) for m in rates]
+            out.append(Job("extrapolate", tuple(rates[:1]), tuple(m for m in rates if m.load > rates[0].load)))
     for system in points.values():
         loads = sorted({m.load for m in system})
         seen = tuple(m for m in system if m.load in loads[::2])
@@ -81,6 +90,17 @@ def jobs(found: dict[str, list[Measured]], protocols: Sequence[str]) -> list[Job
         if seen and asked:
             out.append(Job("concurrency", seen, asked))
     return [job for job in out if job.protocol in protocols]
+
+
+def _as_stage(run: Measured) -> Measured:
+    """A run request by request, seen whole and asked whole."""
+    assert run.whole is not None
+    return replace(run, observation=run.whole, actual=run.whole_actual, where=slice(0, None), stage=f"{run.load:g}/s")
+
+
+def held_back(system: str) -> bool:
+    """Whether the system belongs to the third that no form, prior or doubt of the engine was fitted to."""
+    return zlib.crc32(system.encode()) % 3 == 0
 
 
 def transfers(found: dict[str, list[Measured]], known: dict[str, tuple[Measured, np.ndarray]]) -> list[Job]:
@@ -153,8 +173,8 @@ def _fitted(seen: Sequence[Measured]) -> EngineFit:
 
 def _prior(m: Measured, observations: Sequence[Observation]) -> Prior:
     if m.machine is not None:
-        return priors.of_machine(m.machine)
-    return priors.of_decode([_decode(o) for o in observations], None)
+        return priors.of_machine(m.machine, cache_tokens=m.engine.limits.kv_tokens)
+    return priors.of_decode([_decode(o) for o in observations], None, architecture=m.architecture)
 
 
 def _decode(o: Observation) -> priors.Decode:
@@ -164,7 +184,7 @@ def _decode(o: Observation) -> priors.Decode:
 
 
 def deviation(seen: Sequence[Measured]) -> np.ndarray:
-    """(8,) how far the system is off its roofline, in the fit's unknowns."""
+    """(11,) how far the system is off its roofline, in the fit's unknowns."""
     machine = seen[0].machine
     assert machine is not None
     prior = priors.of_machine(machine)
@@ -187,7 +207,9 @@ def _transferred(job: Job) -> tuple[EngineFit, float]:
     # The mean deviation, drawn to none: where the others disagree more than the roofline is in doubt, they count less.
     mean = (weights * offs).sum(axis=0) / total
     between = (weights * (offs - mean) ** 2).sum(axis=0) / total
-    shift = mean * total / (total + math.exp(-1.0) * (1.0 + between / plain.doubt**2))
+    free = plain.doubt > 0.0
+    shift = np.zeros(UNKNOWNS)
+    shift[free] = (mean * total)[free] / (total[free] + math.exp(-1.0) * (1.0 + between[free] / plain.doubt[free] ** 2))
     shift[CACHE] = 0.0
     fitted = fit([], job.asked[0].engine, priors.of_machine(machine, shift=shift))
     return fitted, math.hypot(0.05, math.sqrt(float(between[0])))
@@ -215,6 +237,8 @@ def _rows(protocol: str, m: Measured, members: Sequence[Member]) -> list[dict[st
                 "high": high,
                 "saturates": saturates,
                 "saturated": m.saturated,
+                "form": {True: "mixture", False: "dense", None: "unknown"}[m.mixture],
+                "held_back": held_back(m.system),
             }
         )
     return rows
@@ -241,9 +265,12 @@ def _figures(member: Member, m: Measured) -> dict[str, float | None]:
 # -- all of it ---------------------------------------------------------------------------------------------------------
 
 
-def measure(data: Path, protocols: Sequence[str], workers: int) -> dict[str, Any]:
+def measure(data: Sequence[Path], protocols: Sequence[str], workers: int) -> dict[str, Any]:
     started = time.perf_counter()
-    found = find_all(data)
+    found: dict[str, list[Measured]] = defaultdict(list)
+    for folder in data:
+        for layout, measured in find_all(folder).items():
+            found[layout] += measured
     todo = jobs(found, protocols)
     with ProcessPoolExecutor(workers) as pool:
         if "transfer" in protocols:
@@ -263,10 +290,19 @@ def measure(data: Path, protocols: Sequence[str], workers: int) -> dict[str, Any
         "schema_version": 1,
         "measurements": counts,
         "summary": summary(rows),
+        "apart": {name: summary([r for r in rows if which(r)]) for name, which in _APART.items()},
         "saturation": saturation(rows),
         "wall_s": time.perf_counter() - started,
         "rows": rows,
     }
+
+
+_APART: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "dense models": lambda r: r["form"] == "dense",
+    "mixtures of experts": lambda r: r["form"] == "mixture",
+    "held back, dense models": lambda r: r["held_back"] and r["form"] == "dense",
+    "held back, mixtures of experts": lambda r: r["held_back"] and r["form"] == "mixture",
+}
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -310,16 +346,17 @@ def saturation(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    table = Table(title="Predicted against measured: absolute relative error", title_justify="left")
-    for name in ("protocol", "metric", "n", "median", "mean", "p90", "greatest", "bias", "80 % interval held"):
-        table.add_column(name, justify="left" if name in ("protocol", "metric") else "right")
-    for s in result["summary"]:
-        held = "-" if s["interval_held"] is None else f"{s['interval_held']:.0%}"
-        table.add_row(
-            s["protocol"], s["metric"], str(s["n"]),
-            *(f"{s[k]:.1%}" for k in ("median", "mean", "p90", "greatest")), f"{s['bias']:+.1%}", held,
-        )  # fmt: skip
-    console.print(table)
+    for of, some in {"all": result["summary"], **result["apart"]}.items():
+        table = Table(title=f"Predicted against measured, absolute relative error: {of}", title_justify="left")
+        for name in ("protocol", "metric", "n", "median", "mean", "p90", "greatest", "bias", "80 % interval held"):
+            table.add_column(name, justify="left" if name in ("protocol", "metric") else "right")
+        for s in some:
+            held = "-" if s["interval_held"] is None else f"{s['interval_held']:.0%}"
+            table.add_row(
+                s["protocol"], s["metric"], str(s["n"]),
+                *(f"{s[k]:.1%}" for k in ("median", "mean", "p90", "greatest")), f"{s['bias']:+.1%}", held,
+            )  # fmt: skip
+        console.print(table)
     told = result["saturation"]
     wrong = [s for s in told if (s["probability"] >= 0.5) != s["saturated"]]
     if told:
@@ -354,20 +391,25 @@ def beside(folder: Path, rows: Sequence[dict[str, Any]], most: int, console: Con
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data")
+    parser.add_argument(
+        "--data", type=Path, action="append", help="may be given again; default: data and data-more beside the project"
+    )
     parser.add_argument("--protocol", action="append", choices=PROTOCOLS, help="only this one; may be given again")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--peers", type=Path, help="the folder that whatif_speed.py --install-peers filled")
     parser.add_argument("--peer-points", type=int, default=100, help="points to ask a peer for, about a second each")
     parser.add_argument("--output", type=Path, help="write all rows as JSON")
     args = parser.parse_args()
-    if not args.data.is_dir():
-        print(f"{args.data} is not a directory. Give one that holds measurements with --data.", file=sys.stderr)
-        return 2
-    result = measure(args.data, args.protocol or PROTOCOLS, args.workers)
+    data = args.data or [ROOT / ".." / "shared" / name for name in ("data", "data-more")]
+    for folder in data:
+        if not folder.is_dir():
+            print(f"{folder} is not a directory. Give one that holds measurements with --data.", file=sys.stderr)
+            return 2
+    result = measure(data, args.protocol or PROTOCOLS, args.workers)
     if not result["rows"]:
         print(
-            f"{args.data} holds none of experiments.json, requests.csv, points.csv that can be used.", file=sys.stderr
+            f"{' and '.join(map(str, data))}: none of experiments.json, requests.csv, points.csv is there that can be used.",
+            file=sys.stderr,
         )
         return 2
     show(result, Console(width=140))

@@ -3,11 +3,11 @@
 The Azure conversation trace, tiled to the wanted number of requests and run at a share of the capacity of the engine below. The
 plain iteration-by-iteration simulator of the tests runs a slice of the same traffic in the same process, for the ratio, and to
 check that both agree. ``--week`` adds a week of one endpoint (5,000,000 requests) on one candidate, and the same under an
-autoscaler that is asked every 15 s. ``--sweep`` adds a day of it on 200 candidates, over all cores. ``--install-peers DIR`` installs
-public simulators there, and ``--peers DIR`` runs those of an earlier time: on the same traffic, in this run (``simulators.py``). The
-last table is of wall times as published or as measured elsewhere.
+autoscaler that is asked every 15 s. ``--command`` adds the whole command, in a process of its own. ``--sweep`` adds a day of it on 200
+candidates, over all cores. ``--install-peers DIR`` installs public simulators there, and ``--peers DIR`` runs those of an earlier time:
+on the same traffic, in this run (``simulators.py``). The last table is of wall times as published or as measured elsewhere.
 
-    python benchmarks/whatif_speed.py [--data ../shared/data] [--requests 1000000] [--load 0.7] [--week] [--sweep] [--output FILE]
+    python benchmarks/whatif_speed.py [--data ../shared/data] [--requests 1000000] [--load 0.7] [--command] [--week] [--sweep] [--output FILE]
         [--install-peers DIR | --peers DIR]
 """
 
@@ -19,7 +19,9 @@ import itertools
 import json
 import math
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -92,24 +94,32 @@ def engine() -> EngineModel:
     return EngineModel(IterationCost(6e-3, 3e-5, 2.5e-8, 2.8e-5, 2e-10), EngineLimits(256, 2048, kv_tokens=400_000))
 
 
-def capacity(trace: Workload) -> float:
+def mixture() -> EngineModel:
+    """About a mixture of 30B on one H100, of which a token reads 8 of 128 experts."""
+    cost = IterationCost(4e-3, 3e-5, 2.5e-8, 2.8e-5, 2e-10, 2e-3, 9e-3, 8 / 128)
+    return EngineModel(cost, EngineLimits(256, 2048, kv_tokens=400_000))
+
+
+def capacity(trace: Workload, model: EngineModel | None = None) -> float:
     """Requests a second that the engine completes when all are there at once."""
     from analyzers.whatif.engine import replay
 
     all_at_once = Workload(np.zeros(len(trace)), trace.prompt_tokens, trace.output_tokens, trace.prefix_tokens)
-    return len(trace) / replay(all_at_once, engine()).simulated_s
+    return len(trace) / replay(all_at_once, model or engine()).simulated_s
 
 
-def measure(trace: Workload, n: int, load: float, slice_n: int, repeats: int) -> dict[str, Any]:
+def measure(
+    trace: Workload, n: int, load: float, slice_n: int, repeats: int, model: EngineModel | None = None
+) -> dict[str, Any]:
     started = time.perf_counter()
     from analyzers.whatif.engine import replay
 
-    model = engine()
+    model = model or engine()
     imported = time.perf_counter()
     replay(head(trace, 10), model)
     ready = time.perf_counter()
 
-    at_most = capacity(trace)
+    at_most = capacity(trace, model)
     work = at_rate(tiled(trace, n), load * at_most)
     walls = []
     for _ in range(repeats):
@@ -159,6 +169,37 @@ def measure(trace: Workload, n: int, load: float, slice_n: int, repeats: int) ->
         "worst_relative_difference": worst,
         "quantiles": quantiles,
     }
+
+
+def measure_command(trace: Workload, n: int, load: float, repeats: int) -> dict[str, Any]:
+    """``flyball whatif --trace FILE --engine FILE --output json`` in a process of its own, from its start to its end; the file is CSV."""
+    work = at_rate(tiled(trace, n), load * capacity(trace))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "engine.json").write_text(engine().to_json())
+        with (folder / "trace.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("arrival_s", "prompt_tokens", "output_tokens"))
+            rows.writerows(
+                zip(work.arrival_s.tolist(), work.prompt_tokens.tolist(), work.output_tokens.tolist(), strict=True)
+            )
+        flyball = Path(sys.executable).with_name("flyball")
+        command = [
+            flyball,
+            "whatif",
+            "--trace",
+            folder / "trace.csv",
+            "--engine",
+            folder / "engine.json",
+            "--output",
+            "json",
+        ]
+        walls = []
+        for _ in range(repeats + 1):  # the first compiles, where nothing is compiled yet
+            begin = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            walls.append(time.perf_counter() - begin)
+    return {"requests": n, "wall_s": walls[1:], "requests_per_s": n / min(walls[1:])}
 
 
 @dataclass(frozen=True)
@@ -288,6 +329,7 @@ def main() -> int:
     parser.add_argument("--load", type=float, default=0.7, help="share of the engine's capacity")
     parser.add_argument("--reference-requests", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--command", action="store_true", help="also `flyball whatif` on the requests as a file")
     parser.add_argument("--week", action="store_true", help="also 5,000,000 requests on one candidate")
     parser.add_argument("--sweep", action="store_true", help="also a day on 200 candidates, over all cores")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads of the sweep")
@@ -301,6 +343,13 @@ def main() -> int:
         return 2
     result = measure(read_trace(path), args.requests, args.load, args.reference_requests, args.repeats)
     show(result, "What-if engine, one core")
+    result["mixture"] = measure(
+        read_trace(path), args.requests, args.load, args.reference_requests, args.repeats, mixture()
+    )
+    show(result["mixture"], "The same of a mixture of experts")
+    if args.command:
+        result["command"] = measure_command(read_trace(path), args.requests, args.load, args.repeats)
+        show(result["command"], "The whole command: start, trace read, replayed, answered")
     if args.week:
         result["week"] = measure_week(read_trace(path), args.repeats)
         show(result["week"], "A week on one candidate, one core")

@@ -210,7 +210,9 @@ def calibrate(
     if not any("ttft_s" in part.seen for o in found for part in o.parts):
         notes.append("no usable TTFT (unknown, or mixed with an unknown queue): prefill cost is mostly the prior's")
     engine = EngineModel(IterationCost(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))
-    fitted = fit(found, engine, _prior(known, prior, hardware, machine, limits, notes), seed)
+    fitted = fit(
+        found, engine, _prior(known, prior, hardware, machine, limits, _architecture(facts, shape), notes), seed
+    )
     load = [s.running for s in known]
     return calibrated(
         shape,
@@ -256,14 +258,21 @@ def calibrate_on_tests(
         tokens = machine.cache_tokens() if share is None else machine.cache_tokens(float(share))
         if tokens:
             limits = replace(limits, kv_tokens=tokens)
-            notes.append(f"KV capacity from memory less weights: {tokens} tokens, to within 15 %")
+            notes.append(
+                f"KV capacity from memory less weights: {tokens} tokens, to within {machine.cache_doubt(tokens):.0%}"
+            )
     if machine is not None:
-        prior = priors.of_machine(machine, cache_known="kv_tokens" in shape.engine)
+        prior = priors.of_machine(machine, cache_known="kv_tokens" in shape.engine, cache_tokens=limits.kv_tokens)
     else:
         notes.append(
             "model or accelerator is not known, so nothing is believed of its size; name both to extrapolate better"
         )
-        prior = priors.of_decode([_tested_decode(o) for o in found], hardware, cache_known="kv_tokens" in shape.engine)
+        prior = priors.of_decode(
+            [_tested_decode(o) for o in found],
+            hardware,
+            cache_known="kv_tokens" in shape.engine,
+            architecture=_architecture(facts, shape),
+        )
     engine = EngineModel(IterationCost(1.0), limits, bool(shape.engine.get("enable_chunked_prefill", True)))
     load = [o.running for o in found]
     return calibrated(
@@ -363,8 +372,7 @@ def calibrated(
 
 def machine_of(facts: Mapping[str, str], shape: Shape, hardware: Hardware | None) -> RooflineMachine | None:
     """The replica as model and accelerators; None where either is not known."""
-    name = facts.get("model") or facts.get("model_name") or str(shape.engine.get("model", ""))
-    architecture = find_architecture(name) if name else None
+    name, architecture = _model_name(facts, shape), _architecture(facts, shape)
     if architecture is None or hardware is None:
         return None
     precision = shape.engine.get("quantization") or facts.get("quantization") or shape.engine.get("dtype")
@@ -374,12 +382,22 @@ def machine_of(facts: Mapping[str, str], shape: Shape, hardware: Hardware | None
     )
 
 
+def _model_name(facts: Mapping[str, str], shape: Shape) -> str:
+    return facts.get("model") or facts.get("model_name") or str(shape.engine.get("model", ""))
+
+
+def _architecture(facts: Mapping[str, str], shape: Shape) -> Architecture | None:
+    name = _model_name(facts, shape)
+    return find_architecture(name) if name else None
+
+
 def _prior(
     known: Sequence[WindowEvidence],
     prior: EngineModel | None,
     hardware: Hardware | None,
     machine: RooflineMachine | None,
     limits: EngineLimits,
+    architecture: Architecture | None,
     notes: list[str],
 ) -> Prior:
     cache_known = limits.kv_tokens is not None
@@ -390,7 +408,9 @@ def _prior(
         found = priors.of_machine(machine, cache_known=cache_known)
         notes.append("drawn towards the roofline of its model and accelerator where the windows say little")
     else:
-        found = priors.of_decode([_decode(s) for s in known], hardware, cache_known=cache_known)
+        found = priors.of_decode(
+            [_decode(s) for s in known], hardware, cache_known=cache_known, architecture=architecture
+        )
     outside = [s.overhead_s for s in known if s.overhead_s is not None and not s.steady]
     if outside:  # seen directly
         found.centre[OVERHEAD] = np.log(max(float(np.median(outside)), 1e-4))

@@ -25,7 +25,12 @@ Z80 = 1.2816
 _REACH = np.array([3.0, 4.0, 4.0])
 #: How far off the iteration model is by itself, before anything was seen (standard deviation of the logarithm), where it is rough: of
 #: mixtures of experts, whose share that is read grows with the batch, and of models of which nothing is known.
-AMPLITUDE: Mapping[str, float] = {"ttft_s": 0.3, "itl_s": 0.12}
+AMPLITUDE: Mapping[str, float] = {"ttft_s": 0.6, "itl_s": 0.25}
+
+#: By how much more, for each factor of e that the load lies beyond all that was seen, where the fit shows nothing of its own error: one load
+#: does not tell a base cost from a slope, nor prefill from what lies outside the engine. From sweeps of real engines, of which only the
+#: lowest load was seen.
+SLOPE: Mapping[str, float] = {"ttft_s": 0.12, "itl_s": 0.11}
 
 #: What remains even where the load was seen: another day, another draw of arrivals, a load that was not steady.
 FLOOR: Mapping[str, float] = {"ttft_s": 0.04, "itl_s": 0.015}
@@ -36,7 +41,7 @@ _NOT_OURS = 3.0
 #: of the normal distribution's.
 _WIDE = 2.5
 #: The stated hyperparameters count as much as so many residuals.
-_BELIEVED = 4.0
+_BELIEVED = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Residual:
     """Logarithm of seen over replayed."""
     doubt: float
     """Relative standard error of what was seen."""
+    free: float = 1.0
+    """The share of it that the fit could not take up by itself: what it tells of the iteration model."""
 
 
 def features(workload: Workload, running: float) -> tuple[float, float, float]:
@@ -71,6 +78,14 @@ class _MetricResiduals:
     """Of their covariance."""
     scale: float
     """By how much the doubt that the hyperparameters state is too small or too large: each residual foretold from the others."""
+    told: float
+    """How many residuals' worth the fit shows of its own error."""
+
+    def outside(self, metric: str, where: tuple[float, float, float]) -> float:
+        """The standard deviation that lies in going beyond all loads that were seen."""
+        running = self.points[:, 0]
+        steps = max(0.0, where[0] - float(running.max()), float(running.min()) - where[0])
+        return SLOPE[metric] * steps / math.sqrt(1.0 + self.told)
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,7 @@ class Discrepancy:
         variance = amplitude**2 - float(near @ known.inverse @ near)
         mean = float(near @ known.inverse @ known.values)
         doubt = known.scale * math.hypot(math.sqrt(max(variance, 0.0)), floor)
-        return mean, math.hypot(doubt, self._beyond(metric, where, mean))
+        return mean, math.hypot(doubt, known.outside(metric, where), self._beyond(metric, where, mean))
 
     def _beyond(self, metric: str, where: tuple[float, float, float], mean: float) -> float:
         """The standard deviation under which an 80 % interval about ``mean`` at ``where`` holds what is unexplained near it.
@@ -148,21 +163,24 @@ class Discrepancy:
             inverse = np.asarray(np.linalg.inv(covariance), np.float64)
             # Each residual, foretold from the others: closed form in Rasmussen and Williams, "Gaussian Processes", 5.4.2.
             left_out = (inverse @ values) / np.sqrt(np.diag(inverse))
-            scale = math.sqrt((_BELIEVED + float((left_out**2).sum())) / (_BELIEVED + len(rows)))
-            out[metric] = _MetricResiduals(points, values, inverse, scale)
+            told = sum(r.free for r in rows)
+            scale = math.sqrt((_BELIEVED + float((left_out**2).sum())) / (_BELIEVED + told))
+            out[metric] = _MetricResiduals(points, values, inverse, scale, told)
         return out
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         parts = {"residuals": self.residuals, "unexplained": self.unexplained}
-        rows = {name: [[r.metric, list(r.where), r.value, r.doubt] for r in found] for name, found in parts.items()}
+        rows = {
+            name: [[r.metric, list(r.where), r.value, r.doubt, r.free] for r in found] for name, found in parts.items()
+        }
         return {"rough": self.rough, **rows}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Discrepancy:
         """The reverse of ``as_dict``."""
         residuals, unexplained = (
-            tuple(Residual(m, (w[0], w[1], w[2]), v, d) for m, w, v, d in data.get(name, ()))
+            tuple(Residual(m, (w[0], w[1], w[2]), v, d, f) for m, w, v, d, f in data.get(name, ()))
             for name in ("residuals", "unexplained")
         )
         return cls(residuals, data["rough"], unexplained)

@@ -9,7 +9,7 @@ Two more unknowns lie between the engine and its client: ``overhead_s``, a fixed
 that a first token is late by. An engine that schedules the next iteration while one runs (vLLM's asynchronous scheduling) has a lag
 of one: what arrives now is first seen by the iteration after the next.
 
-What the five coefficients cannot express (experts that fill up, graphs captured for some batch sizes) remains as residuals. They
+What the coefficients cannot express (graphs captured for some batch sizes, experts that are not drawn alike) remains as residuals. They
 are smooth in the load, so a prediction near what was seen takes the residual of there along (``Discrepancy``).
 
 The ensemble is drawn from the fit's posterior in the linear approximation (randomised maximum likelihood: Oliver, He and Reynolds
@@ -33,9 +33,13 @@ from analyzers.whatif.model import EngineModel, IterationCost
 from collectors.workload import Floats, Ints, Workload
 
 DRAWS = 24
-#: Indices of the unknowns: five coefficients, then these. All are logarithms but ``lag``; ``CACHE`` is that of true over stated size.
-OVERHEAD, LAG, CACHE = 5, 6, 7
-UNKNOWNS = 8
+#: Indices of the unknowns: the coefficients in ``IterationCost``'s order, then these. All are logarithms but ``lag``; ``CACHE`` is that of
+#: true over stated size.
+PREFILL_BASE, EXPERT_READ, EXPERT_SHARE, OVERHEAD, LAG, CACHE = 5, 6, 7, 8, 9, 10
+UNKNOWNS = 11
+#: The logarithm of a coefficient that this engine does not have.
+ABSENT = math.log(1e-12)
+_MOST_SHARE = math.log(0.9)
 #: Lag's prior: no more is known than that engines do or do not schedule ahead.
 LAG_CENTRE, LAG_DOUBT = 0.5, 0.6
 _LAG_MOST = 3.0
@@ -50,11 +54,17 @@ _QUEUE_DOUBT = 0.3
 MISFIT: Mapping[str, float] = {"ttft_s": 0.475, "itl_s": 0.285, "e2e_s": 0.285}
 #: Where a fit that did not reach its data begins anew: engines so many times as slow as the prior's, in all coefficients.
 _FACTORS = (0.2, 1.0, 5.0)
-#: Share of ``MISFIT`` from which another overhead is tried.
-_DOUBTFUL = 2 / 3
-_SPEED = np.array([1.0] * OVERHEAD + [0.0] * (UNKNOWNS - OVERHEAD))
+_SPEED = np.array([1.0] * EXPERT_SHARE + [0.0] * (UNKNOWNS - EXPERT_SHARE))
 #: Overheads that are tried, from this one up to the longest time that was seen.
 _LEAST_OVERHEAD_S, _OVERHEADS = 1e-4, 40
+#: Another valley is taken where its cost is lower than by this factor.
+_CLEARLY = 0.8
+#: An overhead that is larger by this factor (a logarithm) is another one.
+_FAR = math.log(3.0)
+#: A single client is another regime, with kernels of its own for a batch of one: what it saw holds for others to within this.
+_ALONE: Mapping[str, float] = {"itl_s": 0.1, "e2e_s": 0.1, "ttft_s": 0.15, SPREAD: 0.0}
+#: Steps of the solver at most; and to see which of several starts is the best.
+_STEPS, _ROUGH_STEPS = 20, 6
 _STEP = 0.03  # replays are piecewise smooth: a smaller difference would see their steps
 
 
@@ -142,7 +152,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """Where the unknowns are believed to be. (8,) each: centre (logarithms, and the lag) and standard deviation."""
+    """Where the unknowns are believed to be. (11,) each: centre (logarithms, and the lag) and standard deviation; 0: it is known."""
 
     centre: Floats
     doubt: Floats
@@ -157,9 +167,9 @@ class EngineFit:
     best: PosteriorDraw
     draws: tuple[PosteriorDraw, ...]
     theta: Floats
-    """(8,) the best unknowns, as in ``Prior.centre``."""
+    """(11,) the best unknowns, as in ``Prior.centre``."""
     spread: Floats
-    """(8,) their posterior standard deviations."""
+    """(11,) their posterior standard deviations."""
     discrepancy: Discrepancy
     residuals: Mapping[str, float]
     """Root mean square relative error by metric, before the discrepancy is taken along."""
@@ -224,28 +234,26 @@ def send_times(arrival_s: Floats, e2e: Floats, clients: int) -> Floats:
 def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, seed: int = 0) -> EngineFit:
     """The unknowns under which ``engine`` replays ``observations`` best. ``engine``'s own coefficients do not count."""
     problem = _Problem(engine, observations, prior)
-    low, high = problem.bounds
-
-    def solve(at: Floats) -> Any:
-        return scipy.optimize.least_squares(
-            problem.residuals, np.clip(at, low + 1e-6, high - 1e-6), problem.jacobian, bounds=(low, high),
-            loss="soft_l1", f_scale=2.0, max_nfev=20, xtol=1e-4, ftol=1e-4,
-        )  # fmt: skip
-
-    solved = solve(problem.with_best_cache(prior.centre))
-    again = problem.with_best_cache(np.asarray(solved.x))
-    if again[CACHE] != solved.x[CACHE]:
-        solved = min(solved, solve(again), key=lambda s: float(s.cost))
-    # Least squares finds the valley that it starts in. Where that is not on the data, others are tried.
-    compared = problem.compared(np.asarray(solved.x))
-    if _misfit(compared, _DOUBTFUL):
-        starts = [problem.with_best_overhead(np.asarray(solved.x))]
-        if _misfit(compared):
-            starts += [problem.with_best_overhead(prior.centre + math.log(factor) * _SPEED) for factor in _FACTORS]
-        solved = min([solved, *map(solve, starts)], key=lambda s: float(s.cost))
-    theta = np.asarray(solved.x)
-    draws, spread = problem.draws(theta, np.asarray(solved.jac), seed)
-    compared = problem.compared(theta)
+    solved = problem.solved(problem.with_best_cache(prior.centre))
+    again = problem.with_best_cache(solved.theta)
+    if again[CACHE] != solved.theta[CACHE]:
+        solved = min(solved, problem.solved(again), key=_cost)
+    # Least squares finds the valley that it starts in. A far client is in another one than a near client, with a ridge between them:
+    # the longer the fixed time, the less of a first token's time is waiting, and the surer is what was seen.
+    for far in (problem.with_best_overhead(at) for at in (solved.theta, prior.centre)):
+        if far[OVERHEAD] > solved.theta[OVERHEAD] + _FAR:
+            other = problem.solved(far)
+            if other.cost < _CLEARLY * solved.cost:
+                solved = other
+    if _misfit(problem.compared(solved.theta)):  # not on the data: engines of another speed are tried
+        starts = [problem.with_best_overhead(problem.faster(prior.centre, math.log(factor))) for factor in _FACTORS]
+        best = min((problem.solved(start, _ROUGH_STEPS) for start in starts), key=_cost)
+        if best.cost < solved.cost:
+            solved = min(best, problem.solved(best.theta), key=_cost)
+    theta = solved.theta
+    draws, spread = problem.draws(theta, solved.jacobian, seed)
+    shares = problem.unabsorbed(solved.jacobian)
+    compared = [replace(r, free=float(share)) for r, share in zip(problem.compared(theta), shares, strict=True)]
     return EngineFit(
         best=problem.draw(theta),
         draws=draws,
@@ -257,12 +265,26 @@ def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, 
     )
 
 
-def _misfit(compared: Sequence[Residual], share: float = 1.0) -> dict[str, float]:
-    """Metrics whose residual, root mean square, is beyond ``share`` of ``MISFIT`` and what the doubt of their data allows."""
+@dataclass(frozen=True, slots=True)
+class _Solution:
+    """Where one run of the solver ended."""
+
+    theta: Floats
+    cost: float
+    jacobian: Floats
+    """(residuals, free unknowns), plain."""
+
+
+def _cost(solution: _Solution) -> float:
+    return solution.cost
+
+
+def _misfit(compared: Sequence[Residual]) -> dict[str, float]:
+    """Metrics whose residual, root mean square, is beyond ``MISFIT`` and what the doubt of their data allows."""
     found = {}
     for metric, rows in _by_metric(compared).items():
         off, doubt = _rms([r.value for r in rows]), _rms([r.doubt for r in rows])
-        if metric in MISFIT and off > math.hypot(share * MISFIT[metric], Z80 * doubt):
+        if metric in MISFIT and off > math.hypot(MISFIT[metric], Z80 * doubt):
             found[metric] = off
     return found
 
@@ -283,6 +305,7 @@ class _Problem:
 
     def __init__(self, engine: EngineModel, observations: Sequence[Observation], prior: Prior) -> None:
         self._prior = prior
+        self._free = np.flatnonzero(prior.doubt > 0.0)
         self._observations = [(o, _engine_of(o, engine), features(o.workload, o.running)) for o in observations]
         self._limited = any(engine.limits.kv_tokens is not None for _, engine, _ in self._observations)
         outside = [part.seen for o in observations if not o.inside for part in o.parts]
@@ -291,8 +314,35 @@ class _Problem:
         self._replays: OrderedDict[tuple[IterationCost, float], list[RequestOutcomes]] = OrderedDict()
 
     def draw(self, theta: Floats) -> PosteriorDraw:
-        values = [float(v) for v in np.exp(theta)]
+        values = [float(v) for v in np.where(theta > ABSENT, np.exp(theta), 0.0)]
         return PosteriorDraw(IterationCost(*values[:OVERHEAD]), values[OVERHEAD], float(theta[LAG]), values[CACHE])
+
+    def faster(self, theta: Floats, factor: float) -> Floats:
+        """``theta`` with all coefficients that are not known ``factor``, a logarithm, larger."""
+        return theta + factor * _SPEED * (self._prior.doubt > 0.0)
+
+    def solved(self, start: Floats, most: int = _STEPS) -> _Solution:
+        """The solver's end from ``start``, after ``most`` steps at most."""
+        low, high = (bound[self._free] for bound in self.bounds)
+
+        def whole(free: Floats) -> Floats:
+            theta = self._prior.centre.copy()
+            theta[self._free] = free
+            return theta
+
+        def residuals(free: Floats) -> Floats:
+            return self.residuals(whole(free))
+
+        def jacobian(free: Floats) -> Floats:
+            return self.jacobian(whole(free))
+
+        found = scipy.optimize.least_squares(
+            residuals, np.clip(start[self._free], low + 1e-6, high - 1e-6), jacobian, bounds=(low, high),
+            loss="soft_l1", f_scale=2.0, max_nfev=most, xtol=1e-4, ftol=1e-4,
+        )  # fmt: skip
+        theta = whole(np.asarray(found.x))
+        plain = _plain_jacobian(np.asarray(found.jac), self.residuals(theta))
+        return _Solution(theta, float(found.cost), plain)
 
     def compared(self, theta: Floats) -> list[Residual]:
         """What was seen over what is replayed, in logarithms, for each metric of each part."""
@@ -306,11 +356,12 @@ class _Problem:
                 for metric, (value, doubt) in part.seen.items():
                     got = times.mean(metric, part.which)
                     off = math.log(value / got) if got is not None and got > 0 else -5.0  # no such engine served this
-                    if (
-                        metric == "ttft_s" and got
-                    ):  # a queue is as long as the load is close to the limit: a little off is far off
-                        waited = float(np.nanmean(times.queue_s[part.which])) / got if not o.without_queue else 0.0
+                    if metric == "ttft_s" and got and not o.without_queue:
+                        # A queue is as long as the load is close to the limit: a little off is far off.
+                        waited = float(np.nanmean(times.queue_s[part.which])) / got
                         doubt = math.hypot(doubt, _QUEUE_DOUBT * waited)
+                    if o.closed == 1:
+                        doubt = math.hypot(doubt, _ALONE[metric])
                     out.append(Residual(metric, where, off, doubt))
         return out
 
@@ -332,7 +383,8 @@ class _Problem:
 
     def residuals(self, theta: Floats) -> Floats:
         data = [c.value / c.doubt for c in self.compared(theta)]
-        return np.array([*data, *((theta - self._prior.centre) / self._prior.doubt)])
+        believed = (theta - self._prior.centre)[self._free] / self._prior.doubt[self._free]
+        return np.array([*data, *believed])
 
     def with_best_cache(self, theta: Floats) -> Floats:
         """``theta`` with the cache that fits best, the rest as it is: a cache that fills up makes steps that no slope shows."""
@@ -363,37 +415,50 @@ class _Problem:
     def jacobian(self, theta: Floats) -> Floats:
         """By forward differences."""
         here = self.residuals(theta)
-        columns = [(self.residuals(theta + step) - here) / _STEP for step in _STEP * np.eye(theta.shape[0])]
+        steps = _STEP * np.eye(theta.shape[0])[self._free]
+        columns = [(self.residuals(theta + step) - here) / _STEP for step in steps]
         return np.stack(columns, axis=1)
+
+    @staticmethod
+    def unabsorbed(jacobian: Floats) -> Floats:
+        """Of each compared figure, the share that the fit did not take up: 1 - leverage. Near 0 where there are as many unknowns as
+        figures: such a figure agrees whatever the engine is."""
+        known = jacobian.shape[0] - jacobian.shape[1]
+        leverage = np.einsum("ij,ji->i", jacobian, np.linalg.pinv(jacobian))[:known]
+        return np.asarray(np.clip(1.0 - leverage, 0.0, 1.0))
 
     def draws(self, theta: Floats, jacobian: Floats, seed: int) -> tuple[tuple[PosteriorDraw, ...], Floats]:
         """Members of the posterior, and its standard deviations."""
         rng = np.random.default_rng(seed)
-        at_best = self.residuals(theta)
-        data = at_best[:-UNKNOWNS]
+        at_best, known = self.residuals(theta), self._free.shape[0]
+        data = at_best[:-known]
         # Misfit beyond the noise counts as noise: a model that does not fit must not be sure of itself.
         excess = max(1.0, 1.4826 * float(np.median(np.abs(data)))) if data.shape[0] else 1.0
-        rows = np.concatenate([np.full(data.shape[0], 1.0 / excess), np.ones(UNKNOWNS)])
-        weighted = _plain_jacobian(jacobian, at_best) * rows[:, None]
+        rows = np.concatenate([np.full(data.shape[0], 1.0 / excess), np.ones(known)])
+        weighted = jacobian * rows[:, None]
         solve = np.linalg.pinv(weighted)
-        low, high = self.bounds
+        low, high = (bound[self._free] for bound in self.bounds)
         drawn = []
         half = (solve @ rng.standard_normal((weighted.shape[0], DRAWS // 2))).T
         for step in np.stack([half, -half], axis=1).reshape(
             DRAWS, -1
         ):  # each with its opposite: the middle is not left to chance
-            at = np.clip(theta + step, low, high)
+            at = theta.copy()
+            at[self._free] = np.clip(theta[self._free] + step, low, high)
             # Far from the best the straight line misleads; two more steps bring the draw to the residuals that it stands for.
             for _ in range(2):
                 astray = rows * (self.residuals(at) - at_best) - weighted @ step
-                at = np.clip(at - np.clip(solve @ astray, -1.0, 1.0), low, high)
+                at[self._free] = np.clip(at[self._free] - np.clip(solve @ astray, -1.0, 1.0), low, high)
             drawn.append(self.draw(at))
-        return tuple(drawn), np.sqrt((solve**2).sum(axis=1))
+        spread = np.zeros(UNKNOWNS)
+        spread[self._free] = np.sqrt((solve**2).sum(axis=1))
+        return tuple(drawn), spread
 
     @property
     def bounds(self) -> tuple[Floats, Floats]:
         low, high = self._prior.centre - 6.0, self._prior.centre + 6.0
         low[LAG], high[LAG] = 0.0, _LAG_MOST
+        high[EXPERT_SHARE] = _MOST_SHARE
         if self._longest_s > 0:  # no wider than the data ask for: the solver's steps go by the bounds
             high[OVERHEAD] = max(high[OVERHEAD], math.log(self._longest_s))
         return low, high

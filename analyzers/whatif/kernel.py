@@ -49,6 +49,10 @@ ROUND_ROBIN, LEAST_OUTSTANDING, PREFIX_AWARE = range(3)
 IMBALANCE, IMBALANCE_RATIO = 32, 1.5
 MOST_DRAFT_STEPS = 1 << 24
 
+# Entries of ``cost`` after the formula's first five: the last is the logarithm of the share of a mixture's experts that one token leaves
+# unread, so that n tokens read 1 - exp(n * UNREAD) of them.
+PREFILL_BASE, EXPERTS, UNREAD = 5, 6, 7
+
 # The gap histogram: bins of 1 % from 1 microsecond; the first and the last are open.
 BIN_LOW = 1e-6
 BIN_GROWTH = math.log(1.01)
@@ -396,6 +400,8 @@ def _advance(until, cells, row, heap, ring, fresh, timeout, cost, limits, work, 
         first = cost[0] + cost[1] * decoding + cost[2] * row[CONTEXT]
         ready = 0
         if chunk == 0:
+            if cost[EXPERTS] > 0.0:
+                first += cost[EXPERTS] * (1.0 - math.exp(cost[UNREAD] * decoding))
             growth = cost[2] * decoding
             k = (heap[0] >> REQUEST_BITS) - row[STEP]
             stop = min(until, cells[DEADLINE])
@@ -412,7 +418,9 @@ def _advance(until, cells, row, heap, ring, fresh, timeout, cost, limits, work, 
             was_partial = 1 if row[PARTIAL] >= 0 else 0
             queued = row[QUEUED]
             tokens, products, ready = _prefill(row, now, chunk, fresh, limits, work, marks)
-            spent = first + cost[3] * tokens + cost[4] * products
+            spent = first + cost[3] * tokens + cost[4] * products + cost[PREFILL_BASE]
+            if cost[EXPERTS] > 0.0:
+                spent += cost[EXPERTS] * (1.0 - math.exp(cost[UNREAD] * (decoding + tokens)))
             if decoding > 0:
                 bins[_bin(spent)] += decoding
             in_batch = decoding + was_partial + queued - row[QUEUED]
@@ -601,6 +609,8 @@ def _advance_drafting(until, cells, row, heap, ring, fresh, timeout, cost, limit
         was_partial = 1 if row[PARTIAL] >= 0 else 0
         queued = row[QUEUED]
         if chunk == 0:
+            if cost[EXPERTS] > 0.0:
+                fixed += cost[EXPERTS] * (1.0 - math.exp(cost[UNREAD] * decoding))
             gap = min(until, cells[DEADLINE]) - now
             k = _drafted_jump(row, gap, (heap[0] >> REQUEST_BITS) - row[STEP], fixed, cost[2], limits, drafts)
             row[USED] = _drafted_blocks(row, k - 1, limits[BLOCK_SIZE], drafts)
@@ -609,7 +619,9 @@ def _advance_drafting(until, cells, row, heap, ring, fresh, timeout, cost, limit
         final = fixed + cost[2] * _summed(drafts[0], drafts[3], decoding, k - 1)
         if chunk > 0:
             tokens, products, ready = _prefill(row, now, chunk, fresh, limits, work, marks)
-            final += cost[3] * tokens + cost[4] * products
+            final += cost[3] * tokens + cost[4] * products + cost[PREFILL_BASE]
+            if cost[EXPERTS] > 0.0:
+                final += cost[EXPERTS] * (1.0 - math.exp(cost[UNREAD] * (decoding + tokens)))
             spent = final
         _add_last_gaps(bins, k - 1, final, row, heap, work, marks[1], drafts)
         _end_iterations(cells, row, k, decoding, decoding + was_partial + queued - row[QUEUED], spent)
@@ -720,7 +732,8 @@ def run(  # type: ignore[no-untyped-def]
 
     order: (k,) rows of the replicas; the first ``ready`` of them take requests. router: one of the constants.
     real, whole: (rows, columns) state. heap: (rows, slots). ring: (rows, block size). fresh: (slots,) scratch.
-    cost: (5,) the iteration's coefficients. limits: (6,). edges, bins: (BINS,) upper edges and weights of the token gaps.
+    cost: (8,) the iteration's coefficients, the last as ``UNREAD``. limits: (6,).
+    edges, bins: (BINS,) upper edges and weights of the token gaps.
     work: (n,) each: arrival, prompt, output, prefix. marks: (n,) each: link, produced, admitted, time of the last token before a
     preemption, ttft, queue, e2e; in the last three, -1 is a time that has not come.
     sessions: session (n,) or (0,); by session: the replica that served it last, and the latest of its requests that was the first
@@ -806,7 +819,8 @@ class KernelMachine:
         )
         marks = (np.empty(n, np.int64), np.zeros(n, np.int64), np.empty(n, np.int64), np.empty(n))
         self._marks = (*marks, self.ttft, self.queue, self.e2e)
-        self._cost = np.array(model.iteration.as_tuple(), np.float64)
+        *seconds, share = model.iteration.as_tuple()
+        self._cost = np.array([*seconds, math.log1p(-share)], np.float64)
         self._fresh = np.zeros(slots, np.int64)
         self._sessions = _sessions(workload, tracked)
         self._drafts = _drafts(workload, model, slots)

@@ -14,15 +14,18 @@ from typing import Any
 from analyzers import strict
 
 SCHEMA_VERSION = 1
+#: Coefficients that an engine file must state; not every engine has the others.
+_EVERY_ENGINE = 5
 
 
 @dataclass(frozen=True, slots=True)
 class IterationCost:
     """Seconds of one engine iteration: ``base_s + per_sequence_s * D + per_context_token_s * C + per_prefill_token_s * P +
-    per_prefill_context_token_s * Q``.
+    per_prefill_context_token_s * Q + expert_read_s * U(D + P)``, and ``prefill_base_s`` where P > 0.
 
     D: decoding sequences. C: the sum over them of prompt tokens + output tokens produced so far. P: prefill tokens computed.
     Q: the sum over the prefill chunks of (tokens before the chunk + half the chunk) * chunk tokens.
+    U(n) = 1 - (1 - expert_share)^n: the share of a mixture's experts that n tokens touch, each token its own ones at random.
     """
 
     base_s: float
@@ -30,24 +33,45 @@ class IterationCost:
     per_context_token_s: float = 0.0
     per_prefill_token_s: float = 0.0
     per_prefill_context_token_s: float = 0.0
+    prefill_base_s: float = 0.0
+    """What any prefill adds, however short: kernels that are launched one by one instead of as a captured graph."""
+    expert_read_s: float = 0.0
+    """Reading all routed experts of a mixture once; 0: a dense model."""
+    expert_share: float = 0.0
+    """Of the routed experts, the share that one token passes through: active over all. No seconds."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-                raise ValueError(f"iteration.{name} must be a finite number of seconds, 0 or more, not {value!r}")
-        if not any(getattr(self, name) > 0 for name in self.__slots__):
+                what = "number" if name == "expert_share" else "number of seconds"
+                raise ValueError(f"iteration.{name} must be a finite {what}, 0 or more, not {value!r}")
+        if self.expert_share >= 1:
+            raise ValueError(
+                f"iteration.expert_share must be below 1, not {self.expert_share!r}; experts that each token reads are in base_s"
+            )
+        if self.expert_read_s > 0 and not self.expert_share > 0:
+            raise ValueError("iteration.expert_share must be above 0 where expert_read_s is")
+        if not any(seconds > 0 for seconds in self.as_tuple()[:-1]):
             raise ValueError("iteration: all coefficients are 0, so nothing would take any time; give at least base_s")
 
-    def as_tuple(self) -> tuple[float, float, float, float, float]:
-        """In the order of the formula."""
+    def as_tuple(self) -> tuple[float, float, float, float, float, float, float, float]:
+        """In the order of the fields."""
         return (
             self.base_s,
             self.per_sequence_s,
             self.per_context_token_s,
             self.per_prefill_token_s,
             self.per_prefill_context_token_s,
+            self.prefill_base_s,
+            self.expert_read_s,
+            self.expert_share,
         )
+
+    def scaled(self, factor: float) -> IterationCost:
+        """Every iteration ``factor`` times as long."""
+        *seconds, share = self.as_tuple()
+        return IterationCost(*(*(value * factor for value in seconds), share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +154,7 @@ class EngineModel:
             raise ValueError(f"schema_version: {version!r} is not known to this program, which reads {SCHEMA_VERSION}")
         rest = {name: value for name, value in data.items() if name != "schema_version"}
         model = strict.read(cls, rest, also=("schema_version",))
-        for f in fields(IterationCost):
+        for f in fields(IterationCost)[:_EVERY_ENGINE]:
             if f.name not in rest["iteration"]:  # what costs nothing says 0 in a file
                 raise ValueError(f"iteration.{f.name}: missing")
         return replace(model, source=dict(rest.get("source", {})))

@@ -17,7 +17,7 @@ from analyzers.whatif.discrepancy import Discrepancy, features
 from analyzers.whatif.distribution import Distribution, Samples
 from analyzers.whatif.engine import Replay
 from analyzers.whatif.fit import PosteriorDraw, Times, client_replay
-from analyzers.whatif.model import EngineModel, IterationCost
+from analyzers.whatif.model import EngineModel
 from collectors.workload import Workload
 
 
@@ -67,11 +67,6 @@ def look(
         elif i:
             moved = -moved  # each with its opposite, as the draws are
         own, at_start = decode + decode_doubt * moved[0], start + start_doubt * moved[1]
-        slower = replace(draw, iteration=scaled(draw.iteration, math.exp(own)))
+        slower = replace(draw, iteration=draw.iteration.scaled(math.exp(own)))
         replayed, times = client_replay(workload, model, slower, closed=closed, **how)
         yield Member(replayed, times.with_start(math.exp(at_start)))
-
-
-def scaled(iteration: IterationCost, factor: float) -> IterationCost:
-    """Every iteration ``factor`` times as long."""
-    return IterationCost(*(value * factor for value in iteration.as_tuple()))

@@ -217,7 +217,7 @@ class Ensemble:
             notes.append(f"autoscaled: replayed with all {shape.autoscaling.most} replicas that its bounds allow")
         move = _move(shape, calibrated, base, hardware, notes)
         model = _limited(calibrated.model, shape, base, move, notes)
-        factors = np.ones(5) if move is None else move.factors
+        factors = np.ones(8) if move is None else move.factors
         draws = tuple(
             replace(d, iteration=IterationCost(*(float(v) for v in np.array(d.iteration.as_tuple()) * factors)))
             for d in (calibrated.best, *calibrated.draws)
@@ -286,35 +286,53 @@ class Ensemble:
         if span <= 0:
             return 0.0, 0.0
         drawn = self.draws[: 1 + max(0, draws)]
-        iterations, rest = _least_work(workload, half, self.model, max(1.0, *(d.cache for d in drawn)))
-        work = np.array([d.iteration.as_tuple() for d in drawn]) @ np.array([iterations, *rest])
+        least = _LeastWork.of(workload, half, self.model, max(1.0, *(d.cache for d in drawn)))
+        work = np.array([least.seconds(d.iteration) for d in drawn])
         loads = work / (replicas * span)
         late = len(workload) - half
         unserved = late * (1.0 - _OVERLOAD / np.maximum(loads, 1e-9)) - replicas * self.model.limits.max_num_seqs
         return float(np.mean(unserved > max(0.05 * late, 3.0 * math.sqrt(late)))), float(loads[0])
 
 
-def _least_work(
-    workload: Workload, first: int, model: EngineModel, cache: float
-) -> tuple[float, tuple[float, float, float, float]]:
-    """Of the requests from ``first`` on: the fewest iterations, and what the formula's other terms add up to over them.
+@dataclass(frozen=True, slots=True)
+class _LeastWork:
+    """The fewest iterations that some requests take, and what the formula's other terms add up to over them."""
 
-    cache: the KV cache's size at most, over what the limits state.
-    """
-    prompt, output, prefix = (
-        v[first:].astype(np.float64) for v in (workload.prompt_tokens, workload.output_tokens, workload.prefix_tokens)
-    )
-    limits, decodes = model.limits, np.maximum(output - 1.0, 0.0)
-    steps = decodes / model.accept_length
-    context = float((steps * (prompt + decodes / 2.0)).sum())
-    prefill = float((prompt - prefix).sum())
-    sequences = float(steps.sum())
-    fewest = [sequences / limits.max_num_seqs]
-    if model.chunked_prefill:
-        fewest.append((sequences + prefill) / limits.max_num_batched_tokens)
-    if limits.kv_tokens is not None:
-        fewest.append(context / (limits.kv_tokens * cache))
-    return max(fewest), (sequences, context, prefill, float(((prompt**2 - prefix**2) / 2.0).sum()))
+    iterations: float
+    prefills: float
+    """Iterations with a prefill."""
+    sums: Floats
+    """(4,): of D, C, P and Q."""
+    widest: int
+    """Tokens of an iteration at most."""
+
+    @classmethod
+    def of(cls, workload: Workload, first: int, model: EngineModel, cache: float) -> _LeastWork:
+        """Of the requests from ``first`` on. cache: the KV cache's size at most, over what the limits state."""
+        prompt, output, prefix = (
+            v[first:].astype(np.float64)
+            for v in (workload.prompt_tokens, workload.output_tokens, workload.prefix_tokens)
+        )
+        limits, decodes = model.limits, np.maximum(output - 1.0, 0.0)
+        steps = decodes / model.accept_length
+        context = float((steps * (prompt + decodes / 2.0)).sum())
+        prefill, sequences = float((prompt - prefix).sum()), float(steps.sum())
+        widest = limits.max_num_batched_tokens
+        if not model.chunked_prefill:
+            widest = max(widest, int((prompt - prefix).max()))  # runs alone
+        fewest = [sequences / limits.max_num_seqs, (sequences + prefill) / widest]
+        if limits.kv_tokens is not None:
+            fewest.append(context / (limits.kv_tokens * cache))
+        products = float(((prompt**2 - prefix**2) / 2.0).sum())
+        return cls(max(fewest), prefill / widest, np.array([sequences, context, prefill, products]), widest)
+
+    def seconds(self, cost: IterationCost) -> float:
+        """Experts read: U is concave and 0 at 0, so that tokens that come together read the least."""
+        base, *slopes = cost.as_tuple()[:5]
+        tokens = self.sums[0] + self.sums[2]
+        reads = tokens / self.widest * (1.0 - (1.0 - cost.expert_share) ** self.widest)
+        fixed = base * self.iterations + cost.prefill_base_s * self.prefills + cost.expert_read_s * reads
+        return float(fixed + self.sums @ np.array(slopes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +340,7 @@ class _Transfer:
     """From the calibrated accelerators to others."""
 
     factors: Floats
-    """(5,) of the coefficients."""
+    """(8,) of the coefficients."""
     cache_tokens: int | None
     """Where it follows from the sizes of model and memory."""
     memory: float
@@ -353,12 +371,16 @@ def _move(
             RooflineMachine(calibrated.architecture, row, n, calibrated.weight_bytes)
             for row, n in ((old, base_count), (new, count))
         )
-        return _Transfer(there.coefficients() / here.coefficients(), there.cache_tokens() or 0, memory)
+        old_costs, new_costs = here.coefficients(), there.coefficients()
+        factors = np.divide(new_costs, old_costs, out=np.ones_like(old_costs), where=old_costs > 0.0)
+        return _Transfer(factors, there.cache_tokens() or 0, memory)
     # More accelerators share the work, and pay for it in communication: 85 % for each doubling.
     split = 0.85 ** math.log2(count / base_count) * count / base_count
     bandwidth = old.bandwidth_gb_s / new.bandwidth_gb_s / split
     arithmetic = old.tflops_bf16 / new.tflops_bf16 / split
-    return _Transfer(np.array([bandwidth, bandwidth, bandwidth, arithmetic, arithmetic]), None, memory)
+    return _Transfer(
+        np.array([bandwidth, bandwidth, bandwidth, arithmetic, arithmetic, 1.0, bandwidth, 1.0]), None, memory
+    )
 
 
 def _hardware(which: str, name: str | None, shape: Shape, table: Mapping[str, Hardware]) -> Hardware:

@@ -17,19 +17,29 @@ from analyzers.hardware import Hardware
 from collectors.workload import Floats
 
 # Shares of the datasheet that serving engines reach, and their doubt (standard deviations of logarithms).
-_READ_WEIGHTS, _READ_CACHE, _PREFILL, _ATTENTION = 0.8, 0.9, 0.5, 0.3
-_EXPOSED = 0.5
+_READ_WEIGHTS, _READ_CACHE, _PREFILL, _ATTENTION = 0.8, 1.0, 0.5, 0.3
+_EXPOSED = 0.4
 """Of the decode's arithmetic, at full rate, what does not hide behind the reading of the weights."""
 _LINK_BYTES_PER_S = 450e9
 """Between accelerators that share a layer: one direction of a fourth-generation NVLink. Each layer sums twice over all of them."""
 _LAYER_S, _LAYER_SPLIT_S = 30e-6, 10e-6
 """Seconds of each layer in which neither memory nor arithmetic is busy: kernels that start and end; more where layers are split."""
-_DOUBT = np.array([0.2, 0.5, 0.2, 0.4, 0.6])
-_DOUBT_MIXTURE = np.array([0.4, 0.8, 0.4, 0.6, 0.6])
-#: The batches between which a mixture's growing share of experts is taken as a straight line.
-_SMALL, _LARGE = 4.0, 64.0
+_DOUBT = np.array([0.2, 0.5, 0.2, 0.4, 0.6, 0.8, 0.0, 0.0])
+_DOUBT_MIXTURE = np.array([0.35, 0.9, 0.3, 0.8, 0.6, 1.0, 0.35, 0.0])
+# Of a mixture: what choosing, sorting and gathering by expert take more, of each layer that has experts (in a prefill as often as the kernels
+# of a dense one), and of each sequence; and the share of the arithmetic that a prefill reaches in many small products.
+_LAYER_EXPERTS_S, _SEQUENCE_EXPERTS_S, _PREFILL_EXPERTS, _PREFILL_LAUNCHES = 80e-6, 20e-6, 0.2, 4.0
+_PREFILL_LAYER_S = 0.03e-3
+"""Seconds of each layer that an iteration with a prefill takes more than a pure decode, in an engine whose graphs cover most of a prefill, as
+vLLM's do."""
+LAUNCHED_LAYER_S = 0.125e-3
+"""The same in one that launches a prefill kernel by kernel: SGLang, TensorRT-LLM."""
 #: The share of the memory that vLLM takes by default, and what it needs of that beside weights and cache (activations, graphs), each.
 _USABLE, _WORKSPACE_BYTES = 0.9, 1.5e9
+_SPLIT_BYTES = 2e9
+"""What each needs besides where layers are split: the buffers of the communication."""
+_MEMORY_DOUBT_BYTES, _CACHE_DOUBT = 1.5e9, 0.15
+"""How well that is known, for each accelerator; and the least doubt of what it leaves for a cache, as a share."""
 #: Makers name a memory's size in powers of two.
 _GB = 1024**3
 
@@ -44,25 +54,40 @@ class RooflineMachine:
     """That share each layer (tensor parallel)."""
     weight_bytes: float = 2.0
     cache_bytes: float = 2.0
+    prefill_layer_s: float = _PREFILL_LAYER_S
+    ranks: int = 1
+    """Copies of the attention, each with its own batch, that share the experts (attention data parallel); a batch is one rank's."""
 
     def coefficients(self) -> Floats:
-        """(5,) seconds: the iteration's coefficients in the formula's order, at the usual shares of the datasheet."""
+        """(8,): the iteration's coefficients in the formula's order, at the usual shares of the datasheet.
+
+        Reading experts is taken at the datasheet's whole bandwidth: in sweeps of measured mixtures that is the middle.
+        """
         a = self.architecture
-        bandwidth = self.hardware.bandwidth_gb_s * 1e9 * self.accelerators
+        bandwidth = self.hardware.bandwidth_gb_s * 1e9
         arithmetic = self.hardware.tflops_bf16 * 1e12 * self.accelerators * (2.0 if self.weight_bytes <= 1.0 else 1.0)
-        small, large = (a.parameters_read(n) * self.weight_bytes / bandwidth / _READ_WEIGHTS for n in (_SMALL, _LARGE))
-        more_experts = (large - small) / (_LARGE - _SMALL)
         operations = 2.0 * a.parameters_active
         layer = _LAYER_S + (_LAYER_SPLIT_S if self.accelerators > 1 else 0.0)
+        common = a.parameters_common * self.weight_bytes / (bandwidth * self.accelerators) / _READ_WEIGHTS
+        mixed = a.layers - a.dense_layers if a.experts else 0
+        experts = a.parameters_routed * self.weight_bytes / (bandwidth * self.accelerators * self.ranks)
         return np.array(
             [
-                max(small - _SMALL * more_experts, 0.2 * small) + a.layers * layer,
-                _EXPOSED * operations / arithmetic + more_experts + self._summing_s,
-                a.kv_bytes_per_token(self.cache_bytes) / bandwidth / _READ_CACHE,
-                operations / arithmetic / _PREFILL,
+                common + a.layers * layer + mixed * _LAYER_EXPERTS_S,
+                _EXPOSED * operations / arithmetic + self._summing_s + (_SEQUENCE_EXPERTS_S if mixed else 0.0),
+                a.kv_bytes_per_token(self.cache_bytes) / (bandwidth * self._cache_split) / _READ_CACHE,
+                operations / arithmetic / (_PREFILL_EXPERTS if mixed else _PREFILL),
                 a.attention_operations / arithmetic / _ATTENTION,
+                a.layers * self.prefill_layer_s * (_PREFILL_LAUNCHES if mixed else 1.0),
+                experts,
+                1.0 - (1.0 - a.expert_share) ** self.ranks,
             ]
         )
+
+    @property
+    def _cache_split(self) -> int:
+        """Over how many of the accelerators the cache is divided: by whole heads, and a latent not at all."""
+        return 1 if self.architecture.kv_latent else min(self.accelerators, self.architecture.kv_heads)
 
     @property
     def _summing_s(self) -> float:
@@ -71,14 +96,28 @@ class RooflineMachine:
         return 2 * self.architecture.layers * self.architecture.hidden * 2.0 * 2 * (n - 1) / n / _LINK_BYTES_PER_S
 
     def doubt(self) -> Floats:
-        """(5,) standard deviations of the coefficients' logarithms."""
+        """(8,) standard deviations of the coefficients' logarithms."""
         return _DOUBT_MIXTURE if self.architecture.experts else _DOUBT
 
     def cache_tokens(self, share: float = _USABLE) -> int | None:
         """Tokens that the KV cache holds when the engine may use ``share`` of the memory; None where the weights leave no room."""
-        memory = (self.hardware.memory_gb * _GB * share - _WORKSPACE_BYTES) * self.accelerators
-        left = memory - self.architecture.parameters * self.weight_bytes
-        return int(left / self.architecture.kv_bytes_per_token(self.cache_bytes)) if left > 0 else None
+        left = self._free_bytes(share)
+        held = self.architecture.kv_bytes_per_token(self.cache_bytes) / self._cache_split
+        return int(left / held) if left > 0 else None
+
+    def cache_doubt(self, tokens: int | None = None) -> float:
+        """Standard deviation of the logarithm of a cache of ``tokens`` that follows from memory less weights; None: ``cache_tokens()``."""
+        tokens = tokens or self.cache_tokens() or 1
+        held = tokens * self.architecture.kv_bytes_per_token(self.cache_bytes) / self._cache_split
+        return max(_CACHE_DOUBT, min(1.0, _MEMORY_DOUBT_BYTES / held))
+
+    def _free_bytes(self, share: float) -> float:
+        """Of each accelerator, beside weights and workspace."""
+        a, n = self.architecture, self.accelerators
+        workspace = _WORKSPACE_BYTES + (_SPLIT_BYTES if n > 1 else 0.0)
+        embedding = a.vocabulary * a.hidden
+        weights = ((a.parameters_common + embedding) / n + a.parameters_routed / (n * self.ranks)) * self.weight_bytes
+        return self.hardware.memory_gb * _GB * share - workspace - weights
 
 
 def distance(one: RooflineMachine, other: RooflineMachine) -> float:

@@ -20,7 +20,6 @@ from actuators.base import ActuatorError, Trouble
 from actuators.shape import Plan
 from agent.store import changes, control, fleet, schema, windows
 from analyzers.whatif.engine import replay
-from analyzers.whatif.model import IterationCost
 from collectors.workload import Workload
 from tests.agent.records import change_row
 from tests.world.endpoint import ENGINE, SimulatedEndpoint, Traffic
@@ -489,7 +488,7 @@ def _truth(endpoint: SimulatedEndpoint, replicas: int, seqs: int, rate: float, s
     prompt = np.clip(rng.lognormal(np.log(traffic.prompt), 0.4, n), 1, 1500).astype(np.int64)
     output = np.clip(rng.lognormal(np.log(traffic.output), 0.4, n), 2, 400).astype(np.int64)
     work = Workload(np.sort(rng.random(n)) * 1200.0, prompt, output, np.zeros(n, np.int64))
-    slower = IterationCost(*(slow * c for c in ENGINE.iteration.as_tuple()))
+    slower = ENGINE.iteration.scaled(slow)
     got = replay(work, replace(ENGINE, iteration=slower).with_limits(max_num_seqs=seqs), replicas=replicas)
     assert not got.saturated
     ttft, itl = got.ttft.quantile(0.95), got.itl.quantile(0.95)

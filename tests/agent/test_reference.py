@@ -38,7 +38,7 @@ from tests.analyzers.whatif.reference_server import windows as served
 
 LIMITS = EngineLimits(64, 4096, 200_000)
 FAST = EngineModel(IterationCost(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), LIMITS)
-SLOW = EngineModel(IterationCost(*(1.5 * v for v in FAST.iteration.as_tuple())), LIMITS)
+SLOW = EngineModel(FAST.iteration.scaled(1.5), LIMITS)
 SHAPE = Shape(replicas=2, engine={"max_num_seqs": 64, "max_num_batched_tokens": 4096})
 URL = "http://127.0.0.1:1"
 

@@ -39,7 +39,7 @@ def _known(accelerator: str | None = "A100-80GB", count: int = 1, **changes: Any
     rng = np.random.default_rng(5)
     draws = tuple(
         PosteriorDraw(
-            IterationCost(*(np.array(MODEL.iteration.as_tuple()) * np.exp(0.1 * rng.standard_normal(5)))),
+            IterationCost(*(np.array(MODEL.iteration.as_tuple()) * np.exp(0.1 * rng.standard_normal(8)))),
             0.02 * float(np.exp(0.2 * rng.standard_normal())),
             0.5,
         )
@@ -206,7 +206,7 @@ def test_a_fleet_that_changes_has_intervals_too(asking: tuple[str | Path, ...], 
     first, _ = client_replay(work, MODEL, KNOWN.best, **how)
     each = first.running_mean / (first.replica_s / first.simulated_s)
     (decode, _), (start, _) = (KNOWN.discrepancy.at(m, features(work, each)) for m in ("itl_s", "ttft_s"))
-    slower = PosteriorDraw(IterationCost(*(v * np.exp(decode) for v in MODEL.iteration.as_tuple())), 0.02, 0.5)
+    slower = PosteriorDraw(MODEL.iteration.scaled(float(np.exp(decode))), 0.02, 0.5)
     best, times = client_replay(work, MODEL, slower, **how)
     seen = times.with_start(float(np.exp(start))).ttft_s
     assert got["ttft_s"]["p95"] == pytest.approx(np.nanquantile(seen, 0.95))

@@ -74,7 +74,7 @@ def calibrated(spread: float, seed: int) -> CalibratedEngine:
             ),
             0.0,
         )
-        for row in rng.standard_normal((16, 5))
+        for row in rng.standard_normal((16, 8))
     ]
     return CalibratedEngine("key", "L4", 1, MODEL, 0.0, 0.0, tuple(drawn), 60, 5000.0, (1.0, 16.0))
 

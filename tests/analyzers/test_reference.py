@@ -39,7 +39,7 @@ from tests.analyzers.whatif.reference_server import poisson, windows
 
 LIMITS = EngineLimits(128, 4096, 200_000)
 FAST = EngineModel(IterationCost(0.0085, 3e-5, 3e-8, 5e-5, 2e-9), LIMITS)
-SLOW = EngineModel(IterationCost(*(1.5 * v for v in FAST.iteration.as_tuple())), LIMITS)
+SLOW = EngineModel(FAST.iteration.scaled(1.5), LIMITS)
 SHAPE = Shape(replicas=1, engine={"max_num_seqs": 128, "max_num_batched_tokens": 4096})
 OBJECTIVE = Objective.from_mapping({"ttft_p95_s": 1.0, "itl_p95_s": 0.05})
 #: Buckets that tell a rise of a fifth.

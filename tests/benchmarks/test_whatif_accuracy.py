@@ -19,7 +19,7 @@ needs_data = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def figures() -> dict[tuple[str, str], dict[str, Any]]:
-    result = whatif_accuracy.measure(DATA, ("extrapolate", "continue"), workers=2)
+    result = whatif_accuracy.measure([DATA], ("extrapolate", "continue"), workers=2)
     return {(s["protocol"], s["metric"]): s for s in result["summary"]}
 
 
@@ -61,6 +61,44 @@ def test_nothing_is_fitted_on_what_it_predicts(tmp_path: Path) -> None:
     assert ([m.load for m in extrapolate.seen], [m.load for m in extrapolate.asked]) == ([2.0], [4.0])
     (concurrency,) = (j for j in jobs if j.protocol == "concurrency")
     assert ([m.load for m in concurrency.seen], [m.load for m in concurrency.asked]) == ([4.0, 16.0], [8.0])
+
+
+def test_lengths_that_a_generator_drew_are_those_that_are_replayed(tmp_path: Path) -> None:
+    """The published means (610 and 421 tokens over the first ten requests) come out of the generator's seed."""
+    (tmp_path / "points.csv").write_text(
+        "engine,engine_version,model,gpu,precision,prompt_tokens,output_tokens,concurrency,tensor_parallel,pipeline_parallel,"
+        "attention_data_parallel,moe_tensor_parallel,moe_expert_parallel,ttft_mean_s,tpot_mean_s,kind,requests,prompt_max,output_max\n"
+        "sglang,1,x,h100_sxm,fp8,610,422,1,1,1,1,1,1,0.1,0.01,moe,10,1000,1000\n"
+    )
+    (point,) = find_all(tmp_path)["points"]
+    work = point.observation.workload
+    assert (len(work), work.prompt_tokens.mean(), work.output_tokens.mean()) == (10, 610.1, 422.0)
+    assert point.mixture is True
+
+
+def test_runs_at_several_rates_are_stages_and_cached_prefixes_are_not_computed(tmp_path: Path) -> None:
+    for rate in (1, 2, 3):
+        folder = tmp_path / f"rate-{rate}"
+        folder.mkdir()
+        told = {"model": "m", "gpu": "H100", "max_num_seqs": 64, "max_num_batched_tokens": 2048, "rate_per_s": rate}
+        (folder / "engine.json").write_text(json.dumps(told))
+        head = "arrival_s,prompt_tokens,output_tokens,queued_to_first_token_s,first_to_last_token_s,prefix_tokens\n"
+        (folder / "requests.csv").write_text(
+            head + "".join(f"{i / rate},100,20,0.1,0.5,{40 * (i % 2)}\n" for i in range(120))
+        )
+    jobs = whatif_accuracy.jobs(find_all(tmp_path), ("interpolate", "extrapolate", "continue"))
+    assert [
+        (j.protocol, [m.load for m in j.seen], [m.load for m in j.asked]) for j in jobs if j.protocol != "continue"
+    ] == [
+        ("interpolate", [2, 3], [1]),
+        ("interpolate", [1, 3], [2]),
+        ("interpolate", [1, 2], [3]),
+        ("extrapolate", [1], [2, 3]),
+    ]
+    assert len([j for j in jobs if j.protocol == "continue"]) == 3
+    assert jobs[0].asked[0].observation.workload.prefix_tokens[:4].tolist() == [0, 40, 0, 40]
+    assert jobs[0].asked[0].whole is not None
+    assert len(jobs[0].asked[0].whole.parts) == 12
 
 
 def test_a_directory_without_measurements_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

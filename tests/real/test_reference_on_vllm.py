@@ -50,7 +50,7 @@ def test_slower_and_dearer_by_construction_lies_within_the_intervals(
             known = _learned(tmp_path, config)
             assert daemon.stop() == 0
         with EmulatedFleet(tmp_path) as fleet:
-            slow = {name: SLOWER * value for name, value in zip(TERMS, known.iteration.as_tuple(), strict=True)}
+            slow = {name: SLOWER * float(getattr(known.iteration, name)) for name in TERMS}
             shape = Shape(replicas=1, engine={"max_num_seqs": SLOTS})
             spec = EmulatedSpec("chat", MODEL_NAME, shape, sizes={"cpu": Size(2039.0, 312.0, 60_000)}, iteration=slow)
             there = fleet.start(spec)

@@ -154,7 +154,7 @@ class SimulatedEndpoint:
     def _truth(self) -> EngineModel:
         """The engine as it really is on this shape."""
         i, slow = self.engine.iteration, self.slowdown(self.shape)
-        slower = IterationCost(*(slow * c for c in i.as_tuple()))
+        slower = i.scaled(slow)
         limits = {k: int(v) for k, v in self.shape.engine.items() if k in ("max_num_seqs", "max_num_batched_tokens")}
         return EngineModel(slower, self.engine.limits).with_limits(**limits)
 

@@ -105,9 +105,8 @@ def world(seed: int, trouble: str) -> World:
 def _carries(model: EngineModel) -> float:
     """Requests per second of 200 and 50 tokens that one replica carries, about."""
     n, cost = model.limits.max_num_seqs, model.iteration
-    base, per_sequence, _, per_prefill_token, _ = cost.as_tuple()
-    iteration = base + n * per_sequence
-    return 1.0 / (50 * iteration / n + 200 * per_prefill_token)
+    iteration = cost.base_s + n * cost.per_sequence_s
+    return 1.0 / (50 * iteration / n + 200 * cost.per_prefill_token_s)
 
 
 def _without(window: Window) -> Window:

@@ -198,7 +198,10 @@ class Server:
             + cost.per_context_token_s * sum(r.prompt + r.produced for r in decoding)
             + cost.per_prefill_token_s * sum(chunk for _, _, chunk in chunks)
             + cost.per_prefill_context_token_s * sum((before + chunk / 2) * chunk for _, before, chunk in chunks)
+            + (cost.prefill_base_s if chunks else 0.0)
         )
+        tokens = len(decoding) + sum(chunk for _, _, chunk in chunks)
+        duration += cost.expert_read_s * (1.0 - (1.0 - cost.expert_share) ** tokens)
         self.iterations.append((self.now, self.now + duration, len(self.running)))
         self.now += duration
         self.peak = max(self.peak, self.held())

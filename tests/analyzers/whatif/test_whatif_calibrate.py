@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from actuators.shape import Shape
+from analyzers.architecture import MODELS
 from analyzers.hardware import ACCELERATORS
 from analyzers.prediction import CannotPredict
 from analyzers.whatif import calibrate as calibration
+from analyzers.whatif import fit as fit_indices
+from analyzers.whatif import priors
 from analyzers.whatif.calibrate import CalibratedEngine, calibrate
+from analyzers.whatif.discrepancy import Discrepancy, Residual
 from analyzers.whatif.engine import replay
+from analyzers.whatif.fit import Observation, PosteriorDraw, RequestGroup, client_replay, fit
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.outlook import look
+from analyzers.whatif.roofline import RooflineMachine
 from collectors.window import Window
+from collectors.workload import Workload
 from tests.analyzers.whatif.reference_server import poisson, windows
 
 TRUTH = EngineModel(IterationCost(0.006, 4e-5, 3e-8, 2.8e-5, 2e-9), EngineLimits(64, 2048, 400_000))
@@ -174,3 +183,96 @@ def test_a_handful_of_requests_is_no_evidence() -> None:
     seen = windows(TRUTH, poisson(0.2, 130.0, 3))
     with pytest.raises(CannotPredict, match=r"only .* requests|lack latency"):
         calibrate(seen, SHAPE, prior=None, hardware=None)
+
+
+MIXTURE = EngineModel(
+    IterationCost(0.004, 2e-5, 2e-8, 3e-5, 2e-9, 0.006, 0.012, 8 / 128), EngineLimits(256, 8192, 2_000_000)
+)
+
+
+def closed(engine: EngineModel, clients: int, overhead_s: float = 0.003) -> Observation:
+    """What a closed loop of so many clients sees of ``engine``."""
+    n = 10 * clients
+    rng = np.random.default_rng(clients)
+    prompt, output = ((mean * rng.uniform(0.9, 1.1, n)).astype(np.int64) for mean in (600, 200))
+    work = Workload(np.zeros(n), prompt, output, np.zeros(n, np.int64))
+    _, times = client_replay(
+        work, engine.with_limits(max_num_seqs=clients), PosteriorDraw(engine.iteration, overhead_s), closed=clients
+    )
+    seen = {name: (float(times.mean(name, slice(None)) or 0.0), 0.01) for name in ("itl_s", "ttft_s")}
+    return Observation(work, (RequestGroup(slice(None), seen),), float(clients), closed=clients)
+
+
+def test_experts_fill_up_and_then_are_read_whole() -> None:
+    """Fitted at 4 and 128 clients, a mixture's gaps at 16 are no mean of theirs; the datasheet's own belief of its experts is a third off."""
+    machine = RooflineMachine(MODELS["qwen3-30b-a3b"], ACCELERATORS["H100"])
+    prior = priors.of_machine(machine)
+    prior.centre[: fit_indices.OVERHEAD] = np.log(MIXTURE.iteration.as_tuple())
+    prior.centre[fit_indices.EXPERT_READ] += 0.3
+    found = fit([closed(MIXTURE, n) for n in (4, 128)], MIXTURE, prior)
+    asked = closed(MIXTURE, 16)
+    members = look(asked.workload, MIXTURE, [found.best], found.discrepancy, closed=16)
+    gap = next(iter(members)).times.mean("itl_s", slice(None))
+    assert gap == pytest.approx(asked.parts[0].seen["itl_s"][0], rel=0.04)
+    assert found.best.iteration.expert_share == pytest.approx(8 / 128)
+    dense = priors.of_machine(RooflineMachine(MODELS["llama-3.1-8b"], ACCELERATORS["H100"]))
+    assert fit([closed(MIXTURE, 4)], MIXTURE, dense).best.iteration.expert_read_s == 0.0
+
+
+def test_a_latent_and_a_head_that_no_card_is_left_for_are_held_by_each_card() -> None:
+    latent, grouped = MODELS["deepseek-v3"], MODELS["llama-3.1-70b"]
+    for architecture, cards, same in ((latent, 8, 16), (grouped, 8, 16)):
+        one, more = (RooflineMachine(architecture, ACCELERATORS["H200"], n, 1.0) for n in (cards, same))
+        assert one.coefficients()[2] == more.coefficients()[2]
+    alone, split = (RooflineMachine(grouped, ACCELERATORS["H200"], n, 1.0) for n in (1, 4))
+    assert split.coefficients()[2] == pytest.approx(alone.coefficients()[2] / 4)
+    # A latent's cache is one and the same on each card: more cards free memory for it, and do not add up.
+    eight, sixteen = (RooflineMachine(latent, ACCELERATORS["H200"], n, 1.0).cache_tokens() for n in (8, 16))
+    assert eight is not None
+    assert sixteen is not None
+    assert eight < sixteen < 2 * eight
+
+
+def test_data_parallel_attention_shares_the_experts() -> None:
+    """Eight ranks of a batch of n read the experts of 8 n tokens, an eighth of them each."""
+    one, eight = (RooflineMachine(MODELS["deepseek-v3"], ACCELERATORS["H200"], 1, 1.0, ranks=n) for n in (1, 8))
+    assert eight.coefficients()[6] == pytest.approx(one.coefficients()[6] / 8)
+    left = 1.0 - one.coefficients()[7]
+    assert 1.0 - eight.coefficients()[7] == pytest.approx(left**8)
+
+
+def test_a_single_client_weighs_less_than_a_batch() -> None:
+    """A batch of one a third faster, by its own kernels, moves the fit of the others little."""
+    prior = priors.of_machine(RooflineMachine(MODELS["llama-3.1-8b"], ACCELERATORS["H100"]))
+    loads = [closed(TRUTH, n) for n in (1, 8, 32)]
+    (alone,) = loads[0].parts
+    fast = {name: (value / 1.3, doubt) for name, (value, doubt) in alone.seen.items()}
+    loads[0] = replace(loads[0], parts=(replace(alone, seen=fast),))
+    found = fit(loads, TRUTH, prior)
+    asked = closed(TRUTH, 16)
+    (best,) = look(asked.workload, TRUTH, [found.best], found.discrepancy, closed=16)
+    assert best.times.mean("itl_s", slice(None)) == pytest.approx(asked.parts[0].seen["itl_s"][0], rel=0.04)
+
+
+def test_a_far_client_is_told_from_a_slow_prefill_by_one_load() -> None:
+    """A fifth of a second outside: a prefill that took it would slow every other load."""
+    machine = RooflineMachine(MODELS["llama-3.1-8b"], ACCELERATORS["H100"])
+    truth = EngineModel(IterationCost(*machine.coefficients()), EngineLimits(256, 8192, 400_000))
+    found = fit([closed(truth, 8, 0.2)], truth, priors.of_machine(machine))
+    assert found.best.overhead_s == pytest.approx(0.2, rel=0.2)
+    asked = closed(truth, 64, 0.2)
+    (best,) = look(asked.workload, truth, [found.best], found.discrepancy, closed=64)
+    assert best.times.mean("itl_s", slice(None)) == pytest.approx(asked.parts[0].seen["itl_s"][0], rel=0.05)
+
+
+def test_beyond_the_loads_that_were_seen_doubt_grows_and_less_so_where_the_fit_was_put_to_the_test() -> None:
+    where = [(math.log(n), math.log(500.0), math.log(200.0)) for n in (1, 2, 4, 8)]
+    agreed, tested = (
+        Discrepancy(tuple(Residual("itl_s", at, 0.01, 0.01, free) for at in where), 0.4) for free in (0.0, 1.0)
+    )
+    far = [(math.log(n), *where[0][1:]) for n in (8, 16, 64)]
+    doubts = [[known.at("itl_s", at)[1] for at in far] for known in (agreed, tested)]
+    for row in doubts:
+        assert row == sorted(row)
+    assert doubts[0][2] - doubts[0][0] > 1.5 * (doubts[1][2] - doubts[1][0])
+    assert Discrepancy.from_dict(json.loads(json.dumps(tested.as_dict()))) == tested

@@ -34,11 +34,12 @@ def workload(
 def iterations(draw: st.DrawFn) -> IterationCost:
     """Either dyadic numbers, whose sums are exact, so that ties in time are real; or any numbers, where ties do not happen."""
     if draw(st.booleans()):
-        parts = [draw(st.integers(1, 64)) / 64, *(draw(st.integers(0, 64)) / 2**k for k in (10, 16, 12, 20))]
+        parts = [draw(st.integers(1, 64)) / 64, *(draw(st.integers(0, 64)) / 2**k for k in (10, 16, 12, 20, 8))]
     else:
-        scales = (0.05, 1e-3, 1e-5, 1e-3, 1e-6)
+        scales = (0.05, 1e-3, 1e-5, 1e-3, 1e-6, 0.02, 0.05)
         parts = [draw(st.sampled_from((0.0, 0.137, 0.519, 0.973))) * s for s in scales]
         parts[0] += draw(st.floats(1e-4, 0.02))
+        parts.append(draw(st.sampled_from((0.0103, 0.0625, 0.25, 0.8))))
     return IterationCost(*parts)
 
 
@@ -191,6 +192,13 @@ def seconds(work: Workload, model: EngineModel, **kwargs: object) -> list[tuple[
 
 # Worked out by hand. 1 s an iteration, 0.25 a decoding sequence, 0.125 a prefill token: all sums are exact.
 SIMPLE = IterationCost(1.0, 0.25, 0.0, 0.125)
+
+
+def test_experts_are_read_as_they_are_touched_and_a_prefill_costs_by_itself() -> None:
+    """A token reads half of the experts, two read three quarters; the second request's prefill comes with the first one's decode."""
+    model = EngineModel(IterationCost(1.0, prefill_base_s=0.5, expert_read_s=1.0, expert_share=0.5), EngineLimits(8, 8))
+    assert seconds(workload((0.0, 1, 3)), model) == [(2.0, 5.0)]
+    assert seconds(workload((0.0, 1, 3), (1.0, 1, 2)), model) == [(2.0, 6.0), (3.25, 5.0)]
 
 
 def test_by_hand_chunks_share_the_budget_with_decodes() -> None:

@@ -83,3 +83,21 @@ def test_the_compiler_is_not_imported_until_a_replay_needs_it() -> None:
         "sys.exit('numba' in sys.modules or 'scipy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_not_every_engine_has_may_be_left_out_of_the_file() -> None:
+    dense = json.loads(MODEL.to_json())
+    for name in ("prefill_base_s", "expert_read_s", "expert_share"):
+        del dense["iteration"][name]
+    assert EngineModel.from_dict(dense) == MODEL
+    mixture = replace(
+        MODEL, iteration=IterationCost(0.004, 2e-5, prefill_base_s=0.002, expert_read_s=0.01, expert_share=1 / 16)
+    )
+    assert EngineModel.from_json(mixture.to_json()) == mixture
+    assert mixture.iteration.scaled(2.0) == IterationCost(0.008, 4e-5, 0, 0, 0, 0.004, 0.02, 1 / 16)
+
+
+@pytest.mark.parametrize(("read", "share"), [(0.01, 0.0), (0.01, 1.0), (0.0, 1.5), (-0.01, 0.1), (0.01, float("nan"))])
+def test_experts_of_no_share_are_refused(read: float, share: float) -> None:
+    with pytest.raises(ValueError, match="expert_"):
+        IterationCost(0.01, expert_read_s=read, expert_share=share)

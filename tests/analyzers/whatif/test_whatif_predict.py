@@ -42,7 +42,7 @@ def calibrated(spread: float = 0.02, overhead_s: float = 0.0) -> CalibratedEngin
             IterationCost(*(v * math.exp(spread * z) for v, z in zip(MODEL.iteration.as_tuple(), row, strict=True))),
             overhead_s,
         )
-        for row in rng.standard_normal((16, 5))
+        for row in rng.standard_normal((16, 8))
     )
     return CalibratedEngine("key", "H100", 1, MODEL, overhead_s, 0.0, draws, 60, 5000.0, (1.0, 40.0), SEEN)
 
