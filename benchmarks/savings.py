@@ -32,7 +32,6 @@ from analyzers.money import Tariff, Unit
 from analyzers.savings.counterfactual import CountedPolicy
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.model import EngineModel, IterationCost
-from analyzers.whatif.outlook import scaled
 from analyzers.whatif.scaling import Hpa, MetricTarget, ScalingInput
 from benchmarks.scenarios import SMALL, chat
 from benchmarks.telemetry import FleetTelemetry
@@ -141,7 +140,7 @@ def seen(world: SavingWorld) -> list[Window]:
 
 def truth(world: SavingWorld, off: float, end: float) -> tuple[float, float]:
     """US dollars that the autoscaled fleet would have cost after the first hour, and seconds in which the objective would have been missed."""
-    model = replace(world.model, iteration=scaled(world.model.iteration, off))
+    model = replace(world.model, iteration=world.model.iteration.scaled(off))
     policy = CountedPolicy(Hpa((MetricTarget("in_flight", world.in_flight),), most=MOST))
     played = play(replace(world.scenario(MOST), model=model), lambda _: policy)
     bounds = np.searchsorted(world.work.arrival_s, np.arange(HOUR, end + 1.0, MINUTE), "left")

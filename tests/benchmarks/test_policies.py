@@ -263,7 +263,7 @@ def test_without_telemetry_an_autoscaler_keeps_the_count() -> None:
 
 def _row(scenario: str, policy: str, cost_usd: float, within: float) -> dict[str, Any]:
     return {
-        "scenario": scenario, "policy": policy, "cost_usd": cost_usd, "within_objective": within, "changes": 3, "wrong_shrinks": 1,
+        "scenario": scenario, "policy": policy, "cost_usd": cost_usd, "within_objective": within, "changes": 3, "moves": 7, "wrong_shrinks": 1,
         "breach_hours": [4, 5],
     }  # fmt: skip
 
@@ -283,7 +283,7 @@ def test_the_page_is_made_of_the_rows_and_nothing_else_of_it_changes(tmp_path: P
     assert "| flyball | **1.10 · 99.1 %** |  · 50.0 % |" in text, (
         "the last file holds, and without the clairvoyant there is no ratio"
     )
-    assert "| kpa-tuned | 3 · 1 · 2 |  |" in text
+    assert "| kpa-tuned | 3 · 7 · 1 · 2 |  |" in text
     assert "<svg" in (tmp_path / "policies-cost.svg").read_text()
     with pytest.raises(ValueError, match="no place"):
         policies_page.replaced("without marks", "")
