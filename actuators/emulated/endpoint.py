@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actuators.emulated.engine import REFERENCE, Limits, Size, Timing
-from actuators.emulated.replica import Config, Replica
+from actuators.emulated.replica import Config, Faults, Replica
 from actuators.shape import Shape
 
 ENGINE_LIMITS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size")
@@ -43,6 +43,10 @@ class Emulation:
     noise: float = 0.03
     seed: int = 0
     sabotage: Sabotage | None = None
+    overhead_s: float = 0.0
+    """Between client and engine: a request reaches the engine so late."""
+    lag: float = 0.0
+    """Iterations that a first token is late by, as where an engine schedules ahead."""
 
     def config(self, shape: Shape) -> Config:
         """What a replica of this shape is. Raises ``BadShape``."""
@@ -71,6 +75,7 @@ class Endpoint:
     def __init__(self, emulation: Emulation, shape: Shape, state: Path) -> None:
         self.emulation = emulation
         self.generation, self.shape, self.token = 1, shape, ""
+        self.faults = Faults()
         self._state = state
         if state.exists():
             data = json.loads(state.read_text())
@@ -154,7 +159,7 @@ class Endpoint:
 
     def _new(self, config: Config) -> Replica:
         self._made += 1
-        return Replica(self._made - 1, config, self.emulation.seed)
+        return Replica(self._made - 1, config, self.emulation.seed, self.faults)
 
     def _save(self) -> None:
         fresh = self._state.with_name(self._state.name + ".new")

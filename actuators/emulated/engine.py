@@ -26,9 +26,11 @@ REFERENCE = Size(bandwidth_gb_s=2039.0, tflops=312.0, kv_tokens=400_000)
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of an iteration: ``base + per_sequence D + per_context C + per_prefill P + per_prefill_context Q``.
+    """Seconds of an iteration: ``base + per_sequence D + per_context C + per_prefill P + per_prefill_context Q + expert_read U(D + P)``,
+    and ``prefill_base`` where P > 0.
 
-    D counts decoding sequences, C their context tokens, P prefill tokens, Q prefill tokens times the tokens before them. The
+    D counts decoding sequences, C their context tokens, P prefill tokens, Q prefill tokens times the tokens before them; U(n) is the share
+    of a mixture's experts that n tokens touch, ``1 - (1 - expert_share) ** n``. The
     defaults are the roofline of an 8B model in bfloat16 on ``REFERENCE``: weights and cache over bandwidth, arithmetic at half
     its peak.
     """
@@ -38,6 +40,10 @@ class Timing:
     per_context_token_s: float = 6.5e-8
     per_prefill_token_s: float = 1.0e-4
     per_prefill_context_token_s: float = 3.4e-9
+    prefill_base_s: float = 0.0
+    expert_read_s: float = 0.0
+    expert_share: float = 0.0
+    """No seconds: active experts over all."""
 
     def on(self, size: Size) -> Timing:
         """The same model on another size, by the roofline: decoding waits for memory, prefill for arithmetic."""
@@ -48,6 +54,9 @@ class Timing:
             self.per_context_token_s * memory,
             self.per_prefill_token_s * arithmetic,
             self.per_prefill_context_token_s * arithmetic,
+            self.prefill_base_s,
+            self.expert_read_s * memory,
+            self.expert_share,
         )
 
 
@@ -112,8 +121,11 @@ class Iteration:
     preempted: int = 0
 
     def seconds(self, timing: Timing) -> float:
+        tokens = len(self.decoding) + self.prefill
         return (
             timing.base_s
+            + (timing.prefill_base_s if self.prefill else 0.0)
+            + timing.expert_read_s * (1.0 - (1.0 - timing.expert_share) ** tokens)
             + timing.per_sequence_s * len(self.decoding)
             + timing.per_context_token_s * self.context
             + timing.per_prefill_token_s * self.prefill

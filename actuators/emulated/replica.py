@@ -11,8 +11,25 @@ from dataclasses import dataclass
 from actuators.emulated import metrics
 from actuators.emulated.engine import Limits, Scheduler, Sequence, Timing
 
+STUCK_LOOK_S = 0.2
 _MAX_LAG_S = 1.0
 """A machine that stood still for longer is not caught up with: its pause is a pause."""
+
+
+@dataclass(slots=True)
+class Faults:
+    """What is wrong with the engine, on request: from the moment on that it is asked for."""
+
+    fail: float = 0.0
+    """The share of requests that are answered 500."""
+    slow: float = 1.0
+    """Every iteration takes so many times as long."""
+    stick: bool = False
+    """Nothing comes out any more, and nobody is told."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fail <= 1.0 or not self.slow > 0.0:
+            raise ValueError(f"fail ({self.fail:g}) must be a share, 0 to 1, and slow ({self.slow:g}) a factor above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +47,12 @@ class Config:
 class Replica:
     """Runs until it is closed, or until it is drained and idle."""
 
-    def __init__(self, index: int, config: Config, seed: int) -> None:
+    def __init__(self, index: int, config: Config, seed: int, faults: Faults) -> None:
         self.index = index
         self.config = config
+        self.iteration_s = 0.0
+        """Of the last one."""
+        self._faults = faults
         self.scheduler = Scheduler(config.limits)
         self.metrics = metrics.ReplicaMetrics(config.limits.max_model_len, time.time())
         self.turn = 0
@@ -74,13 +94,17 @@ class Replica:
                 await self._arrival.wait()
                 deadline = self.now()
                 continue
+            while self._faults.stick:
+                await asyncio.sleep(STUCK_LOOK_S)
+                deadline = self.now()
             iteration = self.scheduler.begin()
             begun = self.now()
             for sequence in iteration.started:
                 if sequence.scheduled is None:
                     sequence.scheduled = begun
             # Deadlines add up, so that a late wake-up is not carried on to the iterations after it.
-            deadline = max(deadline, begun - _MAX_LAG_S) + iteration.seconds(self.config.timing) * self._factor()
+            self.iteration_s = iteration.seconds(self.config.timing) * self._factor()
+            deadline = max(deadline, begun - _MAX_LAG_S) + self.iteration_s
             await asyncio.sleep(max(0.0, deadline - begun))
             self._count(self.scheduler.end(iteration, self.now()))
             self.metrics.preemptions += iteration.preempted
@@ -89,7 +113,7 @@ class Replica:
     def _factor(self) -> float:
         sigma = self.config.noise
         noise = math.exp(self._random.gauss(-sigma * sigma / 2, sigma)) if sigma else 1.0
-        return self.config.slowdown * noise
+        return self.config.slowdown * self._faults.slow * noise
 
     def token(self, sequence: Sequence, now: float) -> None:
         """Count a token that came out."""

@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from actuators import wire
 from actuators.emulated import api, metrics
 from actuators.emulated.endpoint import BadShape, Emulation, Endpoint, Sabotage
 from actuators.emulated.engine import Sequence, Size, Timing
+from actuators.emulated.replica import Faults
 from actuators.shape import Shape
 
 _STREAM_HEAD: wire.Headers = [
@@ -96,6 +98,10 @@ class EmulatedServer:
                 return 200, self.endpoint.status()
             case "PUT", "/emulated/shape":
                 return self._put(request, body)
+            case "GET", "/emulated/faults":
+                return 200, asdict(self.endpoint.faults)
+            case "PUT", "/emulated/faults":
+                return self._put_faults(body)
         raise wire.BadMessage(f"{method} {path} is not served here", 404)
 
     def _put(self, request: wire.Request, body: Any) -> tuple[int, Any]:
@@ -114,6 +120,17 @@ class EmulatedServer:
         except (BadShape, TypeError) as error:
             raise wire.BadMessage(str(error), 422) from None
         return 202, self.endpoint.status()
+
+    def _put_faults(self, body: Any) -> tuple[int, Any]:
+        """Those that are named; the others stay what they are."""
+        try:
+            wanted = replace(self.endpoint.faults, **body)
+        except (TypeError, ValueError) as error:
+            text = f'the body must be some of {{"fail": 0.1, "slow": 2.0, "stick": true}}: {error}'
+            raise wire.BadMessage(text, 422) from None
+        for name, value in asdict(wanted).items():
+            setattr(self.endpoint.faults, name, value)
+        return 200, asdict(wanted)
 
     def _max_model_len(self) -> int:
         return self.endpoint.emulation.config(self.endpoint.shape).limits.max_model_len
@@ -144,6 +161,9 @@ class EmulatedServer:
         if replica is None:
             writer.write(wire.error_answer(503, "no replica serves at the moment", headers=[(b"retry-after", b"5")]))
             return 503
+        if self._random.random() < self.endpoint.faults.fail:
+            writer.write(wire.error_answer(500, "failed as it was asked to"))
+            return 500
         limit = replica.scheduler.limits.max_model_len
         completion = api.parse(body, chat=chat, max_model_len=limit, rng=self._random)
         number = next(self._numbers)
@@ -166,6 +186,9 @@ class EmulatedServer:
         )
         if not replica.scheduler.fits(completion.prompt, completion.output):
             raise wire.BadMessage(f"{completion.prompt} + {completion.output} tokens do not fit into the KV cache", 400)
+        arrives_s = self.endpoint.emulation.overhead_s + self.endpoint.emulation.lag * replica.iteration_s
+        if arrives_s > 0:
+            await asyncio.sleep(arrives_s)
         replica.submit(sequence)
         if completion.stream:
             writer.write(wire.head_bytes(200, _STREAM_HEAD))
@@ -189,12 +212,21 @@ async def serve(options: argparse.Namespace) -> None:
         noise=options.noise,
         seed=options.seed,
         sabotage=sabotage,
+        overhead_s=options.overhead_s,
+        lag=options.lag,
     )
     endpoint = Endpoint(emulation, Shape.from_dict(options.shape), options.state)
+    wrong = Faults(options.fail, options.slow, options.stick)
     listening = socket.socket(fileno=options.fd) if options.fd is not None else None
     where = {"sock": listening} if listening is not None else {"host": options.host, "port": options.port}
     server = await wire.start_server(EmulatedServer(endpoint).handle, **where)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def begin_faults() -> None:
+        for name, value in asdict(wrong).items():
+            setattr(endpoint.faults, name, value)
+
+    loop.call_later(options.after_s, begin_faults)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if options.until_stdin_closes:
@@ -221,6 +253,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cold-start-s", type=float, default=1.0)
     parser.add_argument("--noise", type=float, default=0.03, help="sigma of each iteration's lognormal factor")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overhead-s", type=float, default=0.0, help="a request reaches the engine so late")
+    parser.add_argument("--lag", type=float, default=0.0, help="iterations that a first token is late by")
+    parser.add_argument("--fail", type=float, default=0.0, help="the share of requests that are answered 500")
+    parser.add_argument("--slow", type=float, default=1.0, help="every iteration takes so many times as long")
+    parser.add_argument("--stick", action="store_true", help="nothing comes out any more")
+    parser.add_argument("--after-s", type=float, default=0.0, help="from then on")
     parser.add_argument("--sabotage", type=json.loads, help='{"when": {"replicas": 1}, "slowdown": 4.0}')
     parser.add_argument("--until-stdin-closes", action="store_true")
     options = parser.parse_args(arguments)

@@ -14,6 +14,7 @@ from agent.cli import (
     advise,
     calibrate,
     discover,
+    emulate,
     findings,
     forecast,
     inspect,
@@ -73,6 +74,7 @@ whatif.add(app)
 advise.add(app)
 tune.add(app)
 calibrate.add(app)
+emulate.add(app)
 
 
 def main() -> None:
