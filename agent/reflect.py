@@ -27,7 +27,7 @@ from agent import events
 from agent.horizon import Horizons
 from agent.metrics import Metrics
 from agent.references import NoReference, References
-from agent.schedules import HELD_S, plan_of
+from agent.schedules import BREACH_HELD_S, HELD_S, plan_of
 from agent.seasons import Seasons
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, recommendations, schedules, tunes, windows
@@ -542,7 +542,9 @@ class Reflector:
             still = standing.held is not None and now < standing.held_until
             count = max(decision.raise_to, standing.held or 0) if still else decision.raise_to
             because = decision.hold[0].text
-            held = replace(standing, held=count, held_until=now + HELD_S, held_because=because)
+            held_s = BREACH_HELD_S if decision.hold[0].code == "SCHEDULE_TOO_SMALL" else HELD_S
+            until = max(now + held_s, standing.held_until if still else 0.0)
+            held = replace(standing, held=count, held_until=until, held_because=because)
             schedules.keep(db, name, held)
         log.info("schedule_held", endpoint=name, replicas=count, why=because)
 

@@ -26,6 +26,10 @@ log = structlog.get_logger()
 
 #: A schedule that an analysis holds at more is held for so long after it.
 HELD_S = 1800.0
+#: And for so long after a breach: what was too small tonight is so for the rest of the night.
+BREACH_HELD_S = 6 * 3600.0
+#: A step that a guardrail or the system forbids is tried again after so long.
+AGAIN_S = 30.0
 #: A step's plan takes no longer than this, or is made anew at the next look.
 _PLAN_S = 60.0
 
@@ -66,6 +70,8 @@ class ScheduleKeeper:
         self._watcher = watcher
         self._store = store
         self._clock = clock
+        self._forbidden: dict[str, tuple[float, str]] = {}
+        """By endpoint: when a step that could not be begun is tried again (monotonic seconds), and why it could not."""
 
     def due(self) -> dict[str, StandingSchedule]:
         """Those whose endpoint, as it was last seen, has other replicas than are wanted now; by endpoint. Reads the store."""
@@ -81,6 +87,8 @@ class ScheduleKeeper:
         live = watched.live if watched is not None else None
         if watched is None or live is None or watched.settings.mode == "observe":
             return False
+        if name in self._forbidden and self._clock.monotonic() < self._forbidden[name][0]:
+            return False
         return live.shape.replicas != standing.wanted(now) or now >= standing.until
 
     async def step(self, name: str, standing: StandingSchedule, lead: Lead) -> None:
@@ -89,36 +97,44 @@ class ScheduleKeeper:
         if await asyncio.to_thread(self._held_up, name):
             return
         live = await self._watcher.look(watched)
-        if live is None or live.shape.replicas is None:
+        if live is None:
             return
         now, present = self._clock.now(), live.shape.replicas
         wanted = standing.wanted(now)
-        if standing.left is not None and present not in (standing.left, wanted):
-            await asyncio.to_thread(self._disturbed, name, standing, present, lead)
+        if present is None or live.shape.autoscaling is not None:
+            await asyncio.to_thread(self._disturbed, name, standing, "an autoscaler sets the replicas now", lead)
+        elif standing.left is not None and present not in (standing.left, wanted):
+            reason = f"somebody set {present} replicas beside the schedule, whose last step left {standing.left}"
+            await asyncio.to_thread(self._disturbed, name, standing, reason, lead)
         elif present == wanted:
             await asyncio.to_thread(self._arrived, name, standing, present, lead)
         else:
             plan = await self._plan(watched, live, present, wanted)
-            if plan is not None:
+            if isinstance(plan, str):
+                self._put_off(name, plan)
+            elif plan.by_hand is not None:
+                await asyncio.to_thread(self._disturbed, name, standing, "somebody else owns the replicas now", lead)
+            else:
+                self._forbidden.pop(name, None)
                 await asyncio.to_thread(self._begin, name, standing, plan, lead)
 
-    async def _plan(self, watched: WatchedEndpoint, live: LiveState, present: int, wanted: int) -> Plan | None:
-        """As far towards ``wanted`` as one change may go. None: a guardrail or the system forbids it."""
-        name, most = watched.settings.name, watched.settings.policy.max_step_replicas
+    async def _plan(self, watched: WatchedEndpoint, live: LiveState, present: int, wanted: int) -> Plan | str:
+        """As far towards ``wanted`` as one change may go; or why there is none."""
+        most = watched.settings.policy.max_step_replicas
         shape = live.shape.with_(replicas=max(present - most, min(present + most, wanted)))
         broken = violations(shape, live.shape, policy_of(watched.settings), watched.catalogue)
         if broken:
-            log.warning("scheduled_step_forbidden", endpoint=name, why="; ".join(broken))
-            return None
+            return "; ".join(broken)
         try:
-            plan = await asyncio.wait_for(watched.actuator.plan(live, shape), _PLAN_S)
+            return await asyncio.wait_for(watched.actuator.plan(live, shape), _PLAN_S)
         except (ActuatorError, TimeoutError) as error:
-            log.warning("no_plan_for_scheduled_step", endpoint=name, why=str(error))
-            return None
-        if plan.by_hand is not None:
-            log.warning("no_plan_for_scheduled_step", endpoint=name, why="somebody else owns the replicas now")
-            return None
-        return plan
+            return f"no plan leads there: {error}"
+
+    def _put_off(self, name: str, why: str) -> None:
+        """Told once, and tried again in a while: neither the log nor the system is hammered."""
+        if name not in self._forbidden or self._forbidden[name][1] != why:
+            log.warning("scheduled_step_forbidden", endpoint=name, why=why)
+        self._forbidden[name] = (self._clock.monotonic() + AGAIN_S, why)
 
     def _held_up(self, name: str) -> bool:
         """Whether something else goes before it, or nothing may be done."""
@@ -171,10 +187,9 @@ class ScheduleKeeper:
             elif standing.left != present:
                 schedules.keep(db, name, replace(standing, left=present))
 
-    def _disturbed(self, name: str, standing: StandingSchedule, present: int, lead: Lead) -> None:
-        """Somebody else set the replicas. Once a person has unfrozen it, they are taken as they are."""
+    def _disturbed(self, name: str, standing: StandingSchedule, reason: str, lead: Lead) -> None:
+        """Somebody else sets the replicas. Once a person has unfrozen it, they are taken as they are."""
         now = self._clock.now()
-        reason = f"somebody set {present} replicas beside the schedule, whose last step left {standing.left}"
         with control.leading(self._store, lead) as db:
             if schedules.of(db, name) == standing:
                 schedules.keep(db, name, replace(standing, left=None))

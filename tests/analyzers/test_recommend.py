@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actuators.shape import Shape
+from actuators.shape import Schedule, ScheduleStep, Shape
 from analyzers.findings import analyze
 from analyzers.policy import Catalogue, Policy
 from analyzers.prediction import CannotPredict, Interval, Prediction, Predictor
@@ -478,3 +478,16 @@ def test_the_same_in_is_the_same_out() -> None:
         {"requests_per_s": 1.0, "peak_factor": 1.0, "prompt_tokens_mean": 100.0, "output_tokens_mean": 50.0}
     )
     assert Prediction.from_dict(body["proposed"]["prediction"]) == first.proposed.prediction
+
+
+def test_under_a_schedule_a_breach_takes_the_most_that_was_approved_and_asks_nobody() -> None:
+    schedule = Schedule((ScheduleStep("00:00", 2), ScheduleStep("12:00", 4)))
+    shape = Shape(replicas=2, size="small", engine={"max_num_seqs": 10}, schedule=schedule)
+    predict = table({("small", 2): 3.0, ("small", 3): 0.9, ("small", 4): 0.3})
+    decision = decide(situation(SLOW, shape=shape, policy=Policy(max_replicas=4)), predict)
+    assert decision.recommendation is None
+    assert [(r.code, r.numbers) for r in decision.hold] == [("SCHEDULE_TOO_SMALL", {"replicas": 4.0})]
+    assert decision.raise_to == 4
+    at_most = replace(shape, replicas=4)
+    beyond = decide(situation(SLOW, shape=at_most, policy=Policy(max_replicas=4)), predict)
+    assert beyond.raise_to is None, "no more was approved"
