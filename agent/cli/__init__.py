@@ -12,6 +12,7 @@ import typer
 
 from agent.cli import (
     advise,
+    audit,
     calibrate,
     discover,
     emulate,
@@ -62,6 +63,7 @@ setup.add(app)
 discover.add(app)
 operate.add(app)
 inspect.add(app)
+audit.add(app)
 schedules.add(app)
 findings.add(app)
 reference.add(app)

@@ -55,6 +55,18 @@ def verify(db: sa.Connection, known: AuditCheckpoint | None = None) -> int | Non
     return None
 
 
+def last(db: sa.Connection) -> AuditCheckpoint:
+    """The newest row; of an empty chain its beginning."""
+    row = db.execute(sa.select(_T.c.id, _T.c.hash).order_by(_T.c.id.desc()).limit(1)).one_or_none()
+    return AuditCheckpoint() if row is None else AuditCheckpoint(int(row.id), row.hash)
+
+
+def holds(db: sa.Connection, digest: str) -> bool:
+    """Whether a row with a hash that begins so is in the chain."""
+    query = sa.select(_T.c.id).where(_T.c.hash.startswith(digest, autoescape=True)).limit(1)
+    return db.execute(query).one_or_none() is not None
+
+
 def entries(db: sa.Connection, subject: str | None = None, limit: int = 200) -> list[AuditRow]:
     """The newest rows first."""
     query = sa.select(_T).order_by(_T.c.id.desc()).limit(limit)
