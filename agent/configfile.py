@@ -25,6 +25,8 @@ _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _ENVIRONMENT = "environment"
 #: No setting is nested so deep; a YAML alias that holds itself is.
 _DEEPEST = 20
+#: More than this no fleet of one daemon has; aliases of aliases soon have.
+_MOST_FIELDS = 300_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,15 @@ def _parse(name: str, text: str) -> tuple[dict[str, Any], dict[Loc, int]]:
         if node is not None:
             _walk(name, node, (), lines, problems)
         data = None if problems else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-45
+    except RecursionError as error:
+        do = "Nest no deeper than the settings do"
+        raise BadSettings([Problem(name, None, "", "is nested without end", do)]) from error
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError) as error:
+        # What its constructors raise: a date such as 2024-13-45, `!!bool x`, `!!timestamp x`.
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        if isinstance(error, KeyError | AttributeError | TypeError):
+            what = "a value that its tag (`!!...`) cannot have"
         do = "Check the indentation and the quotes around this line"
         raise BadSettings([Problem(name, mark.line + 1 if mark else None, "", f"not YAML: {what}", do)]) from error
     if problems:
@@ -116,6 +124,11 @@ def _parse(name: str, text: str) -> tuple[dict[str, Any], dict[Loc, int]]:
 def _walk(name: str, node: yaml.Node, loc: Loc, lines: dict[Loc, int], problems: list[Problem]) -> None:
     """Note the line of every field; keys that are written twice, or that are no names, are problems."""
     lines[loc] = node.start_mark.line + 1
+    if len(lines) > _MOST_FIELDS:
+        if not problems:
+            text = f"has more than {_MOST_FIELDS:,} fields, aliases written out"
+            problems.append(Problem(name, None, "", text, "Split it over several daemons, or take out the aliases"))
+        return
     if len(loc) > _DEEPEST:
         problems.append(Problem(name, lines[loc], "", "is nested without end", "Remove the alias that holds itself"))
         return

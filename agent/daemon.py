@@ -264,6 +264,7 @@ def _uvicorn(governor: Governor) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who forwards may write whatever he likes of where it came from
         timeout_graceful_shutdown=3,
         timeout_keep_alive=5,
     )

@@ -51,6 +51,7 @@ class Metrics:
         self.analysis_errors = Counter(
             "flyball_analysis_errors", "Analyses that raised or took too long", ["endpoint", "error"], registry=r
         )
+        self.logins = Counter("flyball_logins", "Attempts to log in on the page", ["outcome"], registry=r)
         self.rulings = Counter(
             "flyball_rulings", "Attempts to decide a recommendation", ["channel", "action", "code"], registry=r
         )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy  # which imports its parts when they are first used
 
+from collectors.workload import Floats
+
 
 @dataclass(frozen=True, slots=True)
 class Trend:
@@ -41,7 +43,7 @@ def trend(times: Sequence[float], values: Sequence[float]) -> Trend | None:
     x, y = np.asarray(times, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if np.median(np.abs(y)) == 0 or np.ptp(y) == 0:
         return None
-    slope, intercept = scipy.stats.theilslopes(y, x)[:2]
+    slope, intercept = _line(y, x)
     first, last = np.clip([intercept + slope * x[0], intercept + slope * x[-1]], y.min(), y.max())
     p_value = float(scipy.stats.kendalltau(x, y).pvalue)
     return Trend(float(slope), float(first), float(last), p_value)
@@ -93,5 +95,13 @@ def at_comparable_load(values: Sequence[float], load: Sequence[float]) -> list[f
     x, y = np.asarray(load, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if x.shape[0] < 3 or np.ptp(x) == 0:
         return [float(v) for v in y]
-    slope = max(0.0, float(scipy.stats.theilslopes(y, x)[0]))
+    slope = max(0.0, _line(y, x)[0])
     return [float(v) for v in y - slope * (x - np.median(x))]
+
+
+def _line(y: Floats, x: Floats) -> tuple[float, float]:
+    """Slope and intercept by Theil and Sen. Of values that are mostly alike scipy's confidence interval, which nobody asks for, takes the root
+    of a negative number."""
+    with np.errstate(invalid="ignore"):
+        slope, intercept = scipy.stats.theilslopes(y, x)[:2]
+    return float(slope), float(intercept)

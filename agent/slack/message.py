@@ -233,9 +233,16 @@ def _section(text: str) -> SectionBlock:
     return SectionBlock(text=MarkdownTextObject(text=_cut(text, _SECTION)))
 
 
+#: In this order: Slack's control characters by their entities, its marks by signs that look alike, addresses broken by a space of no width.
+_SIGNS = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "*": "\u2217", "`": "\u02cb", "~": "\u223c", "://": ":\u200b//"}
+
+
 def _escape(text: str) -> str:
-    """Slack's control characters, so that a model's name cannot mention anybody."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Text from elsewhere as text: it mentions nobody, begins no line of its own, is set in no other type, and is no link."""
+    text = " ".join(text.split())
+    for sign, harmless in _SIGNS.items():
+        text = text.replace(sign, harmless)
+    return text
 
 
 def _cut(text: str, limit: int) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import BackgroundTasks, FastAPI, Form, HTTPException, Request
+import structlog
+from fastapi import BackgroundTasks, FastAPI, Form, HTTPException, Path, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -18,25 +20,31 @@ from agent.slack.receive import MAX_BODY, ClickError
 from agent.store import control, fleet, mutes, outbox
 from agent.store.recommendations import OPEN
 from agent.tune import page as tune_page
-from agent.web.guard import CSRF, SESSION, Guard, csrf_holds, csrf_of, local_path
+from agent.web.guard import SESSION, SESSION_S, Guard, local_path
 from collectors.text import clean
 
 if TYPE_CHECKING:
     from agent.governor import Governor
 
 
+log = structlog.get_logger()
+
+#: No report has a larger number: the largest of the database.
+MOST_REPORTS = 2**63 - 1
+
+
 def create_app(governor: Governor) -> FastAPI:
     """The application of one governor."""
     app = FastAPI(title="Flyball", docs_url=None, redoc_url=None)
-    guard = Guard(governor.settings.web)
+    guard = Guard(governor.settings.web, governor.clock)
     app.middleware("http")(guard)
     app.mount("/static", StaticFiles(packages=[("agent", "web/static")]), name="static")
     _health(app, governor)
     _slack(app, governor)
-    _pages(app, governor)
-    _decisions(app, governor)
-    _mutes(app, governor)
-    _login(app, guard)
+    _pages(app, governor, guard)
+    _decisions(app, governor, guard)
+    _mutes(app, governor, guard)
+    _login(app, governor, guard)
     return app
 
 
@@ -87,19 +95,19 @@ async def _bounded(request: Request, limit: int) -> bytes | None:
     return b"".join(parts)
 
 
-def _pages(app: FastAPI, governor: Governor) -> None:
+def _pages(app: FastAPI, governor: Governor, guard: Guard) -> None:
     for path, (template, view) in _views(governor).items():
-        _page(app, governor, path, template, view)
+        _page(app, governor, guard, path, template, view)
 
     @app.get("/reports/{number}/page")
-    async def report_page(number: int) -> Response:
+    async def report_page(number: Annotated[int, Path(ge=0, le=MOST_REPORTS)]) -> Response:
         """A report as it was written. Only files that the store notes are ever read."""
 
         def find() -> str | None:
             with governor.store.read() as db:
                 row = outbox.report(db, number)
             try:
-                return Path(row["path"]).read_text(encoding="utf-8") if row else None
+                return FilePath(row["path"]).read_text(encoding="utf-8") if row else None
             except OSError:
                 return None
 
@@ -142,7 +150,7 @@ def _views(governor: Governor) -> dict[str, tuple[str, _View]]:
     }
 
 
-def _page(app: FastAPI, governor: Governor, path: str, template: str, view: _View) -> None:
+def _page(app: FastAPI, governor: Governor, guard: Guard, path: str, template: str, view: _View) -> None:
     """One page and its .json twin."""
 
     async def data(request: Request) -> dict[str, Any]:
@@ -155,28 +163,34 @@ def _page(app: FastAPI, governor: Governor, path: str, template: str, view: _Vie
         return found
 
     async def html(request: Request) -> Response:
-        return await asyncio.to_thread(_render, request, governor, template, await data(request))
+        return await asyncio.to_thread(_render, request, governor, guard, template, await data(request))
 
     async def as_json(request: Request) -> Response:
         return JSONResponse(await data(request))
 
     twin = "/index.json" if path == "/" else f"{path}.json"
-    app.add_api_route(twin, as_json, methods=["GET"], name=f"{template} as JSON")
-    app.add_api_route(path, html, methods=["GET"], name=template, response_class=HTMLResponse)
+    told = {"parameters": _parameters(path)}
+    app.add_api_route(twin, as_json, methods=["GET"], name=f"{template} as JSON", openapi_extra=told)
+    app.add_api_route(path, html, methods=["GET"], name=template, response_class=HTMLResponse, openapi_extra=told)
 
 
-def _render(request: Request, governor: Governor, template: str, data: dict[str, Any], status: int = 200) -> Response:
-    token = csrf_of(request)
+def _parameters(path: str) -> list[dict[str, Any]]:
+    """Of a path, as the OpenAPI document tells them: the views take them by name."""
+    names = re.findall(r"{(\w+)}", path)
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+
+
+def _render(
+    request: Request, governor: Governor, guard: Guard, template: str, data: dict[str, Any], status: int = 200
+) -> Response:
     with governor.store.read() as db:
         pause = control.paused(db)
     drawn = tune_page.drawn(data["tune"]) if template == "tune.html" else {"drawn": _drawn(governor, template, data)}
     html = environment().get_template(template).render(
-        **data, now=governor.clock.now(), csrf=token, pause=pause, path=request.url.path, open_states=OPEN,
+        **data, now=governor.clock.now(), csrf=guard.csrf(), login=guard.asks, pause=pause, path=request.url.path, open_states=OPEN,
         **drawn, modes={e.name: e.mode for e in governor.settings.endpoints},
     )  # fmt: skip
-    response = HTMLResponse(html, status)
-    response.set_cookie(CSRF, token, httponly=True, samesite="strict", secure=request.url.scheme == "https")
-    return response
+    return HTMLResponse(html, status)
 
 
 def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]:
@@ -209,7 +223,7 @@ def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]
     return []
 
 
-def _decisions(app: FastAPI, governor: Governor) -> None:
+def _decisions(app: FastAPI, governor: Governor, guard: Guard) -> None:
     @app.post("/recommendations/{identity}/decide")
     async def decide(
         request: Request,
@@ -219,7 +233,7 @@ def _decisions(app: FastAPI, governor: Governor) -> None:
         csrf: Annotated[str, Form()] = "",
     ) -> Response:
         """A decision on the page, for the plan that the page showed."""
-        if not csrf_holds(request, csrf) or action not in ACTIONS:
+        if not guard.form_is_ours(request, csrf) or action not in ACTIONS:
             raise HTTPException(403, "this form did not come from this page; load it again")
         ruling = await asyncio.to_thread(
             governor.approvals.decide,
@@ -230,7 +244,7 @@ def _decisions(app: FastAPI, governor: Governor) -> None:
             plan_hash=plan_hash,
         )
         if not ruling.accepted:
-            return _render(request, governor, "refused.html", {"text": ruling.text, "identity": identity}, 409)
+            return _render(request, governor, guard, "refused.html", {"text": ruling.text, "identity": identity}, 409)
         return RedirectResponse(f"/recommendations/{ruling.recommendation_id}", 303)
 
 
@@ -238,7 +252,7 @@ def _decisions(app: FastAPI, governor: Governor) -> None:
 SNOOZE_S = 86_400.0
 
 
-def _mutes(app: FastAPI, governor: Governor) -> None:
+def _mutes(app: FastAPI, governor: Governor, guard: Guard) -> None:
     @app.post("/endpoints/{name}/findings/{code}")
     async def mute(
         request: Request,
@@ -249,7 +263,7 @@ def _mutes(app: FastAPI, governor: Governor) -> None:
         csrf: Annotated[str, Form()] = "",
     ) -> Response:
         """Suppress, snooze for a day, or resume a finding of an endpoint. A suppression says why."""
-        if not csrf_holds(request, csrf) or action not in ("suppress", "snooze", "resume"):
+        if not guard.form_is_ours(request, csrf) or action not in ("suppress", "snooze", "resume"):
             raise HTTPException(403, "this form did not come from this page; load it again")
         if action == "suppress" and not reason.strip():
             raise HTTPException(422, "say why nobody should be told of it any more")
@@ -272,17 +286,39 @@ def _mutes(app: FastAPI, governor: Governor) -> None:
         return RedirectResponse(f"/endpoints/{name}", 303)
 
 
-def _login(app: FastAPI, guard: Guard) -> None:
+def _login(app: FastAPI, governor: Governor, guard: Guard) -> None:
+    def form(to: str, wrong: str, status: int) -> Response:
+        return HTMLResponse(environment().get_template("login.html").render(to=to, wrong=wrong), status)
+
     @app.get("/login")
     async def ask(to: str = "/") -> Response:
-        return HTMLResponse(environment().get_template("login.html").render(to=to, wrong=False))
+        return form(to, "", 200)
 
     @app.post("/login")
     async def enter(request: Request, token: Annotated[str, Form()], to: Annotated[str, Form()] = "/") -> Response:
-        """Trade the token for a cookie."""
+        """Trade the token for a cookie that ends after a day. After some wrong ones, none is looked at for a minute."""
+        address = request.client.host if request.client else "unknown"
+        if guard.too_many(address):
+            governor.metrics.logins.labels("too_many").inc()
+            return form(to, "Too many wrong tokens came. Wait a minute.", 429)
         if not guard.is_token(token):
-            return HTMLResponse(environment().get_template("login.html").render(to=to, wrong=True), 401)
+            guard.came_wrong(address)
+            governor.metrics.logins.labels("wrong").inc()
+            log.warning("login_refused", address=address)
+            return form(to, "That is not the token.", 401)
+        governor.metrics.logins.labels("accepted").inc()
         response = RedirectResponse(local_path(to), 303)
         secure = request.url.scheme == "https"
-        response.set_cookie(SESSION, guard.session(), httponly=True, samesite="strict", secure=secure, max_age=86_400)
+        response.set_cookie(
+            SESSION, guard.session(), httponly=True, samesite="strict", secure=secure, max_age=SESSION_S
+        )
+        return response
+
+    @app.post("/logout")
+    async def leave(request: Request, csrf: Annotated[str, Form()] = "") -> Response:
+        """This browser's login ends."""
+        if not guard.form_is_ours(request, csrf):
+            raise HTTPException(403, "this form did not come from this page; load it again")
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(SESSION)
         return response

@@ -1,8 +1,9 @@
 """Who may see and press what on the pages.
 
 Three separate locks. The Host header must be one of ours (against DNS rebinding). Where a token is set, pages and API ask for it, as
-a bearer or through the login cookie. A POST from a page must carry the session's CSRF token. Health and Slack's receiver have
-their own rules and pass by.
+a bearer or through the login cookie, which ends by itself. A POST from a page must carry a key that only our own pages tell, and
+that no cookie can take the place of: a page on a sibling name may set cookies for us, but reads none of our pages. Health and Slack's
+receiver have their own rules and pass by.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections import deque
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
     from starlette.middleware.base import RequestResponseEndpoint
 
 from agent.settings import WebSettings
+from collectors.clock import Clock
 
-SESSION, CSRF = "flyball_session", "flyball_csrf"
+SESSION = "flyball_session"
+#: Seconds until a login ends, on the server too.
+SESSION_S = 86_400
+#: After so many wrong tokens in so many seconds, from one address or from all together, none is looked at until they are that old.
+WRONG_HERE, WRONG_AT_ALL, WRONG_S = 5, 30, 60.0
 _OPEN = ("/healthz", "/readyz", "/slack/actions", "/login", "/static/")
 _HEADERS = {
     "Content-Security-Policy": (
@@ -37,17 +44,58 @@ _HEADERS = {
 class Guard:
     """The locks of one set of web settings."""
 
-    def __init__(self, settings: WebSettings) -> None:
+    def __init__(self, settings: WebSettings, clock: Clock) -> None:
+        self._clock = clock
         self._token = settings.token.get_secret_value() if settings.token else None
+        self._key = (self._token or secrets.token_urlsafe(32)).encode()
+        self._wrong: deque[tuple[float, str]] = deque()
+        """When and from where a wrong token came: monotonic seconds."""
         self._hosts = {settings.host, "127.0.0.1", "localhost", "[::1]", "::1"}
         if settings.public_url and (host := urlsplit(settings.public_url).hostname):
             self._hosts.add(host)
         self._any_host = settings.host in ("0.0.0.0", "::")  # noqa: S104  compared, not bound; the settings ask for a token there
 
     def session(self) -> str:
-        """What the login cookie holds: derived from the token, so that changing it ends all sessions."""
-        key = (self._token or "").encode()
-        return hmac.new(key, b"flyball session", hashlib.sha256).hexdigest()
+        """What the login cookie holds: when it ends, signed by the token, so that changing it ends all sessions."""
+        return self._session(str(int(self._clock.now()) + SESSION_S))
+
+    def _session(self, ends: str) -> str:
+        return f"{ends}.{self._signed(f'flyball session {ends}')}"
+
+    def _session_holds(self, given: str) -> bool:
+        ends, _, _ = given.partition(".")
+        in_time = ends.isascii() and ends.isdigit() and len(ends) < 16 and self._clock.now() < int(ends)
+        return in_time and _same(given, self._session(ends))
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is something to log in with."""
+        return self._token is not None
+
+    def csrf(self) -> str:
+        """What the forms of our own pages carry."""
+        return self._signed("flyball form")
+
+    def _signed(self, what: str) -> str:
+        return hmac.new(self._key, what.encode(), hashlib.sha256).hexdigest()
+
+    def form_is_ours(self, request: Request, given: str) -> bool:
+        """Whether a form came from one of our own pages: it has their key, and no header says that another site sent it."""
+        site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+        foreign = site not in (None, "same-origin", "none")
+        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+            foreign = True
+        return not foreign and _same(given, self.csrf())
+
+    def too_many(self, address: str) -> bool:
+        """Whether so many wrong tokens came lately that none is looked at now."""
+        since = self._clock.monotonic() - WRONG_S
+        while self._wrong and self._wrong[0][0] < since:
+            self._wrong.popleft()
+        return len(self._wrong) >= WRONG_AT_ALL or sum(who == address for _, who in self._wrong) >= WRONG_HERE
+
+    def came_wrong(self, address: str) -> None:
+        self._wrong.append((self._clock.monotonic(), address))
 
     def is_token(self, given: str) -> bool:
         return self._token is not None and _same(given, self._token)
@@ -57,7 +105,7 @@ class Guard:
         if self._token is None:
             return True
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return self.is_token(bearer) or _same(request.cookies.get(SESSION, ""), self.session())
+        return self.is_token(bearer) or self._session_holds(request.cookies.get(SESSION, ""))
 
     async def __call__(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         """Let the request through, or answer in its place; either way with the headers that bind the browser."""
@@ -67,7 +115,7 @@ class Guard:
         return response
 
     def _refusal(self, request: Request) -> Response | None:
-        path = request.url.path
+        path = request.scope["path"]  # what is routed by; the URL that it makes is also of the Host header
         host = _host_of(request)
         if not self._any_host and host not in self._hosts and path not in ("/healthz", "/readyz", "/slack/actions"):
             return PlainTextResponse("This is not a name of this page; set web.public_url\n", 421)
@@ -84,18 +132,6 @@ def _host_of(request: Request) -> str:
         return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     except ValueError:
         return ""
-
-
-def csrf_of(request: Request) -> str:
-    """This browser's token: the cookie's, or a new one that the caller must set."""
-    return request.cookies.get(CSRF) or secrets.token_urlsafe(24)
-
-
-def csrf_holds(request: Request, given: str) -> bool:
-    """Whether a form came from one of our own pages."""
-    cookie = request.cookies.get(CSRF, "")
-    site = request.headers.get("sec-fetch-site", "same-origin")
-    return bool(cookie) and _same(cookie, given) and site in ("same-origin", "none")
 
 
 def local_path(to: str) -> str:

@@ -95,6 +95,14 @@ CASES: list[tuple[str, int | None, str, str, str]] = [
     ("database: !!python/object:os.system x\n", 1, "", "not YAML", ""),
     ("a: &x {b: *x}\n", 1, "", "is nested without end", "alias"),
     ("a: 1\n---\nb: 2\n", 2, "", "not YAML", ""),
+    ("database: !!bool x\n", None, "", "a value that its tag", ""),
+    ("database: !!timestamp x\n", None, "", "a value that its tag", ""),
+    ("a: " + "[" * 5000, None, "", "nested without end", ""),
+    (
+        "a: &a [x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join(8 * [f'*{a}'])}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)),
+        None, "", "has more than 300,000 fields", "aliases",
+    ),
 ]  # fmt: skip
 
 

@@ -140,6 +140,14 @@ def test_whatever_the_texts_are_the_message_is_within_limits_and_mentions_nobody
             assert "<" not in rest
 
 
+def test_a_name_from_elsewhere_is_no_line_of_flyballs_own() -> None:
+    row = _row("\n*Money:* saves $99,999 `now` ~never~ https://evil.example")
+    texts = "\n".join(_texts(message.recommendation(row, None, PAGE)["blocks"]))
+    assert "\n*Money:* saves $99,999" not in texts
+    assert "\u2217Money:\u2217 saves $99,999 \u02cbnow\u02cb \u223cnever\u223c" in texts
+    assert "https://evil" not in texts
+
+
 def test_a_refusal_is_escaped_and_seen_by_one_person_alone() -> None:
     sent = message.refused("it is failed already (<!channel> " + "x" * 5000)
     assert sent["response_type"] == "ephemeral"

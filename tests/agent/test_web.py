@@ -26,7 +26,7 @@ from agent.settings import Settings
 from agent.store import Store, audit, control, events, fleet, recommendations, tunes, windows
 from agent.tune.history import told
 from agent.web.app import create_app
-from agent.web.guard import CSRF, SESSION
+from agent.web.guard import SESSION
 from collectors.http import Http
 from collectors.sketch import Sketch
 from tests.agent.records import NASTY, T0, fill, finding, plan, recommendation_row, shape_row, tune_of_two, window
@@ -247,7 +247,10 @@ def test_a_report_is_served_as_it_was_written(made: Make, tmp_path: Path) -> Non
     assert client.get(link).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["/reports/1e0/page", "/reports/..%2f..%2fetc%2fpasswd/page", "/reports/-1/page"])
+@pytest.mark.parametrize(
+    "path",
+    ["/reports/1e0/page", "/reports/..%2f..%2fetc%2fpasswd/page", "/reports/-1/page", f"/reports/{'9' * 23}/page"],
+)
 def test_only_reports_that_are_noted_are_served(made: Make, path: str) -> None:
     _, client = made()
     assert client.get(path).status_code in (404, 422)
@@ -262,8 +265,14 @@ def _state(governor: Governor) -> str:
 
 
 def _form(client: Browser, **other: str) -> dict[str, str]:
-    client.get("/recommendations/aaaa0001")
-    return {"action": "approve", "plan_hash": plan().hash, "csrf": client.cookies[CSRF]} | other
+    return {"action": "approve", "plan_hash": plan().hash, "csrf": _key(client, "/recommendations/aaaa0001")} | other
+
+
+def _key(client: Browser, path: str) -> str:
+    """What the forms of a page carry."""
+    found = re.search(r'name="csrf" value="([0-9a-f]+)"', client.get(path).text)
+    assert found is not None
+    return found[1]
 
 
 def test_now_is_what_was_observed_and_its_range(made: Make) -> None:
@@ -318,15 +327,31 @@ def test_a_form_from_elsewhere_is_refused(made: Make, csrf: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [{"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"cookie": f"{CSRF}="}]
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "http://other.localhost"},
+        {"origin": "http://localhost:1"},
+        {"origin": "null"},
+    ],
 )
 def test_a_form_that_another_site_sent_is_refused(made: Make, headers: dict[str, str]) -> None:
     governor, client = made()
-    form = _form(client)
-    if "cookie" in headers:
-        client.cookies.clear()
-    answer = client.post("/recommendations/aaaa0001/decide", data=form, headers=headers)
+    answer = client.post("/recommendations/aaaa0001/decide", data=_form(client), headers=headers)
     assert answer.status_code == 403
+    assert _state(governor) == "proposed"
+
+
+def test_a_cookie_that_a_sibling_name_set_opens_nothing(made: Make) -> None:
+    """Over plain HTTP a browser sends no Sec-Fetch-Site, and a page of a sibling name may set cookies for ours."""
+    governor, client = made()
+    form = _form(client) | {"csrf": "x"}
+    for name in ("flyball_csrf", SESSION):
+        answer = client.post(
+            "/recommendations/aaaa0001/decide", data=form, headers={"cookie": f"{name}=x", "origin": "http://localhost"}
+        )
+        assert answer.status_code == 403
     assert _state(governor) == "proposed"
 
 
@@ -360,8 +385,8 @@ def test_every_answer_binds_the_browser(made: Make, path: str) -> None:
 
 
 def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(made: Make) -> None:
-    _, client = made()
-    cookie = client.get("/").headers["set-cookie"].lower()
+    _, client = made(token=TOKEN)
+    cookie = client.post("/login", data={"token": TOKEN}).headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
 
@@ -412,6 +437,37 @@ def test_sessions_end_when_the_token_changes(made: Make) -> None:
     _, other = made(token="another")
     for value in (client.cookies[SESSION], "", "ä"):
         assert other.get("/", headers={"cookie": f"{SESSION}={value}".encode()}).status_code == 401
+
+
+def test_after_some_wrong_tokens_none_is_looked_at_for_a_minute(made: Make) -> None:
+    governor, client = made(token=TOKEN)
+    wrong = [client.post("/login", data={"token": f"guess {i}"}).status_code for i in range(8)]
+    assert wrong == [401] * 5 + [429] * 3
+    assert client.post("/login", data={"token": TOKEN}).status_code == 429, "the right one is not told from a wrong one"
+    assert isinstance(governor.clock, VirtualClock)
+    asyncio.run(governor.clock.advance(61.0))
+    assert client.post("/login", data={"token": TOKEN}).status_code == 303
+
+
+def test_a_login_ends_after_a_day_and_by_hand(made: Make) -> None:
+    governor, client = made(token=TOKEN)
+    client.post("/login", data={"token": TOKEN})
+    assert client.get("/changes").status_code == 200
+    value = client.cookies[SESSION]
+    ends, _, _ = value.partition(".")
+    longer = value.replace(ends, str(int(ends) + 1), 1)
+    assert client.get("/", headers={"cookie": f"{SESSION}={longer}"}).status_code == 401, "it is signed"
+    left = client.post("/logout", data={"csrf": _key(client, "/recommendations/aaaa0001")})
+    assert (left.status_code, left.headers["location"]) == (303, "/login")
+    client.post("/login", data={"token": TOKEN})
+    assert isinstance(governor.clock, VirtualClock)
+    asyncio.run(governor.clock.advance(86_401.0))
+    assert client.get("/changes").status_code == 401
+
+
+def test_a_path_that_the_host_header_would_make_of_it_opens_nothing(made: Make) -> None:
+    _, client = made(token=TOKEN)
+    assert client.get("/status.json", headers={"host": "127.0.0.1/healthz?"}).status_code in (401, 421)
 
 
 @pytest.mark.parametrize(
@@ -579,8 +635,7 @@ def test_what_contradicts_itself_stands_there_with_its_weight(made: Make, path: 
 
 
 def _mute_form(client: Browser, action: str, **other: str) -> dict[str, str]:
-    client.get("/endpoints/chat")
-    return {"action": action, "csrf": client.cookies[CSRF]} | other
+    return {"action": action, "csrf": _key(client, "/endpoints/chat")} | other
 
 
 def _finding(client: Browser) -> dict[str, Any]:

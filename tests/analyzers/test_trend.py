@@ -110,3 +110,8 @@ def test_the_loads_part_is_taken_out_and_the_rest_stays() -> None:
     assert at_comparable_load([1.0, 2.0, 4.0], [3.0, 3.0, 3.0]) == [1.0, 2.0, 4.0]
     less = list(10.0 - load)
     assert at_comparable_load(less, list(load)) == less, "more load makes nothing faster"
+
+
+def test_values_that_are_mostly_alike_are_no_error() -> None:
+    """All loads but one alike, and all values but one: Sen's variance is below 0 there."""
+    assert at_comparable_load([1.0] * 6 + [2.0], [1.0] * 6 + [2.0]) == [1.0] * 7
