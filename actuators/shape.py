@@ -24,7 +24,8 @@ class Autoscaling:
     """By the autoscaler's own name of the metric: ``cpu`` 0.7, ``vllm:num_requests_waiting`` 5."""
 
 
-_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+#: Names of the days of the week, from Monday on.
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 EVERY_DAY = (0, 1, 2, 3, 4, 5, 6)
 
 
@@ -123,7 +124,7 @@ def _days(days: tuple[int, ...]) -> str:
             runs[-1].append(day)
         else:
             runs.append([day])
-    return ",".join(_DAYS[r[0]] if len(r) == 1 else f"{_DAYS[r[0]]}-{_DAYS[r[-1]]}" for r in runs)
+    return ",".join(DAYS[r[0]] if len(r) == 1 else f"{DAYS[r[0]]}-{DAYS[r[-1]]}" for r in runs)
 
 
 @dataclass(frozen=True, slots=True)

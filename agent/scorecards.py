@@ -105,8 +105,6 @@ def _cases(
     found: Telemetry, chosen: EndpointSettings, seed: int, ensemble: Ensemble, cold_start_s: float, notes: list[str]
 ) -> list[FleetCase]:
     """A case for each day that was seen, the newest first to be kept; with less than two days, for each half of what was seen."""
-    best = ensemble.draws[0]
-    model = replace(ensemble.model, iteration=best.iteration)
     price = found.catalogue.per_replica_hour(found.shape)
     most = chosen.policy.max_replicas or found.shape.replicas
     if found.shape.autoscaling is not None:
@@ -126,9 +124,9 @@ def _cases(
             name,
             work,
             rows[-1].end - rows[0].start,
-            model,
+            ensemble.best_model,
             chosen.wanted(),
-            overhead_s=best.overhead_s,
+            overhead_s=ensemble.draws[0].overhead_s,
             cold_start_s=cold_start_s,
             usd_per_replica_hour=1.0 if price is None else price,
         )
@@ -171,13 +169,11 @@ def _parts(found: Telemetry) -> list[tuple[str, list[Window]]]:
 def _as_it_is(card: Scorecard, shape: Shape, days: Sequence[int], notes: list[str]) -> list[AutoscalerScore]:
     """The endpoint's own count, or its own autoscaler where its metrics can be replayed."""
     if shape.autoscaling is None:
-        if not shape.replicas:
-            return []
-        fixed = Scorecard([replace(c, replicas=shape.replicas) for c in card.cases], card.within)
-        fixed.share_needs(card)
-        return [fixed.score(f"as it is: {shape.replicas} replicas", lambda _case: None, days)]
+        count = shape.replicas
+        return [card.score(f"as it is: {count} replicas", lambda _case: count, days)] if count else []
     try:
         policy = fleet_of(shape, card.cases[0].cold_start_s).policy
+        assert policy is not None, "an autoscaler's fleet has one"
     except CannotPredict as refused:
         notes.append(f"its own autoscaler is not scored: {refused.detail}")
         return []

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from actuators.shape import EngineValue, Shape
+from actuators.shape import DAYS, EngineValue, Shape
 from analyzers.objective import Objective, Target
 from collectors.durations import has_unit, seconds_of
 from collectors.plan import Lengths
@@ -155,20 +155,17 @@ class ChangeWindow(_Section):
         return value
 
 
-_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
 def weekdays(text: str) -> frozenset[int]:
     """``mon-fri,sun`` as 0 (Monday) to 6. Raises ValueError."""
     days: set[int] = set()
     for part in text.lower().replace(" ", "").split(","):
         first, _, last = part.partition("-")
         last = last or first
-        if first not in _DAYS or last not in _DAYS:
+        if first not in DAYS or last not in DAYS:
             raise ValueError(f"{text!r} is not a set of days; write for instance mon-fri or sat,sun")
-        i = _DAYS.index(first)
+        i = DAYS.index(first)
         days.add(i)
-        while _DAYS[i] != last:
+        while DAYS[i] != last:
             i = (i + 1) % 7
             days.add(i)
     return frozenset(days)

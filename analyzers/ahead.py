@@ -39,13 +39,11 @@ class Ahead:
         horizon: Horizon,
         demand: Floats,
         predictor: Predictor,
-        catalogue: Catalogue,
         enough: Carries,
         path: ReplicaPath | None,
     ) -> None:
         self._s, self._horizon, self._demand = s, horizon, demand
         self._predictor = predictor
-        self._catalogue = catalogue
         self._enough = enough
         self.path = path
         """None: an autoscaler or a schedule sets the replicas, or they are not known."""
@@ -71,7 +69,7 @@ class Ahead:
         if s.shape.autoscaling is None and s.shape.schedule is None and present:
             worth = _worth(s, catalogue, present, len(demand))
             path = replica_path(s.horizon, demand, present, _counts(s), s.policy, enough, worth)
-        return cls(s, s.horizon, demand, coming, catalogue, enough, path)
+        return cls(s, s.horizon, demand, coming, enough, path)
 
     @property
     def seasonal(self) -> bool:

@@ -29,10 +29,9 @@ def _load(advice: Recommendation, s: Situation, predictor: Predictor) -> Reason 
     """Of more replicas: below which load the present ones would do. Of fewer: above which load these would not."""
     grows = advice.direction == "grow"
     shape = (advice.current if grows else advice.proposed).shape.with_(schedule=None)
-    end = "mid" if grows else "high"
 
     def does(factor: float) -> bool | None:
-        return carries(s, predictor, shape, factor, end)  # type: ignore[arg-type]
+        return carries(s, predictor, shape, factor, "mid" if grows else "high")
 
     factor = _most(does)
     if factor is None:

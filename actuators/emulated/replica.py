@@ -31,6 +31,10 @@ class Faults:
         if not 0.0 <= self.fail <= 1.0 or not self.slow > 0.0:
             raise ValueError(f"fail ({self.fail:g}) must be a share, 0 to 1, and slow ({self.slow:g}) a factor above 0")
 
+    def become(self, other: Faults) -> None:
+        """All replicas that have these have the other's from now on."""
+        self.fail, self.slow, self.stick = other.fail, other.slow, other.stick
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

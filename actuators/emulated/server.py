@@ -128,8 +128,7 @@ class EmulatedServer:
         except (TypeError, ValueError) as error:
             text = f'the body must be some of {{"fail": 0.1, "slow": 2.0, "stick": true}}: {error}'
             raise wire.BadMessage(text, 422) from None
-        for name, value in asdict(wanted).items():
-            setattr(self.endpoint.faults, name, value)
+        self.endpoint.faults.become(wanted)
         return 200, asdict(wanted)
 
     def _max_model_len(self) -> int:
@@ -222,11 +221,7 @@ async def serve(options: argparse.Namespace) -> None:
     server = await wire.start_server(EmulatedServer(endpoint).handle, **where)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
-    def begin_faults() -> None:
-        for name, value in asdict(wrong).items():
-            setattr(endpoint.faults, name, value)
-
-    loop.call_later(options.after_s, begin_faults)
+    loop.call_later(options.after_s, endpoint.faults.become, wrong)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if options.until_stdin_closes:

@@ -223,6 +223,11 @@ def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]
     return []
 
 
+def _address(request: Request) -> str:
+    """Where a request came from, as the connection tells it."""
+    return request.client.host if request.client else "unknown"
+
+
 def _decisions(app: FastAPI, governor: Governor, guard: Guard) -> None:
     @app.post("/recommendations/{identity}/decide")
     async def decide(
@@ -239,7 +244,7 @@ def _decisions(app: FastAPI, governor: Governor, guard: Guard) -> None:
             governor.approvals.decide,
             identity,
             action=action,
-            actor=f"page:{request.client.host if request.client else 'unknown'}",
+            actor=f"page:{_address(request)}",
             channel="page",
             plan_hash=plan_hash,
         )
@@ -267,7 +272,7 @@ def _mutes(app: FastAPI, governor: Governor, guard: Guard) -> None:
             raise HTTPException(403, "this form did not come from this page; load it again")
         if action == "suppress" and not reason.strip():
             raise HTTPException(422, "say why nobody should be told of it any more")
-        actor, now = f"page:{request.client.host if request.client else 'unknown'}", governor.clock.now()
+        actor, now = f"page:{_address(request)}", governor.clock.now()
 
         def write() -> bool:
             with governor.store.write() as db:
@@ -297,7 +302,7 @@ def _login(app: FastAPI, governor: Governor, guard: Guard) -> None:
     @app.post("/login")
     async def enter(request: Request, token: Annotated[str, Form()], to: Annotated[str, Form()] = "/") -> Response:
         """Trade the token for a cookie that ends after a day. After some wrong ones, none is looked at for a minute."""
-        address = request.client.host if request.client else "unknown"
+        address = _address(request)
         if guard.too_many(address):
             governor.metrics.logins.labels("too_many").inc()
             return form(to, "Too many wrong tokens came. Wait a minute.", 429)

@@ -12,7 +12,7 @@ from agent.store import Store
 from agent.whatif.candidates import Candidate
 from agent.whatif.predictions import Question, Telemetry
 from analyzers.autoscaling.case import HOUR, FleetCase, case_of, fewest_static, in_time
-from analyzers.autoscaling.clairvoyant import bound, clairvoyant
+from analyzers.autoscaling.clairvoyant import clairvoyant_and_bound
 from analyzers.grammar import BadQuestion
 from analyzers.kinds.engine.engines import Engines
 from analyzers.kinds.results import ReplayTraffic
@@ -36,8 +36,7 @@ def lower_bound(case: FleetCase) -> dict[str, Any]:
         text = "no number of replicas meets the objective: a request misses it also where it has a replica to itself"
         raise CannotPredict("NEVER_MET", text)
     case = replace(case, replicas=static, most=max(static, 1) + SPARE)
-    played = clairvoyant(case, case.quantile)
-    least = bound(case, case.quantile)
+    played, least = clairvoyant_and_bound(case, case.quantile)
     hours = case.duration_s / HOUR
     return {
         "share_in_time": case.quantile,
@@ -65,7 +64,7 @@ def of_trace(tried: Candidate, traffic: ReplayTraffic, cold_start_s: float) -> d
     ensemble = system.ensemble
     model, overhead_s = system.model, 0.0
     if ensemble is not None:
-        model = replace(model, iteration=ensemble.draws[0].iteration)
+        model = ensemble.best_model
         overhead_s = ensemble.draws[0].overhead_s
     made = case_of(
         tried.name,
@@ -93,7 +92,7 @@ def of_endpoint(store: Store, settings: Settings, found: Telemetry, on: Question
             found.endpoint,
             work,
             max(work.duration_s, 1.0),
-            replace(ensemble.model, iteration=ensemble.draws[0].iteration),
+            ensemble.best_model,
             on.basis.objective,
             overhead_s=ensemble.draws[0].overhead_s,
             cold_start_s=cold_start_s,

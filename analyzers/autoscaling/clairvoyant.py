@@ -53,9 +53,14 @@ def clairvoyant_by_rules(case: FleetCase, within: float = LEAST_WITHIN) -> Play:
 
 def clairvoyant(case: FleetCase, within: float = LEAST_WITHIN) -> Play:
     """With that share within, or, where the replicas of the start or the most do not allow that, with as many as there can be."""
+    return clairvoyant_and_bound(case, within)[0]
+
+
+def clairvoyant_and_bound(case: FleetCase, within: float = LEAST_WITHIN) -> tuple[Play, float]:
+    """``clairvoyant`` and ``bound`` of one case: what each count misses in each step is worked out once for both."""
     width = _width(case)
     late, _ = _late(case, width)
-    return _played(case, late, width, within, None)
+    return _played(case, late, width, within, None), _bound(case, late, width, within)
 
 
 def _width(case: FleetCase) -> float:
@@ -70,7 +75,10 @@ def bound(case: FleetCase, within: float = LEAST_WITHIN) -> float:
     the cheapest counts step by step, less the price of what may be late; of all prices the largest.
     """
     width = _width(case)
-    late, _ = _late(case, width)
+    return _bound(case, _late(case, width)[0], width, within)
+
+
+def _bound(case: FleetCase, late: Floats, width: float, within: float) -> float:
     allowed, counts = (1.0 - within) * len(case.work), np.arange(late.shape[1])
     own = np.minimum(width, case.duration_s - width * np.arange(late.shape[0]))[:, None] * counts
     best = 0.0

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from analyzers.autoscaling.case import HOUR, Action, FleetCase, Play, breached_steps, in_time, play, play_static
-from analyzers.autoscaling.clairvoyant import bound, clairvoyant
+from analyzers.autoscaling.clairvoyant import clairvoyant_and_bound
 from analyzers.autoscaling.rules import RULES, RuleSettings
 from analyzers.whatif.scaling import ScalingPolicy
 
@@ -56,8 +56,8 @@ class TunedRule:
     """Both on the other days."""
 
 
-#: Plays one policy on one case; None: the replicas of the case stay.
-PolicyOf = Callable[[FleetCase], ScalingPolicy | None]
+#: The policy that is played on a case; a number: so many replicas that never change.
+PolicyOf = Callable[[FleetCase], ScalingPolicy | int]
 
 
 class Scorecard:
@@ -69,21 +69,20 @@ class Scorecard:
             raise ValueError("no day to score")
         self.cases = tuple(cases)
         self.within = within
-        self._needed: dict[int, tuple[float, float]] = {}
+        self._needed: dict[int, tuple[Play, float]] = {}
 
     def needed(self, day: int) -> tuple[float, float]:
         """(replica-seconds of the clairvoyant, and the bound that nobody can go below)."""
+        played, least = self._need(day)
+        return played.replica_s, least
+
+    def _need(self, day: int) -> tuple[Play, float]:
         if day not in self._needed:
-            case = self.cases[day]
-            self._needed[day] = clairvoyant(case, self.within).replica_s, bound(case, self.within)
+            self._needed[day] = clairvoyant_and_bound(self.cases[day], self.within)
         return self._needed[day]
 
-    def share_needs(self, other: Scorecard) -> None:
-        """Of the same days: the clairvoyant's need is the same, whatever each begins with."""
-        self._needed = other._needed
-
     def clairvoyant(self, days: Sequence[int]) -> AutoscalerScore:
-        plays = [(self.cases[day], clairvoyant(self.cases[day], self.within)) for day in days]
+        plays = [(self.cases[day], self._need(day)[0]) for day in days]
         return _summed("clairvoyant", plays, sum(self.needed(day)[0] for day in days))
 
     def score(self, name: str, policy: PolicyOf, days: Sequence[int]) -> AutoscalerScore:
@@ -91,7 +90,7 @@ class Scorecard:
         for day in days:
             case = self.cases[day]
             made = policy(case)
-            plays.append((case, play_static(case, case.replicas) if made is None else _play(case, made)))
+            plays.append((case, play_static(case, made) if isinstance(made, int) else _play(case, made)))
         return _summed(name, plays, sum(self.needed(day)[0] for day in days))
 
     def tuned(self, rule: str, learned: Sequence[int], reported: Sequence[int]) -> TunedRule:

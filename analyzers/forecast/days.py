@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -40,26 +40,36 @@ def days_of(history: LoadHistory, forecast: Forecast, zone: str) -> tuple[DayDem
     """
     if forecast.season_s is None:
         return ()
+    last = min(_WEEK * DAY, history.slots)
+    times = [
+        *_times(history.end - last * STEP_S, last, zone),
+        *_times(forecast.start, forecast.slots, zone),
+    ]
     apart = history.slots >= APART * DAY
-    found = [_demand(history, forecast, zone, days) for days in ((WORKDAYS, WEEKEND) if apart else (EVERY_DAY,))]
+    kinds = (WORKDAYS, WEEKEND) if apart else (EVERY_DAY,)
+    found = [_demand(history, forecast, zone, days, times) for days in kinds]
     return tuple(day for day in found if day is not None) if all(found) else ()
 
 
-def _demand(history: LoadHistory, forecast: Forecast, zone: str, days: tuple[int, ...]) -> DayDemand | None:
+def _times(start: float, slots: int, zone: str) -> list[tuple[int, int]]:
+    """Of each slot, by the clocks of the zone: the day of the week, and the slot of the day."""
+    local = (datetime.fromtimestamp(start + i * STEP_S, ZoneInfo(zone)) for i in range(slots))
+    return [(at.weekday(), (60 * at.hour + at.minute) * 60 // int(STEP_S)) for at in local]
+
+
+def _demand(
+    history: LoadHistory, forecast: Forecast, zone: str, days: tuple[int, ...], times: Sequence[tuple[int, int]]
+) -> DayDemand | None:
     upper = {}
     for name in LOADS:
         band = forecast.bands.get(name)
         if band is None:
             continue
         most = np.full(DAY, math.nan)
-        last = history.rates[name][-_WEEK * DAY :]
-        begin = history.end - last.shape[0] * STEP_S
-        for start, rates in ((begin, last), (forecast.start, band.high)):
-            for i, rate in enumerate(rates):
-                local = datetime.fromtimestamp(start + i * STEP_S, ZoneInfo(zone))
-                if local.weekday() in days:
-                    slot = (60 * local.hour + local.minute) * 60 // int(STEP_S)
-                    most[slot] = np.fmax(most[slot], rate)
+        rates = np.concatenate((history.rates[name][-_WEEK * DAY :], band.high))
+        for (day, slot), rate in zip(times, rates, strict=True):
+            if day in days:
+                most[slot] = np.fmax(most[slot], rate)
         if not np.isnan(most).any():
             upper[name] = most
     return DayDemand(days, zone, upper) if "requests" in upper else None

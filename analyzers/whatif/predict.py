@@ -224,6 +224,11 @@ class Ensemble:
         )
         return cls(model, draws, calibrated.discrepancy, calibrated.load, move is not None, tuple(notes))
 
+    @property
+    def best_model(self) -> EngineModel:
+        """The engine of the best fit."""
+        return replace(self.model, iteration=self.draws[0].iteration)
+
     def members(
         self,
         workload: Workload,

@@ -101,7 +101,7 @@ def test_a_score_counts_cost_above_the_clairvoyants_and_the_minutes_missed() -> 
     days = [case([14.0] * 6, usd_per_replica_hour=2.0)] * 2
     card = Scorecard(days)
     learned, reported = by_halves(2)
-    one = card.score("one", lambda _case: None, reported)
+    one = card.score("one", lambda case: case.replicas, reported)
     needed = card.needed(1)[0]
     assert one.usd == pytest.approx(2.0 * 2 * 1.0, rel=0.01)  # two replicas, an hour, two dollars
     assert one.wasted_usd == pytest.approx(one.usd - 2.0 * needed / 3600)
