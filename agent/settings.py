@@ -194,6 +194,8 @@ class PolicySettings(_Section):
     """After so many changes in a day nothing smaller is proposed; more replicas always are. Default: 2, as for a day and a night."""
     scheduled_steps_per_day: int = Field(8, ge=0, le=48)
     """A schedule of replicas that is proposed has at most so many steps a day; below 2 none is. Default: 8."""
+    tune_autoscaler: bool = True
+    """Whether other targets and another least count may be proposed for an autoscaler that sets the replicas. Default: yes."""
     schedule_days: float = Field(30.0, gt=0)
     """An approved schedule is kept for so long; then the most replicas that it wants stay, and a new one is proposed. Default: 30 days."""
     reaction_s: Annotated[float, Field(ge=0), _Written] = 1800.0

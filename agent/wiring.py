@@ -42,6 +42,7 @@ def policy_of(endpoint: EndpointSettings) -> Policy:
         growth=p.growth,
         max_changes_per_day=p.max_changes_per_day,
         scheduled_steps_per_day=p.scheduled_steps_per_day,
+        tune_autoscaler=p.tune_autoscaler,
         min_saving_per_month=p.min_saving_per_month,
         min_saving_share=p.min_saving_share,
         min_coverage=p.min_coverage,

@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from actuators.shape import Schedule, Shape
+from actuators.shape import Autoscaling, Schedule, Shape
+from analyzers.autoscaling.targets import TunedTargets, tuned_targets
 from analyzers.finding import Reason
 from analyzers.forecast.history import DAY_S, STEP_S
 from analyzers.forecast.horizon import Horizon
 from analyzers.money import HOURS_PER_MONTH
 from analyzers.objective import mean_rate
-from analyzers.path import Capacities, Carries, ReplicaPath, replica_path
+from analyzers.path import Capacities, Carries, ReplicaPath, TargetSearch, replica_path
 from analyzers.policy import Catalogue, most_replicas, with_most
-from analyzers.prediction import Predictor
+from analyzers.prediction import AutoscaledDay, CannotPredict, LoadCourse, Predictor
 from analyzers.schedule import daily_course, least_counts, schedule_of
 from analyzers.screening import carries
 from analyzers.situation import Situation
 from analyzers.words import lasting
 from collectors.workload import Floats
+
+#: Days are replayed again for an autoscaler's settings after so long.
+RESEARCH_S = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +42,15 @@ class Ahead:
         s: Situation,
         horizon: Horizon,
         demand: Floats,
+        now: Predictor,
         predictor: Predictor,
         enough: Carries,
         path: ReplicaPath | None,
+        capacities: Capacities,
     ) -> None:
         self._s, self._horizon, self._demand = s, horizon, demand
-        self._predictor = predictor
+        self._capacities = capacities
+        self._now, self._predictor = now, predictor
         self._enough = enough
         self.path = path
         """None: an autoscaler or a schedule sets the replicas, or they are not known."""
@@ -69,7 +76,7 @@ class Ahead:
         if s.shape.autoscaling is None and s.shape.schedule is None and present:
             worth = _worth(s, catalogue, present, len(demand))
             path = replica_path(s.horizon, demand, present, _counts(s), s.policy, enough, worth)
-        return cls(s, s.horizon, demand, coming, enough, path)
+        return cls(s, s.horizon, demand, predictor, coming, enough, path, capacities)
 
     @property
     def seasonal(self) -> bool:
@@ -100,6 +107,48 @@ class Ahead:
             needed = least_counts(demand.tolist(), counts, lambda count, load: self._enough(count, load, False))
             courses.append((day.days, daily_course(needed, counts, steps, self._s.policy.max_step_replicas)))
         return schedule_of(courses, self._horizon.days[0].zone, self._horizon.start_s) if courses else None
+
+    def targets(self) -> TunedTargets | None:
+        """The cheapest targets and least count of the endpoint's own autoscaler that hold the objective in each hour of each kind of day, at
+        the most to expect. None: no season is known, the present ones are they, none do, or no replay tells what it goes by.
+
+        Days are replayed for it, so that what was found serves for ``RESEARCH_S``.
+        """
+        bounds = self._s.shape.autoscaling
+        if bounds is None or not self._s.policy.tune_autoscaler or not self._horizon.days:
+            return None
+        known = self._capacities.targets
+        if known is None or self._s.end - known.at >= RESEARCH_S:
+            known = self._capacities.targets = TargetSearch(self._s.end, self._searched(bounds))
+        return known.found
+
+    def _searched(self, bounds: Autoscaling) -> TunedTargets | None:
+        days = []
+        for day in self._horizon.days:
+            demand = self._horizon.multiple(day.upper)
+            if demand is None:
+                return None
+            days.append((LoadCourse(STEP_S, tuple(demand.tolist())), len(day.days)))
+
+        def follow(shape: Shape) -> AutoscaledDay:
+            start_s, room = self._horizon.start_s, 1 - self._s.policy.margin
+            return AutoscaledDay.mean_of(
+                [(self._predictor.follow(shape, course, start_s, room), count) for course, count in days]
+            )
+
+        step = self._s.policy.max_step_replicas
+        fewest = max(self._s.policy.min_replicas, min(1, bounds.least), bounds.least - step)
+        counts = sorted({bounds.least, *range(fewest, min(bounds.least + step, bounds.most) + 1)})
+        try:
+            return tuned_targets(self._s.shape, counts, follow)
+        except CannotPredict:
+            return None
+
+    def at_load(self, shape: Shape) -> int:
+        """Replicas that the shape's autoscaler is expected to run at the load observed. Raises CannotPredict."""
+        course = LoadCourse(STEP_S, (1.0,) * 8)
+        got = self._now.follow(shape, course, self._horizon.start_s, 1.0)
+        return max(1, round(got.replicas_mean))
 
     def needed(self) -> int | None:
         """The fewest replicas that carry what may come until more of them could serve, where a schedule sets them: it waits for nobody.

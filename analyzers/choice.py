@@ -33,6 +33,12 @@ QUEUED_WINDOWS = 3
 #: Where nothing meets it, so many that come nearest by their first replays are replayed whole.
 NEAREST = 3
 
+AUTOSCALER_TOO_LAX = Reason(
+    "AUTOSCALER_TOO_LAX",
+    "its autoscaler runs fewer replicas than its bounds allow: what it goes by tells it too little or too late, and no setting of it is "
+    "known to hold; lower its target, or let it go by what waits or runs",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -77,6 +83,8 @@ class Choice:
         at_present, _ = worst_of(self._s, predicted, "mid") if predicted else (self.current.worst or 1.0, "")
         better = [j for j in self._nearest() if j.worst is not None and j.worst < at_present * (1 - WORTHWHILE_RELIEF)]
         if not better:
+            if self._below_bound():
+                return None, [AUTOSCALER_TOO_LAX]
             text = (
                 "no allowed shape is predicted to meet the objective and to be clearly better than the present one; "
                 "widen the policy, or ease the objective"
@@ -88,6 +96,8 @@ class Choice:
 
     def by_observation(self, doubts: Sequence[Reason]) -> tuple[Judgement | None, list[Reason]]:
         """So many more replicas as would run what waits: all that can be said where the model is refuted, or the settings are wrong."""
+        if self._below_bound():
+            return None, [*doubts, AUTOSCALER_TOO_LAX]
         present = most_replicas(self._s.shape) or 0
         more = [shape for shape in self._others if _is_but_replicas(shape, self._s.shape, least=present + 1)]
         queued = [w for w in self._s.windows if (w.mean("waiting") or 0.0) >= 1]
@@ -110,7 +120,14 @@ class Choice:
     def _relieving(self) -> list[Shape]:
         """What may be proposed under a breach: not fewer machines of the size that there is, whatever limits a replay would give them."""
         present = most_replicas(self._s.shape) or 0
+        if self._below_bound():  # a wider bound would change nothing
+            return [c for c in self._others if not _is_but_replicas(c, self._s.shape, least=0)]
         return [c for c in self._others if c.size != self._s.shape.size or (most_replicas(c) or 0) >= present]
+
+    def _below_bound(self) -> bool:
+        """Whether an autoscaler ran clearly fewer replicas than it might."""
+        count = None if self._s.shape.autoscaling is None else serving(self._s, self._s.shape)
+        return count is not None and count < (most_replicas(self._s.shape) or 0) - 0.5
 
     def _nearest(self) -> list[Judgement]:
         """Whole replays of those that come nearest, each the one with the most replicas of its kind."""
@@ -152,9 +169,9 @@ class Choice:
             return None, against
         if self.current.cost is None:
             return None, [Reason("PRICE_UNKNOWN", "without a price for this size, no saving can be shown")]
-        scheduled = self._scheduled()
-        if scheduled is not None:
-            return scheduled, []
+        for better in (self._scheduled(), self.retargeted(cheaper=True)):
+            if better is not None:
+                return better, []
         cheaper = [c for c in self._others if _less(self._costs[key(c)], self.current.cost) and self._stays_enough(c)]
         found = self._cheapest([shape for shape in cheaper if self._worth_it(shape)], self._roomy)
         if found:
@@ -192,6 +209,34 @@ class Choice:
             return None
         judged = replayed_whole(self._s, shape, self._catalogue, self._predictor)
         return replace(judged, option=replace(judged.option, why=self.ahead.scheduled(schedule, before)))
+
+    def retargeted(self, *, cheaper: bool) -> Judgement | None:
+        """Other targets or another least count for the autoscaler that sets the replicas: cheaper ones where the present ones hold, or
+        under a breach the ones that hold where the present ones do not."""
+        tuned = self.ahead.targets() if self.ahead is not None else None
+        if self.ahead is None or tuned is None or tuned.present.held != cheaper:
+            return None
+        if violations(tuned.shape, self._s.shape, self._s.policy, self._catalogue):
+            return None
+        now = money_of(self._s, self._catalogue, self._s.shape)
+        ratio = tuned.day.replicas_mean / tuned.present.replicas_mean
+        if cheaper and ratio > 1 - self._s.policy.min_saving_share:
+            return None
+        saved = None if now.per_hour is None else now.per_hour * (1 - ratio) * HOURS_PER_MONTH
+        if cheaper and saved is not None and saved < self._s.policy.min_saving_per_month:
+            return None
+        try:
+            count = self.ahead.at_load(tuned.shape)
+            plain = tuned.shape.with_(replicas=count, autoscaling=None)
+            got = self._predictor.predict(plain, 1.0)
+        except CannotPredict as error:
+            return _as(_unjudged(self._s, tuned.shape, self._catalogue), "CANNOT_PREDICT", error.detail)
+        note = f"at the load observed the autoscaler is expected to run {count} replica{'s' * (count != 1)}: replayed with them"
+        judged = _by_prediction(_unjudged(self._s, tuned.shape, self._catalogue), got, self._s)
+        option = replace(
+            judged.option, prediction=replace(got, notes=(*got.notes, note)), money=now.scaled(ratio), why=tuned.why()
+        )
+        return replace(judged, option=option, cost=None if self.current.cost is None else self.current.cost * ratio)
 
     def _stays_enough(self, shape: Shape) -> bool:
         """Of shapes that differ in nothing but replicas, the one that the next day's load calls for now."""
@@ -413,9 +458,15 @@ def refuted(s: Situation, at_present: Prediction | None, predictor: Predictor | 
     return found
 
 
+def as_served(s: Situation) -> Shape:
+    """The present shape as a replay can run it: under an autoscaler with the replicas that it ran on average."""
+    count = None if s.shape.autoscaling is None else serving(s, s.shape)
+    return s.shape if count is None else s.shape.with_(replicas=max(1, round(count)), autoscaling=None)
+
+
 def _explained(s: Situation, target: Target, seen: float, predictor: Predictor) -> bool:
     try:
-        more = predictor.predict(s.shape, EXPLAINED_BY_LOAD)
+        more = predictor.predict(as_served(s), EXPLAINED_BY_LOAD)
     except CannotPredict:
         return False
     interval = more.metrics.get(target.name)

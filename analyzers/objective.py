@@ -72,6 +72,10 @@ class Objective:
         """Of limits that are known to be in seconds."""
         return cls(tuple(Target.parse(name, limit, with_unit=True) for name, limit in limits.items()))
 
+    def scaled(self, factor: float) -> Objective:
+        """With each limit so many times as large."""
+        return Objective(tuple(replace(target, limit=target.limit * factor) for target in self.targets))
+
 
 @dataclass(frozen=True, slots=True)
 class Attainment:

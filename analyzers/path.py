@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analyzers.autoscaling.targets import TunedTargets
 from analyzers.forecast.horizon import Horizon
 from analyzers.policy import Policy
 from collectors.workload import Floats
@@ -45,11 +46,21 @@ class ReplicaPath:
         return next(((i, n) for i, n in enumerate(self.counts) if n != self.now), None)
 
 
+@dataclass(frozen=True, slots=True)
+class TargetSearch:
+    """What a search over an autoscaler's settings found, and when (Unix seconds)."""
+
+    at: float
+    found: TunedTargets | None
+
+
 class Capacities:
     """What each count of replicas carries, learned by asking as seldom as possible: a count that carries a load carries less of it,
     and more replicas carry it too. Holds for one calibration and one traffic."""
 
     def __init__(self) -> None:
+        self.targets: TargetSearch | None = None
+        """Under an autoscaler: what a search over its settings found last."""
         self._most: dict[tuple[int, bool], int] = {}
         self._least: dict[tuple[int, bool], int] = {}
 

@@ -22,6 +22,7 @@ class Policy:
     growth: float = 1.2
     max_changes_per_day: int = 2
     scheduled_steps_per_day: int = 8
+    tune_autoscaler: bool = True
     min_saving_per_month: float = 20.0
     min_saving_share: float = 0.1
     min_coverage: float = 0.8

@@ -102,6 +102,48 @@ class Miss:
     """0: a bound on its work alone told it."""
 
 
+#: The share of all requests in time, beside each hour's, that an autoscaler's targets must keep.
+LEAST_WITHIN = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCourse:
+    """The load of a day, step by step from its beginning, as multiples of another one's."""
+
+    step_s: float
+    factors: tuple[float, ...]
+
+    @property
+    def duration_s(self) -> float:
+        return self.step_s * len(self.factors)
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscaledDay:
+    """What an autoscaler made of a course of load."""
+
+    replicas_mean: float
+    """Provisioned, cold starts and emptying included."""
+    within: float
+    """Share of the requests in time."""
+    hours_missed: int
+    """Hours in which a smaller share than the objective asks for was in time."""
+
+    @property
+    def held(self) -> bool:
+        return not self.hours_missed and self.within >= LEAST_WITHIN
+
+    @staticmethod
+    def mean_of(days: Sequence[tuple[AutoscaledDay, int]]) -> AutoscaledDay:
+        """Of a week with so many of each."""
+        n = sum(count for _, count in days)
+        return AutoscaledDay(
+            sum(day.replicas_mean * count for day, count in days) / n,
+            min(day.within for day, _ in days),
+            sum(day.hours_missed * count for day, count in days),
+        )
+
+
 class Predictor(Protocol):
     """How shapes would respond to the load observed, or a multiple of it."""
 
@@ -115,6 +157,11 @@ class Predictor(Protocol):
 
     def screen(self, shape: Shape, factor: float, bar: Bar, /) -> Prediction | Miss:
         """As ``predict``, given up as soon as the bar is certainly missed. Raises CannotPredict."""
+        ...
+
+    def follow(self, shape: Shape, course: LoadCourse, cold_start_s: float, room: float, /) -> AutoscaledDay:
+        """A day in which the load takes this course, under the shape's own autoscaler. room: the share of each limit that may be
+        taken. Raises CannotPredict, where the autoscaler goes by something that a replay does not tell too."""
         ...
 
     def under(self, windows: Sequence[Window], /) -> Predictor:
@@ -148,6 +195,9 @@ class Refusal:
         raise self.error
 
     def screen(self, _shape: Shape, _factor: float, _bar: Bar, /) -> Prediction | Miss:
+        raise self.error
+
+    def follow(self, _shape: Shape, _course: LoadCourse, _cold_start_s: float, _room: float, /) -> AutoscaledDay:
         raise self.error
 
     def under(self, _windows: Sequence[Window], /) -> Refusal:

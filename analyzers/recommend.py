@@ -18,6 +18,7 @@ from analyzers.ahead import Ahead
 from analyzers.choice import (
     Choice,
     Judgement,
+    as_served,
     cost_of,
     current_of,
     money_of,
@@ -115,7 +116,7 @@ def recommend(
     if lacking:
         return Decision(None, tuple(lacking))
     try:
-        at_present = predictor.predict(s.shape, 1.0)
+        at_present = predictor.predict(as_served(s), 1.0)
     except CannotPredict as error:
         return Decision(None, (Reason(error.code, error.detail),))
     ahead = Ahead.of(s, catalogue, predictor, Capacities() if capacities is None else capacities)
@@ -138,16 +139,28 @@ def recommend(
     if chosen is None:
         return Decision(None, tuple(hold), options)
     reasons = [f.reason for f in (grow or findings) if f.kind in ("breach", "saturation", "idle")] + hold
-    schedule = chosen.option.shape.schedule
-    if not grow and coming is None and schedule is not None:
-        reasons.append(Reason("SCHEDULE_WOULD_DO", chosen.option.why, {"replicas_mean": schedule.mean}))
-    elif not grow and coming is None and (ahead is not None or not reasons):
-        reasons.append(ahead.smaller(chosen.option.shape) if ahead is not None else _enough_capacity(s, chosen))
+    if (why := _why(s, chosen, ahead, told=bool(grow or coming), alone=not reasons)) is not None:
+        reasons.append(why)
     advice = _recommendation(s, choice.current.option, options[0], options, reasons, catalogue)
     unsure = ahead.unsure() if ahead is not None and advice.direction == "shrink" else None
     if unsure is not None:
         advice = replace(advice, risk="high", risk_reasons=(*advice.risk_reasons, unsure))
     return Decision(advice, (), options)
+
+
+def _why(s: Situation, chosen: Judgement, ahead: Ahead | None, *, told: bool, alone: bool) -> Reason | None:
+    """Why that shape. told: the signals say it already. alone: there are none."""
+    schedule = chosen.option.shape.schedule
+    tuned = ahead.targets() if ahead is not None else None
+    if tuned is not None and chosen.option.shape == tuned.shape:
+        return Reason("TARGETS_WOULD_DO", tuned.why(), {"replicas_mean": tuned.day.replicas_mean})
+    if told:
+        return None
+    if schedule is not None:
+        return Reason("SCHEDULE_WOULD_DO", chosen.option.why, {"replicas_mean": schedule.mean})
+    if ahead is not None:
+        return ahead.smaller(chosen.option.shape)
+    return _enough_capacity(s, chosen) if alone else None
 
 
 def _raised(s: Situation, grow: Sequence[Finding], ahead: Ahead | None) -> Decision | None:
@@ -213,7 +226,11 @@ def premortem_of(
 def _relief(
     s: Situation, findings: Sequence[Finding], choice: Choice, predictor: Predictor, at_present: Prediction
 ) -> tuple[Judgement | None, list[Reason]]:
-    """By the model's word, where neither the settings nor the model are refuted by what the server shows."""
+    """By the model's word, where neither the settings nor the model are refuted by what the server shows. An autoscaler that comes too
+    late is no doubt of the engine's model."""
+    tuned = None if any(f.refutes for f in findings) else choice.retargeted(cheaper=False)
+    if tuned is not None:
+        return tuned, []
     doubts = _doubts(s, findings, at_present, predictor)
     return choice.by_observation(doubts) if doubts else choice.relief()
 
@@ -311,7 +328,9 @@ def _recommendation(
     reasons: Sequence[Reason],
     catalogue: Catalogue,
 ) -> Recommendation:
-    before, after = cost_of(s, catalogue, current.shape), cost_of(s, catalogue, proposed.shape)
+    before, after = current.money.per_hour, proposed.money.per_hour
+    if before is None or after is None:
+        before, after = cost_of(s, catalogue, current.shape), cost_of(s, catalogue, proposed.shape)
     direction: Direction = "reshape"
     if before is not None and after is not None and before != after:
         direction = "grow" if after > before else "shrink"

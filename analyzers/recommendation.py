@@ -27,6 +27,12 @@ class Money:
     """Per 1,000 tokens (prompt and output together) that the workload really has."""
     per_request: float | None
 
+    def scaled(self, factor: float) -> Money:
+        """Of so many times the capacity under the same load."""
+        return Money(
+            *(None if v is None else v * factor for v in (self.per_hour, self.per_1k_tokens, self.per_request))
+        )
+
     def as_dict(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in Money.__slots__}
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from tzlocal.windows_tz import tz_win
 
-from actuators.shape import EVERY_DAY, Schedule, ScheduleStep
+from actuators.shape import DAYS, EVERY_DAY, Schedule, ScheduleStep
 from analyzers.forecast.history import STEP_S
 
 #: Whether so many replicas carry a multiple of the load.
@@ -141,6 +142,48 @@ def keda_cron(schedule: Schedule, name: str) -> dict[str, Any]:
             "triggers": triggers,
         },
     }
+
+
+#: Profiles that an autoscale setting of Azure may have.
+_AZURE_MOST_PROFILES = 20
+
+
+def azure_autoscale(schedule: Schedule, name: str, resource: str, location: str) -> dict[str, Any]:
+    """The same schedule as an autoscale setting of Azure Monitor, for whom Azure itself is to keep it: a profile for each step, which begins at
+    its time and stays until the next one begins. resource: the id of what is scaled. Source: Azure Monitor REST API, Autoscale Settings,
+    2022-10-01. Raises ValueError where there are more steps than it may have profiles, or Windows has no name for the zone.
+    """
+    if len(schedule.steps) > _AZURE_MOST_PROFILES:
+        raise ValueError(
+            f"an autoscale setting has {_AZURE_MOST_PROFILES} profiles at most, and the schedule {len(schedule.steps)} steps"
+        )
+    zone = tz_win.get(schedule.zone)
+    if zone is None:
+        raise ValueError(f"Azure names zones as Windows does, which has no name for {schedule.zone}")
+    profiles = [
+        {
+            "name": f"{step.replicas} from {step.at} ({', '.join(DAYS[day] for day in step.days)})",
+            "capacity": dict.fromkeys(("minimum", "maximum", "default"), str(step.replicas)),
+            "rules": [],
+            "recurrence": {
+                "frequency": "Week",
+                "schedule": {
+                    "timeZone": zone,
+                    "days": [_AZURE_DAYS[day] for day in step.days],
+                    "hours": [step.minute // 60],
+                    "minutes": [step.minute % 60],
+                },
+            },
+        }
+        for step in schedule.steps
+    ]
+    return {
+        "location": location,
+        "properties": {"name": name, "enabled": True, "targetResourceUri": resource, "profiles": profiles},
+    }
+
+
+_AZURE_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
 def _cron(minute: int, days: Sequence[int]) -> str:

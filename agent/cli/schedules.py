@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -56,21 +57,41 @@ def schedules_list(config: ConfigOption = DEFAULT_CONFIG, output: OutputOption =
     return None
 
 
+class Keeper(StrEnum):
+    keda = "keda"
+    azure = "azure"
+
+
 def schedules_export(
-    endpoint: Annotated[str, typer.Argument(help="The endpoint's name.")], config: ConfigOption = DEFAULT_CONFIG
+    endpoint: Annotated[str, typer.Argument(help="The endpoint's name.")],
+    keeper: Annotated[Keeper, typer.Option("--for", help="Who is to keep it.")] = Keeper.keda,
+    resource: Annotated[str, typer.Option(help="azure: the id of the deployment or scale set.", metavar="ID")] = "",
+    location: Annotated[str, typer.Option(help="azure: the region that it is in.", metavar="REGION")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """The schedule as a KEDA ScaledObject, for whom the cluster itself is to keep it. Apply it, then `flyball schedules end`."""
+    """The schedule for whom the system itself is to keep it. Apply it, then `flyball schedules end`.
+
+    keda: a ScaledObject (YAML). azure: the body of an autoscale setting (JSON), as `az rest --method put` takes it.
+    """
     import yaml
 
     from agent.store import schedules
-    from analyzers.schedule import keda_cron
+    from analyzers.schedule import azure_autoscale, keda_cron
 
+    if keeper is Keeper.azure and not (resource and location):
+        raise fail("--for azure needs --resource ID and --location REGION")
     with opened(config) as (store, settings), store.read() as db:
         named(endpoint, settings)
         standing = schedules.of(db, endpoint)
     if standing is None:
         raise fail(f"{endpoint} keeps no schedule")
-    typer.echo(yaml.safe_dump(keda_cron(standing.schedule, endpoint), sort_keys=False), nl=False)
+    if keeper is Keeper.keda:
+        typer.echo(yaml.safe_dump(keda_cron(standing.schedule, endpoint), sort_keys=False), nl=False)
+        return
+    try:
+        print_json(azure_autoscale(standing.schedule, endpoint, resource, location))
+    except ValueError as problem:
+        raise fail(str(problem)) from problem
 
 
 def schedules_end(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from actuators.shape import Shape
 from analyzers.hardware import Hardware
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue, Policy
-from analyzers.prediction import Bar, Miss, Prediction
+from analyzers.prediction import AutoscaledDay, Bar, LoadCourse, Miss, Prediction
 from analyzers.whatif.engine import Router
+from analyzers.whatif.traffic import on_course
 from collectors.window import Window
 from collectors.workload import Workload
 
@@ -110,6 +111,12 @@ class Kind(Protocol[C]):
         """``predict``, given up as soon as the bar is certainly missed. Raises CannotPredict."""
         ...
 
+    def follow(
+        self, shape: Shape, workload: Workload, calibrated: C, basis: Basis, cold_start_s: float, /
+    ) -> AutoscaledDay:
+        """The workload under the shape's own autoscaler. Raises CannotPredict."""
+        ...
+
 
 class Replayer:
     """A ``Predictor`` of one endpoint's shapes under the traffic that its windows saw, or a multiple of it."""
@@ -139,6 +146,11 @@ class Replayer:
 
     def screen(self, shape: Shape, factor: float, bar: Bar, /) -> Prediction | Miss:
         return self._kind.screen(shape, self._workload(factor), self._calibrated, self._basis, bar)
+
+    def follow(self, shape: Shape, course: LoadCourse, cold_start_s: float, room: float, /) -> AutoscaledDay:
+        basis = replace(self._basis, objective=self._basis.objective.scaled(room))
+        workload = on_course(self._workload(1.0), course.step_s, course.factors)
+        return self._kind.follow(shape, workload, self._calibrated, basis, cold_start_s)
 
     def under(self, windows: Sequence[Window], /) -> Replayer:
         return Replayer(self._kind, self._calibrated, windows, self._basis, self._seed, self._change)

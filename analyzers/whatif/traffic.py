@@ -6,6 +6,7 @@ rate, lengths from each window's own distributions. Owns no clock and no randomn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -66,6 +67,41 @@ def workload_from_windows(
 def scaled(workload: Workload, factor: float) -> Workload:
     """The same requests, arriving ``factor`` times as fast."""
     return Workload(workload.arrival_s / factor, workload.prompt_tokens, workload.output_tokens, workload.prefix_tokens)
+
+
+#: More requests than so many are not drawn for a course of load.
+MOST_ON_COURSE = 3_000_000
+
+
+def on_course(workload: Workload, step_s: float, factors: Sequence[float]) -> Workload:
+    """The same requests again and again, arriving at ``factors`` times their rate, one for each step of so many seconds.
+
+    Their order and their bursts stay: time is stretched, no request is drawn anew. Raises CannotPredict ``NO_TRAFFIC`` where nothing
+    would arrive, ``TOO_MUCH_TRAFFIC`` beyond ``MOST_ON_COURSE``.
+    """
+    own = np.concatenate(
+        ([0.0], np.cumsum(np.asarray(factors, np.float64) * step_s))
+    )  # the requests' own time at each step's begin
+    span = workload.duration_s * (
+        1.0 + 1.0 / max(1, len(workload) - 1)
+    )  # and one more gap, to the first of the next round
+    if not span > 0 or not own[-1] > 0:
+        raise CannotPredict("NO_TRAFFIC", "a course of load without a request")
+    rounds = math.ceil(own[-1] / span)
+    if rounds * len(workload) > MOST_ON_COURSE:
+        text = (
+            f"more than {MOST_ON_COURSE:,} requests in {step_s * len(factors) / 3600:.0f} h are not replayed for this"
+        )
+        raise CannotPredict("TOO_MUCH_TRAFFIC", text)
+    since = workload.arrival_s - workload.arrival_s[0]
+    at = (np.arange(rounds)[:, None] * span + since[None, :]).ravel()
+    n = int(np.searchsorted(at, own[-1], "left"))
+    step = (
+        np.searchsorted(own, at[:n], "right") - 1
+    )  # of steps without load the one after them: nothing arrives in them
+    arrival = step * step_s + (at[:n] - own[step]) / np.asarray(factors)[step]
+    columns = (np.tile(v, rounds)[:n] for v in (workload.prompt_tokens, workload.output_tokens, workload.prefix_tokens))
+    return Workload(arrival, *columns)
 
 
 def arrival_rates(windows: Sequence[Window]) -> list[float]:

@@ -9,7 +9,7 @@ from typing import Any
 from actuators.shape import Shape
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue, Policy, candidates
-from analyzers.prediction import Bar, Interval, Miss, Prediction
+from analyzers.prediction import AutoscaledDay, Bar, CannotPredict, Interval, LoadCourse, Miss, Prediction
 from analyzers.situation import Situation
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Window
@@ -82,6 +82,7 @@ class Whole:
     """A predictor that gives nothing up early."""
 
     of: Callable[[Shape, float], Prediction]
+    autoscaled: Callable[[Shape, LoadCourse], AutoscaledDay] | None = None
 
     def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue, /) -> list[Shape]:
         return candidates(shape, policy, catalogue)
@@ -91,6 +92,11 @@ class Whole:
 
     def screen(self, shape: Shape, factor: float, _bar: Bar, /) -> Prediction | Miss:
         return self.of(shape, factor)
+
+    def follow(self, shape: Shape, course: LoadCourse, _cold_start_s: float, _room: float, /) -> AutoscaledDay:
+        if self.autoscaled is None:
+            raise CannotPredict("UNREPLAYABLE_AUTOSCALER", "no autoscaler is replayed here")
+        return self.autoscaled(shape, course)
 
     def under(self, _windows: Sequence[Window], /) -> Whole:
         return self

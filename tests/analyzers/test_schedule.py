@@ -13,9 +13,21 @@ from actuators.shape import EVERY_DAY, Schedule, ScheduleStep
 from analyzers.forecast.days import WEEKEND, WORKDAYS, days_of
 from analyzers.forecast.forecast import forecast
 from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
-from analyzers.schedule import LEAST_SLOTS, daily_course, keda_cron, least_counts, schedule_of
+from analyzers.schedule import LEAST_SLOTS, azure_autoscale, daily_course, keda_cron, least_counts, schedule_of
 
 EACH = 8.0
+SCHEDULES = [
+    Schedule((ScheduleStep("07:00", 4), ScheduleStep("20:00", 2))),
+    Schedule((ScheduleStep("06:50", 2), ScheduleStep("09:00", 4), ScheduleStep("22:10", 1)), "Europe/Berlin"),
+    Schedule(
+        (
+            ScheduleStep("06:50", 4, WORKDAYS),
+            ScheduleStep("20:00", 2, WORKDAYS),
+            ScheduleStep("00:00", 1, WEEKEND),
+            ScheduleStep("23:50", 3, (6,)),
+        )
+    ),
+]
 
 
 def steps_of(course: list[int]) -> list[tuple[int, int]]:
@@ -114,21 +126,7 @@ def _last(expression: str, minute: int) -> int:
     return max([fire for fire in fires if fire <= minute] or [max(fires) - 7 * 1440])
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        Schedule((ScheduleStep("07:00", 4), ScheduleStep("20:00", 2))),
-        Schedule((ScheduleStep("06:50", 2), ScheduleStep("09:00", 4), ScheduleStep("22:10", 1)), "Europe/Berlin"),
-        Schedule(
-            (
-                ScheduleStep("06:50", 4, WORKDAYS),
-                ScheduleStep("20:00", 2, WORKDAYS),
-                ScheduleStep("00:00", 1, WEEKEND),
-                ScheduleStep("23:50", 3, (6,)),
-            )
-        ),
-    ],
-)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_keda_would_keep_the_same_replicas_every_minute_of_the_week(schedule: Schedule) -> None:
     """KEDA's rule: a trigger is active from its start to its end, and the largest of the active ones counts."""
     spec = keda_cron(schedule, "chat")["spec"]
@@ -141,3 +139,33 @@ def test_keda_would_keep_the_same_replicas_every_minute_of_the_week(schedule: Sc
             if _last(told["start"], minute) > _last(told["end"], minute):
                 counts.append(int(told["desiredReplicas"]))
         assert max(counts) == course[minute], minute
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_azure_would_keep_the_same_replicas_every_minute_of_the_week(schedule: Schedule) -> None:
+    """Azure's rule: a recurring profile is in force from its begin until another one's. As Microsoft's own client reads it."""
+    client = pytest.importorskip("azure.mgmt.monitor.models", reason="Microsoft's client is not installed")
+    body = azure_autoscale(schedule, "chat", "/subscriptions/s/deployments/blue", "westeurope")
+    read = client.AutoscaleSettingResource.deserialize(body)
+    days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    begins: dict[int, int] = {}
+    for profile in read.profiles:
+        told = profile.recurrence.schedule
+        assert told.time_zone == {"UTC": "UTC", "Europe/Berlin": "W. Europe Standard Time"}[schedule.zone]
+        assert profile.capacity.minimum == profile.capacity.maximum == profile.capacity.default
+        begins |= {
+            days.index(day) * 1440 + told.hours[0] * 60 + told.minutes[0]: int(profile.capacity.default)
+            for day in told.days
+        }
+    course = schedule.course()
+    for minute in range(0, 7 * 1440, 5):
+        before = max((at for at in begins if at <= minute), default=max(begins))
+        assert begins[before] == course[minute], minute
+
+
+def test_what_azure_cannot_keep_is_refused() -> None:
+    many = Schedule(tuple(ScheduleStep(f"{hour:02d}:00", 1 + hour % 2) for hour in range(21)))
+    with pytest.raises(ValueError, match="20 profiles"):
+        azure_autoscale(many, "chat", "id", "westeurope")
+    with pytest.raises(ValueError, match="no name for Antarctica/Troll"):
+        azure_autoscale(Schedule((ScheduleStep("07:00", 4),), "Antarctica/Troll"), "chat", "id", "westeurope")

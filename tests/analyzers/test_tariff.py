@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from actuators.shape import Autoscaling, Shape
 from analyzers.choice import money_of, serving
 from analyzers.findings import analyze
 from analyzers.money import Cost, Price, Tariff, Total, Unit, Usage, parts
-from analyzers.policy import Catalogue, Policy, candidates
+from analyzers.policy import Catalogue, Policy, candidates, most_replicas
 from analyzers.prediction import Prediction
 from analyzers.recommend import recommend
 from analyzers.words import and_unknown
@@ -90,11 +92,19 @@ def test_its_bounds_are_what_is_varied() -> None:
 
 def test_a_breach_under_an_autoscaler_at_its_bound_raises_the_bound() -> None:
     def by_most(shape: Shape, _factor: float) -> Prediction:
-        assert shape.autoscaling is not None
-        return promise(3.0 / (shape.autoscaling.most - 3) if shape.autoscaling.most > 3 else 9.0)
+        most = most_replicas(shape) or 0
+        return promise(3.0 / (most - 3) if most > 3 else 9.0)
 
-    s = situation(hour(ttft=[3.0] * 10, waiting=6.0), shape=SCALED, policy=Policy(max_replicas=8, max_step_replicas=4))
+    at_bound = [replace(w, targets=4) for w in hour(ttft=[3.0] * 10, waiting=6.0)]
+    s = situation(at_bound, shape=SCALED, policy=Policy(max_replicas=8, max_step_replicas=4))
     decision = recommend(s, analyze(s), CATALOGUE, Whole(by_most))
     assert chosen(decision) == ("small", None)
     assert decision.recommendation is not None
     assert decision.recommendation.proposed.shape.autoscaling == Autoscaling(1, 7)
+
+
+def test_a_wider_bound_is_not_proposed_where_the_autoscaler_does_not_use_the_one_it_has() -> None:
+    s = situation(hour(ttft=[3.0] * 10, waiting=6.0), shape=SCALED, policy=Policy(max_replicas=8, max_step_replicas=4))
+    decision = recommend(s, analyze(s), CATALOGUE, Whole(lambda shape, _: promise(4.0 / (most_replicas(shape) or 1))))
+    assert decision.recommendation is None
+    assert [r.code for r in decision.hold][-1:] == ["AUTOSCALER_TOO_LAX"]

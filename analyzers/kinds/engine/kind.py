@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actuators.shape import Shape
+from analyzers.autoscaling.case import breach_hours, case_of, in_time, play
+from analyzers.autoscaling.own import fleet_of
 from analyzers.hardware import Hardware
 from analyzers.kinds.base import Basis
 from analyzers.policy import Catalogue, Policy, candidates
-from analyzers.prediction import Bar, Miss, Prediction
+from analyzers.prediction import AutoscaledDay, Bar, Miss, Prediction
 from analyzers.whatif.calibrate import CalibratedEngine, calibrate, calibration_key
-from analyzers.whatif.predict import predict, screen
+from analyzers.whatif.predict import Ensemble, predict, screen
 from analyzers.whatif.traffic import workload_from_windows
 from collectors.window import Window
 from collectors.workload import Workload
@@ -44,6 +46,30 @@ class EngineKind:
         self, shape: Shape, workload: Workload, calibrated: CalibratedEngine, basis: Basis, bar: Bar
     ) -> Prediction | Miss:
         return screen(shape, workload, calibrated, bar, **_how(basis))
+
+    def follow(
+        self, shape: Shape, workload: Workload, calibrated: CalibratedEngine, basis: Basis, cold_start_s: float
+    ) -> AutoscaledDay:
+        fleet = fleet_of(shape, cold_start_s)
+        policy = fleet.policy
+        assert policy is not None, "an autoscaler's fleet has one"
+        one = Ensemble.of(
+            shape.with_(replicas=1, autoscaling=None), calibrated, basis.present, basis.catalogue.hardware
+        )
+        case = case_of(
+            "day",
+            workload,
+            workload.duration_s,
+            one.best_model,
+            basis.objective,
+            overhead_s=one.draws[0].overhead_s,
+            replicas=fleet.replicas,
+            most=fleet.max_replicas,
+            cold_start_s=cold_start_s,
+        )
+        played = play(case, lambda _machine: policy)
+        good = in_time(case, played)
+        return AutoscaledDay(played.replica_s / case.duration_s, float(good.mean()), len(breach_hours(case, good)))
 
 
 def _how(basis: Basis) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.away import away, carried
 from analyzers.kinds.vm.usl import Point, Usl, UslFit
 from analyzers.policy import Catalogue, Policy, candidates
-from analyzers.prediction import Bar, CannotPredict, Interval, Miss, Prediction
+from analyzers.prediction import AutoscaledDay, Bar, CannotPredict, Interval, Miss, Prediction
 from analyzers.whatif.predict import replicas_of, widened
 from analyzers.whatif.traffic import workload_from_windows
 from collectors.window import Window
@@ -139,6 +139,13 @@ class VmKind:
         self, shape: Shape, workload: Workload, calibrated: CalibratedMachine, basis: Basis, _bar: Bar
     ) -> Prediction | Miss:
         return self.predict(shape, workload, calibrated, basis)  # its replays cost next to nothing
+
+    def follow(
+        self, shape: Shape, _workload: Workload, _calibrated: CalibratedMachine, _basis: Basis, _cold_start_s: float, /
+    ) -> AutoscaledDay:
+        raise CannotPredict(
+            "UNREPLAYABLE_AUTOSCALER", f"{shape.label()}: only engines are replayed under an autoscaler"
+        )
 
 
 def _on(shape: Shape, calibrated: CalibratedMachine) -> UslFit:
