@@ -494,7 +494,10 @@ class Reflector:
         known = self._capacities.get(s.endpoint)
         shape = repr(s.shape.with_(replicas=None, schedule=None))
         if known is None or known.fit is not fit or (known.busiest, known.shape) != (busiest, shape):
-            known = self._capacities[s.endpoint] = _KnownCapacities(fit, busiest, shape)
+            again = _KnownCapacities(fit, busiest, shape)
+            if known is not None and known.shape == shape:  # days are not replayed again for each fit
+                again.capacities.targets = known.capacities.targets
+            known = self._capacities[s.endpoint] = again
         return known
 
     def _predictor(self, watched: WatchedEndpoint, found: _Evidence, now: float, write: _Write) -> Predictor:

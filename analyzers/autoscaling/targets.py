@@ -47,27 +47,33 @@ def tuned_targets(
     assert present.autoscaling is not None, "only an autoscaler has targets"
     now = follow(present)
     best: tuple[float, Shape, AutoscaledDay] | None = (now.replicas_mean, present, now) if now.held else None
-    for least in least_counts:
-        found = _largest(present, least, follow)
-        if found is not None and (best is None or found[1].replicas_mean < best[0]):
-            best = (found[1].replicas_mean, *found)
+    low = 0
+    for least in sorted(least_counts):
+        if best is not None and least >= best[0]:  # on average there are never fewer
+            break
+        found = _largest(present, least, low, follow)
+        if found is None:
+            continue
+        low, shape, day = found
+        if best is None or day.replicas_mean < best[0]:
+            best = (day.replicas_mean, shape, day)
     if best is None or best[1] == present:
         return None
     return TunedTargets(best[1], best[2], now)
 
 
 def _largest(
-    present: Shape, least: int, follow: Callable[[Shape], AutoscaledDay]
-) -> tuple[Shape, AutoscaledDay] | None:
-    """The largest targets that hold, by halving."""
-    found: tuple[Shape, AutoscaledDay] | None = None
-    low, high = 0, len(MULTIPLES)
+    present: Shape, least: int, low: int, follow: Callable[[Shape], AutoscaledDay]
+) -> tuple[int, Shape, AutoscaledDay] | None:
+    """The largest targets that hold, by halving from the ``low``-th on: what holds with fewer replicas at least holds with more."""
+    found: tuple[int, Shape, AutoscaledDay] | None = None
+    high = len(MULTIPLES)
     while low < high:
         at = (low + high) // 2
         shape = _set(present, least, MULTIPLES[at])
         day = follow(shape)
         if day.held:
-            found, low = (shape, day), at + 1
+            found, low = (at, shape, day), at + 1
         else:
             high = at
     return found
