@@ -10,12 +10,15 @@ from agent.store import Store, windows
 from agent.store.evidence import judged
 from analyzers.anomaly import IN_A_ROW, SLOT_S, SeasonModel, SlotFigures, anomaly
 from analyzers.burn import SPANS, burning
+from analyzers.commitment import worth_reserving
 from analyzers.finding import Finding
 from analyzers.situation import Situation
 from collectors.window import Window
 
 #: So much is learned from, and what was learned serves for so long.
 HISTORY_S, RELEARN_S = 7 * 86_400.0, 6 * 3600.0
+#: What is worth reserving is told by the hours of so long.
+COMMITMENT_S = 28 * 86_400.0
 #: Spans longer than an hour are read again after so long.
 REREAD_S = 300.0
 #: Up to this length a span's windows are taken as they were collected; a longer one has so many of them at least.
@@ -34,6 +37,13 @@ class _BudgetEntry:
     spans: Mapping[float, Sequence[Window]]
 
 
+@dataclass(frozen=True, slots=True)
+class _CommitmentEntry:
+    at: float
+    hours: tuple[float | None, ...]
+    """US dollars of each hour."""
+
+
 class Seasons:
     """By endpoint. Called in threads, one at a time for each endpoint."""
 
@@ -42,11 +52,24 @@ class Seasons:
         self._store = store
         self._models: dict[str, _SeasonEntry] = {}
         self._budgets: dict[str, _BudgetEntry] = {}
+        self._commitments: dict[str, _CommitmentEntry] = {}
 
     def found(self, endpoint: EndpointSettings, s: Situation, now: float) -> list[Finding]:
-        """What is unlike its season, and each target whose budget burns too fast."""
-        unlike = self._unlike(endpoint, s, now)
-        return [*burning(s, self._spans(endpoint, now)), *([] if unlike is None else [unlike])]
+        """What is unlike its season, each target whose budget burns too fast, and what would be worth reserving."""
+        others = (self._unlike(endpoint, s, now), self._worth_reserving(endpoint, s, now))
+        return [*burning(s, self._spans(endpoint, now)), *(f for f in others if f is not None)]
+
+    def _worth_reserving(self, endpoint: EndpointSettings, s: Situation, now: float) -> Finding | None:
+        """By the hours of the last weeks, which change slowly."""
+        size = self._settings.sizes.get(s.shape.size or "")
+        if size is None or size.usd_per_replica_hour is None or size.usd_per_replica_hour_reserved is None:
+            return None
+        known = self._commitments.get(endpoint.name)
+        if known is None or now - known.at >= RELEARN_S:
+            with self._store.read() as db:
+                hours = windows.costs(db, endpoint.name, s.source.partition("+")[0], now - COMMITMENT_S, now, 3600.0)
+            known = self._commitments[endpoint.name] = _CommitmentEntry(now, tuple(hours.values()))
+        return worth_reserving(s, known.hours, size.usd_per_replica_hour, size.usd_per_replica_hour_reserved)
 
     def _unlike(self, endpoint: EndpointSettings, s: Situation, now: float) -> Finding | None:
         known = self._models.get(endpoint.name)

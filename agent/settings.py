@@ -115,6 +115,9 @@ class SizeSettings(_Section):
 
     usd_per_replica_hour: Dollars | None = None
     """US dollars per replica-hour, at the rate that you really pay. Default: unknown, and no saving is claimed."""
+    usd_per_replica_hour_reserved: Dollars | None = None
+    """US dollars per replica-hour where it is reserved (a commitment, a savings plan), paid whether it runs or not. Default: unknown, and
+    no reservation is advised."""
     cpus: float | None = Field(None, gt=0)
     """CPU cores of one replica: what carries an endpoint of kind `vm` from one size to another. Default: unknown."""
     accelerator: str | None = None

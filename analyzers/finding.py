@@ -15,6 +15,7 @@ Kind = Literal[
     "burn",
     "anomaly",
     "reference",
+    "cost",
     "contradiction",
     "insufficient_data",
 ]

@@ -14,6 +14,7 @@ from agent.settings import Settings
 from agent.store import Store, windows
 from analyzers.anomaly import DAY_S, SLOT_S
 from analyzers.finding import Finding
+from analyzers.money import Tariff, Unit
 from collectors.window import Window
 from tests.agent.records import T0, window
 from tests.analyzers.situations import objective, situation
@@ -92,3 +93,20 @@ def test_what_is_unlike_its_season_is_found_and_a_usual_hour_is_not(store: Store
 
 def test_a_new_endpoint_has_neither_season_nor_budget(store: Store) -> None:
     assert found(store) == {}
+
+
+@pytest.mark.parametrize(("reserved", "told"), [(0.6, True), (0.995, False), (None, False)])
+def test_weeks_of_the_same_replicas_are_worth_reserving_at_a_price_that_pays(
+    store: Store, reserved: float | None, told: bool
+) -> None:
+    size = {"usd_per_replica_hour": 1.0, "usd_per_replica_hour_reserved": reserved}
+    settings = Settings.model_validate({"endpoints": [ENDPOINT], "sizes": {"small": size}})
+    hours = [window(NOW - (i + 1) * 3600.0, duration_s=3600.0) for i in range(8 * 24)]
+    with store.write() as db:
+        windows.save_entries(db, [windows.entry_of(w, Tariff.of({Unit.REPLICA_HOUR: 1.0}), 3.0) for w in hours])
+    found = Seasons(settings, store).found(settings.endpoint("chat"), situation(), NOW)
+    codes = {f.reason.code: f.reason.numbers for f in found}
+    assert ("RESERVATION_WOULD_SAVE" in codes) == told
+    if told:
+        assert codes["RESERVATION_WOULD_SAVE"]["replicas"] == 3.0
+        assert codes["RESERVATION_WOULD_SAVE"]["saved_per_month"] == pytest.approx(3 * 0.4 * 730)
