@@ -49,7 +49,7 @@ test-real: setup
 # Pins versions and hashes from pyproject.toml; needs `uv` on the PATH.
 requirements:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade --quiet \
-	  pyproject.toml --extra azure --extra postgres --extra ray --group dev -o requirements/dev.txt
+	  pyproject.toml --extra azure --extra forecast --extra postgres --extra ray --group dev -o requirements/dev.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \
 	  pyproject.toml --extra azure --extra postgres -c requirements/dev.txt -o requirements/run.txt
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,8 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, recommendations, windows
 from agent.store.evidence import judged
 from agent.uptake import within
-from analyzers.forecast.boosting import TreeEnsemble
 from analyzers.forecast.days import days_of
-from analyzers.forecast.forecast import learned_forecast
+from analyzers.forecast.forecast import Learned, learned_forecast
 from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
 from analyzers.forecast.horizon import Horizon
 from analyzers.objective import attainment, mean_rate
@@ -50,7 +49,7 @@ class Horizons:
         self._settings = settings
         self._store = store
         self._known: dict[str, _HorizonEntry] = {}
-        self._boosted: dict[str, Mapping[str, TreeEnsemble]] = {}
+        self._learned: dict[str, Learned] = {}
 
     def of(self, endpoint: EndpointSettings, end: float, last_change_at: float | None) -> Horizon | None:
         """From what is known at ``end``. None: no rate of requests is known yet."""
@@ -65,8 +64,8 @@ class Horizons:
     def _make(self, endpoint: EndpointSettings, end: float, key: tuple[float, float | None, int]) -> _HorizonEntry:
         _, last_change_at, recent = key
         history = load_history(self._store, self._settings, endpoint, end)
-        learned = self._boosted.get(endpoint.name, {})
-        found, self._boosted[endpoint.name] = learned_forecast(history, endpoint.policy.growth, learned)
+        learned = self._learned.get(endpoint.name, {})
+        found, self._learned[endpoint.name] = learned_forecast(history, endpoint.policy.growth, learned)
         if found is None:
             return _HorizonEntry(key, None, end)
         busy, found_at = self._busy(endpoint, history, end)

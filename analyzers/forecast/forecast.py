@@ -16,10 +16,13 @@ import numpy as np
 
 from analyzers.forecast.boosting import TreeEnsemble
 from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
+from analyzers.forecast.learned import LearnedLoad
+from analyzers.forecast.statistical import SeasonalTrend
 from collectors.workload import Floats
 
 WEEK = 7 * DAY
-BOOSTED = "gradient boosting"
+#: Models that are learned of an endpoint's own load, by the names that they are shown under.
+LEARNERS: Mapping[str, type[LearnedLoad]] = {"gradient boosting": TreeEnsemble, "seasons and trend": SeasonalTrend}
 #: Share of a day's slots that must be known for it to be a season.
 WHOLE = 0.8
 #: A slot's load lies below ``low`` one time in ten, and above ``high`` one time in ten.
@@ -89,12 +92,16 @@ class Forecast:
         return next((score.error for score in self.backtest if score.model == self.model), None)
 
 
+#: By the learner's name and by name in ``LOADS``.
+Learned = Mapping[str, Mapping[str, LearnedLoad]]
+
+
 def forecast(
-    history: LoadHistory, *, growth: float, slots: int = DAY, boosted: Mapping[str, TreeEnsemble] | None = None
+    history: LoadHistory, *, growth: float, slots: int = DAY, learned: Learned | None = None
 ) -> Forecast | None:
     """The next ``slots`` (at most a day). growth: what a load may grow by, as long as no residuals tell. None: nothing is known.
 
-    boosted: by name in ``LOADS``, where it was learned; tried beside the others once the requests' is there.
+    learned: what was learned of the endpoint; each is tried beside the others once the requests' is there.
     Deterministic: the same history and models, the same forecast.
     """
     if not 1 <= slots <= DAY:
@@ -110,42 +117,46 @@ def forecast(
     best = min(scores, key=lambda score: score.error, default=None)
     chosen = bar if best is None or best.error > scores[0].error * (1 - BETTER) - CLEARLY else best.model
     start_slot = round(history.start / STEP_S)
-    said = {name: each.profile(history.rates[name], start_slot) for name, each in (boosted or {}).items()}
-    if scores and "requests" in said:
-        found_better = _boosted_score(requests, chosen, said["requests"])
-        if found_better is not None:
-            scores.append(found_better[0])
-            chosen = BOOSTED if found_better[1] else chosen
+    said: dict[str, dict[str, Floats]] = {
+        model: {name: each.profile(history.rates[name], start_slot) for name, each in loads.items()}
+        for model, loads in (learned or {}).items()
+    }
+    for model in said if scores else ():
+        better = _learned_score(requests, (chosen, said), (model, said))
+        if better is not None:
+            scores.append(better[0])
+            chosen = model if better[1] else chosen
     bands, held = {}, None
     for name in LOADS:
-        model = chosen if chosen != BOOSTED or name in said else bar
-        found = _banded(history.rates[name], model, slots, growth, said.get(name))
+        profile = said.get(chosen, {}).get(name)
+        model = bar if chosen in said and profile is None else chosen
+        found = _banded(history.rates[name], model, slots, growth, profile)
         if found is not None:
             bands[name], share = found
             held = share if name == "requests" else held
-    season_s = 7 * DAY_S if chosen in (*_OF_WEEKS, BOOSTED) else DAY_S
+    season_s = 7 * DAY_S if chosen in (*_OF_WEEKS, *LEARNERS) else DAY_S
     return Forecast(history.end, chosen, season_s, bands, history.seen_s, tuple(scores), held)
 
 
-def learned_forecast(
-    history: LoadHistory, growth: float, before: Mapping[str, TreeEnsemble]
-) -> tuple[Forecast | None, Mapping[str, TreeEnsemble]]:
-    """The next day, with boosting tried; and what was learned, to be given back the next time: a model is made once a day.
+def learned_forecast(history: LoadHistory, growth: float, before: Learned) -> tuple[Forecast | None, Learned]:
+    """The next day, with the learners that are installed tried; and what they learned, to be given back the next time: a model is made
+    once a day.
 
     The tokens' models are made only where the requests' is better than all others.
     """
     start_slot = round(history.start / STEP_S)
 
-    def learned(*names: str) -> dict[str, TreeEnsemble]:
-        found = {name: TreeEnsemble.renewed(before.get(name), history.rates[name], start_slot) for name in names}
+    def learned(model: str, *names: str) -> dict[str, LearnedLoad]:
+        known = before.get(model, {})
+        found = {name: LEARNERS[model].renewed(known.get(name), history.rates[name], start_slot) for name in names}
         return {name: each for name, each in found.items() if each is not None}
 
-    boosted = learned("requests")
-    found = forecast(history, growth=growth, boosted=boosted)
-    if found is not None and found.model == BOOSTED:
-        boosted |= learned(*(name for name in LOADS if name != "requests"))
-        found = forecast(history, growth=growth, boosted=boosted)
-    return found, {**before, **boosted}
+    now = {model: learned(model, "requests") for model, learner in LEARNERS.items() if learner.installed()}
+    found = forecast(history, growth=growth, learned=now)
+    if found is not None and found.model in now:
+        now[found.model] |= learned(found.model, *(name for name in LOADS if name != "requests"))
+        found = forecast(history, growth=growth, learned=now)
+    return found, {model: {**before.get(model, {}), **loads} for model, loads in now.items()}
 
 
 def _has_season(rates: Floats) -> bool:
@@ -220,21 +231,21 @@ _PROFILES: Mapping[str, tuple[_Profile, bool]] = {
 _OF_WEEKS = frozenset(name for name, (profile, _) in _PROFILES.items() if profile in (_week_before, _weeks_before))
 
 
-def _own_profile(rates: Floats, model: str, boosted: Floats | None) -> Floats:
-    if model == BOOSTED:
-        assert boosted is not None
-        return boosted
+def _own_profile(rates: Floats, model: str, learned: Floats | None) -> Floats:
+    if model in LEARNERS:
+        assert learned is not None
+        return learned
     return _PROFILES[model][0](rates)
 
 
 def _levels(model: str) -> bool:
     """Whether it is told at today's level."""
-    return model != BOOSTED and _PROFILES[model][1]
+    return model not in LEARNERS and _PROFILES[model][1]
 
 
-def _profile(rates: Floats, model: str, boosted: Floats | None) -> Floats:
+def _profile(rates: Floats, model: str, learned: Floats | None) -> Floats:
     """(n + DAY,) the model's profile; where it knows nothing, yesterday's, or the largest known."""
-    found = _own_profile(rates, model, boosted)
+    found = _own_profile(rates, model, learned)
     for other in (_days_before(rates), np.full(found.shape, float(np.nanmax(rates)))):
         found = np.where(np.isnan(found), other, found)
     return found
@@ -271,9 +282,9 @@ class _Past:
     came: Floats
 
 
-def _past(rates: Floats, model: str, boosted: Floats | None = None) -> _Past:
+def _past(rates: Floats, model: str, learned: Floats | None = None) -> _Past:
     """From the first slot of which the model's own profile speaks; of the last days only, which weigh what is now."""
-    profile = _own_profile(rates, model, boosted)
+    profile = _own_profile(rates, model, learned)
     n = rates.shape[0]
     first = max(DAY, n - BACKTEST_DAYS * DAY)
     parts: list[tuple[np.ndarray, np.ndarray, Floats]] = []
@@ -311,9 +322,15 @@ def _backtest(rates: Floats, bar: str) -> list[BacktestScore]:
     return scores
 
 
-def _boosted_score(rates: Floats, best: str, boosted: Floats) -> tuple[BacktestScore, bool] | None:
-    """Its error where it had not seen what came, and whether the best of the others did clearly worse there. None: too little of that."""
-    mine, others = _past(rates, BOOSTED, boosted), _past(rates, best)
+#: A model's name, and what each learner says by load.
+_Said = tuple[str, Mapping[str, Mapping[str, Floats]]]
+
+
+def _learned_score(rates: Floats, best: _Said, tried: _Said) -> tuple[BacktestScore, bool] | None:
+    """The error of ``tried`` where it had not seen what came, and whether the best so far did clearly worse there. None: too little of that."""
+    if "requests" not in tried[1][tried[0]]:
+        return None
+    others, mine = (_past(rates, model, said.get(model, {}).get("requests")) for model, said in (best, tried))
     wide = max(LEADS) + 1
     shared = np.isin(others.at * wide + others.lead, mine.at * wide + mine.lead)
     same = np.isin(mine.at * wide + mine.lead, others.at * wide + others.lead)
@@ -322,19 +339,19 @@ def _boosted_score(rates: Floats, best: str, boosted: Floats) -> tuple[BacktestS
         return None
     error = float(np.abs(mine.came[same] - mine.said[same]).sum()) / total
     theirs = float(np.abs(others.came[shared] - others.said[shared]).sum()) / total
-    score = BacktestScore(BOOSTED, error, int(np.count_nonzero(same)))
+    score = BacktestScore(tried[0], error, int(np.count_nonzero(same)))
     return score, error <= theirs * (1 - BETTER) - CLEARLY
 
 
 def _banded(
-    rates: Floats, model: str, slots: int, growth: float, boosted: Floats | None = None
+    rates: Floats, model: str, slots: int, growth: float, learned: Floats | None = None
 ) -> tuple[LoadBand, float | None] | None:
     """The interval of the next slots, and the share of the backtest in which such an interval held. None: the load is not known."""
     if np.isnan(rates).all():
         return None
     n = rates.shape[0]
-    mid = _points(rates, _profile(rates, model, boosted), model, n, n + np.arange(slots))
-    past = _past(rates, model, boosted)
+    mid = _points(rates, _profile(rates, model, learned), model, n, n + np.arange(slots))
+    past = _past(rates, model, learned)
     floor = FLOOR * float(np.nanmean(rates))
     ratios = (past.came + floor) / (past.said + floor) if floor > 0 else np.ones(past.said.shape)
     low, high = np.full(slots, 1.0 / growth), np.full(slots, growth)
