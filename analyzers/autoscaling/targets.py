@@ -46,12 +46,16 @@ def tuned_targets(
     """
     assert present.autoscaling is not None, "only an autoscaler has targets"
     now = follow(present)
+
+    def again(shape: Shape) -> AutoscaledDay:
+        return now if shape == present else follow(shape)
+
     best: tuple[float, Shape, AutoscaledDay] | None = (now.replicas_mean, present, now) if now.held else None
     low = 0
     for least in sorted(least_counts):
         if best is not None and least >= best[0]:  # on average there are never fewer
             break
-        found = _largest(present, least, low, follow)
+        found = _largest(present, least, low, again)
         if found is None:
             continue
         low, shape, day = found
