@@ -163,7 +163,7 @@ class FlyballPolicy:
         """``below``: the autoscaler that sets the count, and of which the bounds and targets are tuned. None: the count is set here."""
         self._scenario = scenario
         self._loop = loop
-        self._telemetry = FleetTelemetry(machine, scenario.work)
+        self._telemetry = FleetTelemetry(machine, scenario.work, scenario.errors)
         self._clock = VirtualClock(scenario.starts_at)
         self._below = below
         self._under_way = False
@@ -204,7 +204,9 @@ class FlyballPolicy:
             return seen.ready + seen.starting, state
         targets = tuple(replace(t, value=shape.autoscaling.targets[t.metric]) for t in self._below.targets)
         bounds = shape.autoscaling
-        return replace(self._below, targets=targets, least=bounds.least, most=bounds.most)(seen, state)
+        return replace(self._below, targets=targets, least=bounds.least, most=bounds.most)(
+            self._scenario.read(seen), state
+        )
 
     async def _begin(self) -> None:
         await self._governor.take_lead()

@@ -183,6 +183,7 @@ SCENARIOS: dict[str, Callable[[bool], Scenario]] = {
     "cold-30": synthetic("cold-30", DAY_CURVE, cold_start_s=30.0),
     "cold-600": synthetic("cold-600", DAY_CURVE, cold_start_s=600.0),
     "missing": synthetic("missing", DAY_CURVE, missing=0.15),
+    "noise": synthetic("noise", DAY_CURVE, noise=0.15),
     "azure": lambda quick: of_file(DATA / "AzureLLMInferenceTrace_conv.csv", quick, name="azure", gain=6.0),
     "mooncake": lambda quick: of_file(DATA / "mooncake_conversation_trace.jsonl", quick, name="mooncake", ttft_s=5.0),
 }

@@ -26,8 +26,11 @@ from analyzers.autoscaling.case import (
     in_time,
     play_static,
 )
+from analyzers.whatif.scaling import ScalingInput
 from collectors.workload import Floats
 
+#: What is read at a tick, each with an error of its own.
+READ = ("arrivals_per_s", "running", "waiting", "kv_usage")
 #: A shrink is judged by what came within so long after it: Flyball's own pause between two changes.
 JUDGED_S = 3600.0
 #: Within it, by the share of requests in time in steps of so long.
@@ -46,6 +49,8 @@ class Scenario(FleetCase):
     """Between two of Flyball's analyses."""
     missing: float = 0.0
     """The share of minutes whose telemetry nobody gets: an autoscaler then keeps the count, and Flyball has no window of it."""
+    noise: float = 0.0
+    """Everybody's readings are wrong by so much: the standard deviation of the logarithm of what is read over what is true."""
     learning_s: float = 0.0
     """The first so many seconds are scored apart: a policy that learns the season of a load has not seen it yet."""
     earlier: Scenario | None = None
@@ -57,6 +62,23 @@ class Scenario(FleetCase):
             return False
         minute = math.ceil(at_s / 60.0)
         return float(np.random.default_rng([17, minute]).random()) < self.missing
+
+    def errors(self, at_s: float, size: int) -> Floats:
+        """(size,) what each figure that is read then is multiplied by; the same for whoever reads it."""
+        if self.noise == 0.0:
+            return np.ones(size)
+        drawn: Floats = np.exp(self.noise * np.random.default_rng([19, round(at_s)]).standard_normal(size))
+        return drawn
+
+    def read(self, seen: ScalingInput) -> ScalingInput:
+        """As an autoscaler reads it."""
+        if self.noise == 0.0:
+            return seen
+        errors = dict(zip(READ, self.errors(seen.at_s, len(READ)).tolist(), strict=True))
+        usage = None if seen.kv_usage is None else min(1.0, seen.kv_usage * errors["kv_usage"])
+        return replace(
+            seen, kv_usage=usage, **{name: getattr(seen, name) * errors[name] for name in READ if name != "kv_usage"}
+        )
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class _Watch:
     interval_s = 15.0
 
     def __init__(self, machine: KernelMachine, of: Scenario) -> None:
-        self.telemetry = FleetTelemetry(machine, of.work)
+        self.telemetry = FleetTelemetry(machine, of.work, of.errors)
         self.spans: list[Span] = []
 
     def __call__(self, seen: ScalingInput, state: None) -> tuple[int, None]:
@@ -259,6 +259,35 @@ def test_without_telemetry_an_autoscaler_keeps_the_count() -> None:
     kept = autoscalers.documented(autoscalers.PEERS["hpa-concurrency"], dark, None)
     assert kept.actions == ()
     assert autoscalers.documented(autoscalers.PEERS["hpa-concurrency"], replace(dark, missing=0.0), None).actions
+
+
+def test_noise_is_in_what_all_read_and_in_nothing_that_happens() -> None:
+    """Requests that a window tells are off by as much as was said, and on average not; what came of them is the same."""
+    true, noisy = steady(14.0, 4.0), replace(steady(14.0, 4.0), noise=0.2)
+    told = {}
+    for small in (true, noisy):
+        watches: list[_Watch] = []
+
+        def make(machine: KernelMachine, small: Scenario = small, watches: list[_Watch] = watches) -> ScalingPolicy:
+            watches.append(_Watch(machine, small))
+            return watches[-1]
+
+        told[small.noise] = (case.play(small, make), watches[0].spans)
+    (played, spans), (same, wrong) = told[0.0], told[0.2]
+    assert np.array_equal(played.ttft_s, same.ttft_s)
+    for name in ("requests", "output_tokens"):
+        off = np.log([w.counts[name] / s.counts[name] for w, s in zip(wrong, spans, strict=True)])
+        assert np.std(off) == pytest.approx(0.2, rel=0.2)
+        assert abs(np.mean(off)) < 0.04
+    first, second = (np.array([w.counts[n] for w in wrong]) for n in ("requests", "output_tokens"))
+    assert np.std(np.log(first / second)) > 0.2, "each figure has an error of its own"
+    seen = ScalingInput(60.0, 2, 0, 14.0, 10.0, 4.0, 0.99)
+    read = noisy.read(seen)
+    assert read == noisy.read(seen), "whoever reads at a moment reads the same"
+    assert read.running != seen.running
+    assert true.read(seen) == seen
+    assert read.kv_usage is not None
+    assert read.kv_usage <= 1.0
 
 
 def _row(scenario: str, policy: str, cost_usd: float, within: float) -> dict[str, Any]:
