@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from actuators.shape import Schedule, Shape
 from analyzers.finding import Reason
 from analyzers.forecast.history import DAY_S, STEP_S
-from analyzers.forecast.horizon import Horizon
+from analyzers.forecast.horizon import Horizon, busiest_rate
 from analyzers.money import HOURS_PER_MONTH
-from analyzers.objective import mean_rate
 from analyzers.path import Capacities, Carries, ReplicaPath, replica_path
 from analyzers.policy import Catalogue, most_replicas, with_most
 from analyzers.prediction import Predictor
@@ -156,12 +155,12 @@ class Ahead:
         return f"no season is known: only {lasting(seen)} of the load were seen, and the largest load seen, grown, stands for what may come"
 
     def _rate(self, factor: float) -> dict[str, float]:
-        rate = mean_rate(self._horizon.windows, "requests")
+        rate = busiest_rate(self._horizon.windows, "requests")
         return {} if rate is None else {"requests_per_s": factor * rate}
 
     def _load(self, factor: float) -> str:
         rate = self._rate(factor).get("requests_per_s")
-        return f"{factor:.2g} times the busiest hour" if rate is None else f"up to {rate:.3g} requests/s"
+        return f"{factor:.2g} times the busiest quarter of an hour" if rate is None else f"up to {rate:.3g} requests/s"
 
     def _until(self, slots: int) -> str:
         model = self._horizon.forecast.model

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyzers.forecast.boosting import TreeEnsemble
+from analyzers.forecast.bursts import burst_ratio, surroundings
 from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
 from collectors.workload import Floats
 
@@ -78,6 +79,8 @@ class Forecast:
     """The bar first. Empty: too little was seen to test any."""
     held: float | None = None
     """Share of the backtest in which the interval held what came, of the model chosen. None: not tested."""
+    burst: float = 1.0
+    """So many times the usual requests of its hours may come at any time, for a short while: the upper ends hold that. 1: no habit of it."""
 
     @property
     def slots(self) -> int:
@@ -124,7 +127,7 @@ def forecast(
             bands[name], share = found
             held = share if name == "requests" else held
     season_s = 7 * DAY_S if chosen in (*_OF_WEEKS, BOOSTED) else DAY_S
-    return Forecast(history.end, chosen, season_s, bands, history.seen_s, tuple(scores), held)
+    return Forecast(history.end, chosen, season_s, bands, history.seen_s, tuple(scores), held, burst_ratio(requests))
 
 
 def learned_forecast(
@@ -358,6 +361,9 @@ def _banded(
     if not _weeks_known(rates):  # what day of the week a day is like is not known yet
         days = np.stack([_lagged(rates, k * DAY)[n : n + slots] for k in range(1, 8)])
         upper = np.maximum(upper, np.nanmax(np.vstack([days, upper]), axis=0))
+    burst = burst_ratio(rates)
+    if burst > 1.0:
+        upper = np.fmax(upper, burst * surroundings(mid))
     lower = np.maximum(0.0, np.minimum((mid + floor) * low - floor, mid - noise))
     return LoadBand(lower, mid, upper), float(np.concatenate(held).mean()) if held else None
 
