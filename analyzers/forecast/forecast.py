@@ -40,8 +40,9 @@ LEAST_RESIDUALS = 24
 SHORT = 8
 #: Of a load this share of its mean is noise to a ratio: next to nothing against nothing is not infinitely wrong.
 FLOOR = 0.02
-#: Until a day was seen, its rest may bring so many times the largest load seen, at the very beginning; less as more of it is seen.
-UNSEEN_DAY = 2.0
+#: Until a day was seen, its rest may bring so many times the largest load seen, at the very beginning; less as more of it is seen. An office
+#: that opens, or a day curve, has ten times its night.
+UNSEEN_DAY = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,7 @@ def test_without_a_season_the_largest_load_seen_bounds_it_and_the_risk_says_so()
     half = days(12.0, seen=0.0)  # from midnight to noon: the peak was seen
     assert half.season_s is None
     assert codes(decide(14.0, 4, half)) == ["RIGHT_SIZE"]
-    calm = replace(half, bands={n: replace(b, high=b.high / 4) for n, b in half.bands.items()})
+    calm = replace(half, bands={n: replace(b, high=b.high / 16) for n, b in half.bands.items()})
     found = decide(5.0, 4, calm)
     assert found.recommendation is not None
     assert found.recommendation.direction == "shrink"
