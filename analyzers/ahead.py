@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -40,10 +41,12 @@ class Ahead:
         predictor: Predictor,
         enough: Carries,
         path: ReplicaPath | None,
+        other_sizes: Mapping[str, Carries],
     ) -> None:
         self._s, self._horizon, self._demand = s, horizon, demand
         self._predictor = predictor
         self._enough = enough
+        self._other_sizes = other_sizes
         self.path = path
         """None: an autoscaler or a schedule sets the replicas, or they are not known."""
 
@@ -57,18 +60,24 @@ class Ahead:
         present = s.shape.replicas
         plain = s.shape.with_(schedule=None)
 
-        def ask(count: int, load: float, surely: bool) -> bool:
-            answer = carries(s, coming, plain.with_(replicas=count), load, "high" if surely else "mid")
-            return not surely if answer is None else answer  # what cannot be told is no reason to change anything
+        def of(shape: Shape, known: Capacities) -> Carries:
+            def ask(count: int, load: float, surely: bool) -> bool:
+                answer = carries(s, coming, shape.with_(replicas=count), load, "high" if surely else "mid")
+                return not surely if answer is None else answer  # what cannot be told is no reason to change anything
 
-        def enough(count: int, load: float, surely: bool) -> bool:
-            return capacities.carries(count, load, surely, ask)
+            return lambda count, load, surely: known.carries(count, load, surely, ask)
 
+        enough = of(plain, capacities)
+        others = {
+            size: of(catalogue.with_size(plain, size), capacities.of(size))
+            for size in s.policy.sizes
+            if size != plain.size
+        }
         path = None
         if s.shape.autoscaling is None and s.shape.schedule is None and present:
             worth = _worth(s, catalogue, present, len(demand))
             path = replica_path(s.horizon, demand, present, _counts(s), s.policy, enough, worth)
-        return cls(s, s.horizon, demand, coming, enough, path)
+        return cls(s, s.horizon, demand, coming, enough, path, others)
 
     @property
     def seasonal(self) -> bool:
@@ -84,9 +93,14 @@ class Ahead:
         factor = float(self._demand[:slots].max())
         return Room(self._predictor, factor, f"{self._load(factor)}, {self._until(slots)}")
 
-    def schedule(self) -> Schedule | None:
-        """The cheapest replicas by the time of day that carry what each kind of day brings. None: no season is known, or a schedule
-        may not be kept here: an autoscaler sets the replicas, changes are bound to windows, or the policy wants none."""
+    def schedule(self, size: str | None = None) -> Schedule | None:
+        """The fewest replicas by the time of day that carry what each kind of day brings. None: no season is known, or a schedule
+        may not be kept here: an autoscaler sets the replicas, changes are bound to windows, or the policy wants none.
+
+        size: another one that the policy allows. It was never seen at work: its replicas must carry it by the high end of what is predicted;
+        None where not even the most do.
+        """
+        enough, surely = (self._enough, False) if size is None else (self._other_sizes[size], True)
         steps = self._s.policy.scheduled_steps_per_day
         if self._s.shape.autoscaling is not None or not self._s.shape.replicas or self._horizon.may_change or steps < 2:
             return None
@@ -96,7 +110,9 @@ class Ahead:
             if demand is None:
                 return None
             counts = _counts(self._s)
-            needed = least_counts(demand.tolist(), counts, lambda count, load: self._enough(count, load, False))
+            if surely and not enough(counts[-1], float(demand.max()), surely):
+                return None
+            needed = least_counts(demand.tolist(), counts, lambda count, load: enough(count, load, surely))
             courses.append((day.days, daily_course(needed, counts, steps, self._s.policy.max_step_replicas)))
         return schedule_of(courses, self._horizon.days[0].zone, self._horizon.start_s) if courses else None
 
@@ -111,11 +127,12 @@ class Ahead:
         """On average over the next day, as changes by hand would have it. None: no path is known."""
         return None if self.path is None else sum(self.path.counts) / len(self.path.counts)
 
-    def scheduled(self, schedule: Schedule, before: float) -> str:
-        """Why a schedule would do; ``before``: replicas on average without it."""
+    def scheduled(self, schedule: Schedule, before: float, size: str | None = None) -> str:
+        """Why a schedule would do; ``before``: replicas on average without it; ``size``: where it is another than there is."""
+        on = "" if size is None else f" of {size}"
         apart = ", working days and weekends apart," if len(self._horizon.days) > 1 else ""
         return (
-            f"the most to expect at each time of day{apart} is carried by {schedule.label()}: {schedule.mean:.2g} replicas on average, "
+            f"the most to expect at each time of day{apart} is carried by {schedule.label()}{on}: {schedule.mean:.2g} replicas on average, "
             f"{before:.2g} without; approved once, kept each day, and held at more (up to {schedule.most}) where more comes"
         )
 
