@@ -24,7 +24,7 @@ ITL = (
 REQUEST = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 )  # fmt: skip
-LENGTH = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
+LENGTH = tuple(step * 10.0**power for power in range(6) for step in (1.0, 2.0, 5.0))  # up to 500,000 tokens
 FACTS = {"model": "sim-8b", "engine_version": "0.19.0"}
 #: Each figure's own error, in this order.
 FIGURES = (
