@@ -20,13 +20,16 @@ from analyzers.autoscaling.case import (
     Action,
     FleetCase,
     Play,
+    SizeChange,
     breach_hours,
     breached_steps,
     cut,
     in_time,
     play_static,
 )
+from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import ScalingInput
+from benchmarks.sizes import MachineSize, SizedMachine
 from collectors.workload import Floats
 
 #: What is read at a tick, each with an error of its own.
@@ -51,10 +54,21 @@ class Scenario(FleetCase):
     """The share of minutes whose telemetry nobody gets: an autoscaler then keeps the count, and Flyball has no window of it."""
     noise: float = 0.0
     """Everybody's readings are wrong by so much: the standard deviation of the logarithm of what is read over what is true."""
+    sizes: tuple[MachineSize, ...] = ()
+    """What its replicas may be of, the one that they are of at the start first. Empty: there is but one."""
     learning_s: float = 0.0
     """The first so many seconds are scored apart: a policy that learns the season of a load has not seen it yet."""
     earlier: Scenario | None = None
     """The same endpoint's traffic of another time: what the peers' settings are searched on. None: there is none."""
+
+    def machine(self) -> KernelMachine:
+        if not self.sizes:
+            return super().machine()
+        return SizedMachine(self.work, [size.model for size in self.sizes], self.replicas)
+
+    def on(self, size: MachineSize) -> Scenario:
+        """All of it on that size from the start."""
+        return replace(self, model=size.model, usd_per_replica_hour=size.usd_per_replica_hour, sizes=())
 
     def dark(self, at_s: float) -> bool:
         """Whether telemetry lacks in the minute that ends then, or is under way."""
@@ -87,8 +101,8 @@ class Scenario(FleetCase):
 def score(scenario: Scenario, policy: str, played: Play) -> list[dict[str, Any]]:
     """Its row of the table, and before it one of the time that is scored apart, where there is some."""
     since = scenario.learning_s
-    learning = played.course.replica_s(since)
-    rows = [_score(scenario, policy, played, since, scenario.duration_s, played.replica_s - learning)]
+    learning = played.paid_s(since)
+    rows = [_score(scenario, policy, played, since, scenario.duration_s, played.paid_s(scenario.duration_s) - learning)]
     if since > 0:
         first = _score(scenario, policy, played, 0.0, since, learning)
         rows.insert(0, first | {"scenario": f"{scenario.name}/first"})
@@ -115,12 +129,14 @@ def _score(
         "itl_p95_s": round(played.gaps.quantile(QUANTILE), 5),
         "changes": sum(since <= at < until for at in decided),
         "moves": len(actions),
-        "wrong_shrinks": wrong_shrinks(scenario, actions, good),
+        "wrong_shrinks": wrong_shrinks(scenario, actions, good, played.sizes),
         "breach_hours": [h for h in breach_hours(scenario, good) if since <= h * HOUR < until],
     }
 
 
-def wrong_shrinks(scenario: Scenario, actions: Sequence[Action], good: NDArray[np.bool_]) -> int:
+def wrong_shrinks(
+    scenario: Scenario, actions: Sequence[Action], good: NDArray[np.bool_], sizes: Sequence[SizeChange] = ()
+) -> int:
     """Shrinks after which, within an hour, a step of five minutes was in breach that the count before would have held."""
     wrong = 0
     for action in actions:
@@ -128,7 +144,9 @@ def wrong_shrinks(scenario: Scenario, actions: Sequence[Action], good: NDArray[n
             continue
         end = min(action.at_s + JUDGED_S, scenario.duration_s)
         breached = set(breached_steps(scenario, good, action.at_s, end, STEP_S))
-        wrong += bool(breached) and bool(breached - _kept(scenario, action, end))
+        model = next((size.model for size in reversed(sizes) if size.at_s <= action.at_s), scenario.model)
+        same = replace(scenario, model=model, sizes=())
+        wrong += bool(breached) and bool(breached - _kept(same, action, end))
     return wrong
 
 

@@ -17,6 +17,7 @@ from analyzers.autoscaling.clairvoyant import LEAST_WITHIN, _cheapest, clairvoya
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
 from benchmarks import autoscalers, peer_code, policies, policies_page, scenarios, simulators, world
+from benchmarks.sizes import SizedMachine
 from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
 from collectors.window import Span
@@ -288,6 +289,53 @@ def test_noise_is_in_what_all_read_and_in_nothing_that_happens() -> None:
     assert true.read(seen) == seen
     assert read.kv_usage is not None
     assert read.kv_usage <= 1.0
+
+
+class _Resized:
+    """Three of the other size, asked for after 20 minutes; the two there were go once those serve."""
+
+    interval_s = 15.0
+
+    def __init__(self, machine: SizedMachine) -> None:
+        self.machine = machine
+
+    def __call__(self, seen: ScalingInput, state: None) -> tuple[int, None]:
+        if seen.at_s < 1200.0:
+            return 2, None
+        self.machine.wanted = 1
+        return (5 if seen.ready == 2 else 3), None
+
+
+def test_a_fleet_changes_its_size_without_a_request_late_and_pays_for_both_meanwhile() -> None:
+    small = replace(steady(14.0, 1.0), sizes=scenarios.SIZES, most=6)
+    alone = case.play_static(replace(small, sizes=()), 2)
+    assert np.array_equal(case.play_static(small, 2).ttft_s, alone.ttft_s), "of one size alone it is the same machine"
+
+    def make(machine: KernelMachine) -> ScalingPolicy:
+        assert isinstance(machine, SizedMachine)
+        return _Resized(machine)
+
+    big = case.SizeChange(1200.0, scenarios.SIZES[1].model, 1.6)
+    played = replace(case.play(small, make), sizes=(big,))
+    assert [(a.before, a.after) for a in played.actions] == [(2, 5), (5, 3)]
+    assert case.in_time(small, played).all()
+    before, after = (played.ttft_s[m] for m in (small.work.arrival_s < 1200.0, small.work.arrival_s > 1400.0))
+    assert np.median(after) < 0.6 * np.median(before), "two and a half times as fast"
+    first = small.work.arrival_s < 1200.0
+    assert np.allclose(played.ttft_s[first], alone.ttft_s[first])
+    assert played.paid_s(1200.0) == pytest.approx(2 * 1200.0)
+    assert played.paid_s(HOUR) == pytest.approx(2 * (1200.0 + small.cold_start_s) + 1.6 * 3 * 2400.0, abs=60.0)
+    (row,) = world.score(small, "", played)
+    assert row["cost_usd"] == round(played.paid_s(HOUR) / HOUR, 2)
+    assert row["wrong_shrinks"] == 0
+
+
+def test_the_oracle_takes_the_size_that_is_cheapest() -> None:
+    """18 a second: one large machine (1.6) carries what takes two small ones."""
+    both = replace(steady(18.0, 1.0), sizes=scenarios.SIZES)
+    found = policies.OWN["oracle"](both)
+    assert [size.price for size in found.sizes] == [1.6]
+    assert found.paid_s(HOUR) < policies.OWN["oracle"](replace(both, sizes=())).paid_s(HOUR)
 
 
 def _row(scenario: str, policy: str, cost_usd: float, within: float) -> dict[str, Any]:
