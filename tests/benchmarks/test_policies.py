@@ -348,6 +348,7 @@ def _row(scenario: str, policy: str, cost_usd: float, within: float) -> dict[str
 def test_the_page_is_made_of_the_rows_and_nothing_else_of_it_changes(tmp_path: Path) -> None:
     old = [_row("a", "oracle", 10.0, 0.99), _row("a", "flyball", 20.0, 0.5), _row("a", "kpa-tuned", 15.0, 0.995)]
     new = [_row("a", "flyball", 11.0, 0.991), _row("b", "flyball", 1.0, 0.5)]
+    new += [_row("a/first", "oracle", 4.0, 0.99), _row("a/first", "flyball", 6.0, 1.0)]
     page, rows = tmp_path / "policies.md", [tmp_path / "old.json", tmp_path / "new.json"]
     page.write_text(f"above\n{policies_page.BEGIN}\nstale\n{policies_page.END}\nbelow\n")
     for path, several in zip(rows, (old, new), strict=True):
@@ -361,6 +362,10 @@ def test_the_page_is_made_of_the_rows_and_nothing_else_of_it_changes(tmp_path: P
         "the last file holds, and without the clairvoyant there is no ratio"
     )
     assert "| kpa-tuned | 3 · 7 · 1 · 2 |  |" in text
+    assert "| flyball | **1.50 · 100.0 %** |" in text.split("first days")[1], (
+        "each scenario's first day, in a table of its own"
+    )
+    assert "/first" not in text
     assert "<svg" in (tmp_path / "policies-cost.svg").read_text()
     with pytest.raises(ValueError, match="no place"):
         policies_page.replaced("without marks", "")
