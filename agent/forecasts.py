@@ -59,6 +59,10 @@ def notes(found: Forecast) -> list[str]:
         said.append(
             "what day of the week a day is like is not known yet, so no hour is taken to bring less than it did on any day seen"
         )
+    if found.burst > 1.0:
+        said.append(
+            f"bursts of up to {found.burst:.2g} times the usual come at no time of their own: the upper ends hold one at any time"
+        )
     return said
 
 

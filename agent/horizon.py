@@ -15,8 +15,8 @@ from agent.uptake import within
 from analyzers.forecast.days import days_of
 from analyzers.forecast.forecast import Learned, learned_forecast
 from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
-from analyzers.forecast.horizon import Horizon
-from analyzers.objective import attainment, mean_rate
+from analyzers.forecast.horizon import Horizon, busiest_rate
+from analyzers.objective import attainment
 from collectors.window import Window
 
 #: So long is looked back: four weeks, and the day that is compared with the first of them.
@@ -93,7 +93,7 @@ class Horizons:
         known = self._known.get(endpoint.name)
         largest = history.largest("requests") or 0.0
         if known is not None and known.horizon is not None and end - known.found_at < BUSIEST_S:
-            rate = mean_rate(known.horizon.windows, "requests")
+            rate = busiest_rate(known.horizon.windows, "requests")
             if rate is not None and rate * (1 + BUSIER) >= largest:
                 return known.horizon.windows, known.found_at
         with self._store.read() as db:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -9,7 +10,7 @@ from actuators.shape import Autoscaling, Schedule, Shape
 from analyzers.autoscaling.targets import TunedTargets, tuned_targets
 from analyzers.finding import Reason
 from analyzers.forecast.history import DAY_S, STEP_S
-from analyzers.forecast.horizon import Horizon
+from analyzers.forecast.horizon import Horizon, busiest_rate
 from analyzers.money import HOURS_PER_MONTH
 from analyzers.objective import mean_rate
 from analyzers.path import Capacities, Carries, ReplicaPath, TargetSearch, replica_path
@@ -47,11 +48,13 @@ class Ahead:
         enough: Carries,
         path: ReplicaPath | None,
         capacities: Capacities,
+        other_sizes: Mapping[str, Carries],
     ) -> None:
         self._s, self._horizon, self._demand = s, horizon, demand
         self._capacities = capacities
         self._now, self._predictor = now, predictor
         self._enough = enough
+        self._other_sizes = other_sizes
         self.path = path
         """None: an autoscaler or a schedule sets the replicas, or they are not known."""
 
@@ -65,18 +68,24 @@ class Ahead:
         present = s.shape.replicas
         plain = s.shape.with_(schedule=None)
 
-        def ask(count: int, load: float, surely: bool) -> bool:
-            answer = carries(s, coming, plain.with_(replicas=count), load, "high" if surely else "mid")
-            return not surely if answer is None else answer  # what cannot be told is no reason to change anything
+        def of(shape: Shape, known: Capacities) -> Carries:
+            def ask(count: int, load: float, surely: bool) -> bool:
+                answer = carries(s, coming, shape.with_(replicas=count), load, "high" if surely else "mid")
+                return not surely if answer is None else answer  # what cannot be told is no reason to change anything
 
-        def enough(count: int, load: float, surely: bool) -> bool:
-            return capacities.carries(count, load, surely, ask)
+            return lambda count, load, surely: known.carries(count, load, surely, ask)
 
+        enough = of(plain, capacities)
+        others = {
+            size: of(catalogue.with_size(plain, size), capacities.of(size))
+            for size in s.policy.sizes
+            if size != plain.size
+        }
         path = None
         if s.shape.autoscaling is None and s.shape.schedule is None and present:
             worth = _worth(s, catalogue, present, len(demand))
             path = replica_path(s.horizon, demand, present, _counts(s), s.policy, enough, worth)
-        return cls(s, s.horizon, demand, predictor, coming, enough, path, capacities)
+        return cls(s, s.horizon, demand, predictor, coming, enough, path, capacities, others)
 
     @property
     def seasonal(self) -> bool:
@@ -92,9 +101,14 @@ class Ahead:
         factor = float(self._demand[:slots].max())
         return Room(self._predictor, factor, f"{self._load(factor)}, {self._until(slots)}")
 
-    def schedule(self) -> Schedule | None:
-        """The cheapest replicas by the time of day that carry what each kind of day brings. None: no season is known, or a schedule
-        may not be kept here: an autoscaler sets the replicas, changes are bound to windows, or the policy wants none."""
+    def schedule(self, size: str | None = None) -> Schedule | None:
+        """The fewest replicas by the time of day that carry what each kind of day brings. None: no season is known, or a schedule
+        may not be kept here: an autoscaler sets the replicas, changes are bound to windows, or the policy wants none.
+
+        size: another one that the policy allows. It was never seen at work: its replicas must carry it by the high end of what is predicted;
+        None where not even the most do.
+        """
+        enough, surely = (self._enough, False) if size is None else (self._other_sizes[size], True)
         steps = self._s.policy.scheduled_steps_per_day
         if self._s.shape.autoscaling is not None or not self._s.shape.replicas or self._horizon.may_change or steps < 2:
             return None
@@ -104,7 +118,9 @@ class Ahead:
             if demand is None:
                 return None
             counts = _counts(self._s)
-            needed = least_counts(demand.tolist(), counts, lambda count, load: self._enough(count, load, False))
+            if surely and not enough(counts[-1], float(demand.max()), surely):
+                return None
+            needed = least_counts(demand.tolist(), counts, lambda count, load: enough(count, load, surely))
             courses.append((day.days, daily_course(needed, counts, steps, self._s.policy.max_step_replicas)))
         return schedule_of(courses, self._horizon.days[0].zone, self._horizon.start_s) if courses else None
 
@@ -124,11 +140,13 @@ class Ahead:
 
     def _searched(self, bounds: Autoscaling) -> TunedTargets | None:
         days = []
+        busiest, mean = (of(self._horizon.windows, "requests") for of in (busiest_rate, mean_rate))
+        above = busiest / mean if busiest and mean else 1.0  # a course is of the windows' own mean rate
         for day in self._horizon.days:
             demand = self._horizon.multiple(day.upper)
             if demand is None:
                 return None
-            days.append((LoadCourse(STEP_S, tuple(demand.tolist())), len(day.days)))
+            days.append((LoadCourse(STEP_S, tuple((above * demand).tolist())), len(day.days)))
 
         def follow(shape: Shape) -> AutoscaledDay:
             start_s, room = self._horizon.start_s, 1 - self._s.policy.margin
@@ -161,11 +179,12 @@ class Ahead:
         """On average over the next day, as changes by hand would have it. None: no path is known."""
         return None if self.path is None else sum(self.path.counts) / len(self.path.counts)
 
-    def scheduled(self, schedule: Schedule, before: float) -> str:
-        """Why a schedule would do; ``before``: replicas on average without it."""
+    def scheduled(self, schedule: Schedule, before: float, size: str | None = None) -> str:
+        """Why a schedule would do; ``before``: replicas on average without it; ``size``: where it is another than there is."""
+        on = "" if size is None else f" of {size}"
         apart = ", working days and weekends apart," if len(self._horizon.days) > 1 else ""
         return (
-            f"the most to expect at each time of day{apart} is carried by {schedule.label()}: {schedule.mean:.2g} replicas on average, "
+            f"the most to expect at each time of day{apart} is carried by {schedule.label()}{on}: {schedule.mean:.2g} replicas on average, "
             f"{before:.2g} without; approved once, kept each day, and held at more (up to {schedule.most}) where more comes"
         )
 
@@ -205,12 +224,12 @@ class Ahead:
         return f"no season is known: only {lasting(seen)} of the load were seen, and the largest load seen, grown, stands for what may come"
 
     def _rate(self, factor: float) -> dict[str, float]:
-        rate = mean_rate(self._horizon.windows, "requests")
+        rate = busiest_rate(self._horizon.windows, "requests")
         return {} if rate is None else {"requests_per_s": factor * rate}
 
     def _load(self, factor: float) -> str:
         rate = self._rate(factor).get("requests_per_s")
-        return f"{factor:.2g} times the busiest hour" if rate is None else f"up to {rate:.3g} requests/s"
+        return f"{factor:.2g} times the busiest quarter of an hour" if rate is None else f"up to {rate:.3g} requests/s"
 
     def _until(self, slots: int) -> str:
         model = self._horizon.forecast.model

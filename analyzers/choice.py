@@ -185,30 +185,44 @@ class Choice:
         return None, [Reason("RIGHT_SIZE", text)]
 
     def _scheduled(self) -> Judgement | None:
-        """The replicas by the time of day that cost so much less than a course by single changes that they are worth keeping.
-
-        Another size is looked for first by single changes: a schedule is of the size that there is.
-        """
-        schedule = self.ahead.schedule() if self.ahead is not None else None
-        if self.ahead is None or schedule is None:
+        """The size and its replicas by the time of day that cost so much less than a course by single changes of the present size, or the
+        schedule that is kept, that they are worth keeping."""
+        if self.ahead is None:
             return None
-        now = schedule.replicas_at(self._s.end)
-        shape = self._s.shape.with_(replicas=now, schedule=schedule)
-        if shape.schedule == self._s.shape.schedule or violations(
-            shape, self._s.shape, self._s.policy, self._catalogue
-        ):
+        present = self._s.shape.schedule
+        before = present.mean if present is not None else self.ahead.mean_replicas()
+        if before is None:
             return None
-        before = self._s.shape.schedule.mean if self._s.shape.schedule is not None else self.ahead.mean_replicas()
-        if before is None or schedule.mean > before * (1 - self._s.policy.min_saving_share):
+        share = 1 - self._s.policy.min_saving_share
+        least = self._s.policy.min_saving_per_month / HOURS_PER_MONTH
+        price = self._catalogue.per_replica_hour(self._s.shape)
+        found: list[tuple[float, Shape, Schedule]] = []
+        for size in (None, *(size for size in self._s.policy.sizes if size != self._s.shape.size)):
+            schedule = self.ahead.schedule(size)
+            if schedule is None:
+                continue
+            on = self._catalogue.with_size(self._s.shape, size)
+            shape = on.with_(replicas=self._towards(schedule.replicas_at(self._s.end)), schedule=schedule)
+            own = price if size is None else self._catalogue.per_replica_hour(shape)
+            same = size is None and schedule == present
+            if same or violations(shape, self._s.shape, self._s.policy, self._catalogue):
+                continue
+            if own is None or price is None:
+                if size is None and schedule.mean <= before * share:
+                    found.append((schedule.mean, shape, schedule))
+            elif schedule.mean * own <= before * price * share and before * price - schedule.mean * own >= least:
+                found.append((schedule.mean * own, shape, schedule))
+        if not found:
             return None
-        price = self._catalogue.per_replica_hour(shape)
-        if (
-            price is not None
-            and (before - schedule.mean) * price * HOURS_PER_MONTH < self._s.policy.min_saving_per_month
-        ):
-            return None
+        _, shape, schedule = min(found, key=lambda each: each[0])
         judged = replayed_whole(self._s, shape, self._catalogue, self._predictor)
-        return replace(judged, option=replace(judged.option, why=self.ahead.scheduled(schedule, before)))
+        other = None if shape.size == self._s.shape.size else shape.size
+        return replace(judged, option=replace(judged.option, why=self.ahead.scheduled(schedule, before, other)))
+
+    def _towards(self, replicas: int) -> int:
+        """As far as one change may go; the schedule's own steps go on from there."""
+        present, most = self._s.shape.replicas or replicas, self._s.policy.max_step_replicas
+        return max(present - most, min(present + most, replicas))
 
     def retargeted(self, *, cheaper: bool) -> Judgement | None:
         """Other targets or another least count for the autoscaler that sets the replicas: cheaper ones where the present ones hold, or

@@ -63,6 +63,11 @@ class Capacities:
         """Under an autoscaler: what a search over its settings found last."""
         self._most: dict[tuple[int, bool], int] = {}
         self._least: dict[tuple[int, bool], int] = {}
+        self._sizes: dict[str, Capacities] = {}
+
+    def of(self, size: str) -> Capacities:
+        """Those of another size, under the same calibration and traffic."""
+        return self._sizes.setdefault(size, Capacities())
 
     def carries(self, count: int, load: float, surely: bool, ask: Carries) -> bool:
         """``ask``, where the answers so far do not tell: half-way between what is known to be carried and what is known not to be."""

@@ -20,6 +20,9 @@ State = Literal["pending", "succeeded", "regressed"]
 
 #: A metric that was over its limit and stays within this share of what it was has not been helped.
 NO_HELP = 0.1
+#: A queue that the shape before left is gone when fewer wait than this share of those that run; and it goes while fewer wait than so many
+#: windows before.
+QUEUED_SHARE, SHORTER_OVER = 0.1, 3
 #: Predicted, but not scored: load is asked of an endpoint, not promised by it; and gauges, read every few seconds, miss short waits
 #: and maxima.
 _NOT_SCORED = ("requests_per_s", "output_tokens_per_s", "waiting_mean", "kv_usage_max")
@@ -92,8 +95,13 @@ def judge(
     final: bool,
     load_tolerance: float,
 ) -> Verdict:
-    """``before``/``after``: windows of the judged source, warm-up left out. ``needed`` whole windows are waited for unless ``final``."""
-    judged = [w for w in after if w.coverage > 0.5]
+    """``before``/``after``: windows of the judged source, warm-up left out. ``needed`` whole windows are waited for unless ``final``.
+
+    Requests that waited before the change are answered late after it, however well the new shape does: the windows in which the queue
+    that it found gets shorter say nothing against it, and are not judged.
+    """
+    whole = [w for w in after if w.coverage > 0.5]
+    judged = _after_the_queue(before, whole)
     ratio = _load_ratio(before, judged)
     comparable = (
         ratio is not None and abs(ratio - 1) <= load_tolerance and _same_lengths(before, judged, load_tolerance)
@@ -103,9 +111,12 @@ def judge(
     def verdict(state: State, code: str, text: str) -> Verdict:
         return Verdict(state, code, text, ratio, comparable, scores)
 
-    worse = _regression(before, judged, objective, ratio, load_tolerance)
+    worse = _errors_rose(before, whole) or _regression(before, judged, objective, ratio, load_tolerance)
     if worse is not None:
         return verdict("regressed", *worse)
+    if whole and not judged:
+        waiting = f"{_waiting(whole[-1]):.0f} requests of the queue that it found still wait, fewer than before"
+        return verdict("succeeded", "IMPROVED", waiting) if final else verdict("pending", "QUEUE_GOES", waiting)
     if len(judged) < needed and not final:
         return verdict("pending", "WAITING", f"{len(judged)} of {needed} windows are there")
     if not judged:
@@ -152,10 +163,36 @@ def _regression(
                 f"before the change it was {was} s {_at(ratio, load_tolerance)}"
             )
             return "BREACH_AFTER_CHANGE", text
+    return None
+
+
+def _errors_rose(before: Sequence[Window], after: Sequence[Window]) -> tuple[str, str] | None:
     then_failed, now_fail = _error_rate(before), _error_rate(after)
     if then_failed is not None and now_fail is not None and len(after) >= 2 and now_fail - then_failed > ERROR_RISE:
         return "ERRORS_ROSE", f"{now_fail:.1%} of the requests fail, {then_failed:.1%} did before"
     return None
+
+
+def _after_the_queue(before: Sequence[Window], after: Sequence[Window]) -> Sequence[Window]:
+    """Those after the queue that the new shape found was gone, or no longer got shorter; all where it found none."""
+    if not before or (_waiting(before[-1]) or 0.0) < 1:
+        return after
+    waited: list[float] = []
+    for i, window in enumerate(after):
+        waiting, running = _waiting(window), window.gauges.get("running")
+        if waiting is None:
+            return after
+        if waiting < max(1.0, QUEUED_SHARE * running.last if running is not None else 1.0):
+            return after[i + 1 :]
+        waited.append(waiting)
+        if i >= SHORTER_OVER and waiting >= waited[i - SHORTER_OVER]:
+            return after[i - SHORTER_OVER :]
+    return []
+
+
+def _waiting(window: Window) -> float | None:
+    """Requests that waited at its end."""
+    return window.gauges["waiting"].last if "waiting" in window.gauges else None
 
 
 def _nothing_served(before: Sequence[Window], after: Sequence[Window], *, final: bool) -> tuple[State, str, str]:

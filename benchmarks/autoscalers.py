@@ -61,11 +61,11 @@ def tuned(peer: Peer, scenario: Scenario, earlier: Scenario, folder: Path | None
 
 def _played(peer: Peer, scenario: Scenario, stated: Stated, folder: Path | None) -> Play:
     with peer.policy(scenario, stated, folder) as policy:
-        return case.play(scenario, lambda _machine: _KeptInTheDark(policy, scenario))
+        return case.play(scenario, lambda _machine: _AsRead(policy, scenario))
 
 
-class _KeptInTheDark:
-    """An autoscaler without its metric changes nothing."""
+class _AsRead:
+    """An autoscaler with its metrics as they are read; without them it changes nothing."""
 
     def __init__(self, policy: ScalingPolicy, scenario: Scenario) -> None:
         self.interval_s = policy.interval_s
@@ -75,7 +75,7 @@ class _KeptInTheDark:
     def __call__(self, seen: ScalingInput, state: Any) -> tuple[int, Any]:
         if self._scenario.dark(seen.at_s):
             return seen.ready + seen.starting, state
-        return self._policy(seen, state)
+        return self._policy(self._scenario.read(seen), state)
 
 
 def _rule(name: str) -> Peer:

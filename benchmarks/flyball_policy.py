@@ -25,9 +25,10 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, recommendations, schedules
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, catalogue_of
-from analyzers.autoscaling.case import Play, play
+from analyzers.autoscaling.case import Play, SizeChange, play
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import Hpa, ScalingInput, ScalingPolicy
+from benchmarks.sizes import SizedMachine
 from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
 from collectors.base import Scope, ScrapeTarget
@@ -78,7 +79,7 @@ class FleetActuator:
     """See ``actuators.base.Actuator``."""
 
     system: ClassVar[str] = "simulated"
-    changes: ClassVar[Sequence[str]] = ("replicas", "autoscaling")
+    changes: ClassVar[Sequence[str]] = ("replicas", "autoscaling", "size")
     poll_s = 0.0
 
     def __init__(self, control: ControlPlane, cold_start_s: float) -> None:
@@ -139,14 +140,23 @@ def settings(scenario: Scenario, folder: Path, policy: Mapping[str, Any]) -> Set
         state_dir=folder / "state",
         collect={"interval_s": WINDOW_S, "window_s": WINDOW_S},
         decide={"interval_s": scenario.decide_s},
-        sizes={SIZE: {"usd_per_replica_hour": scenario.usd_per_replica_hour}},
+        sizes={
+            size.name: {"usd_per_replica_hour": size.usd_per_replica_hour, "accelerator": size.accelerator}
+            for size in scenario.sizes
+        }
+        or {SIZE: {"usd_per_replica_hour": scenario.usd_per_replica_hour}},
         endpoints=[
             {
                 "name": NAME,
                 "url": "http://simulated.invalid",
                 "mode": "approve",
                 "objective": objective,
-                "policy": {"max_replicas": scenario.most, "stable_cycles": 1, **policy},
+                "policy": {
+                    "max_replicas": scenario.most,
+                    "stable_cycles": 1,
+                    "sizes": [size.name for size in scenario.sizes],
+                    **policy,
+                },
             }
         ],
     )  # type: ignore[arg-type]
@@ -162,8 +172,12 @@ class FlyballPolicy:
     ) -> None:
         """``below``: the autoscaler that sets the count, and of which the bounds and targets are tuned. None: the count is set here."""
         self._scenario = scenario
+        self._machine = machine
+        self.sizes: list[SizeChange] = []
+        self._old = 0
+        """Replicas of another size that serve until those of the new one do."""
         self._loop = loop
-        self._telemetry = FleetTelemetry(machine, scenario.work)
+        self._telemetry = FleetTelemetry(machine, scenario.work, scenario.errors)
         self._clock = VirtualClock(scenario.starts_at)
         self._below = below
         self._under_way = False
@@ -171,6 +185,10 @@ class FlyballPolicy:
         self._scheduled = False
         """Whether a schedule is in force, whose steps may be due at any minute."""
         shape = Shape(size=SIZE, engine={"max_num_seqs": scenario.model.limits.max_num_seqs})
+        if scenario.sizes:
+            shape = shape.with_(
+                size=scenario.sizes[0].name, accelerator=scenario.sizes[0].accelerator, accelerator_count=1
+            )
         if below is None:
             shape = shape.with_(replicas=scenario.replicas)
         else:
@@ -199,12 +217,27 @@ class FlyballPolicy:
         shape = self._control.shape
         if self._below is None or shape.autoscaling is None:
             assert shape.replicas is not None
-            return shape.replicas, state
+            return shape.replicas + self._others(shape, seen), state
         if self._scenario.dark(seen.at_s):
             return seen.ready + seen.starting, state
         targets = tuple(replace(t, value=shape.autoscaling.targets[t.metric]) for t in self._below.targets)
         bounds = shape.autoscaling
-        return replace(self._below, targets=targets, least=bounds.least, most=bounds.most)(seen, state)
+        return replace(self._below, targets=targets, least=bounds.least, most=bounds.most)(
+            self._scenario.read(seen), state
+        )
+
+    def _others(self, shape: Shape, seen: ScalingInput) -> int:
+        """Replicas of another size than the shape's that are still needed; and from now on new ones are of the shape's."""
+        size = next((i for i, each in enumerate(self._scenario.sizes) if each.name == shape.size), 0)
+        if isinstance(self._machine, SizedMachine) and size != self._machine.wanted:
+            self._machine.wanted = size
+            self._old = seen.ready
+            chosen = self._scenario.sizes[size]
+            price = chosen.usd_per_replica_hour / self._scenario.usd_per_replica_hour
+            self.sizes.append(SizeChange(seen.at_s, chosen.model, price))
+        elif self._old and seen.starting == 0 and seen.ready > self._old:
+            self._old = 0
+        return self._old
 
     async def _begin(self) -> None:
         await self._governor.take_lead()
@@ -305,7 +338,7 @@ def play_flyball(scenario: Scenario, below: Hpa | None = None, policy: Mapping[s
             played = play(scenario, make)
             for one in made:
                 one.check()
-            return replace(played, decided_s=made[0].decided_s())
+            return replace(played, decided_s=made[0].decided_s(), sizes=tuple(made[0].sizes))
         finally:
             for one in made:
                 loop.run_until_complete(one.close())

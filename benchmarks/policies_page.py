@@ -24,6 +24,8 @@ from agent import charts  # noqa: E402
 
 BEGIN, END = "<!-- begin: benchmarks/policies_page.py -->", "<!-- end: benchmarks/policies_page.py -->"
 LEAST_WITHIN = 0.99
+#: Behind the name of a scenario whose first day is scored apart.
+FIRST = "/first"
 #: What costs are told beside: the clairvoyant that is held to nothing but the share.
 BASE = "oracle"
 _FLYBALL, _ORACLE, _PEER, _TUNED = (
@@ -76,7 +78,7 @@ def _kind(policy: str) -> str:
 
 def cost_chart(rows: Sequence[Row]) -> str:
     """Costs beside the free clairvoyant's, by scenario; hollow where fewer than 99 % were in time. Beyond four times is left out."""
-    base = {row["scenario"]: row["cost_usd"] for row in rows if row["policy"] == BASE}
+    base = {row["scenario"]: row["cost_usd"] for row in rows if row["policy"] == BASE and not _first(row)}
     shown = [
         {
             "scenario": row["scenario"],
@@ -127,13 +129,25 @@ def replicas_chart(times: Sequence[Mapping[str, str]], scenario: str, policies: 
 
 
 def tables(rows: Sequence[Row]) -> str:
+    """First days, of which no season is known, apart."""
+    learned = [row for row in rows if not _first(row)]
+    first = [{**row, "scenario": row["scenario"].removesuffix(FIRST)} for row in rows if _first(row)]
     parts = [
         "Cost beside `oracle`'s · share of requests within the objective, in bold from 99 %:",
-        "\n".join(matrix(rows, cost)),
+        "\n".join(matrix(learned, cost)),
         "Changes decided · moves of the count · wrong shrinks · hours in breach:",
-        "\n".join(matrix(rows, steadiness)),
+        "\n".join(matrix(learned, steadiness)),
+        *(
+            ["The same of the first days:", "\n".join(matrix(first, cost)), "\n".join(matrix(first, steadiness))]
+            if first
+            else []
+        ),
     ]
     return "\n\n".join(parts)
+
+
+def _first(row: Row) -> bool:
+    return str(row["scenario"]).endswith(FIRST)
 
 
 def replaced(page: str, text: str) -> str:

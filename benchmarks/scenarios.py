@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
+from benchmarks.sizes import MachineSize
 from benchmarks.world import Scenario, arrivals
 from collectors.traces import read_trace
 from collectors.workload import Floats, Workload
@@ -26,6 +28,12 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "traces"
 SMALL = EngineModel(IterationCost(0.025, 0.0001, 2e-7, 0.0001), EngineLimits(16, 2048, 40_000))
 #: A larger one on a large GPU, for traces of long prompts.
 LARGE = EngineModel(IterationCost(0.008, 1e-4, 5e-8, 2.5e-5, 2e-10), EngineLimits(64, 8192, 600_000))
+
+#: Twice and a half as fast as the small one, for 1.6 times its price: the roofline between their GPUs says 2.9 times.
+SIZES = (
+    MachineSize("l4", "L4", 1.0, SMALL),
+    MachineSize("l40s", "L40S", 1.6, EngineModel(IterationCost(0.01, 0.00004, 8e-8, 0.00004), SMALL.limits)),
+)
 
 #: By ``prompt`` and ``output``: the median of a lognormal, its sigma, and the most tokens.
 Lengths = Mapping[str, tuple[float, float, int]]
@@ -127,14 +135,14 @@ def bimodal() -> Traffic:
 # -- scenarios ---------------------------------------------------------------------------------------------------------
 
 
-def synthetic(name: str, made: Traffic, **changed: float) -> Callable[[bool], Scenario]:
+def synthetic(name: str, made: Traffic, **changed: Any) -> Callable[[bool], Scenario]:
     def scenario(quick: bool) -> Scenario:
         def days(n: int, seed: int) -> Scenario:
             decide_s, learning_s = 900.0 if quick else 300.0, DAY if n > 1 else 0.0
             return Scenario(name, made(n, seed), n * DAY, SMALL, ttft_s=1.0, decide_s=decide_s, learning_s=learning_s)
 
-        found = replace(days(3 if quick else 7, seed=1), earlier=replace(days(1, seed=101), **changed))  # type: ignore[arg-type]
-        return replace(found, **changed)  # type: ignore[arg-type]
+        found = replace(days(3 if quick else 7, seed=1), earlier=replace(days(1, seed=101), **changed))
+        return replace(found, **changed)
 
     return scenario
 
@@ -183,6 +191,8 @@ SCENARIOS: dict[str, Callable[[bool], Scenario]] = {
     "cold-30": synthetic("cold-30", DAY_CURVE, cold_start_s=30.0),
     "cold-600": synthetic("cold-600", DAY_CURVE, cold_start_s=600.0),
     "missing": synthetic("missing", DAY_CURVE, missing=0.15),
+    "sizes": synthetic("sizes", chat(wave(20.0, 0.5), 30.0), sizes=SIZES),
+    "noise": synthetic("noise", DAY_CURVE, noise=0.15),
     "azure": lambda quick: of_file(DATA / "AzureLLMInferenceTrace_conv.csv", quick, name="azure", gain=6.0),
     "mooncake": lambda quick: of_file(DATA / "mooncake_conversation_trace.jsonl", quick, name="mooncake", ttft_s=5.0),
 }

@@ -5,6 +5,8 @@ Owns nothing of the truth: it reads the machine's arrays, and tells no request's
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from analyzers.whatif.kernel import BIN_EDGES, GAPS, UNFINISHED, KernelMachine
@@ -22,17 +24,24 @@ ITL = (
 REQUEST = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 )  # fmt: skip
-LENGTH = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
+LENGTH = tuple(step * 10.0**power for power in range(6) for step in (1.0, 2.0, 5.0))  # up to 500,000 tokens
 FACTS = {"model": "sim-8b", "engine_version": "0.19.0"}
-_OF_ITL = np.searchsorted(ITL, BIN_EDGES / np.sqrt(1.01))
+#: Each figure's own error, in this order.
+FIGURES = (
+    "requests", "prompt_tokens", "output_tokens", "running", "waiting", "kv_usage", "ttft_s", "itl_s", "e2e_s", "queue_s", "prefill_s",
+)  # fmt: skip
 
 
 class FleetTelemetry:
     """Call ``look`` at each moment at which a gauge would be read, and ``span`` at the end of each window."""
 
-    def __init__(self, machine: KernelMachine, work: Workload) -> None:
+    def __init__(
+        self, machine: KernelMachine, work: Workload, errors: Callable[[float, int], Floats] | None = None
+    ) -> None:
+        """errors: (at_s, figures) to what each figure that is read then is multiplied by. None: all is read as it is."""
         self._machine = machine
         self._work = work
+        self._errors = errors
         self._at = self._since = 0.0
         self._open: Ints = np.zeros(0, np.int64)
         """Requests that had arrived by the last look, and had not ended."""
@@ -67,33 +76,35 @@ class FleetTelemetry:
 
     def span(self, target: str, epoch: float) -> Span:
         """All since the last one. ``epoch``: Unix seconds of the scenario's start."""
+        drawn = np.ones(len(FIGURES)) if self._errors is None else self._errors(self._at, len(FIGURES))
+        off = dict(zip(FIGURES, drawn.tolist(), strict=True))
         m, work = self._machine, self._work
         first, ended = np.concatenate(self._first), np.concatenate(self._ended)
         bins, gaps = m.bins.copy(), float(m.real[:, GAPS].sum())
         fresh = np.maximum(bins - self._bins, 0.0)
-        itl = np.bincount(_OF_ITL, weights=fresh, minlength=len(ITL) + 1)
+        itl = np.bincount(_of_itl(off["itl_s"]), weights=fresh, minlength=len(ITL) + 1)
         span = Span(
             target=target,
             start=epoch + self._since,
             end=epoch + self._at,
             counts={
-                "requests": float(ended.size),
+                "requests": off["requests"] * ended.size,
                 "errors": 0.0,
                 "preemptions": 0.0,
-                "prompt_tokens": float(work.prompt_tokens[first].sum()),
-                "output_tokens": float(fresh.sum() + first.size),
+                "prompt_tokens": off["prompt_tokens"] * float(work.prompt_tokens[first].sum()),
+                "output_tokens": off["output_tokens"] * float(fresh.sum() + first.size),
             },
             sketches={
-                "ttft_s": _histogram(TTFT, m.ttft[first]),
-                "itl_s": Sketch.from_histogram(ITL, itl, max(0.0, gaps - self._gaps)),
-                "e2e_s": _histogram(REQUEST, m.e2e[ended]),
-                "queue_s": _histogram(REQUEST, m.queue[ended]),
-                "prefill_s": _histogram(REQUEST, np.maximum(0.0, m.ttft[ended] - m.queue[ended])),
+                "ttft_s": _histogram(TTFT, off["ttft_s"] * m.ttft[first]),
+                "itl_s": Sketch.from_histogram(ITL, itl, off["itl_s"] * max(0.0, gaps - self._gaps)),
+                "e2e_s": _histogram(REQUEST, off["e2e_s"] * m.e2e[ended]),
+                "queue_s": _histogram(REQUEST, off["queue_s"] * m.queue[ended]),
+                "prefill_s": _histogram(REQUEST, off["prefill_s"] * np.maximum(0.0, m.ttft[ended] - m.queue[ended])),
                 "prompt_length": _histogram(LENGTH, work.prompt_tokens[ended].astype(np.float64)),
                 "output_length": _histogram(LENGTH, work.output_tokens[ended].astype(np.float64)),
             },
             gauges={
-                name: Gauge(float(np.mean(values)), max(values), values[-1])
+                name: Gauge(*(_gauge(name, off[name] * v) for v in (float(np.mean(values)), max(values), values[-1])))
                 for name, values in self._gauges.items()
                 if values
             },
@@ -103,6 +114,16 @@ class FleetTelemetry:
         self._bins, self._gaps = bins, gaps
         self._gauges = {name: [] for name in self._gauges}
         return span
+
+
+def _gauge(name: str, value: float) -> float:
+    return min(1.0, value) if name == "kv_usage" else value
+
+
+def _of_itl(off: float) -> Ints:
+    """(BINS,) the bucket that each bin's gaps, ``off`` times as long, are counted in."""
+    found: Ints = np.searchsorted(ITL, off * BIN_EDGES / np.sqrt(1.01))
+    return found
 
 
 def _histogram(edges: tuple[float, ...], values: Floats) -> Sketch:

@@ -20,14 +20,20 @@ from analyzers.autoscaling.case import (
     Action,
     FleetCase,
     Play,
+    SizeChange,
     breach_hours,
     breached_steps,
     cut,
     in_time,
     play_static,
 )
+from analyzers.whatif.kernel import KernelMachine
+from analyzers.whatif.scaling import ScalingInput
+from benchmarks.sizes import MachineSize, SizedMachine
 from collectors.workload import Floats
 
+#: What is read at a tick, each with an error of its own.
+READ = ("arrivals_per_s", "running", "waiting", "kv_usage")
 #: A shrink is judged by what came within so long after it: Flyball's own pause between two changes.
 JUDGED_S = 3600.0
 #: Within it, by the share of requests in time in steps of so long.
@@ -46,10 +52,23 @@ class Scenario(FleetCase):
     """Between two of Flyball's analyses."""
     missing: float = 0.0
     """The share of minutes whose telemetry nobody gets: an autoscaler then keeps the count, and Flyball has no window of it."""
+    noise: float = 0.0
+    """Everybody's readings are wrong by so much: the standard deviation of the logarithm of what is read over what is true."""
+    sizes: tuple[MachineSize, ...] = ()
+    """What its replicas may be of, the one that they are of at the start first. Empty: there is but one."""
     learning_s: float = 0.0
     """The first so many seconds are scored apart: a policy that learns the season of a load has not seen it yet."""
     earlier: Scenario | None = None
     """The same endpoint's traffic of another time: what the peers' settings are searched on. None: there is none."""
+
+    def machine(self) -> KernelMachine:
+        if not self.sizes:
+            return super().machine()
+        return SizedMachine(self.work, [size.model for size in self.sizes], self.replicas)
+
+    def on(self, size: MachineSize) -> Scenario:
+        """All of it on that size from the start."""
+        return replace(self, model=size.model, usd_per_replica_hour=size.usd_per_replica_hour, sizes=())
 
     def dark(self, at_s: float) -> bool:
         """Whether telemetry lacks in the minute that ends then, or is under way."""
@@ -58,6 +77,23 @@ class Scenario(FleetCase):
         minute = math.ceil(at_s / 60.0)
         return float(np.random.default_rng([17, minute]).random()) < self.missing
 
+    def errors(self, at_s: float, size: int) -> Floats:
+        """(size,) what each figure that is read then is multiplied by; the same for whoever reads it."""
+        if self.noise == 0.0:
+            return np.ones(size)
+        drawn: Floats = np.exp(self.noise * np.random.default_rng([19, round(at_s)]).standard_normal(size))
+        return drawn
+
+    def read(self, seen: ScalingInput) -> ScalingInput:
+        """As an autoscaler reads it."""
+        if self.noise == 0.0:
+            return seen
+        errors = dict(zip(READ, self.errors(seen.at_s, len(READ)).tolist(), strict=True))
+        usage = None if seen.kv_usage is None else min(1.0, seen.kv_usage * errors["kv_usage"])
+        return replace(
+            seen, kv_usage=usage, **{name: getattr(seen, name) * errors[name] for name in READ if name != "kv_usage"}
+        )
+
 
 # -- scores ------------------------------------------------------------------------------------------------------------
 
@@ -65,8 +101,8 @@ class Scenario(FleetCase):
 def score(scenario: Scenario, policy: str, played: Play) -> list[dict[str, Any]]:
     """Its row of the table, and before it one of the time that is scored apart, where there is some."""
     since = scenario.learning_s
-    learning = played.course.replica_s(since)
-    rows = [_score(scenario, policy, played, since, scenario.duration_s, played.replica_s - learning)]
+    learning = played.paid_s(since)
+    rows = [_score(scenario, policy, played, since, scenario.duration_s, played.paid_s(scenario.duration_s) - learning)]
     if since > 0:
         first = _score(scenario, policy, played, 0.0, since, learning)
         rows.insert(0, first | {"scenario": f"{scenario.name}/first"})
@@ -93,12 +129,14 @@ def _score(
         "itl_p95_s": round(played.gaps.quantile(QUANTILE), 5),
         "changes": sum(since <= at < until for at in decided),
         "moves": len(actions),
-        "wrong_shrinks": wrong_shrinks(scenario, actions, good),
+        "wrong_shrinks": wrong_shrinks(scenario, actions, good, played.sizes),
         "breach_hours": [h for h in breach_hours(scenario, good) if since <= h * HOUR < until],
     }
 
 
-def wrong_shrinks(scenario: Scenario, actions: Sequence[Action], good: NDArray[np.bool_]) -> int:
+def wrong_shrinks(
+    scenario: Scenario, actions: Sequence[Action], good: NDArray[np.bool_], sizes: Sequence[SizeChange] = ()
+) -> int:
     """Shrinks after which, within an hour, a step of five minutes was in breach that the count before would have held."""
     wrong = 0
     for action in actions:
@@ -106,7 +144,9 @@ def wrong_shrinks(scenario: Scenario, actions: Sequence[Action], good: NDArray[n
             continue
         end = min(action.at_s + JUDGED_S, scenario.duration_s)
         breached = set(breached_steps(scenario, good, action.at_s, end, STEP_S))
-        wrong += bool(breached) and bool(breached - _kept(scenario, action, end))
+        model = next((size.model for size in reversed(sizes) if size.at_s <= action.at_s), scenario.model)
+        same = replace(scenario, model=model, sizes=())
+        wrong += bool(breached) and bool(breached - _kept(same, action, end))
     return wrong
 
 

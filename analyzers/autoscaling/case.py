@@ -53,6 +53,10 @@ class FleetCase:
     quantile: float = QUANTILE
     """The share of requests in time that each hour must have."""
 
+    def machine(self) -> KernelMachine:
+        """What runs it."""
+        return KernelMachine(self.work, self.model, self.replicas, ROUND_ROBIN, math.inf, tracked=False)
+
 
 @dataclass(frozen=True)
 class Action:
@@ -61,6 +65,16 @@ class Action:
     at_s: float
     before: int
     after: int
+
+
+@dataclass(frozen=True)
+class SizeChange:
+    """Replicas that begin from then on are of another size."""
+
+    at_s: float
+    model: EngineModel
+    price: float
+    """Of a replica, that of the case's own size being 1."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,15 @@ class Play:
     actions: tuple[Action, ...]
     decided_s: tuple[float, ...] | None = None
     """When somebody decided a change, of a policy whose moves are not each decided: an approved schedule is one. None: each move is."""
+    sizes: tuple[SizeChange, ...] = ()
+    """In order. Empty: all are of the case's own size."""
+
+    def paid_s(self, until: float) -> float:
+        """Replica-seconds of the case's own size that cost as much as all that was provisioned until then."""
+        return math.fsum(self._price(since) * max(0.0, min(to, until) - since) for since, to in self.course.lives)
+
+    def _price(self, since: float) -> float:
+        return next((size.price for size in reversed(self.sizes) if size.at_s <= since), 1.0)
 
 
 #: Makes a policy for one play; the machine is there for those that observe more than a policy is told.
@@ -115,7 +138,7 @@ class _Recorder:
 
 def play(case: FleetCase, make: PolicyMaker) -> Play:
     """The case under a policy."""
-    machine = _machine(case)
+    machine = case.machine()
     recorder = _Recorder(make(machine), case)
     fleet = ReplicaFleet(case.replicas, case.cold_start_s, recorder, min_replicas=1, max_replicas=case.most)
     return _played(case, machine, fleet, recorder.actions)
@@ -128,17 +151,13 @@ def play_schedule(case: FleetCase, schedule: Sequence[tuple[float, int]]) -> Pla
     actions = [
         Action(at, before, after) for (at, after), before in zip(schedule, counts, strict=False) if before != after
     ]
-    return _played(case, _machine(case), fleet, actions)
+    return _played(case, case.machine(), fleet, actions)
 
 
 def play_static(case: FleetCase, replicas: int) -> Play:
     """The case on a count that never changes, and is there from the start."""
     same = replace(case, replicas=replicas)
-    return _played(same, _machine(same), ReplicaFleet(replicas, same.cold_start_s), ())
-
-
-def _machine(case: FleetCase) -> KernelMachine:
-    return KernelMachine(case.work, case.model, case.replicas, ROUND_ROBIN, math.inf, tracked=False)
+    return _played(same, same.machine(), ReplicaFleet(replicas, same.cold_start_s), ())
 
 
 def _played(case: FleetCase, machine: KernelMachine, fleet: ReplicaFleet, actions: Sequence[Action]) -> Play:

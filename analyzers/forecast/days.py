@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from actuators.shape import EVERY_DAY
+from analyzers.forecast.bursts import burst_ratio, surroundings
 from analyzers.forecast.forecast import Forecast
 from analyzers.forecast.history import DAY, LOADS, STEP_S, LoadHistory
 from collectors.workload import Floats
@@ -34,7 +35,8 @@ class DayDemand:
 
 
 def days_of(history: LoadHistory, forecast: Forecast, zone: str) -> tuple[DayDemand, ...]:
-    """The most that came at each time of day in the last week, and the forecast's upper end where the day to come is such a day.
+    """The most that came at each time of day in the last week, or would have with a burst where those come at any time; and the
+    forecast's upper end where the day to come is such a day.
 
     Empty without a season, or while a time of day is not known at all.
     """
@@ -66,10 +68,16 @@ def _demand(
         if band is None:
             continue
         most = np.full(DAY, math.nan)
-        rates = np.concatenate((history.rates[name][-_WEEK * DAY :], band.high))
+        rates = np.concatenate((_upper(history.rates[name])[-_WEEK * DAY :], band.high))
         for (day, slot), rate in zip(times, rates, strict=True):
             if day in days:
                 most[slot] = np.fmax(most[slot], rate)
         if not np.isnan(most).any():
             upper[name] = most
     return DayDemand(days, zone, upper) if "requests" in upper else None
+
+
+def _upper(rates: Floats) -> Floats:
+    """What came, or what would have with a burst, where they come at no time of their own."""
+    burst = burst_ratio(rates)
+    return rates if burst == 1.0 else np.fmax(rates, burst * surroundings(rates))

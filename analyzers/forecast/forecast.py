@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyzers.forecast.boosting import TreeEnsemble
+from analyzers.forecast.bursts import burst_ratio, surroundings
 from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
 from analyzers.forecast.learned import LearnedLoad
 from analyzers.forecast.statistical import SeasonalTrend
@@ -42,8 +43,9 @@ LEAST_RESIDUALS = 24
 SHORT = 8
 #: Of a load this share of its mean is noise to a ratio: next to nothing against nothing is not infinitely wrong.
 FLOOR = 0.02
-#: Until a day was seen, its rest may bring so many times the largest load seen, at the very beginning; less as more of it is seen.
-UNSEEN_DAY = 2.0
+#: Until a day was seen, its rest may bring so many times the largest load seen, at the very beginning; less as more of it is seen. An office
+#: that opens, or a day curve, has ten times its night.
+UNSEEN_DAY = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Forecast:
     """The bar first. Empty: too little was seen to test any."""
     held: float | None = None
     """Share of the backtest in which the interval held what came, of the model chosen. None: not tested."""
+    burst: float = 1.0
+    """So many times the usual requests of its hours may come at any time, for a short while: the upper ends hold that. 1: no habit of it."""
 
     @property
     def slots(self) -> int:
@@ -135,7 +139,7 @@ def forecast(
             bands[name], share = found
             held = share if name == "requests" else held
     season_s = 7 * DAY_S if chosen in (*_OF_WEEKS, *LEARNERS) else DAY_S
-    return Forecast(history.end, chosen, season_s, bands, history.seen_s, tuple(scores), held)
+    return Forecast(history.end, chosen, season_s, bands, history.seen_s, tuple(scores), held, burst_ratio(requests))
 
 
 def learned_forecast(history: LoadHistory, growth: float, before: Learned) -> tuple[Forecast | None, Learned]:
@@ -375,6 +379,9 @@ def _banded(
     if not _weeks_known(rates):  # what day of the week a day is like is not known yet
         days = np.stack([_lagged(rates, k * DAY)[n : n + slots] for k in range(1, 8)])
         upper = np.maximum(upper, np.nanmax(np.vstack([days, upper]), axis=0))
+    burst = burst_ratio(rates)
+    if burst > 1.0:
+        upper = np.fmax(upper, burst * surroundings(mid))
     lower = np.maximum(0.0, np.minimum((mid + floor) * low - floor, mid - noise))
     return LoadBand(lower, mid, upper), float(np.concatenate(held).mean()) if held else None
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from analyzers.forecast.days import DayDemand
 from analyzers.forecast.forecast import Forecast
-from analyzers.forecast.history import LOADS, STEP_S
-from analyzers.objective import mean_rate
+from analyzers.forecast.history import LEAST_SEEN, LOADS, STEP_S
+from analyzers.objective import mean_rate, told_s
 from collectors.window import Window
 from collectors.workload import Floats
 
@@ -40,16 +40,16 @@ class Horizon:
     """What each kind of day brings. Empty: no season is known."""
 
     def demand(self) -> Floats | None:
-        """(slots,) the upper end of the load to come, as a multiple of the load of ``windows``. None: it is not known."""
+        """(slots,) the upper end of the load to come, as a multiple of the busiest slot of ``windows``. None: it is not known."""
         return self.multiple({name: band.high for name, band in self.forecast.bands.items()})
 
     def multiple(self, rates: Mapping[str, Floats]) -> Floats | None:
-        """Rates by name in ``LOADS`` as a multiple of the load of ``windows``: of requests, prompt tokens and output tokens the one
+        """Rates by name in ``LOADS`` as a multiple of the busiest slot of ``windows``: of requests, prompt tokens and output tokens the one
         that is most. None: none is known."""
         found = [
             each / rate
             for name in LOADS
-            if (each := rates.get(name)) is not None and (rate := mean_rate(self.windows, name))
+            if (each := rates.get(name)) is not None and (rate := busiest_rate(self.windows, name))
         ]
         return np.max(np.stack(found), axis=0) if found else None
 
@@ -59,3 +59,13 @@ class Horizon:
 
     def open(self, slot: int) -> bool:
         return not self.may_change or self.may_change[slot]
+
+
+def busiest_rate(windows: Sequence[Window], name: str) -> float | None:
+    """Per second in the busiest slot of the windows, which the load of other slots is compared with: an hour with a burst in it is not
+    as busy as the burst on average. None: it is not known."""
+    slots: dict[int, list[Window]] = {}
+    for window in windows:
+        slots.setdefault(int(window.start // STEP_S), []).append(window)
+    rates = [mean_rate(several, name) for several in slots.values() if told_s(several, name) >= LEAST_SEEN * STEP_S]
+    return max((rate for rate in rates if rate is not None), default=mean_rate(windows, name))

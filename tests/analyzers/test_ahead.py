@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actuators.shape import Autoscaling, Shape
+from actuators.shape import EVERY_DAY, Autoscaling, Shape
 from analyzers.findings import analyze
+from analyzers.forecast.days import DayDemand
 from analyzers.forecast.forecast import Forecast, forecast
 from analyzers.forecast.history import DAY, STEP_S, LoadHistory
 from analyzers.forecast.horizon import Horizon
@@ -181,7 +182,7 @@ def test_without_a_season_the_largest_load_seen_bounds_it_and_the_risk_says_so()
     half = days(12.0, seen=0.0)  # from midnight to noon: the peak was seen
     assert half.season_s is None
     assert codes(decide(14.0, 4, half)) == ["RIGHT_SIZE"]
-    calm = replace(half, bands={n: replace(b, high=b.high / 4) for n, b in half.bands.items()})
+    calm = replace(half, bands={n: replace(b, high=b.high / 16) for n, b in half.bands.items()})
     found = decide(5.0, 4, calm)
     assert found.recommendation is not None
     assert found.recommendation.direction == "shrink"
@@ -197,6 +198,29 @@ def test_of_an_autoscaled_shape_the_bounds_must_carry_the_day() -> None:
     )
     found = recommend(s, analyze(s), CATALOGUE, serves(13.0))
     assert found.recommendation is None  # three at most would not carry the next noon
+
+
+@pytest.mark.parametrize(
+    ("big_usd", "unknown", "size"),
+    [(1.5, (), "big"), (2.5, (), "small"), (None, (), "small"), (1.5, ("big",), "small")],
+)
+def test_a_schedule_is_of_the_size_that_costs_least(big_usd: float | None, unknown: tuple[str, ...], size: str) -> None:
+    """A big replica carries as much as two small ones: by day two of them, one by night, at one and a half times the price."""
+    found = days(13.0)
+    each = DayDemand(EVERY_DAY, "UTC", {name: band.high for name, band in found.bands.items()})
+    ahead = Horizon(found, busiest(), 1800.0, 3600.0, start_s=300.0, days=(each,))
+    s = situation(
+        hour(requests=60 * 13.0, running=None), policy=POLICY, shape=Shape(replicas=4, size="small"), horizon=ahead
+    )
+    catalogue = Catalogue(prices={"small": 1.0, "big": big_usd})
+    advice = recommend(s, analyze(s), catalogue, serves(13.0, unknown=unknown)).recommendation
+    assert advice is not None
+    shape = advice.proposed.shape
+    assert shape.schedule is not None
+    assert shape.size == size
+    assert (shape.schedule.least, shape.schedule.most) == ((1, 2) if size == "big" else (1, 4))
+    assert shape.replicas == 2, "as far as one step may go, and no further than the clock's count"
+    assert (" of big" in advice.reasons[-1].text) == (size == "big")
 
 
 @pytest.mark.parametrize("begins", range(0, 24, 3))

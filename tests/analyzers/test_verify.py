@@ -168,6 +168,36 @@ def test_nothing_known_of_before_is_not_equal_load() -> None:
     assert told(verdict(some(5), [], final=True)) == ("succeeded", "MET_AT_OTHER_LOAD")
 
 
+def test_the_queue_that_it_found_is_not_the_new_shapes_fault() -> None:
+    """Hundreds wait; the new shape answers them, each later than any before the change; nobody waits any more, and all is well."""
+    before = [*hour()[:-5], *(minute(55 + i, ttft=SLOW, waiting=40.0 * (i + 1)) for i in range(5))]
+    going = [minute(100 + i, ttft=SLOWER, waiting=w) for i, w in enumerate((230.0, 190.0, 130.0, 50.0, 0.5))]
+    well = [minute(105 + i) for i in range(5)]
+    assert told(verdict(going[:4], before)) == ("pending", "QUEUE_GOES")
+    assert told(verdict(going[:4], before, final=True)) == ("succeeded", "IMPROVED")
+    assert told(verdict([*going, *well[:4]], before)) == ("pending", "WAITING")
+    v = verdict([*going, *well], before, promised=promise(0.2))
+    assert told(v) == ("succeeded", "OBJECTIVE_MET")
+    assert next(s for s in v.scores if s.metric == "ttft_p95_s").observed == pytest.approx(0.2, rel=0.01), (
+        "the queue teaches nothing of the shape"
+    )
+    slow = [replace(w, start=w.start + 300.0) for w in some(5, ttft=SLOW)]
+    assert told(verdict([*going, *slow], before)) == ("regressed", "NO_HELP")
+    failing = [replace(w, counts={**w.counts, "errors": 30.0}) for w in going[:2]]
+    assert told(verdict(failing, before)) == ("regressed", "ERRORS_ROSE"), "errors are, at once"
+
+
+def test_a_queue_that_does_not_get_shorter_is_its_fault() -> None:
+    before = [*hour()[:-1], minute(59, ttft=SLOW, waiting=400.0)]
+    stays = [minute(100 + i, ttft=SLOWER, waiting=400.0 + 10.0 * i) for i in range(5)]
+    assert told(verdict(stays, before)) == ("regressed", "BREACH_AFTER_CHANGE")
+    queue = enumerate((380.0, 360.0, 340.0, 360.0, 380.0, 400.0))
+    turns = [minute(100 + i, requests=80.0 if i < 3 else 40.0, ttft=SLOWER, waiting=w) for i, w in queue]
+    assert told(verdict(turns, before)) == ("regressed", "BREACH_AFTER_CHANGE")
+    new = [minute(100 + i, ttft=SLOW, waiting=400.0 - 10.0 * i) for i in range(4)]
+    assert told(verdict(new, hour())) == ("regressed", "BREACH_AFTER_CHANGE"), "there was none before"
+
+
 # -- the ledger ---------------------------------------------------------------------------------------------------------
 
 

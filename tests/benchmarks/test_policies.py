@@ -17,6 +17,7 @@ from analyzers.autoscaling.clairvoyant import LEAST_WITHIN, _cheapest, clairvoya
 from analyzers.whatif.kernel import KernelMachine
 from analyzers.whatif.scaling import ScalingInput, ScalingPolicy
 from benchmarks import autoscalers, peer_code, policies, policies_page, scenarios, simulators, world
+from benchmarks.sizes import SizedMachine
 from benchmarks.telemetry import FleetTelemetry
 from benchmarks.world import Scenario
 from collectors.window import Span
@@ -46,7 +47,7 @@ class _Watch:
     interval_s = 15.0
 
     def __init__(self, machine: KernelMachine, of: Scenario) -> None:
-        self.telemetry = FleetTelemetry(machine, of.work)
+        self.telemetry = FleetTelemetry(machine, of.work, of.errors)
         self.spans: list[Span] = []
 
     def __call__(self, seen: ScalingInput, state: None) -> tuple[int, None]:
@@ -261,6 +262,82 @@ def test_without_telemetry_an_autoscaler_keeps_the_count() -> None:
     assert autoscalers.documented(autoscalers.PEERS["hpa-concurrency"], replace(dark, missing=0.0), None).actions
 
 
+def test_noise_is_in_what_all_read_and_in_nothing_that_happens() -> None:
+    """Requests that a window tells are off by as much as was said, and on average not; what came of them is the same."""
+    true, noisy = steady(14.0, 4.0), replace(steady(14.0, 4.0), noise=0.2)
+    told = {}
+    for small in (true, noisy):
+        watches: list[_Watch] = []
+
+        def make(machine: KernelMachine, small: Scenario = small, watches: list[_Watch] = watches) -> ScalingPolicy:
+            watches.append(_Watch(machine, small))
+            return watches[-1]
+
+        told[small.noise] = (case.play(small, make), watches[0].spans)
+    (played, spans), (same, wrong) = told[0.0], told[0.2]
+    assert np.array_equal(played.ttft_s, same.ttft_s)
+    for name in ("requests", "output_tokens"):
+        off = np.log([w.counts[name] / s.counts[name] for w, s in zip(wrong, spans, strict=True)])
+        assert np.std(off) == pytest.approx(0.2, rel=0.2)
+        assert abs(np.mean(off)) < 0.04
+    first, second = (np.array([w.counts[n] for w in wrong]) for n in ("requests", "output_tokens"))
+    assert np.std(np.log(first / second)) > 0.2, "each figure has an error of its own"
+    seen = ScalingInput(60.0, 2, 0, 14.0, 10.0, 4.0, 0.99)
+    read = noisy.read(seen)
+    assert read == noisy.read(seen), "whoever reads at a moment reads the same"
+    assert read.running != seen.running
+    assert true.read(seen) == seen
+    assert read.kv_usage is not None
+    assert read.kv_usage <= 1.0
+
+
+class _Resized:
+    """Three of the other size, asked for after 20 minutes; the two there were go once those serve."""
+
+    interval_s = 15.0
+
+    def __init__(self, machine: SizedMachine) -> None:
+        self.machine = machine
+
+    def __call__(self, seen: ScalingInput, state: None) -> tuple[int, None]:
+        if seen.at_s < 1200.0:
+            return 2, None
+        self.machine.wanted = 1
+        return (5 if seen.ready == 2 else 3), None
+
+
+def test_a_fleet_changes_its_size_without_a_request_late_and_pays_for_both_meanwhile() -> None:
+    small = replace(steady(14.0, 1.0), sizes=scenarios.SIZES, most=6)
+    alone = case.play_static(replace(small, sizes=()), 2)
+    assert np.array_equal(case.play_static(small, 2).ttft_s, alone.ttft_s), "of one size alone it is the same machine"
+
+    def make(machine: KernelMachine) -> ScalingPolicy:
+        assert isinstance(machine, SizedMachine)
+        return _Resized(machine)
+
+    big = case.SizeChange(1200.0, scenarios.SIZES[1].model, 1.6)
+    played = replace(case.play(small, make), sizes=(big,))
+    assert [(a.before, a.after) for a in played.actions] == [(2, 5), (5, 3)]
+    assert case.in_time(small, played).all()
+    before, after = (played.ttft_s[m] for m in (small.work.arrival_s < 1200.0, small.work.arrival_s > 1400.0))
+    assert np.median(after) < 0.6 * np.median(before), "two and a half times as fast"
+    first = small.work.arrival_s < 1200.0
+    assert np.allclose(played.ttft_s[first], alone.ttft_s[first])
+    assert played.paid_s(1200.0) == pytest.approx(2 * 1200.0)
+    assert played.paid_s(HOUR) == pytest.approx(2 * (1200.0 + small.cold_start_s) + 1.6 * 3 * 2400.0, abs=60.0)
+    (row,) = world.score(small, "", played)
+    assert row["cost_usd"] == round(played.paid_s(HOUR) / HOUR, 2)
+    assert row["wrong_shrinks"] == 0
+
+
+def test_the_oracle_takes_the_size_that_is_cheapest() -> None:
+    """18 a second: one large machine (1.6) carries what takes two small ones."""
+    both = replace(steady(18.0, 1.0), sizes=scenarios.SIZES)
+    found = policies.OWN["oracle"](both)
+    assert [size.price for size in found.sizes] == [1.6]
+    assert found.paid_s(HOUR) < policies.OWN["oracle"](replace(both, sizes=())).paid_s(HOUR)
+
+
 def _row(scenario: str, policy: str, cost_usd: float, within: float) -> dict[str, Any]:
     return {
         "scenario": scenario, "policy": policy, "cost_usd": cost_usd, "within_objective": within, "changes": 3, "moves": 7, "wrong_shrinks": 1,
@@ -271,6 +348,7 @@ def _row(scenario: str, policy: str, cost_usd: float, within: float) -> dict[str
 def test_the_page_is_made_of_the_rows_and_nothing_else_of_it_changes(tmp_path: Path) -> None:
     old = [_row("a", "oracle", 10.0, 0.99), _row("a", "flyball", 20.0, 0.5), _row("a", "kpa-tuned", 15.0, 0.995)]
     new = [_row("a", "flyball", 11.0, 0.991), _row("b", "flyball", 1.0, 0.5)]
+    new += [_row("a/first", "oracle", 4.0, 0.99), _row("a/first", "flyball", 6.0, 1.0)]
     page, rows = tmp_path / "policies.md", [tmp_path / "old.json", tmp_path / "new.json"]
     page.write_text(f"above\n{policies_page.BEGIN}\nstale\n{policies_page.END}\nbelow\n")
     for path, several in zip(rows, (old, new), strict=True):
@@ -284,6 +362,10 @@ def test_the_page_is_made_of_the_rows_and_nothing_else_of_it_changes(tmp_path: P
         "the last file holds, and without the clairvoyant there is no ratio"
     )
     assert "| kpa-tuned | 3 · 7 · 1 · 2 |  |" in text
+    assert "| flyball | **1.50 · 100.0 %** |" in text.split("first days")[1], (
+        "each scenario's first day, in a table of its own"
+    )
+    assert "/first" not in text
     assert "<svg" in (tmp_path / "policies-cost.svg").read_text()
     with pytest.raises(ValueError, match="no place"):
         policies_page.replaced("without marks", "")
