@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import agent.execution
+import agent.governor
 from actuators.base import ActuatorError, Trouble
 from actuators.shape import Plan
 from agent.store import changes, control, fleet, schema, windows
@@ -794,12 +795,14 @@ def test_a_clock_that_is_set_breaks_no_law(jump: float, asked_two: Snapshot, fol
     run(scenario)
 
 
-def test_a_day_and_a_night_end_in_a_verified_saving(tmp_path: Path) -> None:
+def test_a_day_and_a_night_end_in_a_verified_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole loop for more than a day of a day's wave, in auto mode: once the season is known, the oversized endpoint shrinks."""
     endpoint = SimulatedEndpoint(shape(4), Traffic(1.0, swing=0.3), START + 120_000, seed=21)
     coarse = {"collect": {"interval_s": 300, "window_s": 600}, "decide": {"interval_s": 3600, "act_interval_s": 300}}
     policy = {"auto": ["shrink"], "evidence_s": 3600, "cooldown_s": 7200, "engine": {}, "max_step_replicas": 1}
     verify = {"warmup_s": 300, "windows": 3, "deadline_s": 3600, "load_tolerance": 0.3}
+
+    monkeypatch.setattr(agent.governor, "LEASE_S", 30.0)
 
     async def scenario() -> None:
         async with World(
