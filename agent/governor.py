@@ -72,8 +72,8 @@ class Governor:
         self.watched = {e.name: make_watched(settings, e, self.environment) for e in settings.endpoints}
         self.tracing = Tracing(settings.otlp)  # starts a thread, so after all that may fail
         self._made_at = clock.now()
-        self.approvals = ApprovalService(store, clock, self._ruled)
-        self.receiver = ClickReceiver(settings.slack, store, self.approvals, clock)
+        self.approvals = ApprovalService(settings, store, clock, self._ruled)
+        self.receiver = ClickReceiver(settings, store, self.approvals, clock)
         self.sender = Sender(settings, store, self.approvals, http, clock, self.metrics)
         self.spool = Spool(settings.state_dir / "spool")
         self.watcher = Watcher(self.watched, settings.collect, store, self.spool, clock, self.metrics)
