@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from actuators.base import ActuatorError
 from actuators.shape import Plan
+from agent.cases import guardrails_of, operation_case
 from agent.execution import ChangeRun, Direction, Execution, RunProgress, in_time, receipt_of
 from agent.metrics import Metrics
 from agent.schedules import ScheduleKeeper, system_plan
@@ -30,6 +31,8 @@ from agent.store.rows import JournalRow
 from agent.store.schedules import StandingSchedule
 from agent.uptake import Uptake
 from agent.watch import WatchedEndpoint, Watcher
+from analyzers.guardrails import Stage, obstacle, rule_verdicts
+from analyzers.policy import RuleVerdict
 from analyzers.prediction import Prediction
 from analyzers.verify import LedgerScore, Verdict, judge
 from collectors.clock import Clock
@@ -69,7 +72,7 @@ class Applier:
         self._metrics = metrics
         self._execution = Execution(store, clock)
         self._uptake = Uptake(watched, watcher, settings, store, clock)
-        self._schedules = ScheduleKeeper(watched, watcher, store, clock)
+        self._schedules = ScheduleKeeper(watched, watcher, settings, store, clock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """By endpoint: what is being done about it. Endpoints do not wait for each other."""
 
@@ -266,6 +269,12 @@ class Applier:
             verdict = await asyncio.to_thread(self._judge, change, watched, begin, last)
             return None if verdict.state == "pending" else verdict.state != "regressed"
 
+        def asks(db: sa.Connection) -> RuleVerdict | None:
+            now, name, by = self._clock.now(), change["endpoint"], change["approved_by"]
+            stage: Stage = "operation" if direction == "apply" else "undo"
+            case = operation_case(db, name, plan.before, plan.after, now, by, change=change["id"])
+            return obstacle(rule_verdicts(case, guardrails_of(self._settings, name)), stage)
+
         operations = plan.finish if direction == "finish" else plan.operations
         run = ChangeRun(
             change["id"],
@@ -273,6 +282,7 @@ class Applier:
             direction,
             operations,
             watched.actuator,
+            asks,
             gate if direction == "apply" else None,
         )
         return await self._execution.advance(run, lead)

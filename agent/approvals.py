@@ -1,6 +1,7 @@
 """The one place where a recommendation is decided. Slack, the page and the command line all end here.
 
-What is decided is a plan's hash at a revision, before its expiry, once. Every attempt is kept, refused ones too.
+What is decided is a plan's hash at a revision under a policy, before its expiry, once, by those whom ``analyzers.guardrails`` lets. Every
+attempt is kept, refused ones too.
 """
 
 from __future__ import annotations
@@ -13,13 +14,26 @@ from typing import Literal
 
 import sqlalchemy as sa
 
+from agent.cases import case_of, guardrails_of
+from agent.settings import Settings
 from agent.store import Store
 from agent.store import recommendations as table
+from analyzers.guardrails import Door, forbidden, obstacle, rule_verdicts
 from collectors.clock import Clock
 
 Action = Literal["approve", "reject", "snooze"]
 ACTIONS: tuple[Action, ...] = ("approve", "reject", "snooze")
 SNOOZE_S = 86_400.0
+#: What is said where a rule of the guardrails refuses; ``forbidden`` for any other.
+_CODES = {
+    "APPROVER": "not_allowed",
+    "FOUR_EYES": "four_eyes",
+    "DOOR": "high_risk",
+    "EXPIRY": "expired",
+    "OWNER": "by_hand",
+    "PLAN": "superseded",
+    "POLICY": "superseded",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +42,36 @@ class ApprovalOutcome:
 
     accepted: bool
     code: str
-    """``accepted``, or why not: unknown, superseded, expired, decided, not_allowed, no_plan, by_hand, used, bad_token."""
+    """``accepted``, ``counted`` where more people must approve, or why not: unknown, superseded, expired, decided, not_allowed, four_eyes,
+    high_risk, counted_before, no_plan, by_hand, forbidden, used, bad_token."""
     text: str
     recommendation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """Who wants to decide what, as he saw it. None: he did not say."""
+
+    action: str
+    actor: str
+    channel: Door
+    plan_hash: str
+    revision: int | None = None
+    policy_hash: str | None = None
+    snooze_s: float = SNOOZE_S
 
 
 class ApprovalService:
     """Decides, within one transaction each."""
 
     def __init__(
-        self, store: Store, clock: Clock, on_ruling: Callable[[ApprovalOutcome, str, str], None] | None = None
+        self,
+        settings: Settings,
+        store: Store,
+        clock: Clock,
+        on_ruling: Callable[[ApprovalOutcome, str, str], None] | None = None,
     ) -> None:
+        self._settings = settings
         self._store = store
         self._clock = clock
         self._on_ruling = on_ruling or (lambda _ruling, _action, _channel: None)
@@ -54,6 +87,7 @@ class ApprovalService:
                     "recommendation_id": row["id"],
                     "revision": row["revision"],
                     "plan_hash": row["plan_hash"],
+                    "policy_hash": row["policy_hash"],
                     "action": action,
                     "expires_at": row["expires_at"],
                 }
@@ -62,116 +96,135 @@ class ApprovalService:
         )
         return issued
 
-    def redeem(self, token: str, *, action: str, actor: str, channel: str, allowed: bool) -> ApprovalOutcome:
-        """Decide by a button's token. ``allowed``: whether this person is among the approvers; a refusal is kept as well."""
-        now = self._clock.now()
+    def redeem(self, token: str, *, action: str, actor: str, allowed: bool) -> ApprovalOutcome:
+        """Decide by a button's token in Slack. ``allowed``: whether this person may press any; a refusal is kept as well."""
         with self._store.write() as db:
             found = table.find_token(db, _digest(token))
+            attempt = _Attempt(
+                action,
+                self._settings.identity(actor),
+                "slack",
+                found["plan_hash"] if found is not None else "",
+                found["revision"] if found is not None else None,
+                found["policy_hash"] if found is not None else None,
+            )
             if found is None or found["action"] != action:
                 ruling = ApprovalOutcome(False, "bad_token", "this button is not one of ours")
             elif not allowed:
-                ruling = ApprovalOutcome(
-                    False, "not_allowed", "you are not among the approvers", found["recommendation_id"]
-                )
+                text = "you are not among the approvers"
+                ruling = ApprovalOutcome(False, "not_allowed", text, found["recommendation_id"])
             elif found["used_at"] is not None:
                 ruling = ApprovalOutcome(False, "used", "this button was pressed before", found["recommendation_id"])
             else:
-                ruling = self._decide(
-                    db, found["recommendation_id"], action, actor, channel, found["plan_hash"], now, found["revision"]
-                )
-                if ruling.accepted:
-                    table.use_token(db, found["digest"], now)
-            self._note(db, ruling, action, actor, channel, found["plan_hash"] if found else "", now)
-        self._on_ruling(ruling, action, channel)
+                ruling = self._decide(db, found["recommendation_id"], attempt)
+                if ruling.code == "accepted":  # a quorum presses the same button
+                    table.use_token(db, found["digest"], self._clock.now())
+            self._note(db, ruling, attempt)
+        self._on_ruling(ruling, action, attempt.channel)
         return ruling
 
     def decide(
-        self, identity: str, *, action: Action, actor: str, channel: str, plan_hash: str, snooze_s: float = SNOOZE_S
+        self, identity: str, *, action: Action, actor: str, channel: Door, plan_hash: str, snooze_s: float = SNOOZE_S
     ) -> ApprovalOutcome:
         """Decide by name, for the page and the command line: the caller says which plan it saw."""
-        now = self._clock.now()
+        attempt = _Attempt(action, self._settings.identity(actor), channel, plan_hash, snooze_s=snooze_s)
         with self._store.write() as db:
-            ruling = self._decide(db, identity, action, actor, channel, plan_hash, now, None, snooze_s)
-            self._note(db, ruling, action, actor, channel, plan_hash, now)
+            ruling = self._decide(db, identity, attempt)
+            self._note(db, ruling, attempt)
         self._on_ruling(ruling, action, channel)
         return ruling
 
-    def _decide(
-        self,
-        db: sa.Connection,
-        identity: str,
-        action: str,
-        actor: str,
-        channel: str,
-        plan_hash: str,
-        now: float,
-        revision: int | None,
-        snooze_s: float = SNOOZE_S,
-    ) -> ApprovalOutcome:
-        row = table.get(db, identity)
+    def _decide(self, db: sa.Connection, identity: str, attempt: _Attempt) -> ApprovalOutcome:
+        row, now = table.claim(db, identity), self._clock.now()
         if row is None:
             return ApprovalOutcome(False, "unknown", f"no recommendation is called {identity}")
         full = str(row["id"])
+
+        def refused(code: str, text: str) -> ApprovalOutcome:
+            return ApprovalOutcome(False, code, text, full)
+
         if row["state"] not in table.OPEN:
-            return ApprovalOutcome(
-                False, "decided", f"it is {row['state']} already ({row['state_by']}: {row['state_reason']})", full
-            )
+            return refused("decided", f"it is {row['state']} already ({row['state_by']}: {row['state_reason']})")
         if now >= row["expires_at"]:
-            return ApprovalOutcome(
-                False, "expired", "it has expired; a new one comes when it is still called for", full
-            )
-        if action == "approve" and not row["plan_hash"]:
-            return ApprovalOutcome(
-                False, "no_plan", "there is no plan: Flyball can only read this system; make the change yourself", full
-            )
-        if action == "approve" and row["plan"].get("by_hand"):
-            return ApprovalOutcome(
-                False, "by_hand", "somebody else owns what it would change: apply the patch of its plan by hand", full
-            )
-        if row["plan_hash"] != plan_hash or (revision is not None and row["revision"] != revision):
-            return ApprovalOutcome(False, "superseded", "the plan has changed since; look at the new one", full)
-        to = {"approve": "approved", "reject": "rejected", "snooze": "snoozed"}[action]
+            return refused("expired", "it has expired; a new one comes when it is still called for")
+        if attempt.action == "approve" and not row["plan_hash"]:
+            return refused("no_plan", "there is no plan: Flyball can only read this system; make the change yourself")
+        if not _same(row, attempt):
+            return refused("superseded", "the plan has changed since; look at the new one")
+        objection = self._objection(db, row, attempt, now)
+        if objection is not None:
+            return refused(*objection)
+        if attempt.action == "approve":
+            before, quorum = table.approvers(db, row), guardrails_of(self._settings, row["endpoint"]).quorum
+            if attempt.actor in before:
+                return refused("counted_before", f"{attempt.actor} approved it already; {quorum} people must")
+            if len(before) + 1 < quorum:
+                text = f"{len(before) + 1} of {quorum} approvals"
+                return ApprovalOutcome(True, "counted", text, full)
+        return self._move(db, row, attempt, now)
+
+    def _objection(self, db: sa.Connection, row: table.Row, attempt: _Attempt, now: float) -> tuple[str, str] | None:
+        """The guardrails' code and text against deciding so; None: nothing stands against it."""
+        try:
+            rails = guardrails_of(self._settings, row["endpoint"])
+        except KeyError:
+            return "forbidden", "its endpoint is no longer in the settings"
+        case = case_of(db, row, now, None, approver=attempt.actor, door=attempt.channel)
+        verdicts = rule_verdicts(case, rails)
+        if attempt.action != "approve":  # as easy as approving, and for the same people
+            verdicts = tuple(v for v in verdicts if v.rule == "APPROVER")
+        first = obstacle(verdicts, "approve")
+        if first is None or first.verdict != "no":
+            return None
+        return _CODES.get(first.rule, "forbidden"), forbidden(verdicts, "approve") or first.text
+
+    def _move(self, db: sa.Connection, row: table.Row, attempt: _Attempt, now: float) -> ApprovalOutcome:
+        to = {"approve": "approved", "reject": "rejected", "snooze": "snoozed"}[attempt.action]
+        later = (  # it can still be decided for as long as before, once it wakes
+            {"snoozed_until": now + attempt.snooze_s, "expires_at": row["expires_at"] + attempt.snooze_s}
+            if attempt.action == "snooze"
+            else {}
+        )
         moved = table.move(
             db,
-            full,
+            row["id"],
             from_states=table.OPEN,
             to=to,
             now=now,
-            by=actor,
-            reason=f"{action} through {channel}",
+            by=attempt.actor,
+            reason=f"{attempt.action} through {attempt.channel}",
             revision=row["revision"],
             decided_at=now,
-            **(  # it can still be decided for as long as before, once it wakes
-                {"snoozed_until": now + snooze_s, "expires_at": row["expires_at"] + snooze_s}
-                if action == "snooze"
-                else {}
-            ),
+            **later,
         )
         if not moved:
-            return ApprovalOutcome(False, "decided", "somebody else decided a moment ago", full)
-        return ApprovalOutcome(True, "accepted", f"{to} by {actor}", full)
+            return ApprovalOutcome(False, "decided", "somebody else decided a moment ago", row["id"])
+        return ApprovalOutcome(True, "accepted", f"{to} by {attempt.actor}", row["id"])
 
-    def _note(
-        self,
-        db: sa.Connection,
-        ruling: ApprovalOutcome,
-        action: str,
-        actor: str,
-        channel: str,
-        plan_hash: str,
-        now: float,
-    ) -> None:
+    def _note(self, db: sa.Connection, ruling: ApprovalOutcome, attempt: _Attempt) -> None:
+        row = table.get(db, ruling.recommendation_id) if ruling.recommendation_id else None
         table.note_decision(
             db,
             recommendation_id=ruling.recommendation_id or "",
-            action=action if action in ACTIONS else "unknown",
-            actor=actor,
-            channel=channel,
-            plan_hash=plan_hash,
+            action=attempt.action if attempt.action in ACTIONS else "unknown",
+            actor=attempt.actor,
+            channel=attempt.channel,
+            plan_hash=attempt.plan_hash,
+            revision=row["revision"] if row is not None else 0,
+            policy_hash=row["policy_hash"] if row is not None else "",
             accepted=ruling.accepted,
             reason=ruling.code,
-            at=now,
+            at=self._clock.now(),
         )
+
+
+def _same(row: table.Row, attempt: _Attempt) -> bool:
+    """Whether what was seen is what is there."""
+    return (
+        row["plan_hash"] == attempt.plan_hash
+        and attempt.revision in (None, row["revision"])
+        and attempt.policy_hash in (None, row["policy_hash"])
+    )
 
 
 def _digest(token: str) -> str:

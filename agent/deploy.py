@@ -12,15 +12,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import sqlalchemy as sa
+
 from actuators.base import Actuator, ActuatorError, LiveState
 from actuators.shape import Plan, Shape
 from agent.apply import lease_of
+from agent.cases import guardrails_of, operation_case
 from agent.execution import ChangeRun, Execution, in_time
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, audit, changes, control, recommendations, tunes
+from agent.store import Store, audit, changes, control, recommendations
 from agent.store.control import Lead, LostLease
-from agent.wiring import Environment, actuator_of, catalogue_of, policy_of
-from analyzers.policy import Catalogue, violations
+from agent.wiring import Environment, actuator_of
+from analyzers.guardrails import Guardrails, Stage, obstacle, rule_verdicts
+from analyzers.policy import RuleVerdict
 from collectors.clock import Clock
 
 POLL_S = 1.0
@@ -39,7 +43,19 @@ class Deployment:
     endpoint: str
     plan: Plan
     actuator: Actuator
+    rails: Guardrails
     purpose: Literal["deploy", "trial"] = "deploy"
+    tune: str | None = None
+    """The tune that it is a trial of."""
+    guarded: bool = True
+    """Whether every rule is asked; the way back to what was there heeds only the mode and the pause."""
+
+    def obstacle(self, db: sa.Connection, now: float, by: str, change: str | None = None) -> RuleVerdict | None:
+        """What of the guardrails stands against it, as if another shape had never been there."""
+        after = self.plan.after
+        case = operation_case(db, self.endpoint, after, after, now, by, change=change, tune=self.tune)
+        stage: Stage = "undo" if not self.guarded else "deploy" if self.purpose == "deploy" else "step"
+        return obstacle(rule_verdicts(case, self.rails), stage)
 
 
 async def prepare(store: Store, settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Deployment:
@@ -47,33 +63,32 @@ async def prepare(store: Store, settings: Settings, endpoint: EndpointSettings, 
 
     Sends only reads. Raises ``CannotDeploy``.
     """
+    rails = guardrails_of(settings, endpoint.name)
     with store.read() as db:
         change = changes.active_of(db, endpoint.name)
-        tune = tunes.running(db, endpoint.name)
-    if change is not None and change["purpose"] != "deploy":
-        raise CannotDeploy(f"{endpoint.name}: a change is under way; see `flyball changes list`")
-    if tune is not None:
-        raise CannotDeploy(f"{endpoint.name}: tune {tune['id']} is under way; end it with `flyball tune --abandon`")
     try:
         actuator = actuator_of(settings, endpoint, environment)
-        if change is not None:
-            return Deployment(endpoint.name, Plan.from_dict(change["plan"]), actuator)
+        if change is not None and change["purpose"] == "deploy":
+            return Deployment(endpoint.name, Plan.from_dict(change["plan"]), actuator, rails)
         live = await in_time(actuator.live())
         plan = await in_time(actuator.plan(live, _wanted(endpoint, live)))
     except ActuatorError as error:
         raise CannotDeploy(f"{endpoint.name}: {error}") from error
-    if endpoint.mode == "observe":
-        raise CannotDeploy(f"{endpoint.name}: its mode is observe, so nothing is sent to it; set `mode: approve` first")
-    broken = forbidden(plan.after, endpoint, catalogue_of(settings, endpoint))
-    if broken is not None:
-        raise CannotDeploy(f"{endpoint.name}: {broken}")
-    return Deployment(endpoint.name, plan, actuator)
+    deployment = Deployment(endpoint.name, plan, actuator, rails)
+    with store.read() as db:
+        stop = deployment.obstacle(db, environment.clock.now(), "")
+    if stop is not None:
+        raise CannotDeploy(f"{endpoint.name}: a guardrail forbids it: {stop.text}{HINTS.get(stop.rule, '')}")
+    return deployment
 
 
-def forbidden(shape: Shape, endpoint: EndpointSettings, catalogue: Catalogue) -> str | None:
-    """The guardrails that stand against putting up this shape where another one was, or none. None: it may be put up."""
-    broken = violations(shape, shape, policy_of(endpoint), catalogue)
-    return f"a guardrail forbids it: {'; '.join(broken)}" if broken else None
+#: By rule: what to do about it.
+HINTS = {
+    "MODE": "; set `mode: approve` first",
+    "PAUSE": "; `flyball resume` first",
+    "ONE_AT_A_TIME": "; see `flyball changes list` and `flyball tune list`",
+    "FREEZE": "; `flyball unfreeze` first",
+}
 
 
 def _wanted(endpoint: EndpointSettings, live: LiveState) -> Shape:
@@ -136,7 +151,11 @@ async def _every_step(
 ) -> None:
     """Until the change has ended, well or not. Raises ``CannotDeploy``."""
     execution, plan, shown = Execution(store, clock), deployment.plan, ""
-    run = ChangeRun(change, deployment.endpoint, "apply", (*plan.operations, *plan.finish), deployment.actuator)
+
+    def asks(db: sa.Connection) -> RuleVerdict | None:
+        return deployment.obstacle(db, clock.now(), lead.holder, change)
+
+    run = ChangeRun(change, deployment.endpoint, "apply", (*plan.operations, *plan.finish), deployment.actuator, asks)
     for operation in run.operations:
         say(operation.summary)
     while True:
@@ -145,8 +164,8 @@ async def _every_step(
         progress = await execution.advance(run, lead)
         if progress.state != "waiting":
             break
-        if progress.why == "paused":
-            raise CannotDeploy("Flyball is paused; `flyball resume` first, then deploy again: it goes on from here")
+        if progress.rule:
+            raise CannotDeploy(f"{progress.why}{HINTS.get(progress.rule, '')}, then deploy again: it goes on from here")
         if progress.why != shown:
             shown = progress.why
             say(f"  {shown}")

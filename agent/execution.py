@@ -2,8 +2,8 @@
 
 Why this is safe, whoever dies when. (1) The intent of a step is committed before the step. (2) Its token is the same whenever it is
 resumed, and a step is done once for a token. (3) Intent and outcome are written in transactions that hold the lease's row: whoever
-was deposed writes nothing. (4) Pause is read in the transaction right before the step. (5) What a step leaves behind is in the
-journal, so that its progress can be asked for after a kill. (6) Each step has a deadline, in each of its states.
+was deposed writes nothing. (4) The guardrails, pause among them, are asked in the transaction right before the step. (5) What a step
+leaves behind is in the journal, so that its progress can be asked for after a kill. (6) Each step has a deadline, in each of its states.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import sqlalchemy as sa
 import structlog
 
 from actuators.base import Actuator, ActuatorError, Progress, Receipt, Step, Trouble
@@ -20,6 +21,7 @@ from actuators.shape import Operation
 from agent.store import Store, changes, control
 from agent.store.control import Lead
 from agent.store.rows import JournalRow
+from analyzers.policy import RuleVerdict
 from collectors.clock import Clock
 
 log = structlog.get_logger()
@@ -41,6 +43,8 @@ class ChangeRun:
     direction: Direction
     operations: Sequence[Operation]
     actuator: Actuator
+    asks: Callable[[sa.Connection], RuleVerdict | None]
+    """What of the guardrails stands against the next step at this moment; None: nothing does. Asked in the transaction right before it."""
     gate: Callable[[float], Awaitable[bool | None]] | None = None
     """Whether the objective was kept since that moment (Unix seconds); None: not known yet. Without it no gate is asked."""
 
@@ -51,6 +55,8 @@ class RunProgress:
 
     state: Literal["waiting", "done", "failed"]
     why: str = ""
+    rule: str = ""
+    """Of the guardrails, where one of them keeps it waiting or forbids it."""
 
 
 _DONE = RunProgress("done")
@@ -107,8 +113,9 @@ class Execution:
         try:
             if state == "waiting":  # an intent that was written down may have been carried out: then its token answers
                 await in_time(run.actuator.clear(operation, last))
-                if not await asyncio.to_thread(self._intend, run, step, lead):
-                    return RunProgress("waiting", "paused")
+                held_up = await asyncio.to_thread(self._intend, run, step, lead)
+                if held_up is not None:
+                    return held_up
             log.info("operation", endpoint=run.endpoint, change=run.change, step=step, what=operation.summary)
             receipt = await in_time(run.actuator.do(operation, _token(run, step), last))
         except ActuatorError as error:
@@ -124,8 +131,9 @@ class Execution:
         """When it was first written down, and its state; or that it must wait."""
         now = self._clock.now()
         with control.leading(self._store, lead) as db:
-            if control.paused(db) is not None:
-                return RunProgress("waiting", "paused")
+            held_up = _held_up(run, operation, db)
+            if held_up is not None:
+                return held_up
             if row is not None:
                 return row["intent_at"], row["state"]
             changes.intend(
@@ -142,13 +150,13 @@ class Execution:
             )
         return now, "waiting"
 
-    def _intend(self, run: ChangeRun, step: int, lead: Lead) -> bool:
-        """The last look before the step: False where it is paused."""
+    def _intend(self, run: ChangeRun, step: int, lead: Lead) -> RunProgress | None:
+        """The last look before the step; None: it may be done now."""
         with control.leading(self._store, lead) as db:
-            if control.paused(db) is not None:
-                return False
-            changes.settle(db, run.change, run.direction, step, state="intended", epoch=lead.epoch)
-        return True
+            held_up = _held_up(run, run.operations[step], db)
+            if held_up is None:
+                changes.settle(db, run.change, run.direction, step, state="intended", epoch=lead.epoch)
+        return held_up
 
     async def _refused(
         self, run: ChangeRun, step: int, operation: Operation, error: ActuatorError, intent_at: float, lead: Lead
@@ -213,6 +221,16 @@ class Execution:
     def _journal(self, run: ChangeRun) -> list[JournalRow]:
         with self._store.read() as db:
             return changes.journal(db, run.change, run.direction)
+
+
+def _held_up(run: ChangeRun, operation: Operation, db: sa.Connection) -> RunProgress | None:
+    """What the guardrails say right before a step; None: it may be done."""
+    stop = run.asks(db)
+    if stop is None:
+        return None
+    if stop.verdict == "wait":
+        return RunProgress("waiting", stop.text, stop.rule)
+    return RunProgress("failed", f"{operation.summary}: a guardrail forbids it: {stop.text}", stop.rule)
 
 
 def receipt_of(row: JournalRow) -> Receipt:

@@ -34,8 +34,10 @@ from collectors.http import Http
 
 log = structlog.get_logger()
 
-#: A leader that does not renew its lease for so long is taken to be dead.
-LEASE_S = 30.0
+#: A leader that does not renew its lease for so long is taken to be dead, and another one leads within 15 seconds of its death.
+LEASE_S = 9.0
+#: Between two renewals of a leader, and between two looks of one who stands by.
+LEAD_S = 2.0
 HOUSEKEEPING_S = 60.0
 #: Between two looks for periods that are over, of which it is to be attested what was saved.
 ATTEST_S = 300.0
@@ -65,11 +67,13 @@ class Governor:
         self.metrics = Metrics()
         self.holder = holder
         self.lead: Lead | None = None
+        self._looked_at: float | None = None
+        """When it asked for the lease last: monotonic seconds."""
         self.watched = {e.name: make_watched(settings, e, self.environment) for e in settings.endpoints}
         self.tracing = Tracing(settings.otlp)  # starts a thread, so after all that may fail
         self._made_at = clock.now()
-        self.approvals = ApprovalService(store, clock, self._ruled)
-        self.receiver = ClickReceiver(settings.slack, store, self.approvals, clock)
+        self.approvals = ApprovalService(settings, store, clock, self._ruled)
+        self.receiver = ClickReceiver(settings, store, self.approvals, clock)
         self.sender = Sender(settings, store, self.approvals, http, clock, self.metrics)
         self.spool = Spool(settings.state_dir / "spool")
         self.watcher = Watcher(self.watched, settings.collect, store, self.spool, clock, self.metrics)
@@ -78,7 +82,7 @@ class Governor:
         self.exercise = Exercise(settings, store, clock)
         make = self._loop
         self.loops = [
-            make("lead", LEASE_S / 3, self.take_lead),
+            make("lead", LEAD_S, self.take_lead),
             make("collect", settings.collect.interval_s, self.collect),
             make("decide", settings.decide.interval_s, self.decide),
             make("first", settings.collect.interval_s, self.decide_first),
@@ -97,7 +101,15 @@ class Governor:
     # -- cycles --------------------------------------------------------------------------------------------------------
 
     async def take_lead(self) -> Lead | None:
-        """Take or renew the lease. Whoever does not lead stands by."""
+        """Take or renew the lease. Whoever does not lead stands by.
+
+        Who stands by and finds that he stood still himself takes nothing over: the whole machine may have, and the leader with it.
+        The leader renews first then, and is dead if it has not by the next look.
+        """
+        now, last = self.clock.monotonic(), self._looked_at
+        self._looked_at = now
+        if self.lead is None and last is not None and now - last > 2 * LEAD_S:
+            return None
 
         def ask() -> Lead | None:
             with self.store.write() as db:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 
+from agent.cases import hours_of
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, recommendations, windows
 from agent.store.evidence import judged
-from agent.uptake import within
 from analyzers.forecast.days import days_of
 from analyzers.forecast.forecast import Learned, learned_forecast
 from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
 from analyzers.forecast.horizon import Horizon, busiest_rate
+from analyzers.guardrails import may_begin
 from analyzers.objective import attainment
 from collectors.window import Window
 
@@ -114,8 +115,8 @@ class Horizons:
         return []
 
     def _open(self, endpoint: EndpointSettings, start: float, slots: int) -> tuple[bool, ...]:
-        allowed, zone = endpoint.policy.change_windows, self._settings.timezone
-        return tuple(within(allowed, start + i * STEP_S, zone) for i in range(slots)) if allowed else ()
+        allowed, zone = hours_of(endpoint.policy.change_windows), self._settings.timezone
+        return tuple(may_begin(allowed, start + i * STEP_S, zone) for i in range(slots)) if allowed else ()
 
 
 def load_history(store: Store, settings: Settings, endpoint: EndpointSettings, end: float) -> LoadHistory:

@@ -24,13 +24,14 @@ from actuators.base import ActuatorError, LiveState
 from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
 from agent import events
+from agent.cases import guardrails_of, operation_case
 from agent.horizon import Horizons
 from agent.metrics import Metrics
 from agent.references import NoReference, References
 from agent.schedules import BREACH_HELD_S, HELD_S, plan_of
 from agent.seasons import Seasons
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, fleet, recommendations, schedules, tunes, windows
+from agent.store import Store, changes, control, fleet, recommendations, schedules, windows
 from agent.store.control import Lead, LostLease
 from agent.store.evidence import judged
 from agent.watch import WatchedEndpoint
@@ -39,6 +40,7 @@ from analyzers.choice import serving
 from analyzers.finding import Finding, Reason
 from analyzers.finding import Kind as FindingKind
 from analyzers.findings import EVENT_S, analyze
+from analyzers.guardrails import BY_POLICY, OWN, auto_approves, obstacle, rule_verdicts
 from analyzers.kinds.base import Basis, Calibration, Kind, Replayer
 from analyzers.kinds.registry import KINDS
 from analyzers.objective import attainment, total
@@ -340,7 +342,7 @@ class Reflector:
 
         advice = await asyncio.to_thread(advise)
         plan = await asyncio.wait_for(self._plan(watched, live, advice), PLAN_S)
-        return await asyncio.to_thread(self._insert, advice, plan, now, by, self._store.write)
+        return await asyncio.to_thread(self._insert, advice, plan, now, self._settings.identity(by), self._store.write)
 
     # -- evidence ------------------------------------------------------------------------------------------------------
 
@@ -649,16 +651,11 @@ class Reflector:
     def _held_back(self, endpoint: EndpointSettings, advice: Recommendation, now: float) -> str | None:
         """Why advice is not given now; None when it is."""
         with self._store.read() as db:
-            state = fleet.get(db, endpoint.name)
-            if changes.active_of(db, endpoint.name) is not None:
-                return "a change is under way"
-            if tunes.running(db, endpoint.name) is not None:
-                return "a tune is under way"
-            if state is not None and state["frozen_because"]:
-                return f"frozen: {state['frozen_because']}"
-            last = changes.last_decided_at(db, endpoint.name)
-            if last is not None and now < last + endpoint.policy.cooldown_s:
-                return "cooling down after the last change"
+            before, after = advice.current.shape, advice.proposed.shape
+            case = operation_case(db, endpoint.name, before, after, now, OWN)
+            stop = obstacle(rule_verdicts(case, guardrails_of(self._settings, endpoint.name)), "propose")
+            if stop is not None:
+                return stop.text
             for row in recommendations.listed(
                 db, endpoint=endpoint.name, states=("rejected", "approved", "applying"), limit=20
             ):
@@ -679,18 +676,22 @@ class Reflector:
         if same is None:
             self._insert(advice, plan, now, "flyball", write)
             return
-        if same["plan_hash"] == (plan.hash if plan else "") and (
-            now < same["refreshed_at"] + endpoint.policy.evidence_s or not _moved(same, advice)
-        ):
+        rails = guardrails_of(self._settings, endpoint.name)
+        as_it_was = same["plan_hash"] == (plan.hash if plan else "") and same["policy_hash"] == rails.hash
+        if as_it_was and (now < same["refreshed_at"] + endpoint.policy.evidence_s or not _moved(same, advice)):
             return
         with write() as db:
-            values = _figures(advice, plan) | {"expires_at": now + endpoint.policy.expires_s}
+            values = _figures(advice, plan) | {
+                "expires_at": now + endpoint.policy.expires_s,
+                "policy_hash": rails.hash,
+            }
             recommendations.refresh(db, same["id"], revision=same["revision"], now=now, values=values)
 
     def _insert(self, advice: Recommendation, plan: Plan | None, now: float, by: str, write: _Write) -> str:
         endpoint = self._settings.endpoint(advice.endpoint)
         identity = recommendations.new_id()
-        auto = endpoint.mode == "auto" and advice.direction in endpoint.policy.auto and advice.risk != "high"
+        rails = guardrails_of(self._settings, advice.endpoint)
+        auto = plan is not None and auto_approves(rails, advice.direction, advice.risk, plan.needs)
         row = {
             "id": identity,
             "endpoint": advice.endpoint,
@@ -705,13 +706,14 @@ class Reflector:
             "expires_at": now + endpoint.policy.expires_s,
             "snoozed_until": None,
             "decided_at": None,
+            "policy_hash": rails.hash,
             **_figures(advice, plan),
         }
         with write() as db:
             if by != "flyball":
                 self._supersede_others(db, advice.endpoint, now)
             recommendations.insert(db, row)
-            if auto and plan is not None and by == "flyball":
+            if auto and by == OWN:
                 reason = f"auto policy allows {advice.direction}"
                 recommendations.move(
                     db,
@@ -719,7 +721,7 @@ class Reflector:
                     from_states=["proposed"],
                     to="approved",
                     now=now,
-                    by="policy",
+                    by=BY_POLICY,
                     reason=reason,
                     decided_at=now,
                 )

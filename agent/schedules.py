@@ -14,12 +14,14 @@ import structlog
 
 from actuators.base import Actuator, ActuatorError, LiveState
 from actuators.shape import Plan, Schedule, Shape
-from agent.store import Store, changes, control, fleet, recommendations, schedules, tunes
+from agent.cases import guardrails_of, operation_case
+from agent.settings import Settings
+from agent.store import Store, changes, control, fleet, recommendations, schedules
 from agent.store.control import Lead
 from agent.store.schedules import StandingSchedule
 from agent.watch import WatchedEndpoint, Watcher
-from agent.wiring import policy_of
-from analyzers.policy import violations
+from analyzers.guardrails import OWN, obstacle, rule_verdicts
+from analyzers.policy import RuleVerdict
 from collectors.clock import Clock
 
 log = structlog.get_logger()
@@ -65,9 +67,12 @@ def system_plan(plan: Plan) -> Plan:
 class ScheduleKeeper:
     """Begins the steps that are due. One transaction writes the change and nothing else; ``Applier`` leads it to its end."""
 
-    def __init__(self, watched: Mapping[str, WatchedEndpoint], watcher: Watcher, store: Store, clock: Clock) -> None:
+    def __init__(
+        self, watched: Mapping[str, WatchedEndpoint], watcher: Watcher, settings: Settings, store: Store, clock: Clock
+    ) -> None:
         self._watched = watched
         self._watcher = watcher
+        self._settings = settings
         self._store = store
         self._clock = clock
         self._forbidden: dict[str, tuple[float, str]] = {}
@@ -77,15 +82,13 @@ class ScheduleKeeper:
         """Those whose endpoint, as it was last seen, has other replicas than are wanted now; by endpoint. Reads the store."""
         now = self._clock.now()
         with self._store.read() as db:
-            if control.paused(db) is not None:
-                return {}
             found = schedules.in_force(db)
         return {name: each for name, each in found.items() if self._calls(name, each, now)}
 
     def _calls(self, name: str, standing: StandingSchedule, now: float) -> bool:
         watched = self._watched.get(name)
         live = watched.live if watched is not None else None
-        if watched is None or live is None or watched.settings.mode == "observe":
+        if watched is None or live is None:
             return False
         if name in self._forbidden and self._clock.monotonic() < self._forbidden[name][0]:
             return False
@@ -94,7 +97,8 @@ class ScheduleKeeper:
     async def step(self, name: str, standing: StandingSchedule, lead: Lead) -> None:
         """Begin the step that is due, or leave it where something forbids it. Raises ``LostLease``."""
         watched = self._watched[name]
-        if await asyncio.to_thread(self._held_up, name):
+        seen = watched.live
+        if seen is None or await asyncio.to_thread(self._obstacle, name, seen.shape, seen.shape) is not None:
             return
         live = await self._watcher.look(watched)
         if live is None:
@@ -122,9 +126,9 @@ class ScheduleKeeper:
         """As far towards ``wanted`` as one change may go; or why there is none."""
         most = watched.settings.policy.max_step_replicas
         shape = live.shape.with_(replicas=max(present - most, min(present + most, wanted)))
-        broken = violations(shape, live.shape, policy_of(watched.settings), watched.catalogue)
-        if broken:
-            return "; ".join(broken)
+        stop = await asyncio.to_thread(self._obstacle, watched.settings.name, live.shape, shape)
+        if stop is not None:
+            return stop.text
         try:
             return await asyncio.wait_for(watched.actuator.plan(live, shape), _PLAN_S)
         except (ActuatorError, TimeoutError) as error:
@@ -136,16 +140,11 @@ class ScheduleKeeper:
             log.warning("scheduled_step_forbidden", endpoint=name, why=why)
         self._forbidden[name] = (self._clock.monotonic() + AGAIN_S, why)
 
-    def _held_up(self, name: str) -> bool:
-        """Whether something else goes before it, or nothing may be done."""
+    def _obstacle(self, name: str, before: Shape, after: Shape) -> RuleVerdict | None:
+        """What of the guardrails stands against a step at this moment."""
         with self._store.read() as db:
-            state = fleet.get(db, name)
-            return (
-                control.paused(db) is not None
-                or (state is not None and bool(state["frozen_because"]))
-                or changes.active_of(db, name) is not None
-                or tunes.running(db, name) is not None
-            )
+            case = operation_case(db, name, before, after, self._clock.now(), OWN)
+        return obstacle(rule_verdicts(case, guardrails_of(self._settings, name)), "step")
 
     def _begin(self, name: str, standing: StandingSchedule, plan: Plan, lead: Lead) -> None:
         now = self._clock.now()

@@ -29,6 +29,9 @@ from analyzers.objective import Objective, Target
 from collectors.durations import has_unit, seconds_of
 from collectors.plan import Lengths
 
+#: A token that can be guessed is none.
+SHORTEST_TOKEN = 16
+
 #: A number of seconds, or text such as 500ms, 5s, 2m, 1h, 7d.
 _Written = BeforeValidator(seconds_of, json_schema_input_type=float | str)
 Duration = Annotated[float, _Written]
@@ -189,6 +192,8 @@ class PolicySettings(_Section):
     """Replicas added or removed in one change, at most. Default: 2."""
     budget_per_month: Dollars | None = None
     """US dollars a month (730 h) that a proposed shape may cost, at most. Default: no bound."""
+    budget_per_hour: Dollars | None = None
+    """US dollars an hour that a proposed shape may cost, at most. Default: no bound."""
     margin: float = Field(0.1, ge=0, lt=1)
     """The prediction must meet each limit with this share to spare. Default: 0.1."""
     growth: float = Field(1.2, ge=1)
@@ -225,12 +230,21 @@ class PolicySettings(_Section):
     """When changes may start. Default: at any time."""
     auto: list[Literal["grow", "shrink", "reshape"]] = ["grow"]
     """In `auto` mode, the directions that need no person. Default: grow only."""
+    approvers: list[str] = []
+    """Names under `people` that may decide for this endpoint, at whichever door. Default: whoever comes through a door."""
+    quorum: int = Field(1, ge=1)
+    """So many people must approve; each counts once. More than 1 needs as many `approvers`. Default: 1."""
+    four_eyes: bool | None = None
+    """Whether who asked for a change may not approve it. Default: where two or more `approvers` are named."""
 
     @model_validator(mode="after")
     def _bounds(self) -> PolicySettings:
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             text = f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})"
             raise Conflict(("max_replicas",), text)
+        if self.quorum > 1 and self.quorum > len(set(self.approvers)):
+            text = f"a quorum of {self.quorum} needs as many approvers; {len(set(self.approvers))} are named"
+            raise Conflict(("quorum",), text)
         return self
 
 
@@ -471,6 +485,26 @@ class WebSettings(_Section):
         return self
 
 
+class PersonSettings(_Section):
+    """Somebody who decides, by one name at all doors."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    """A short name: lower-case letters, digits, dots, dashes. What the audit says."""
+    slack: str | None = Field(None, pattern=r"^[UW][A-Z0-9]{2,20}$")
+    """The Slack user id (profile, three dots, 'Copy member ID'). Default: none; this person decides nothing in Slack."""
+    token: SecretStr | None = None
+    """What this person logs in with on the page, 16 characters at least. By reference only. Default: none; no login."""
+    login: str | None = None
+    """The operating system's user at the command line. Default: the name."""
+
+    @field_validator("token")
+    @classmethod
+    def _long(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < SHORTEST_TOKEN:
+            raise ValueError(f"is shorter than {SHORTEST_TOKEN} characters; make one with `openssl rand -hex 16`")
+        return value
+
+
 class OtlpSettings(_Section):
     endpoint: str
     """An OTLP/HTTP receiver, such as http://127.0.0.1:4318; traces of each cycle go there."""
@@ -507,6 +541,10 @@ class Settings(BaseSettings):
     """How telemetry is read."""
     decide: DecideSettings = DecideSettings()
     """How often the loop reflects and acts."""
+    people: list[PersonSettings] = []
+    """Who decides, each by one name at all doors. Default: nobody is known by name."""
+    fleet_changes_per_day: int = Field(50, ge=0)
+    """Changes that Flyball itself proposed and that begin in a day, over all endpoints, at most; the next ones wait. Default: 50."""
     retention: RetentionSettings = RetentionSettings()
     """How long telemetry is kept."""
     report: ReportSettings = ReportSettings()
@@ -553,7 +591,42 @@ class Settings(BaseSettings):
                 if size not in self.sizes:
                     at = ("endpoints", i, "policy", "sizes", j)
                     raise Conflict(at, f"policy.sizes names {size!r}, which `sizes` does not have")
+            self._check_approvers(i, endpoint)
+        self._check_people()
         return self
+
+    def _check_approvers(self, i: int, endpoint: EndpointSettings) -> None:
+        for j, name in enumerate(endpoint.policy.approvers):
+            if name not in {person.name for person in self.people}:
+                at = ("endpoints", i, "policy", "approvers", j)
+                raise Conflict(at, f"policy.approvers names {name!r}, whom `people` does not have")
+
+    def _check_people(self) -> None:
+        """What tells one person from another must be of one person alone."""
+        for field in ("name", "slack", "token", "login"):
+            seen: set[str] = set()
+            for i, person in enumerate(self.people):
+                value = getattr(person, field) if field != "login" else person.login or person.name
+                text = value.get_secret_value() if isinstance(value, SecretStr) else value
+                if text is None:
+                    continue
+                if text in seen or (field == "token" and self.web.token and self.web.token.get_secret_value() == text):
+                    raise Conflict(("people", i, field), f"{field} of {person.name} is somebody else's too")
+                seen.add(text)
+
+    def identity(self, actor: str) -> str:
+        """``slack:U0ADA`` or ``cli:ada`` as the person's name; whoever is not known stays what he is."""
+        kind, _, who = actor.partition(":")
+        for person in self.people:
+            if (kind == "slack" and who == person.slack) or (kind == "cli" and who == (person.login or person.name)):
+                return person.name
+        return actor
+
+    @property
+    def slack_users(self) -> frozenset[str]:
+        """Slack user ids that may press buttons."""
+        named = {person.slack for person in self.people if person.slack is not None}
+        return frozenset(named | set(self.slack.approvers if self.slack is not None else ()))
 
     def _check_reference(self, i: int, endpoint: EndpointSettings) -> None:
         at = ("endpoints", i, "reference")
@@ -577,6 +650,7 @@ def _missing(name: str) -> EndpointSettings:
 SECRET_FIELDS = (
     ("endpoints", "*", "api_key"),
     ("endpoints", "*", "bill", "key"),
+    ("people", "*", "token"),
     ("slack", "webhook_url"),
     ("slack", "signing_secret"),
     ("slack", "previous_signing_secret"),

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import structlog
 
 from actuators.base import LiveState
 from actuators.shape import Plan
-from agent.settings import ChangeWindow, EndpointSettings, Settings, weekdays
-from agent.store import Store, changes, control, fleet, recommendations, tunes
+from agent.cases import verdicts_of
+from agent.settings import Settings
+from agent.store import Store, changes, control, recommendations
 from agent.store.control import Lead
 from agent.watch import WatchedEndpoint, Watcher
-from agent.wiring import policy_of
-from analyzers.policy import violations
+from analyzers.guardrails import STAGES, forbidden, obstacle
+from analyzers.policy import RuleVerdict
 from collectors.clock import Clock
 
 log = structlog.get_logger()
@@ -40,17 +39,19 @@ class Uptake:
         watched = self._watched.get(row["endpoint"])
         if watched is None:
             return await self._void(row, "the endpoint is no longer in the settings", lead)
-        waits = await asyncio.to_thread(self._waits, row, watched.settings)
-        if waits:
-            log.info("change_waits", endpoint=row["endpoint"], id=row["id"], why=waits)
+        first = await asyncio.to_thread(self._verdicts, row, None)
+        waits = [v for v in first if v.verdict == "wait" and v.rule in STAGES["begin"] and v.rule != "LIVE"]
+        if waits:  # its system is not asked as long as it would not begin anyway
+            log.info("change_waits", endpoint=row["endpoint"], id=row["id"], why=waits[0].text)
             return None
         live = await self._watcher.look(watched)
-        if live is None:
+        verdicts = await asyncio.to_thread(self._verdicts, row, live)
+        broken = forbidden(verdicts, "begin")
+        if broken is not None:
+            return await self._void(row, f"a guardrail forbids it: {broken}", lead)
+        if obstacle(verdicts, "begin") is not None:
             return None
         plan = Plan.from_dict(row["plan"])
-        objection = await asyncio.to_thread(self._objection, row, watched, plan, live)
-        if objection:
-            return await self._void(row, objection, lead)
         held = await asyncio.to_thread(self._start, row, plan, lead)
         if held is None:
             log.info("change_begins", endpoint=row["endpoint"], id=row["id"], plan=plan.hash)
@@ -81,42 +82,10 @@ class Uptake:
             return None
         return f"another change holds {held}" if held is not None else "somebody else took it up, or another one"
 
-    def _waits(self, row: recommendations.Row, endpoint: EndpointSettings) -> str | None:
-        """Why a change may not begin just now; None when it may."""
-        now = self._clock.now()
+    def _verdicts(self, row: recommendations.Row, live: LiveState | None) -> Sequence[RuleVerdict]:
         with self._store.read() as db:
-            last = changes.last_decided_at(db, endpoint.name)
-            if control.paused(db) is not None:
-                return "paused"
-            if changes.active_of(db, endpoint.name) is not None:
-                return "another change is under way"
-            if tunes.running(db, endpoint.name) is not None:
-                return "a tune is under way"
-        if last is not None and now < last + endpoint.policy.cooldown_s and row["requested_by"] == "flyball":
-            return "cooling down after the last change"
-        if not within(endpoint.policy.change_windows, now, self._settings.timezone):
-            return "outside the change windows"
-        return None
-
-    def _objection(self, row: recommendations.Row, watched: WatchedEndpoint, plan: Plan, live: LiveState) -> str | None:
-        """Why an approved change must not begin at all: each line is one of the invariants."""
-        endpoint = watched.settings
-        with self._store.read() as db:
-            state = fleet.get(db, endpoint.name)
-        if endpoint.mode == "observe":
-            return "the endpoint's mode is observe: nothing is applied to it"
-        if self._clock.now() >= row["expires_at"]:
-            return "the approval has expired"
-        if plan.hash != row["plan_hash"]:
-            return "the plan is not the one that was approved"
-        if state is not None and state["frozen_because"] and row["requested_by"] == "flyball":
-            return f"the endpoint is frozen: {state['frozen_because']}"
-        if live.version != plan.version:
-            return "somebody changed the endpoint since the plan was made"
-        if plan.by_hand is not None:
-            return "somebody else owns what it would change: apply the plan's patch by hand"
-        broken = violations(plan.after, plan.before, policy_of(endpoint), watched.catalogue)
-        return f"a guardrail forbids it: {'; '.join(broken)}" if broken else None
+            version = None if live is None else live.version
+            return verdicts_of(db, self._settings, row, self._clock.now(), version)
 
     async def _void(self, row: recommendations.Row, reason: str, lead: Lead) -> None:
         def write() -> None:
@@ -148,20 +117,3 @@ class Uptake:
             "epoch": lead.epoch,
             "created_at": self._clock.now(),
         }
-
-
-def within(allowed: list[ChangeWindow], now: float, timezone: str) -> bool:
-    """Whether a change may begin at this moment. Without any window it may at any time."""
-    if not allowed:
-        return True
-    local = datetime.fromtimestamp(now, ZoneInfo(timezone))
-    for window in allowed:
-        days, time = weekdays(window.days), local.time().replace(microsecond=0, tzinfo=None)
-        if window.start <= window.end:
-            if local.weekday() in days and window.start <= time <= window.end:
-                return True
-        elif (local.weekday() in days and time >= window.start) or (
-            (local.weekday() - 1) % 7 in days and time <= window.end
-        ):
-            return True  # over midnight: the days are those on which it begins
-    return False

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 
 from actuators.shape import Plan, Shape, difference
+from agent.cases import verdicts_of
 from agent.events import known as known_events
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, mutes, outbox, recommendations, savings, tunes
@@ -20,6 +21,7 @@ from agent.store import audit as audit_table
 from agent.store.evidence import judged
 from agent.store.rows import EndpointRow
 from agent.store.schedules import StandingSchedule
+from analyzers.guardrails import as_dicts
 from analyzers.money import Tariff, Unit, Usage, per_1k_tokens, per_month, per_request
 from analyzers.objective import attainment, mean_rate, told_s, total
 from analyzers.prediction import Interval
@@ -318,15 +320,23 @@ def recommendation_list(store: Store, *, endpoint_name: str | None = None, state
     return {"schema_version": SCHEMA_VERSION, "recommendations": [_brief(r) for r in rows]}
 
 
-def recommendation(store: Store, identity: str) -> View | None:
-    """One, whole: alternatives, plan, who decided what. None where the id is unknown or not unique."""
+def recommendation(store: Store, settings: Settings, identity: str, now: float) -> View | None:
+    """One, whole: alternatives, plan, who decided what, what the guardrails say. None where the id is unknown or not unique."""
     with store.read() as db:
         row = recommendations.get(db, identity)
         if row is None:
             return None
         decisions = recommendations.decisions(db, row["id"])
         record = {"endpoint": _held(db, row["endpoint"]), "all": _held(db, None)}
-    view = _brief(row) | {"record": record} | {"body": row["body"], "plan": row["plan"], "decisions": decisions}
+        known = fleet.get(db, row["endpoint"])
+        version = known["shape_version"] if known is not None else None
+        there = any(e.name == row["endpoint"] for e in settings.endpoints)
+        rules = as_dicts(verdicts_of(db, settings, row, now, version)) if there else []
+    view = (
+        _brief(row)
+        | {"record": record}
+        | {"body": row["body"], "plan": row["plan"], "decisions": decisions, "guardrails": rules}
+    )
     return {"schema_version": SCHEMA_VERSION, "recommendation": view}
 
 

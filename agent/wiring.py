@@ -38,6 +38,7 @@ def policy_of(endpoint: EndpointSettings) -> Policy:
         engine={name: tuple(values) for name, values in p.engine.items()},
         max_step_replicas=p.max_step_replicas,
         budget_per_month=p.budget_per_month,
+        budget_per_hour=p.budget_per_hour,
         margin=p.margin,
         growth=p.growth,
         max_changes_per_day=p.max_changes_per_day,

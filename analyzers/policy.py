@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from actuators.shape import EngineValue, Schedule, Shape
+from actuators.shape import EngineValue, Shape
 from analyzers.hardware import Hardware
 from analyzers.money import Tariff, Unit, Usage, per_month
 
@@ -18,6 +19,7 @@ class Policy:
     engine: Mapping[str, Sequence[EngineValue]] = field(default_factory=dict)
     max_step_replicas: int = 2
     budget_per_month: float | None = None
+    budget_per_hour: float | None = None
     margin: float = 0.1
     growth: float = 1.2
     max_changes_per_day: int = 2
@@ -83,68 +85,123 @@ class Catalogue:
         return self.tariff(shape).cost(Usage(hours=1.0, replica_hours=replicas)).usd
 
 
+@dataclass(frozen=True, slots=True)
+class RuleVerdict:
+    """What one rule says of a change."""
+
+    rule: str
+    """Stable, such as MAX_REPLICAS."""
+    verdict: Literal["yes", "wait", "no"]
+    text: str
+    numbers: Mapping[str, float | None]
+
+
 def violations(shape: Shape, current: Shape, policy: Policy, catalogue: Catalogue) -> list[str]:
-    """The guardrails that a shape breaks, each as one sentence. Asked when proposing, and again right before applying."""
-    broken = _count_violations(shape, current, policy)
-    if broken is None:
-        return ["the replica count is not known"]
-    if shape.size != current.size and shape.size not in policy.sizes:
-        broken.append(f"size {shape.size} is not among the policy's sizes")
-    for name, value in shape.engine.items():
-        if value != current.engine.get(name) and value not in policy.engine.get(name, ()):
-            broken.append(f"{name}={value} is not among the policy's values")
-    if policy.budget_per_month is not None:
-        # The most that it may cost: a budget must hold whatever an autoscaler does, and however long a schedule is held at its most.
-        dearest = shape.with_(replicas=most_replicas(shape), schedule=None)
-        monthly = per_month(catalogue.per_hour(dearest))
-        if monthly is None:
-            broken.append("the budget cannot be checked: the price of this shape is not known")
-        elif monthly > policy.budget_per_month:
-            broken.append(f"${monthly:,.0f} a month is above the budget of ${policy.budget_per_month:,.0f}")
-    return broken
+    """The rules that a shape breaks, each as one sentence."""
+    return [v.text for v in shape_rules(shape, current, policy, catalogue) if v.verdict == "no"]
 
 
-def _count_violations(shape: Shape, current: Shape, policy: Policy) -> list[str] | None:
-    """Of the replicas, or of the bounds of the autoscaler that owns them. None: neither is known."""
+def shape_rules(shape: Shape, current: Shape, policy: Policy, catalogue: Catalogue) -> list[RuleVerdict]:
+    """Every rule that looks at shapes alone, with its verdict: those of ``analyzers.guardrails`` are these and more."""
+    return [
+        *_count_rules(shape, current, policy),
+        _size_rule(shape, current, policy),
+        _engine_rule(shape, current, policy),
+        *_budget_rules(shape, policy, catalogue),
+    ]
+
+
+def _size_rule(shape: Shape, current: Shape, policy: Policy) -> RuleVerdict:
+    if shape.size == current.size:
+        return RuleVerdict("SIZE", "yes", f"size {shape.size or 'unknown'}, as it is", {})
+    allowed = shape.size in policy.sizes
+    return _verdict("SIZE", allowed, f"size {shape.size} is {'' if allowed else 'not '}among the policy's sizes")
+
+
+def _engine_rule(shape: Shape, current: Shape, policy: Policy) -> RuleVerdict:
+    changed = {name: value for name, value in shape.engine.items() if value != current.engine.get(name)}
+    broken = [f"{name}={value}" for name, value in changed.items() if value not in policy.engine.get(name, ())]
+    if broken:
+        text = "; ".join(f"{each} is not among the policy's values" for each in broken)
+        return RuleVerdict("ENGINE", "no", text, {})
+    return RuleVerdict("ENGINE", "yes", "the engine's limits are among the policy's values or as they are", {})
+
+
+def _budget_rules(shape: Shape, policy: Policy, catalogue: Catalogue) -> Iterator[RuleVerdict]:
+    """The most that it may cost: a budget must hold whatever an autoscaler does, and however long a schedule is held at its most."""
+    budgets = (
+        ("BUDGET_MONTH", policy.budget_per_month, "a month", per_month),
+        ("BUDGET_HOUR", policy.budget_per_hour, "an hour", lambda usd: usd),
+    )
+    for rule, budget, unit, per in budgets:
+        if budget is None:
+            yield RuleVerdict(rule, "yes", f"no budget {unit} is set", {})
+            continue
+        usd = per(catalogue.per_hour(shape.with_(replicas=most_replicas(shape), schedule=None)))
+        numbers = {"usd": usd, "budget_usd": budget}
+        if usd is None:
+            text = "the budget cannot be checked: the price of this shape is not known"
+            yield RuleVerdict(rule, "no", text, numbers)
+            continue
+        digits = 0 if unit == "a month" else 2
+        text = (
+            f"${usd:,.{digits}f} {unit} is {'within' if usd <= budget else 'above'} the budget of ${budget:,.{digits}f}"
+        )
+        yield RuleVerdict(rule, "yes" if usd <= budget else "no", text, numbers)
+
+
+def _count_rules(shape: Shape, current: Shape, policy: Policy) -> Iterator[RuleVerdict]:
+    """Of the replicas, of each count of a schedule, or of the bounds of the autoscaler that owns them."""
     most, before = most_replicas(shape), most_replicas(current)
     if most is None:
-        return None
-    least = shape.replicas if shape.autoscaling is None else shape.autoscaling.least
-    what = "replicas" if shape.autoscaling is None else "replicas at most"
-    if shape.schedule is not None:
-        return _schedule_violations(shape, shape.schedule, current, policy)
-    broken: list[str] = []
-    if (shape.autoscaling is None) != (current.autoscaling is None):
-        broken.append("whether an autoscaler sets the replicas is not Flyball's to change")
-    if shape.autoscaling is not None and shape.autoscaling.least > shape.autoscaling.most:
-        broken.append(f"at least {shape.autoscaling.least} and at most {most} replicas contradict each other")
-    if least is not None and least < policy.min_replicas:
-        broken.append(f"{least} replicas are fewer than min_replicas {policy.min_replicas}")
+        yield RuleVerdict("REPLICAS", "no", "the replica count is not known", {})
+        return
+    scaled, schedule = shape.autoscaling, shape.schedule
+    yield RuleVerdict("REPLICAS", "yes", "the replica count is known", {"replicas": float(most)})
+    yield _autoscaler_rule(shape, current)
+    least = schedule.least if schedule is not None else shape.replicas if scaled is None else scaled.least
+    if least is not None:
+        few, bound = least < policy.min_replicas, policy.min_replicas
+        text = f"{least} replicas are {'fewer' if few else 'no fewer'} than min_replicas {bound}"
+        yield _verdict("MIN_REPLICAS", not few, text, replicas=least, bound=bound)
     top = policy.max_replicas if policy.max_replicas is not None else before
-    if top is not None and most > top:
-        broken.append(f"{most} {what} are more than max_replicas {top}")
-    if before is not None and abs(most - before) > policy.max_step_replicas:
-        broken.append(
-            f"{abs(most - before)} replicas at once are more than max_step_replicas {policy.max_step_replicas}"
+    if top is not None:
+        what = "replicas" if scaled is None else "replicas at most"
+        text = f"{most} {what} are {'more' if most > top else 'no more'} than max_replicas {top}"
+        yield _verdict("MAX_REPLICAS", most <= top, text, replicas=most, bound=top)
+    step = _step(shape, current)
+    if step is not None:
+        bound, many = policy.max_step_replicas, step > policy.max_step_replicas
+        text = f"{step} replicas at once are {'more' if many else 'no more'} than max_step_replicas {bound}"
+        yield _verdict("STEP", not many, text, step=step, bound=bound)
+
+
+def _autoscaler_rule(shape: Shape, current: Shape) -> RuleVerdict:
+    scaled = shape.autoscaling
+    if scaled is not None and shape.schedule is not None:
+        return RuleVerdict(
+            "AUTOSCALER", "no", "an autoscaler sets the replicas: a schedule beside it would fight it", {}
         )
-    return broken
+    if (scaled is None) != (current.autoscaling is None):
+        return RuleVerdict("AUTOSCALER", "no", "whether an autoscaler sets the replicas is not Flyball's to change", {})
+    if scaled is not None and scaled.least > scaled.most:
+        text = f"at least {scaled.least} and at most {scaled.most} replicas contradict each other"
+        return RuleVerdict("AUTOSCALER", "no", text, {"least": float(scaled.least), "most": float(scaled.most)})
+    return RuleVerdict("AUTOSCALER", "yes", "who sets the replicas stays the same", {})
 
 
-def _schedule_violations(shape: Shape, schedule: Schedule, current: Shape, policy: Policy) -> list[str]:
-    """Of a schedule: each of its counts and steps, and the step to its count of the moment."""
-    broken: list[str] = []
-    if shape.autoscaling is not None:
-        broken.append("an autoscaler sets the replicas: a schedule beside it would fight it")
-    if schedule.least < policy.min_replicas:
-        broken.append(f"{schedule.least} replicas are fewer than min_replicas {policy.min_replicas}")
-    top = policy.max_replicas if policy.max_replicas is not None else most_replicas(current)
-    if top is not None and schedule.most > top:
-        broken.append(f"{schedule.most} replicas are more than max_replicas {top}")
-    now = [(current.replicas, shape.replicas)] if current.replicas is not None and shape.replicas is not None else []
-    step = max((abs(after - before) for before, after in [*schedule.changes(), *now]), default=0)
-    if step > policy.max_step_replicas:
-        broken.append(f"{step} replicas at once are more than max_step_replicas {policy.max_step_replicas}")
-    return broken
+def _step(shape: Shape, current: Shape) -> int | None:
+    """Replicas at once, at most. None: what is there now is not known."""
+    if shape.schedule is not None:
+        known = current.replicas is not None and shape.replicas is not None
+        now = [(current.replicas or 0, shape.replicas or 0)] if known else []
+        return max((abs(after - before) for before, after in [*shape.schedule.changes(), *now]), default=0)
+    most, before = most_replicas(shape), most_replicas(current)
+    return None if most is None or before is None else abs(most - before)
+
+
+def _verdict(rule: str, kept: bool, text: str, **numbers: float) -> RuleVerdict:
+    return RuleVerdict(rule, "yes" if kept else "no", text, numbers)
 
 
 def most_replicas(shape: Shape) -> int | None:

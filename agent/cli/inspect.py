@@ -288,8 +288,8 @@ def recommendations_show(
     """One, whole: why, what is expected, what else was considered, the plan."""
     from agent import views
 
-    with opened(config) as (store, _):
-        view = views.recommendation(store, identity)
+    with opened(config) as (store, settings):
+        view = views.recommendation(store, settings, identity, _now())
     if view is None:
         raise fail(f"no single recommendation begins with {identity}; see `flyball recommendations list --all`")
     if output is Output.json:
@@ -341,6 +341,8 @@ def recommendations_show(
     )
     if r["plan"]:
         _print_rest_of_plan(r["plan"])
+    rows = [[v["rule"], v["verdict"], text(v["text"])] for v in r["guardrails"]]
+    table("Guardrails", ["rule", "", "at this moment"], rows, "Its endpoint is not in the settings any more.")
     return None
 
 
@@ -395,8 +397,8 @@ def _decide(identity: str, action: str, config: Path, plan: str | None, yes: boo
     from agent.approvals import ApprovalService
     from agent.clock import WallClock
 
-    with opened(config) as (store, _):
-        view = views.recommendation(store, identity)
+    with opened(config) as (store, settings):
+        view = views.recommendation(store, settings, identity, _now())
         if view is None:
             raise fail(f"no single recommendation begins with {identity}; see `flyball recommendations list`")
         row = view["recommendation"]
@@ -404,7 +406,7 @@ def _decide(identity: str, action: str, config: Path, plan: str | None, yes: boo
             stdout.print(f"{text(row['endpoint'])}: {text(row['current'])} → [bold]{text(row['proposed'])}[/bold]")
             stdout.print(f"plan {row['plan_hash']}")
             typer.confirm("Apply this?", abort=True)
-        ruling = ApprovalService(store, WallClock()).decide(
+        ruling = ApprovalService(settings, store, WallClock()).decide(
             row["id"],
             action=cast("Action", action),
             actor=actor(),

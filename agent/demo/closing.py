@@ -16,17 +16,18 @@ from actuators.shape import Shape, difference
 from agent import views
 from agent.cli.output import money, number, stdout, text
 from agent.demo.cast import ROLES
+from agent.settings import Settings
 from agent.store import Store
 from analyzers.money import per_month
 
 _PLAIN = {"ttft_p95_s": "TTFT p95", "itl_p95_s": "ITL p95"}
 
 
-def tradeoffs(store: Store) -> None:
+def tradeoffs(store: Store, settings: Settings, at: float) -> None:
     """What each considered shape would cost and do."""
     table = _table("Trade-offs: every shape that was considered", "$/month", "TTFT p95, s", "ITL p95, s", "verdict")
     for brief in views.recommendation_list(store)["recommendations"]:
-        view = views.recommendation(store, brief["id"])
+        view = views.recommendation(store, settings, brief["id"], at)
         assert view is not None
         now = Shape.from_dict(view["recommendation"]["body"]["current"]["shape"])
         table.add_row(f"[bold]{brief['endpoint']}[/bold]")

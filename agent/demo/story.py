@@ -153,7 +153,7 @@ class Story:
                 store, loaded, start=self._started, end=now, now=now, path=self._folder / "report.html"
             )
             summary = _summary(store, loaded, now, now - self._started)
-            closing.tradeoffs(store)
+            closing.tradeoffs(store, loaded, now)
         finally:
             store.close()
         wrong = [

@@ -20,6 +20,7 @@ from slack_sdk.models.blocks import (
 )
 
 from actuators.shape import Shape
+from analyzers.policy import RuleVerdict
 from analyzers.prediction import Interval
 from analyzers.words import and_unknown, promise, saved, spread, verdict
 
@@ -28,8 +29,13 @@ Row = Mapping[str, Any]
 _SECTION, _CONTEXT, _HEADER = 2400, 1500, 150
 
 
-def recommendation(row: Row, tokens: Mapping[str, str] | None, page_url: str) -> dict[str, Any]:
-    """The message of one recommendation. Without ``tokens`` it carries no buttons, and says where to decide."""
+def recommendation(
+    row: Row, tokens: Mapping[str, str] | None, page_url: str, rules: Sequence[RuleVerdict] = ()
+) -> dict[str, Any]:
+    """The message of one recommendation. Without ``tokens`` it carries no buttons, and says where to decide.
+
+    rules: what the guardrails say of it now; those that allow it are counted, the others told.
+    """
     body = row["body"]
     endpoint, current, proposed = body["endpoint"], body["current"], body["proposed"]
     title = f"{endpoint}: {_verb(body['direction'])} proposed"
@@ -45,6 +51,8 @@ def recommendation(row: Row, tokens: Mapping[str, str] | None, page_url: str) ->
             + (f"\n*Reference:* it {_escape(beside['text'])}" if (beside := body.get("reference")) else "")
         ),
     ]
+    if rules:
+        blocks.append(_section(f"*Guardrails:* {_guardrails(rules)}"))
     if tokens:
         blocks.append(_buttons(row, tokens))
     until = datetime.fromtimestamp(row["expires_at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -53,7 +61,7 @@ def recommendation(row: Row, tokens: Mapping[str, str] | None, page_url: str) ->
         f"until {until}",
         f"revision {row['revision']}",
     ]
-    if not tokens:
+    if not tokens or "approve" not in tokens:
         foot.append(f"`flyball recommendations show {row['id']}`")
     foot.append(f"<{page_url}/recommendations/{row['id']}|details>")
     blocks += [DividerBlock(), ContextBlock(elements=[MarkdownTextObject(text=_cut(" · ".join(foot), _CONTEXT))])]
@@ -173,20 +181,29 @@ def _buttons(row: Row, tokens: Mapping[str, str]) -> ActionsBlock:
         confirm="Apply",
         deny="Not yet",
     )
+    approve = None
+    if "approve" in tokens:
+        approve = ButtonElement(
+            text="Approve",
+            action_id="flyball_approve",
+            value=tokens["approve"],
+            style="primary",
+            confirm=sure if shrink else None,
+        )
     return ActionsBlock(
         block_id=f"flyball-{row['id']}-{row['revision']}",
         elements=[
-            ButtonElement(
-                text="Approve",
-                action_id="flyball_approve",
-                value=tokens["approve"],
-                style="primary",
-                confirm=sure if shrink else None,
-            ),
+            *([approve] if approve is not None else ()),
             ButtonElement(text="Reject", action_id="flyball_reject", value=tokens["reject"], style="danger"),
             ButtonElement(text="Snooze a day", action_id="flyball_snooze", value=tokens["snooze"]),
         ],
     )
+
+
+def _guardrails(rules: Sequence[RuleVerdict]) -> str:
+    told = [f"• {v.verdict}: {_escape(v.text)}" for v in rules if v.verdict != "yes"]
+    kept = f"{len(rules) - len(told)} of {len(rules)} allow it now"
+    return "\n".join([kept, *told])
 
 
 def _expected(observed: Sequence[Mapping[str, Any]], proposed: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +20,16 @@ from slack_sdk.signature import Clock as SlackClock
 from slack_sdk.signature import SignatureVerifier
 
 from agent.approvals import ApprovalOutcome, ApprovalService
-from agent.settings import SlackSettings
-from agent.store import Store, recommendations
+from agent.settings import Settings, SlackSettings
+from agent.store import Store, audit, recommendations
 from collectors.clock import Clock
+from collectors.text import clean
 
 log = structlog.get_logger()
 
 MAX_BODY = 64 * 1024
+#: Refused requests that need not be Slack's, and are written down in a minute; the others are counted.
+MOST_STRANGE = 10
 #: Slack's own window, and how long a signature is remembered: longer than the window, so that none can come twice.
 WINDOW_S, REMEMBER_S = 300.0, 600.0
 _STAMP = re.compile(r"[0-9]{1,15}")
@@ -65,16 +69,40 @@ class _SlackTime(SlackClock):
 class ClickReceiver:
     """Verifies a click and hands it to the ApprovalService."""
 
-    def __init__(self, settings: SlackSettings | None, store: Store, approvals: ApprovalService, clock: Clock) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, store: Store, approvals: ApprovalService, clock: Clock) -> None:
+        self._settings = settings.slack
+        self._allowed = settings.slack_users
+        self._strange: deque[float] = deque()
+        """When a refused request that need not be Slack's was written down."""
         self._store = store
         self._approvals = approvals
         self._clock = clock
 
     def click(self, headers: Mapping[str, str], body: bytes) -> Reply:
-        """``headers`` with lower-case names, ``body`` as it came. Raises ``ClickError``."""
+        """``headers`` with lower-case names, ``body`` as it came. Raises ``ClickError``, which stands in the audit."""
+        try:
+            return self._click(headers, body)
+        except ClickError as refused:
+            self._keep(refused, body)
+            raise
+
+    def _keep(self, refused: ClickError, body: bytes) -> None:
+        """A refused click, with whom it says it is of where it is really Slack's; of others so many a minute at most."""
+        now, who = self._clock.now(), "unknown"
+        if refused.status == 403 and refused.code != "not_configured":
+            who = _text(_payload(body).get("user"), "id") or who
+        else:
+            while self._strange and self._strange[0] < now - 60.0:
+                self._strange.popleft()
+            if len(self._strange) >= MOST_STRANGE:
+                return
+            self._strange.append(now)
+        with self._store.write() as db:
+            audit.append(db, at=now, actor=f"slack:{clean(who)[:64]}", action="click_refused", subject=refused.code)
+
+    def _click(self, headers: Mapping[str, str], body: bytes) -> Reply:
         settings = self._settings
-        if settings is None or settings.signing_secret is None or not settings.approvers:
+        if settings is None or settings.signing_secret is None or not self._allowed:
             raise ClickError(403, "not_configured")
         if len(body) > MAX_BODY:
             raise ClickError(413, "too_large")
@@ -82,9 +110,7 @@ class ClickReceiver:
         payload = _payload(body)
         self._pin(settings, payload)
         user, action, token = _press(payload)
-        ruling = self._approvals.redeem(
-            token, action=action, actor=f"slack:{user}", channel="slack", allowed=user in settings.approvers
-        )
+        ruling = self._approvals.redeem(token, action=action, actor=f"slack:{user}", allowed=user in self._allowed)
         row = None
         if ruling.recommendation_id:
             with self._store.read() as db:
@@ -115,7 +141,9 @@ class ClickReceiver:
         pins = (
             (settings.app_id, payload.get("api_app_id"), "wrong_app"),
             (settings.team_id, _id(payload.get("team")), "wrong_team"),
+            (settings.team_id, _text(payload.get("user"), "team_id"), "wrong_team"),
             (settings.channel_id, _id(payload.get("channel")), "wrong_channel"),
+            (settings.channel_id, _text(payload.get("container"), "channel_id"), "wrong_channel"),
         )
         for wanted, found, code in pins:
             if wanted is not None and found != wanted:
@@ -167,5 +195,9 @@ def _press(payload: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _id(value: object) -> str | None:
-    found = value.get("id") if isinstance(value, dict) else None
+    return _text(value, "id")
+
+
+def _text(value: object, name: str) -> str | None:
+    found = value.get(name) if isinstance(value, dict) else None
     return found if isinstance(found, str) else None

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from agent.approvals import ApprovalService
+from agent.cases import case_of, guardrails_of
 from agent.metrics import Metrics
 from agent.settings import Settings, SlackSettings
 from agent.slack import message
 from agent.slack.receive import Reply, allowed_url
 from agent.store import Store, changes, control, fleet, mutes, outbox, recommendations
 from agent.store.control import Lead, LostLease
+from analyzers.guardrails import STAGES, rule_verdicts
+from analyzers.policy import RuleVerdict
 from collectors.clock import Clock
 from collectors.http import Http
 
@@ -153,17 +158,23 @@ class Sender:
             ):
                 outbox.sent(db, item["id"], now)
                 return None
-            can_decide = (
-                slack.signing_secret is not None
-                and slack.approvers
-                and endpoint.mode != "observe"
-                and row["plan_hash"]
-                and not row["plan"].get("by_hand")
-            )
-            tokens = (
-                self._approvals.issue_tokens(db, row) if can_decide and row["state"] in recommendations.OPEN else None
-            )
-            return message.recommendation(row, {str(k): v for k, v in tokens.items()} if tokens else None, self._page())
+            known = fleet.get(db, row["endpoint"])
+            case = case_of(db, row, now, known["shape_version"] if known is not None else None, door="slack")
+            rules = rule_verdicts(case, guardrails_of(self._settings, row["endpoint"]))
+            tokens = self._tokens(db, row, rules) if slack.signing_secret is not None else None
+            return message.recommendation(row, tokens, self._page(), [v for v in rules if v.rule != "DOOR"])
+
+    def _tokens(
+        self, db: sa.Connection, row: recommendations.Row, rules: Sequence[RuleVerdict]
+    ) -> dict[str, str] | None:
+        """By button. None: nobody can decide it in Slack. Of a change of high risk only that which makes nothing happen."""
+        if not self._settings.slack_users or row["state"] not in recommendations.OPEN or not row["plan_hash"]:
+            return None
+        broken = [v.rule for v in rules if v.rule in STAGES["approve"] and v.verdict == "no"]
+        if any(rule != "DOOR" for rule in broken):
+            return None
+        tokens = self._approvals.issue_tokens(db, row)
+        return {str(action): token for action, token in tokens.items() if action != "approve" or not broken}
 
     async def _post(self, url: str, payload: dict[str, Any], slack: SlackSettings) -> _Delivery:
         if not allowed_url(url, slack):

@@ -102,6 +102,12 @@ def last_decided_at(db: sa.Connection, endpoint: str) -> float | None:
     return max((at for at in moments if at is not None), default=None)
 
 
+def begun_since(db: sa.Connection, since: float) -> int:
+    """Changes of all endpoints that began since then, schedules' steps, deployments and trials not counted."""
+    query = sa.select(sa.func.count()).where(_T.c.created_at >= since, _T.c.purpose == "change")
+    return int(db.execute(query).scalar_one())
+
+
 def request_rollback(db: sa.Connection, identity: str, *, now: float, by: str) -> bool:
     """A person wants it undone. Taken up at the next step. False when there is nothing to undo."""
     touched = db.execute(

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from agent.store import audit, schema
 from agent.store.rows import ApprovalRow, RecommendationRow, TokenRow, every, one
 from agent.store.sql import upsert
+from analyzers.guardrails import BY_POLICY
 
 _T = schema.recommendations
 _TOKENS = schema.tokens
@@ -71,6 +72,15 @@ def get(db: sa.Connection, identity: str) -> Row | None:
     """By id, or by the only one that starts so."""
     rows = db.execute(sa.select(_T).where(_T.c.id.startswith(identity, autoescape=True)).limit(2)).mappings().all()
     return one(RecommendationRow, rows[0]) if len(rows) == 1 else None
+
+
+def claim(db: sa.Connection, identity: str) -> Row | None:
+    """See ``get``; until the transaction ends nobody else decides it, so that two who press at once are counted one after the other."""
+    found = get(db, identity)
+    if found is None:
+        return None
+    db.execute(sa.select(_T.c.id).where(_T.c.id == found["id"]).with_for_update())
+    return get(db, found["id"])
 
 
 def listed(
@@ -140,6 +150,22 @@ def note_decision(db: sa.Connection, **row: Any) -> None:
     audit.append(
         db, at=row["at"], actor=row["actor"], action=row["action"], subject=row["recommendation_id"], body=body
     )
+
+
+def approvers(db: sa.Connection, row: Row) -> frozenset[str]:
+    """Who approved it as it is now: this plan, at this revision, under this policy. ``policy`` where that did."""
+    if row["state_by"] == BY_POLICY and row["state"] == "approved":
+        return frozenset((BY_POLICY,))
+    given = schema.approvals
+    query = sa.select(given.c.actor).where(
+        given.c.recommendation_id == row["id"],
+        given.c.action == "approve",
+        given.c.accepted,
+        given.c.plan_hash == row["plan_hash"],
+        given.c.revision == row["revision"],
+        given.c.policy_hash == row["policy_hash"],
+    )
+    return frozenset(db.execute(query).scalars())
 
 
 def decisions(db: sa.Connection, identity: str) -> list[ApprovalRow]:

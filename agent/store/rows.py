@@ -98,6 +98,7 @@ class RecommendationRow(TypedDict):
     expires_at: float
     snoozed_until: float | None
     decided_at: float | None
+    policy_hash: str
 
 
 class ApprovalRow(TypedDict):
@@ -107,6 +108,8 @@ class ApprovalRow(TypedDict):
     actor: str
     channel: str
     plan_hash: str
+    revision: int
+    policy_hash: str
     accepted: bool
     reason: str
     at: float
@@ -117,6 +120,7 @@ class TokenRow(TypedDict):
     recommendation_id: str
     revision: int
     plan_hash: str
+    policy_hash: str
     action: str
     expires_at: float
     used_at: float | None

@@ -166,6 +166,7 @@ recommendations = sa.Table(
     _real("expires_at", nullable=False),
     _real("snoozed_until"),
     _real("decided_at"),
+    sa.Column("policy_hash", sa.Text, nullable=False, server_default=""),
 )
 
 #: Every press of a button or call of a command, accepted or refused.
@@ -178,6 +179,8 @@ approvals = sa.Table(
     _text("actor"),
     _text("channel"),
     _text("plan_hash"),
+    sa.Column("revision", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("policy_hash", sa.Text, nullable=False, server_default=""),
     sa.Column("accepted", sa.Boolean, nullable=False),
     _text("reason"),
     _real("at", nullable=False),
@@ -191,6 +194,7 @@ tokens = sa.Table(
     _text("recommendation_id"),
     sa.Column("revision", sa.Integer, nullable=False),
     _text("plan_hash"),
+    sa.Column("policy_hash", sa.Text, nullable=False, server_default=""),
     _text("action"),
     _real("expires_at", nullable=False),
     _real("used_at"),

@@ -32,7 +32,7 @@ class LeaseHolder:
     """Leases that are taken and kept. Every step that changes something asks ``check`` right before."""
 
     def __init__(self, store: Store, clock: Clock, endpoint: str, tune: str) -> None:
-        self._store, self._clock, self._endpoint, self._tune = store, clock, endpoint, tune
+        self._store, self._clock, self._endpoint, self.tune = store, clock, endpoint, tune
         self.holder = f"tune:{tune}"
         """Of the lease on deploying the endpoint."""
         self.lead: Lead | None = None
@@ -61,7 +61,7 @@ class LeaseHolder:
         if self.lost or (late and not self.take()):
             self.lost = True
             raise LeaseConflict(
-                f"{self._endpoint}: this process stood still, and somebody else has gone on with tune {self._tune} or deploys the endpoint. "
+                f"{self._endpoint}: this process stood still, and somebody else has gone on with tune {self.tune} or deploys the endpoint. "
                 "Nothing more is done here"
             )
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from actuators.base import ActuatorError, LiveState, RemovableActuator
 from actuators.shape import Shape
-from agent.deploy import CannotDeploy
+from agent.cases import guardrails_of, operation_case
+from agent.deploy import HINTS, CannotDeploy
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, control, fleet, recommendations, tunes
+from agent.store import Store, fleet, recommendations, tunes
 from agent.store.rows import TrialRow
 from agent.tune.answer import answer
 from agent.tune.history import trial_of
@@ -27,6 +28,7 @@ from agent.tune.request import TuneRequest
 from agent.tune.trial import TrialContext, TrialError, TuneEnd, run
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, catalogue_of, watched_of
+from analyzers.guardrails import obstacle, rule_verdicts
 from analyzers.money import Tariff, Unit, Usage
 from analyzers.tuning import choose
 from analyzers.tuning.choose import Trial
@@ -134,15 +136,12 @@ class Tune:
         name = self.asked.endpoint
         with self.store.read() as db:
             known = tunes.running(db, name)
-            under_way = changes.active_of(db, name)
-            state = fleet.get(db, name)
-            paused = control.paused(db)
-        if watched.settings.mode == "observe":
-            raise CannotTune(f"{name}: its mode is observe, so nothing is deployed on it; set `mode: approve` first")
-        if paused is not None:
-            raise CannotTune("Flyball is paused; `flyball resume` first")
-        if under_way is not None and under_way["purpose"] != "trial":
-            raise CannotTune(f"{name}: a change is under way; see `flyball changes list`")
+            where = self.settings.endpoint(name).shape.shape()
+            own = known["id"] if known is not None else ""
+            case = operation_case(db, name, where, where, self.clock.now(), self.by, tune=own)
+        stop = obstacle(rule_verdicts(case, guardrails_of(self.settings, name)), "tune")
+        if stop is not None and not (known is not None and stop.rule == "FREEZE"):
+            raise CannotTune(f"{name}: a guardrail forbids it: {stop.text}{HINTS.get(stop.rule, '')}")
         if known is not None and known["digest"] != self.asked.digest:
             raise CannotTune(
                 f"{name}: tune {known['id']} of another question is not at its end; ask the same to go on with it, or give --abandon"
@@ -150,8 +149,6 @@ class Tune:
         if known is not None:
             self.say(f"going on with tune {known['id']}")
             return known
-        if state is not None and state["frozen_because"]:
-            raise CannotTune(f"{name} is frozen ({state['frozen_because']}); `flyball unfreeze {name}` first")
         live = await _live(watched)
         original = live.shape.as_dict() if live.shape.replicas else None
         row: tunes.Row = {

@@ -12,7 +12,8 @@ from typing import Any
 
 from actuators.base import ActuatorError
 from actuators.shape import Shape
-from agent.deploy import Deployment, carry_out, forbidden
+from agent.cases import guardrails_of, operation_case
+from agent.deploy import Deployment, carry_out
 from agent.settings import Settings
 from agent.simulate.options import TrafficOptions, traffic_of
 from agent.simulate.request import LoadOptions, Prices, TrafficRequest
@@ -22,6 +23,7 @@ from agent.tune.lease import LeaseHolder
 from agent.tune.observe import observing
 from agent.tune.request import TuneRequest
 from agent.watch import WatchedEndpoint
+from analyzers.guardrails import obstacle, rule_verdicts
 from analyzers.limit_search import Limit, MeasuredRate, limit_of, next_rate
 from analyzers.tuning.choose import Trial
 from analyzers.tuning.judge import LoadVerdict, figures, invalid, judge
@@ -75,13 +77,17 @@ class TrialContext:
         """
         name, actuator = self.watched.settings.name, self.watched.actuator
         self.hold.check()
-        broken = forbidden(shape, self.watched.settings, self.watched.catalogue) if guarded else None
-        if broken is not None:
-            raise TrialError(broken)
+        rails = guardrails_of(self.settings, name)
+        if guarded:
+            with self.store.read() as db:
+                case = operation_case(db, name, shape, shape, self.clock.now(), self.by, tune=self.hold.tune)
+            stop = obstacle(rule_verdicts(case, rails), "step")
+            if stop is not None:
+                raise TrialError(f"a guardrail forbids it: {stop.text}")
         try:
             plan = await actuator.plan(await actuator.live(), shape)
             if plan.operations:
-                deployment = Deployment(name, plan, actuator, "trial")
+                deployment = Deployment(name, plan, actuator, rails, "trial", self.hold.tune, guarded)
                 await carry_out(
                     deployment,
                     self.store,

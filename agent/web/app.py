@@ -20,7 +20,7 @@ from agent.slack.receive import MAX_BODY, ClickError
 from agent.store import control, fleet, mutes, outbox
 from agent.store.recommendations import OPEN
 from agent.tune import page as tune_page
-from agent.web.guard import SESSION, SESSION_S, Guard, local_path
+from agent.web.guard import SESSION, SESSION_S, Guard, address_of, local_path
 from collectors.text import clean
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ MOST_REPORTS = 2**63 - 1
 def create_app(governor: Governor) -> FastAPI:
     """The application of one governor."""
     app = FastAPI(title="Flyball", docs_url=None, redoc_url=None)
-    guard = Guard(governor.settings.web, governor.clock)
+    guard = Guard(governor.settings.web, governor.settings.people, governor.clock)
     app.middleware("http")(guard)
     app.mount("/static", StaticFiles(packages=[("agent", "web/static")]), name="static")
     _health(app, governor)
@@ -139,7 +139,10 @@ def _views(governor: Governor) -> dict[str, tuple[str, _View]]:
         "/": ("overview.html", overview),
         "/endpoints/{name}": ("endpoint.html", lambda name: views.endpoint(store, settings, name, clock.now())),
         "/recommendations": ("recommendations.html", lambda: views.recommendation_list(store)),
-        "/recommendations/{identity}": ("recommendation.html", lambda identity: views.recommendation(store, identity)),
+        "/recommendations/{identity}": (
+            "recommendation.html",
+            lambda identity: views.recommendation(store, settings, identity, clock.now()),
+        ),
         "/changes": ("changes.html", changes),
         "/changes/{identity}": ("change.html", lambda identity: views.change(store, identity)),
         "/tunes": ("tunes.html", lambda: views.tune_list(store)),
@@ -223,11 +226,6 @@ def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]
     return []
 
 
-def _address(request: Request) -> str:
-    """Where a request came from, as the connection tells it."""
-    return request.client.host if request.client else "unknown"
-
-
 def _decisions(app: FastAPI, governor: Governor, guard: Guard) -> None:
     @app.post("/recommendations/{identity}/decide")
     async def decide(
@@ -244,7 +242,7 @@ def _decisions(app: FastAPI, governor: Governor, guard: Guard) -> None:
             governor.approvals.decide,
             identity,
             action=action,
-            actor=f"page:{_address(request)}",
+            actor=guard.actor(request),
             channel="page",
             plan_hash=plan_hash,
         )
@@ -272,7 +270,7 @@ def _mutes(app: FastAPI, governor: Governor, guard: Guard) -> None:
             raise HTTPException(403, "this form did not come from this page; load it again")
         if action == "suppress" and not reason.strip():
             raise HTTPException(422, "say why nobody should be told of it any more")
-        actor, now = f"page:{_address(request)}", governor.clock.now()
+        actor, now = guard.actor(request), governor.clock.now()
 
         def write() -> bool:
             with governor.store.write() as db:
@@ -301,12 +299,13 @@ def _login(app: FastAPI, governor: Governor, guard: Guard) -> None:
 
     @app.post("/login")
     async def enter(request: Request, token: Annotated[str, Form()], to: Annotated[str, Form()] = "/") -> Response:
-        """Trade the token for a cookie that ends after a day. After some wrong ones, none is looked at for a minute."""
-        address = _address(request)
+        """Trade a token for a cookie that ends after a day. After some wrong ones, none is looked at for a minute."""
+        address = address_of(request)
         if guard.too_many(address):
             governor.metrics.logins.labels("too_many").inc()
             return form(to, "Too many wrong tokens came. Wait a minute.", 429)
-        if not guard.is_token(token):
+        who = guard.owner(token)
+        if who is None:
             guard.came_wrong(address)
             governor.metrics.logins.labels("wrong").inc()
             log.warning("login_refused", address=address)
@@ -315,7 +314,7 @@ def _login(app: FastAPI, governor: Governor, guard: Guard) -> None:
         response = RedirectResponse(local_path(to), 303)
         secure = request.url.scheme == "https"
         response.set_cookie(
-            SESSION, guard.session(), httponly=True, samesite="strict", secure=secure, max_age=SESSION_S
+            SESSION, guard.session(who), httponly=True, samesite="strict", secure=secure, max_age=SESSION_S
         )
         return response
 

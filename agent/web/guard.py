@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import secrets
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
@@ -21,10 +22,12 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 if TYPE_CHECKING:
     from starlette.middleware.base import RequestResponseEndpoint
 
-from agent.settings import WebSettings
+from agent.settings import PersonSettings, WebSettings
 from collectors.clock import Clock
 
 SESSION = "flyball_session"
+#: Whose the token in ``web.token`` is: nobody's in particular.
+NOBODY = ""
 #: Seconds until a login ends, on the server too.
 SESSION_S = 86_400
 #: After so many wrong tokens in so many seconds, from one address or from all together, none is looked at until they are that old.
@@ -44,10 +47,13 @@ _HEADERS = {
 class Guard:
     """The locks of one set of web settings."""
 
-    def __init__(self, settings: WebSettings, clock: Clock) -> None:
+    def __init__(self, settings: WebSettings, people: Sequence[PersonSettings], clock: Clock) -> None:
         self._clock = clock
-        self._token = settings.token.get_secret_value() if settings.token else None
-        self._key = (self._token or secrets.token_urlsafe(32)).encode()
+        self._tokens = {p.name: p.token.get_secret_value() for p in people if p.token is not None}
+        """By person; of nobody in particular the one that all may share."""
+        if settings.token is not None:
+            self._tokens[NOBODY] = settings.token.get_secret_value()
+        self._key = (self._tokens.get(NOBODY) or secrets.token_urlsafe(32)).encode()
         self._wrong: deque[tuple[float, str]] = deque()
         """When and from where a wrong token came: monotonic seconds."""
         self._hosts = {settings.host, "127.0.0.1", "localhost", "[::1]", "::1"}
@@ -55,29 +61,27 @@ class Guard:
             self._hosts.add(host)
         self._any_host = settings.host in ("0.0.0.0", "::")  # noqa: S104  compared, not bound; the settings ask for a token there
 
-    def session(self) -> str:
-        """What the login cookie holds: when it ends, signed by the token, so that changing it ends all sessions."""
-        return self._session(str(int(self._clock.now()) + SESSION_S))
+    def session(self, who: str) -> str:
+        """What the login cookie holds: when it ends and whose it is, signed by that token, so that changing it ends its sessions."""
+        return self._session(str(int(self._clock.now()) + SESSION_S), who)
 
-    def _session(self, ends: str) -> str:
-        return f"{ends}.{self._signed(f'flyball session {ends}')}"
+    def _session(self, ends: str, who: str) -> str:
+        return f"{ends}.{who}.{_signed(self._tokens[who].encode(), f'flyball session {ends} {who}')}"
 
-    def _session_holds(self, given: str) -> bool:
-        ends, _, _ = given.partition(".")
+    def _whose_session(self, given: str) -> str | None:
+        ends, _, rest = given.partition(".")
+        who, _, _ = rest.rpartition(".")
         in_time = ends.isascii() and ends.isdigit() and len(ends) < 16 and self._clock.now() < int(ends)
-        return in_time and _same(given, self._session(ends))
+        return who if in_time and who in self._tokens and _same(given, self._session(ends, who)) else None
 
     @property
     def asks(self) -> bool:
         """Whether there is something to log in with."""
-        return self._token is not None
+        return bool(self._tokens)
 
     def csrf(self) -> str:
         """What the forms of our own pages carry."""
-        return self._signed("flyball form")
-
-    def _signed(self, what: str) -> str:
-        return hmac.new(self._key, what.encode(), hashlib.sha256).hexdigest()
+        return _signed(self._key, "flyball form")
 
     def form_is_ours(self, request: Request, given: str) -> bool:
         """Whether a form came from one of our own pages: it has their key, and no header says that another site sent it."""
@@ -97,15 +101,21 @@ class Guard:
     def came_wrong(self, address: str) -> None:
         self._wrong.append((self._clock.monotonic(), address))
 
-    def is_token(self, given: str) -> bool:
-        return self._token is not None and _same(given, self._token)
+    def owner(self, token: str) -> str | None:
+        """Whose token it is; None: nobody's. All are compared, so that time does not tell which."""
+        found = [who for who, known in self._tokens.items() if _same(token, known)]
+        return found[0] if found else None
 
-    def allowed(self, request: Request) -> bool:
-        """Whether the request carries the token, one way or the other."""
-        if self._token is None:
-            return True
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return self.is_token(bearer) or self._session_holds(request.cookies.get(SESSION, ""))
+    def caller(self, request: Request) -> str | None:
+        """Who asks, by token or login: a person's name, or ``NOBODY``'s where nobody in particular may. None: whom we do not know."""
+        if not self._tokens:
+            return NOBODY
+        bearer = self.owner(request.headers.get("authorization", "").removeprefix("Bearer "))
+        return bearer if bearer is not None else self._whose_session(request.cookies.get(SESSION, ""))
+
+    def actor(self, request: Request) -> str:
+        """Who is to be named for what the request does: a person, or where it came from."""
+        return self.caller(request) or f"page:{address_of(request)}"
 
     async def __call__(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         """Let the request through, or answer in its place; either way with the headers that bind the browser."""
@@ -119,11 +129,20 @@ class Guard:
         host = _host_of(request)
         if not self._any_host and host not in self._hosts and path not in ("/healthz", "/readyz", "/slack/actions"):
             return PlainTextResponse("This is not a name of this page; set web.public_url\n", 421)
-        if not path.startswith(_OPEN) and not self.allowed(request):
+        if not path.startswith(_OPEN) and self.caller(request) is None:
             if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
                 return RedirectResponse(f"/login?to={quote(path, safe='/')}", 303)
             return PlainTextResponse("A token is needed: Authorization: Bearer ...\n", 401)
         return None
+
+
+def address_of(request: Request) -> str:
+    """Where a request came from, as the connection tells it."""
+    return request.client.host if request.client else "unknown"
+
+
+def _signed(key: bytes, what: str) -> str:
+    return hmac.new(key, what.encode(), hashlib.sha256).hexdigest()
 
 
 def _host_of(request: Request) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from actuators.shape import Operation, Plan, Shape
+from agent.cases import guardrails_of
+from agent.settings import Settings
 from agent.store import Store, changes, control, fleet, outbox, recommendations, savings, tunes, windows
 from agent.store import audit as audit_table
 from agent.tune.request import Budget, Effort, Load, TuneRequest
@@ -21,6 +23,10 @@ from collectors.window import Gauge, Window
 
 #: A whole hour, so that roll-ups begin with it.
 T0 = 1_800_000_000.0
+#: Of an endpoint in the mode approve whose settings say nothing more of its policy.
+POLICY = guardrails_of(
+    Settings(endpoints=[{"name": "chat", "url": "http://chat.invalid", "mode": "approve"}]), "chat"
+).hash
 NASTY = "<script>alert(1)</script>"
 
 
@@ -114,6 +120,7 @@ def recommendation_row(
         "requested_by": "flyball",
         "plan_hash": steps.hash,
         "plan": steps.as_dict(),
+        "policy_hash": POLICY,
         "body": body.as_dict(),
         "saving_per_month": 730.0,
         "created_at": now,

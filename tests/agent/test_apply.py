@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from actuators.base import ActuatorError, Trouble
 from actuators.shape import Operation
+from agent.cases import hours_of
 from agent.settings import ChangeWindow
 from agent.store import audit, changes, control, fleet, outbox, windows
-from agent.uptake import within
+from analyzers.guardrails import may_begin
 from tests.agent.records import change_row
 from tests.world.endpoint import SimulatedEndpoint, Traffic
 from tests.world.laws import assert_lawful
@@ -46,7 +47,7 @@ def _at(text: str) -> float:
 )
 def test_office_hours(now: str, timezone: str, open_: bool) -> None:
     office = ChangeWindow(days="mon-fri", start=time(9), end=time(17))
-    assert within([office], _at(now), timezone) is open_
+    assert may_begin(hours_of([office]), _at(now), timezone) is open_
 
 
 @pytest.mark.parametrize(
@@ -59,14 +60,14 @@ def test_office_hours(now: str, timezone: str, open_: bool) -> None:
     ],
 )
 def test_over_midnight_the_day_is_the_one_on_which_it_begins(now: str, open_: bool) -> None:
-    assert within([ChangeWindow(days="fri", start=time(22), end=time(4))], _at(now), "UTC") is open_
+    assert may_begin(hours_of([ChangeWindow(days="fri", start=time(22), end=time(4))]), _at(now), "UTC") is open_
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.floats(0, 4e9))
 def test_without_windows_and_with_the_default_one_any_time_is_right(now: float) -> None:
-    assert within([], now, "UTC")
-    assert within([ChangeWindow()], now, "America/New_York")
+    assert may_begin([], now, "UTC")
+    assert may_begin(hours_of([ChangeWindow()]), now, "America/New_York")
 
 
 def two() -> dict[str, SimulatedEndpoint]:

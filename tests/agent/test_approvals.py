@@ -9,11 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.approvals import ACTIONS, SNOOZE_S, ApprovalOutcome, ApprovalService
+from agent.cases import guardrails_of
 from agent.clock import VirtualClock
+from agent.settings import Settings
 from agent.store import Store, audit, recommendations
 from tests.agent.records import T0, recommendation_row
 
 HASH = recommendation_row("x")["plan_hash"]
+SETTINGS = Settings(endpoints=[{"name": "chat", "url": "http://chat.invalid", "mode": "approve"}])
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def heard() -> list[tuple[ApprovalOutcome, str, str]]:
 
 @pytest.fixture
 def service(store: Store, clock: VirtualClock, heard: list[tuple[ApprovalOutcome, str, str]]) -> ApprovalService:
-    return ApprovalService(store, clock, lambda *ruling: heard.append(ruling))
+    return ApprovalService(SETTINGS, store, clock, lambda *ruling: heard.append(ruling))
 
 
 def _insert(store: Store, identity: str = "aaaa0001", **values: Any) -> None:
@@ -126,7 +129,7 @@ def test_a_token_of_one_recommendation_decides_no_other(service: ApprovalService
     _insert(store, "bbbb0002")
     with store.write() as db:
         tokens = service.issue_tokens(db, _row(store, "aaaa0001"))
-    ruling = service.redeem(tokens["approve"], action="approve", actor="slack:U0ADA", channel="slack", allowed=True)
+    ruling = service.redeem(tokens["approve"], action="approve", actor="slack:U0ADA", allowed=True)
     assert ruling.recommendation_id == "aaaa0001"
     assert _row(store, "bbbb0002")["state"] == "proposed"
 
@@ -137,7 +140,7 @@ def test_a_refused_click_does_not_spend_the_button(service: ApprovalService, sto
         token = service.issue_tokens(db, _row(store))["approve"]
 
     def press(allowed: bool) -> str:
-        return service.redeem(token, action="approve", actor="slack:U", channel="slack", allowed=allowed).code
+        return service.redeem(token, action="approve", actor="slack:U", allowed=allowed).code
 
     assert [press(False), press(True), press(True)] == ["not_allowed", "accepted", "used"]
 
@@ -163,3 +166,103 @@ def test_whatever_is_tried_one_decision_stands(
     with store.read() as db:
         assert len(recommendations.decisions(db, identity)) == len(tries)
         assert audit.verify(db) is None
+
+
+# -- who may ----------------------------------------------------------------------------------------------------------
+
+
+def _people(tmp: Store, clock: VirtualClock, **policy: Any) -> tuple[ApprovalService, str]:
+    people = [
+        {"name": "ada", "slack": "U0ADA"},
+        {"name": "bob", "slack": "U0BOB", "login": "robert"},
+        {"name": "eve", "slack": "U0EVE"},
+    ]
+    endpoint = {"name": "chat", "url": "http://chat.invalid", "mode": "approve"}
+    made = Settings(people=people, endpoints=[endpoint | {"policy": {"approvers": ["ada", "bob"], **policy}}])
+    return ApprovalService(made, tmp, clock), guardrails_of(made, "chat").hash
+
+
+@pytest.mark.parametrize("actor", ["slack:U0EVE", "cli:root", "page:127.0.0.1", "ada2", "policy"])
+def test_who_is_not_among_an_endpoints_approvers_decides_nothing(actor: str, store: Store, clock: VirtualClock) -> None:
+    service, policy = _people(store, clock)
+    _insert(store, policy_hash=policy)
+    for action in ACTIONS:
+        ruling = service.decide("aaaa0001", action=action, actor=actor, channel="page", plan_hash=HASH)
+        assert ruling.code == "not_allowed"
+    assert _row(store)["state"] == "proposed"
+
+
+def test_one_person_is_the_same_at_every_door_and_counts_once(store: Store, clock: VirtualClock) -> None:
+    service, policy = _people(store, clock, quorum=2)
+    _insert(store, policy_hash=policy)
+    with store.write() as db:
+        button = service.issue_tokens(db, _row(store))["approve"]
+
+    def in_slack(user: str) -> str:
+        return service.redeem(button, action="approve", actor=f"slack:{user}", allowed=True).code
+
+    def at(channel: Any, actor: str) -> str:
+        return service.decide("aaaa0001", action="approve", actor=actor, channel=channel, plan_hash=HASH).code
+
+    assert [in_slack("U0BOB"), in_slack("U0BOB"), at("cli", "cli:robert"), at("page", "bob")] == [
+        "counted",
+        "counted_before",
+        "counted_before",
+        "counted_before",
+    ]
+    assert _row(store)["state"] == "proposed"
+    assert at("cli", "cli:ada") == "accepted"
+    assert _row(store)["state_by"] == "ada"
+    with store.read() as db:
+        assert recommendations.approvers(db, _row(store)) == {"ada", "bob"}
+
+
+def test_an_approval_of_an_earlier_revision_counts_no_more(store: Store, clock: VirtualClock) -> None:
+    service, policy = _people(store, clock, quorum=2)
+    _insert(store, policy_hash=policy)
+
+    def approve(actor: str) -> str:
+        return service.decide("aaaa0001", action="approve", actor=actor, channel="page", plan_hash=HASH).code
+
+    assert approve("ada") == "counted"
+    with store.write() as db:
+        assert recommendations.refresh(db, "aaaa0001", revision=1, now=T0, values={"saving_per_month": 1.0})
+    assert approve("bob") == "counted"
+    assert approve("ada") == "accepted"
+
+
+def test_who_asked_for_it_approves_it_at_no_door(store: Store, clock: VirtualClock) -> None:
+    service, policy = _people(store, clock)
+    _insert(store, policy_hash=policy, requested_by="bob")
+    for actor in ("bob", "cli:robert", "slack:U0BOB"):
+        ruling = service.decide("aaaa0001", action="approve", actor=actor, channel="page", plan_hash=HASH)
+        assert ruling.code == "four_eyes"
+    assert service.decide("aaaa0001", action="approve", actor="ada", channel="page", plan_hash=HASH).accepted
+
+
+def test_a_high_risk_is_not_taken_in_slack(store: Store, clock: VirtualClock) -> None:
+    service, policy = _people(store, clock)
+    row = recommendation_row("aaaa0001", policy_hash=policy)
+    row["body"]["risk"] = "high"
+    with store.write() as db:
+        recommendations.insert(db, row)
+        tokens = service.issue_tokens(db, row)  # type: ignore[arg-type]
+    assert service.redeem(tokens["approve"], action="approve", actor="slack:U0ADA", allowed=True).code == "high_risk"
+    assert service.decide("aaaa0001", action="approve", actor="ada", channel="page", plan_hash=HASH).accepted
+
+
+def test_an_approval_is_given_under_the_policy_that_was_shown(store: Store, clock: VirtualClock) -> None:
+    _, policy = _people(store, clock)
+    _insert(store, policy_hash=policy)
+    service, other = _people(store, clock, max_step_replicas=1)
+    assert other != policy
+    ruling = service.decide("aaaa0001", action="approve", actor="ada", channel="page", plan_hash=HASH)
+    assert (ruling.code, "policy was changed" in ruling.text) == ("superseded", True)
+
+
+def test_what_a_guardrail_forbids_cannot_be_approved(store: Store, clock: VirtualClock) -> None:
+    service, policy = _people(store, clock, min_replicas=2)
+    _insert(store, policy_hash=policy)
+    ruling = service.decide("aaaa0001", action="approve", actor="ada", channel="page", plan_hash=HASH)
+    assert (ruling.code, ruling.text) == ("forbidden", "1 replicas are fewer than min_replicas 2")
+    assert service.decide("aaaa0001", action="reject", actor="ada", channel="page", plan_hash=HASH).accepted

@@ -17,19 +17,19 @@ from typing import Any
 
 import psutil
 import pytest
-import sqlalchemy as sa
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from agent import views
 from agent.clock import VirtualClock
-from agent.governor import Governor, last_due
+from agent.governor import LEASE_S, Governor, last_due
 from agent.settings import Settings
-from agent.store import Store, outbox, schema, windows
+from agent.store import Store, outbox, windows
 from collectors.http import Http
 from collectors.window import Window
 from tests.actuators.support import free_port
 from tests.agent.daemons import Daemon, flyball, running, write_settings
+from tests.agent.takeover import stall_both, stop_the_leader, two_daemons
 from tests.collectors.pages import v0_9
 from tests.collectors.servers import Handler, Request, Served, answering, serve
 
@@ -302,30 +302,20 @@ def _reports(daemon: Daemon) -> list[dict[str, Any]]:
 # -- two of them -------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_daemon_stands_by_and_takes_over(tmp_path: Path, vllm: Served) -> None:
-    database = {"database": f"sqlite:///{tmp_path}/shared.db"}
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    first = write_settings(tmp_path / "one", [endpoint("chat", vllm.url)], **database)
-    second = write_settings(tmp_path / "two", [endpoint("chat", vllm.url)], **database)
-    with running(first) as leader:
-        leader.ready()
-        leader.until(lambda: leader.json("/readyz")["leading"], "the first leads")
-        with running(second) as standby:
-            standby.ready()
-            assert standby.json("/readyz") == {"ready": True, "leading": False}
-            assert standby.get("/recommendations")[0] == 200, "its pages work all the same"
-            epoch = standby.json("/status.json")["leader"]["epoch"]
-            leader.signal(signal.SIGKILL)
-            leader.process.wait(WITHIN_S)
-            # Its lease runs out, as it does by itself in half a minute.
-            with standby.store() as store, store.write() as db:
-                db.execute(sa.update(schema.leases).where(schema.leases.c.name == "leader").values(expires_at=1.0))
-            standby.until(lambda: standby.json("/readyz")["leading"], "the second leads", limit_s=90)
-            assert standby.json("/status.json")["leader"]["epoch"] == epoch + 1
-            at = time.time()
-            standby.until(lambda: (_newest(standby, "chat") or 0) > at, "the second reads")
-            assert standby.stop(WITHIN_S) == 0
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_second_daemon_stands_by_and_leads_within_15_seconds(
+    how: signal.Signals, tmp_path: Path, vllm: Served
+) -> None:
+    with two_daemons(tmp_path, f"sqlite:///{tmp_path}/shared.db", [endpoint("chat", vllm.url)]) as (leader, standby):
+        stop_the_leader(leader, standby, how)
+        at = time.time()
+        standby.until(lambda: (_newest(standby, "chat") or 0) > at, "the second reads")
+        assert standby.stop(WITHIN_S) == 0
+
+
+def test_a_machine_that_stands_still_changes_no_leader(tmp_path: Path, vllm: Served) -> None:
+    with two_daemons(tmp_path, f"sqlite:///{tmp_path}/shared.db", [endpoint("chat", vllm.url)]) as (leader, standby):
+        stall_both(leader, standby, LEASE_S + 2)
 
 
 # -- systemd, traces, logs ---------------------------------------------------------------------------------------------

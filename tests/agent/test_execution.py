@@ -9,20 +9,26 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import sqlalchemy as sa
 
 from actuators.base import ActuatorError, LiveState, Progress, Receipt, Step, Trouble
 from actuators.shape import Operation, Plan, Shape
+from agent.cases import guardrails_of, operation_case
 from agent.clock import VirtualClock
 from agent.deploy import CannotDeploy, Deployment, carry_out
 from agent.execution import ChangeRun, Execution, RunProgress
+from agent.settings import Settings
 from agent.store import Store, changes, control
 from agent.store.control import Lead, LostLease
+from analyzers.guardrails import obstacle, rule_verdicts
+from analyzers.policy import RuleVerdict
 from tests.agent.records import change_row
 
 A, B = (
     Operation("a", {"n": 1}, deadline_s=100.0, summary="do a"),
     Operation("b", {"n": 2}, deadline_s=100.0, summary="do b"),
 )
+SETTINGS = Settings(endpoints=[{"name": "chat", "url": "http://chat.invalid", "mode": "approve"}])
 Answer = Callable[[], Any]
 
 
@@ -89,8 +95,13 @@ class Place:
 
     def advance(self, *operations: Operation, gate: Any = None, lead: Lead | None = None) -> RunProgress:
         """With a new Execution each time, as after a kill."""
-        run = ChangeRun("cccc0001", "chat", "apply", operations or (A, B), self.actuator, gate)
+        run = ChangeRun("cccc0001", "chat", "apply", operations or (A, B), self.actuator, self.asks, gate)
         return asyncio.run(Execution(self.store, self.clock).advance(run, lead or self.lead))
+
+    def asks(self, db: sa.Connection) -> RuleVerdict | None:
+        """Of the guardrails only what a way back heeds, the pause among them."""
+        case = operation_case(db, "chat", Shape(), Shape(), self.clock.now(), "ada")
+        return obstacle(rule_verdicts(case, guardrails_of(SETTINGS, "chat")), "undo")
 
     def later(self, seconds: float) -> None:
         self.clock.set(self.clock.now() + seconds)
@@ -247,7 +258,7 @@ def test_a_gate_that_is_missed_ends_it_before_the_next_step(place: Place) -> Non
 def test_pause_is_read_right_before_each_step(place: Place) -> None:
     with place.store.write() as db:
         control.pause(db, now=1.0, by="ada", reason="wait")
-    assert place.advance() == RunProgress("waiting", "paused")
+    assert place.advance() == RunProgress("waiting", "paused: by ada, wait", "PAUSE")
     assert place.actuator.calls == []
     with place.store.write() as db:
         control.resume(db, now=2.0, by="ada")
@@ -258,7 +269,7 @@ def test_pause_is_read_right_before_each_step(place: Place) -> None:
                 control.pause(db, now=3.0, by="ada", reason="stop")
 
     place.actuator.clear = clear  # type: ignore[method-assign]
-    assert place.advance() == RunProgress("waiting", "paused")
+    assert place.advance() == RunProgress("waiting", "paused: by ada, stop", "PAUSE")
     assert [c[1] for c in place.actuator.did("do")] == ["a"]
 
 
@@ -285,7 +296,7 @@ def test_who_was_deposed_in_the_middle_of_a_call_writes_nothing(place: Place) ->
 
 def _deployment(place: Place, purpose: Any = "deploy") -> Deployment:
     plan = Plan("chat", "scripted", Shape(replicas=0), Shape(replicas=1), "v", (A,), False, 0.0, "back", finish=(B,))
-    return Deployment("chat", plan, place.actuator, purpose)
+    return Deployment("chat", plan, place.actuator, guardrails_of(SETTINGS, "chat"), purpose)
 
 
 def _carry_out(place: Place, deployment: Deployment) -> None:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import agent.execution
+import agent.governor
 from actuators.base import ActuatorError, Trouble
 from actuators.shape import Plan
 from agent.store import changes, control, fleet, schema, windows
@@ -351,10 +352,65 @@ def test_3_never_outside_the_guardrails(
             await world.ask_and_approve(replicas=replicas, engine={"max_num_seqs": seqs})
             kept = await world.snapshot()
         async with World(folder(), snapshot=kept, loops=QUIET, endpoint={"policy": policy}) as world:
+            world.under_todays_policy()
             await world.run(60)
             assert bool(world.system.executed) == allowed
             if not allowed:
                 assert "guardrail" in world.recommendations()[0]["state_reason"]
+
+    run(scenario)
+
+
+def test_3_an_approval_under_another_policy_is_void(asked: Snapshot, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with World(tmp_path / "one", snapshot=asked, loops=QUIET) as world:
+            identity = _approve(world)
+            kept = await world.snapshot()
+        policy = {"max_step_replicas": 1}  # which the change keeps to
+        async with World(tmp_path / "two", snapshot=kept, loops=QUIET, endpoint={"policy": policy}) as world:
+            await world.run(60)
+            assert world.system.executed == []
+            assert "policy was changed" in world.recommendation(identity)["state_reason"]
+
+    run(scenario)
+
+
+def test_3_a_guardrail_that_comes_on_the_way_turns_the_change_back(asked_two: Snapshot, tmp_path: Path) -> None:
+    """Asked before each operation: the second one is not done any more."""
+
+    async def scenario() -> None:
+        async with World(tmp_path / "one", snapshot=asked_two, loops=QUIET) as world:
+            await world.run(15)
+            _approve(world)
+            assert await world.until_true(lambda: len(world.system.executed) == 1, 60)
+            kept = await world.snapshot()
+        async with World(
+            tmp_path / "two", snapshot=kept, loops=QUIET, endpoint={"policy": {"max_replicas": 2}}
+        ) as world:
+            assert await world.until_true(world.ended, 900)
+            (change,) = world.changes()
+            assert change["state"] == "rolled_back"
+            assert "3 replicas are more than max_replicas 2" in change["state_reason"]
+            assert world.system.shape == shape(2)
+            assert_lawful(world)
+
+    run(scenario)
+
+
+def test_3_flyballs_own_changes_of_a_day_are_bounded_over_the_fleet(asked: Snapshot, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        bound = {"fleet_changes_per_day": 1}
+        async with World(tmp_path, snapshot=asked, loops=QUIET, settings=bound) as world:
+            world.under_todays_policy()
+            _approve(world)
+            with world.store.write() as db:
+                db.execute(sa.update(schema.recommendations).values(requested_by="flyball"))
+                other = change_row("c-other", "another", state="succeeded", created_at=asked.now - 86_000)
+                db.execute(sa.insert(schema.changes).values(**other))
+            await world.run(300)
+            assert world.system.executed == []
+            assert await world.until_true(lambda: bool(world.system.executed), 300)
+            assert world.clock.now() >= asked.now + 400
 
     run(scenario)
 
@@ -366,6 +422,7 @@ def test_3_waits_for_the_change_window_and_for_the_cooldown(asked: Snapshot, tmp
 
     async def scenario() -> None:
         async with World(tmp_path, snapshot=asked, loops=QUIET, endpoint={"policy": policy}) as world:
+            world.under_todays_policy()
             identity = _approve(world)
             with world.store.write() as db:  # as if Flyball itself had proposed it, just after another change
                 db.execute(sa.update(schema.recommendations).values(requested_by="flyball"))
@@ -637,7 +694,7 @@ def test_7_observe_sends_nothing_but_reads(approve: bool, requested: bool, folde
                 await world.ask(replicas=3)
             if approve:
                 for row in world.recommendations("proposed", "notified"):
-                    assert world.approve(row["id"]).accepted
+                    assert world.approve(row["id"]).code == "forbidden"
             await world.run(200)
             assert world.recommendations()
             assert world.system.asked.total() == 0
@@ -794,12 +851,14 @@ def test_a_clock_that_is_set_breaks_no_law(jump: float, asked_two: Snapshot, fol
     run(scenario)
 
 
-def test_a_day_and_a_night_end_in_a_verified_saving(tmp_path: Path) -> None:
+def test_a_day_and_a_night_end_in_a_verified_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole loop for more than a day of a day's wave, in auto mode: once the season is known, the oversized endpoint shrinks."""
     endpoint = SimulatedEndpoint(shape(4), Traffic(1.0, swing=0.3), START + 120_000, seed=21)
     coarse = {"collect": {"interval_s": 300, "window_s": 600}, "decide": {"interval_s": 3600, "act_interval_s": 300}}
     policy = {"auto": ["shrink"], "evidence_s": 3600, "cooldown_s": 7200, "engine": {}, "max_step_replicas": 1}
     verify = {"warmup_s": 300, "windows": 3, "deadline_s": 3600, "load_tolerance": 0.3}
+
+    monkeypatch.setattr(agent.governor, "LEASE_S", 30.0)
 
     async def scenario() -> None:
         async with World(

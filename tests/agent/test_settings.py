@@ -185,7 +185,7 @@ def test_a_secret_that_is_written_out_is_refused_and_not_repeated(write: Write, 
 
 def test_every_secret_field_is_guarded(write: Write) -> None:
     text = (
-        "web: {token: a}\nslack: {webhook_url: b, signing_secret: c, previous_signing_secret: d}\n"
+        "people: [{name: ada, token: g}]\nweb: {token: a}\nslack: {webhook_url: b, signing_secret: c, previous_signing_secret: d}\n"
         + HEAD
         + "    api_key: e\n    bill: {vendor: openai, key: f}\n"
     )

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from agent import logs, views
 from agent.apply import LEASE
+from agent.cases import guardrails_of
 from agent.governor import Governor
 from agent.settings import SlackSettings
 from agent.slack import message
@@ -301,9 +302,24 @@ def test_buttons_come_only_where_a_click_could_count(
 ) -> None:
     propose(store, **row)
     with serve(answering("ok")) as server, governor(store, tmp_path, mode=mode, **_to(server), **slack) as made:
+        with store.write() as db:
+            policy = guardrails_of(made.settings, "chat").hash
+            db.execute(sa.update(schema.recommendations).values(policy_hash=policy))
         (sent,) = _sent(made, server)
     assert len(_buttons(sent)) == buttons
     assert_within_limits(sent)
+
+
+def test_a_high_risk_has_no_button_that_approves_and_a_broken_policy_none(store: Store, tmp_path: Path) -> None:
+    row = recommendation_row("aaaa0001")
+    row["body"]["risk"] = "high"
+    propose(store, body=row["body"])
+    propose(store, "bbbb0002", policy_hash="sha256:of another policy")
+    with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
+        high, broken = _sent(made, server)
+    assert [b["action_id"] for b in _buttons(high)] == ["flyball_reject", "flyball_snooze"]
+    assert _buttons(broken) == []
+    assert "no: the policy was changed since it was proposed" in json.dumps(broken)
 
 
 def test_the_buttons_that_were_sent_work_and_their_message_is_rewritten(store: Store, tmp_path: Path) -> None:

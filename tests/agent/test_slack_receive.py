@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from agent import logs
 from agent.governor import Governor
-from agent.slack.receive import MAX_BODY, ClickError, allowed_url
+from agent.slack.receive import MAX_BODY, MOST_STRANGE, ClickError, allowed_url
 from agent.store import Store, audit, recommendations
-from tests.agent.records import T0
+from tests.agent.records import T0, plan
 from tests.agent.slack import (
+    ADA,
     BOB,
     OLD_SECRET,
     SECRET,
@@ -238,6 +239,9 @@ def test_only_listed_user_ids_decide_and_the_refusal_is_kept(made: Governor, sto
         ({"api_app_id": "A0OTHER"}, "wrong_app"),
         ({"team": {"id": "T0OTHER"}}, "wrong_team"),
         ({"team": None}, "wrong_team"),
+        ({"user": {"id": ADA, "team_id": "T0OTHER"}}, "wrong_team"),
+        ({"user": {"id": ADA}}, "wrong_team"),
+        ({"container": {"message_ts": "1.2", "channel_id": "C0OTHER"}}, "wrong_channel"),
         ({"channel": {"id": "C0OTHER"}}, "wrong_channel"),
         ({"channel": "C0CHAN"}, "wrong_channel"),
     ],
@@ -249,7 +253,22 @@ def test_a_click_from_elsewhere_is_a_403(changed: dict[str, Any], code: str, sto
         body = form(payload(button["approve"]) | changed)
         assert _refused(made, signed(body), body) == (403, code)
         assert state(store) == "proposed"
+        with store.read() as db:
+            row = audit.entries(db)[0]
+        assert (row["action"], row["subject"], row["actor"]) == ("click_refused", code, f"slack:{ADA}")
         assert _click(made, button["approve"]) == "accepted"
+
+
+def test_what_is_not_slacks_is_written_down_but_cannot_fill_the_audit(store: Store, tmp_path: Path) -> None:
+    propose(store)
+    with governor(store, tmp_path) as made:
+        body = form(payload(tokens(made)["approve"]))
+        for _ in range(MOST_STRANGE + 20):
+            assert _refused(made, signed(body, secret="another"), body) == (401, "bad_signature")
+        with store.read() as db:
+            kept = [e for e in audit.entries(db) if e["action"] == "click_refused"]
+            assert audit.verify(db) is None
+        assert [(e["actor"], e["subject"]) for e in kept] == [("slack:unknown", "bad_signature")] * MOST_STRANGE
 
 
 @pytest.mark.parametrize("lacking", [{"signing_secret": None}, {"approvers": []}])
@@ -268,9 +287,10 @@ def test_fails_closed(lacking: dict[str, Any], store: Store, tmp_path: Path) -> 
 def test_a_button_of_an_older_revision_is_superseded(made: Governor, store: Store) -> None:
     row = propose(store)
     old = tokens(made)
+    other = plan(version="v2")
     with store.write() as db:
         assert recommendations.refresh(
-            db, row["id"], revision=1, now=T0, values={"plan_hash": "sha256:other", "plan": row["plan"]}
+            db, row["id"], revision=1, now=T0, values={"plan_hash": other.hash, "plan": other.as_dict()}
         )
     new = tokens(made)
     assert _click(made, old["approve"]) == "superseded"

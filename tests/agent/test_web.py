@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -16,14 +16,16 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.cases import guardrails_of
 from agent.clock import VirtualClock
 from agent.governor import Governor
 from agent.report import weekly
 from agent.settings import Settings
-from agent.store import Store, audit, control, events, fleet, recommendations, tunes, windows
+from agent.store import Store, audit, control, events, fleet, recommendations, schema, tunes, windows
 from agent.tune.history import told
 from agent.web.app import create_app
 from agent.web.guard import SESSION
@@ -104,7 +106,14 @@ def made(tmp_path: Path, sqlite_template: Path, filled_by: Callable[[str], Path]
     """A governor over a database of its own, with a client; nothing runs behind it."""
     stores: list[Store] = []
 
-    def make(*, filled: bool = True, text: str = "half of it idles", **web: Any) -> tuple[Governor, Browser]:
+    def make(
+        *,
+        filled: bool = True,
+        text: str = "half of it idles",
+        people: Sequence[Any] = (),
+        approvers: Any = (),
+        **web: Any,
+    ) -> tuple[Governor, Browser]:
         path = tmp_path / f"flyball-{len(stores)}.db"
         shutil.copy(filled_by(text) if filled else sqlite_template, path)
         store = Store(f"sqlite:///{path}")
@@ -114,10 +123,14 @@ def made(tmp_path: Path, sqlite_template: Path, filled_by: Callable[[str], Path]
                 "database": f"sqlite:///{path}",
                 "state_dir": tmp_path / "state",
                 "report": {"directory": tmp_path / "reports"},
-                "endpoints": [ENDPOINT],
+                "endpoints": [ENDPOINT | ({"policy": {"approvers": approvers}} if approvers else {})],
+                "people": people,
                 "web": web,
             }
         )
+        with store.write() as db:
+            policy = guardrails_of(settings, ENDPOINT["name"]).hash
+            db.execute(sa.update(schema.recommendations).values(policy_hash=policy))
         clock = VirtualClock(NOW)
         governor = Governor(settings, store, clock, holder="test:1", http=Http(monotonic=clock.monotonic))
         return governor, Browser(create_app(governor))
@@ -447,6 +460,29 @@ def test_after_some_wrong_tokens_none_is_looked_at_for_a_minute(made: Make) -> N
     assert isinstance(governor.clock, VirtualClock)
     asyncio.run(governor.clock.advance(61.0))
     assert client.post("/login", data={"token": TOKEN}).status_code == 303
+
+
+PEOPLE = [{"name": "ada", "token": "ada's own long token"}, {"name": "bob.b", "token": "bob's own long token"}]
+
+
+def test_each_person_logs_in_and_decides_by_name(made: Make) -> None:
+    governor, client = made(people=PEOPLE, approvers=["bob.b"])
+    assert client.get("/status.json").status_code == 401, "whoever has a login is asked for it"
+    for token, status in (("ada's own long token", 409), ("bob's own long token", 303)):
+        assert client.post("/login", data={"token": token}).status_code == 303
+        assert client.post("/recommendations/aaaa0001/decide", data=_form(client)).status_code == status
+    with governor.store.read() as db:
+        decided = [(d["actor"], d["reason"]) for d in recommendations.decisions(db, "aaaa0001")]
+    assert decided == [("ada", "not_allowed"), ("bob.b", "accepted")]
+
+
+def test_nobody_takes_another_ones_login(made: Make) -> None:
+    _, client = made(people=PEOPLE, token=TOKEN)
+    client.post("/login", data={"token": TOKEN})
+    ends, _, signed = client.cookies[SESSION].partition("..")
+    for who in ("ada", "bob.b", "nobody"):
+        forged = client.get("/status.json", headers={"cookie": f"{SESSION}={ends}.{who}.{signed}"})
+        assert forged.status_code == 401
 
 
 def test_a_login_ends_after_a_day_and_by_hand(made: Make) -> None:

@@ -129,7 +129,9 @@ def _grows(daemon: Daemon) -> None:
     row = next(r for r in change["ledger"] if r["metric"] == "ttft_p95_s")
     assert None not in (row["low"], row["predicted"], row["high"], row["before"], row["observed"])
     assert row["observed"] < row["before"]
-    advice = _view(daemon, lambda store: views.recommendation(store, change["recommendation_id"]))["recommendation"]
+    advice = _view(
+        daemon, lambda store: views.recommendation(store, daemon.settings, change["recommendation_id"], time.time())
+    )["recommendation"]
     assert "OBJECTIVE_BREACH_TTFT_P95_S" in {r["code"] for r in advice["reasons"]}
     assert [(d["channel"], d["action"], bool(d["accepted"])) for d in advice["decisions"]] == [
         ("slack", "approve", True)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
+from agent.governor import LEASE_S
 from agent.store import Store, schema, windows
 from tests.agent.records import T0, fill, window
+from tests.agent.takeover import stall_both, stop_the_leader, two_daemons
+from tests.collectors.pages import v0_9
+from tests.collectors.servers import answering, serve
 from tests.real.postgres import Server, server
 
 pytestmark = pytest.mark.real
@@ -105,3 +111,20 @@ def test_a_lost_connection_is_replaced(url: str) -> None:
         assert windows.save(db, [window(T0 + 60)]) == 1
         assert db.execute(sa.select(sa.func.count()).select_from(schema.windows)).scalar_one() == 2
     store.close()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_another_daemon_leads_within_15_seconds(how: signal.Signals, url: str, tmp_path: Path) -> None:
+    with serve(answering(v0_9())) as vllm:
+        endpoints = [{"name": "chat", "url": vllm.url, "objective": {"ttft_p95_s": 1.0}, "shape": {"replicas": 1}}]
+        with two_daemons(tmp_path, url, endpoints) as (leader, standby):
+            stop_the_leader(leader, standby, how)
+
+
+@pytest.mark.timeout(300)
+def test_a_machine_that_stands_still_changes_no_leader(url: str, tmp_path: Path) -> None:
+    with serve(answering(v0_9())) as vllm:
+        endpoints = [{"name": "chat", "url": vllm.url, "objective": {"ttft_p95_s": 1.0}, "shape": {"replicas": 1}}]
+        with two_daemons(tmp_path, url, endpoints) as (leader, standby):
+            stall_both(leader, standby, LEASE_S + 2)

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import sqlalchemy as sa
 import structlog
 
 from actuators.shape import Shape
 from agent.approvals import ApprovalOutcome
+from agent.cases import guardrails_of
 from agent.clock import VirtualClock
 from agent.governor import Governor
 from agent.loops import Loop
 from agent.settings import EndpointSettings, Settings
-from agent.store import Store, changes, fleet, recommendations
+from agent.store import Store, changes, fleet, recommendations, schema
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, catalogue_of
 from analyzers.whatif import calibrate
@@ -280,6 +282,13 @@ class World:
         identity = await self.ask(name, **changed)
         assert self.approve(identity).accepted
         return identity
+
+    def under_todays_policy(self, name: str = NAME) -> None:
+        """As if all had been proposed and approved under the settings of today: what else they forbid is found out."""
+        policy = guardrails_of(self.settings, name).hash
+        with self.store.write() as db:
+            for table in (schema.recommendations, schema.approvals):
+                db.execute(sa.update(table).values(policy_hash=policy))
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
