@@ -43,6 +43,13 @@ def standing(world: World) -> schedules.StandingSchedule | None:
         return schedules.of(db, NAME)
 
 
+def restart_with(world: World, **changed: Any) -> None:
+    """As a daemon whose settings were changed would have them."""
+    watched = world.governor.watched[NAME]
+    watched.settings = watched.settings.model_copy(update=changed)
+    world.settings.endpoints[:] = [watched.settings if e.name == NAME else e for e in world.settings.endpoints]
+
+
 def steps_of(world: World) -> list[tuple[int | None, int | None]]:
     plans = [Plan.from_dict(c["plan"]) for c in world.changes(NAME) if c["purpose"] == "schedule"]
     return [(plan.before.replicas, plan.after.replicas) for plan in plans]
@@ -102,8 +109,7 @@ def test_whoever_stops_it_stops_the_next_step(stop: str, tmp_path: Path) -> None
                 elif stop == "end":
                     assert schedules.end(db, NAME, now=now, by="ada", reason="test")
             if stop == "observe":
-                watched = world.governor.watched[NAME]
-                watched.settings = watched.settings.model_copy(update={"mode": "observe"})
+                restart_with(world, mode="observe")
             await world.run(3600)
             assert world.system.shape.replicas == 2
             assert steps_of(world) == []
@@ -189,8 +195,8 @@ def test_a_step_that_is_forbidden_is_told_once_and_tried_again_in_a_while(tmp_pa
         async with World(tmp_path, replicas=2, duration_s=30_000.0, loops=QUIET) as world:
             await keeps(world, (-600, 2), (40, 3))
             watched = world.governor.watched[NAME]
-            narrow = watched.settings.policy.model_copy(update={"max_replicas": 2})
-            watched.settings = watched.settings.model_copy(update={"policy": narrow})
+            policy = watched.settings.policy
+            restart_with(world, policy=policy.model_copy(update={"max_replicas": 2}))
             asked = []
             plan = watched.actuator.plan
 
@@ -201,9 +207,7 @@ def test_a_step_that_is_forbidden_is_told_once_and_tried_again_in_a_while(tmp_pa
             watched.actuator.plan = counted  # type: ignore[method-assign]
             await world.run(4000)
             assert (world.system.shape.replicas, steps_of(world), asked) == (2, [], [])
-            watched.settings = watched.settings.model_copy(
-                update={"policy": narrow.model_copy(update={"max_replicas": 6})}
-            )
+            restart_with(world, policy=policy)
             assert await world.until_true(lambda: world.system.shape.replicas == 3, 10 * AGAIN_S)
 
     run(scenario)
