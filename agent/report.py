@@ -19,7 +19,19 @@ from agent.store.control import Lead
 from analyzers.money import Cost, Total, parts
 from analyzers.objective import attainment, total
 from analyzers.recommendation import ObservedTarget
-from analyzers.words import and_unknown, dollars, lasting, saved, spread, track_record, verdict
+from analyzers.words import (
+    and_unknown,
+    dollars,
+    figure,
+    heading,
+    lasting,
+    observed,
+    plain,
+    saved,
+    track_record,
+    verdict,
+    wording,
+)
 
 SCHEMA_VERSION = 1
 
@@ -235,17 +247,14 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.globals |= {"and_unknown": and_unknown}
-    found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent, "spread": _spread}
+    found.filters |= {"number": _number, "money": _money, "moment": _moment, "percent": _percent, "spread": observed}
     found.filters |= {"lasting": lasting, "verdict": verdict, "saved": saved, "track_record": track_record}
+    found.filters |= {"wording": wording, "heading": heading, "figure": lambda value, metric: figure(metric, value)}
     return found
 
 
-def _spread(target: Mapping[str, Any]) -> str:
-    return spread(target["observed"], target["at_least"], target["at_most"])
-
-
 def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    return "-" if value is None else plain(float(f"{value:.{digits}g}") if abs(value) < 1000 else value)
 
 
 def _money(value: float | None) -> str:

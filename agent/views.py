@@ -27,7 +27,7 @@ from analyzers.objective import attainment, mean_rate, told_s, total
 from analyzers.prediction import Interval
 from analyzers.recommendation import ObservedTarget
 from analyzers.reference import ReferenceUse
-from analyzers.words import promise, spread, verdict
+from analyzers.words import between, promise, verdict
 from collectors.window import Window
 
 SCHEMA_VERSION = 1
@@ -421,7 +421,7 @@ def _ledger(db: sa.Connection, change_id: str) -> list[View]:
 def ledger_words(row: Mapping[str, Any]) -> View:
     """What was observed, as the range that it is, and the one verdict on the promise, for wherever people read it."""
     return {
-        "observed_text": spread(row["observed"], row["observed_low"], row["observed_high"]),
+        "observed_text": between(row["metric"], row["observed"], row["observed_low"], row["observed_high"]),
         "verdict": promise(row["comparable"], row["inside"]),
     }
 

@@ -20,6 +20,7 @@ from analyzers.recommendation import Money, Option
 from analyzers.screening import MAX_SATURATION, bar, latency_targets, worst_of
 from analyzers.search import by_kind, key, least_replicas
 from analyzers.situation import Situation
+from analyzers.words import figure, phrase
 
 #: Where nothing meets the objective, the best that still improves its worst metric by this share is proposed.
 WORTHWHILE_RELIEF = 0.2
@@ -397,7 +398,7 @@ def _by_prediction(known: Judgement, got: Prediction, s: Situation) -> Judgement
     known = replace(known, worst=worst)
     if got.saturates > MAX_SATURATION:
         return _as(known, "SATURATES", f"its queue would grow without end in {got.saturates:.0%} of the replays")
-    why = f"{name} would be at {worst:.0%} of its limit"
+    why = f"{phrase(name)} would be at {worst:.0%} of its limit"
     if worst > 1 - s.policy.margin:
         return _as(known, "MISSES_OBJECTIVE", why)
     if (most := worst_of(s, got, "high")[0]) > 1:
@@ -412,7 +413,7 @@ def _missed(known: Judgement, miss: Miss, s: Situation) -> Judgement:
     if miss.metric is None:
         return _as(known, "SATURATES", "its queue would grow without end in too many of the replays")
     share = miss.share * (1 - s.policy.margin)
-    why = f"{miss.metric} would be at about {share:.0%} of its limit"
+    why = f"{phrase(miss.metric)} would be at about {share:.0%} of its limit"
     return replace(_as(known, "MISSES_OBJECTIVE", why), worst=share)
 
 
@@ -436,7 +437,7 @@ def current_of(s: Situation, catalogue: Catalogue, prediction: Prediction | None
         (a.observed / t.limit, t) for t in s.objective.targets if (a := attainment(s.windows, t)).observed is not None
     ]
     worst, target = max(observed, key=lambda pair: pair[0], default=(None, None))
-    why = f"{target.name} is at {worst:.0%} of its limit, as observed" if target is not None else "not judged"
+    why = f"{phrase(target.name)} is at {worst:.0%} of its limit, as observed" if target is not None else "not judged"
     option = Option(s.shape, money_of(s, catalogue, s.shape), prediction, "current", why)
     return Judgement(option, cost_of(s, catalogue, s.shape), worst, worst is not None and worst <= 1, False)
 
@@ -465,7 +466,8 @@ def refuted(s: Situation, at_present: Prediction | None, predictor: Predictor | 
             continue
         numbers = {"observed": seen, "predicted_high": interval.high}
         text = (
-            f"the model is too hopeful here: {target.name} is at least {seen:.3g} s, at most {interval.high:.3g} s were "
+            f"the model is too hopeful here: {phrase(target.name)} is at least {figure(target.name, seen)}, and at most "
+            f"{figure(target.name, interval.high)} were "
             "predicted for the shape that it has; nothing is proposed on its word"
         )
         found.append(Reason("MODEL_TOO_HOPEFUL", text, numbers))

@@ -13,7 +13,7 @@ from analyzers.money import per_month
 from analyzers.objective import Attainment, Target, attainment, sustained_breach, told_s, total
 from analyzers.situation import Situation
 from analyzers.trend import at_comparable_load, in_one_step, step, trend
-from analyzers.words import lasting, spread
+from analyzers.words import between, figure, lasting, phrase
 from collectors.window import Window
 
 #: Significance that a trend needs, and the relative change over the span that is worth a word.
@@ -118,11 +118,10 @@ def _breach_reason(long: Attainment, short: Attainment, short_s: float, s: Situa
     numbers = {"limit": target.limit, "observed": long.observed or 0.0, "samples": long.samples}
     rates = {"burn_rate": long.burn_rate, "recent_burn_rate": short.burn_rate}
     numbers |= {name: rate for name, rate in rates.items() if rate is not None}
-    unit = "" if target.metric == "error_rate" else " s"
-    limit = f"the objective is {target.limit:g}{unit}"
+    name, limit = phrase(target.name), f"the objective is {figure(target.name, target.limit)}"
     if long.overdue:
         numbers["stalled_s"] = long.stalled_s
-        text = f"{target.name}: requests have been under way for {lasting(long.stalled_s)} without a token; {limit}"
+        text = f"{name}: requests have been under way for {lasting(long.stalled_s)} without a token; {limit}"
     else:
         # The whole span may be met while its last windows are not: then these are what breaks it.
         judged, over = (short, lasting(short_s)) if long.met is not False else (long, _span(s))
@@ -132,7 +131,8 @@ def _breach_reason(long: Attainment, short: Attainment, short_s: float, s: Situa
             for n, v in (("at_least", judged.at_least), ("at_most", judged.at_most))
             if v is not None and math.isfinite(v)
         }
-        text = f"{target.name} is {spread(judged.observed, judged.at_least, judged.at_most)}{unit} over the last {over}; {limit}"
+        now = between(target.name, judged.observed, judged.at_least, judged.at_most)
+        text = f"{name} is {now} over the last {over}; {limit}"
     return Reason("OBJECTIVE_BREACH_" + target.name.upper(), text, numbers)
 
 

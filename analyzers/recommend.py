@@ -37,7 +37,7 @@ from analyzers.premortem import Premortem, premortem
 from analyzers.recommendation import Direction, ObservedTarget, Option, Recommendation, Risk
 from analyzers.screening import worst_of
 from analyzers.situation import Situation
-from analyzers.words import lasting
+from analyzers.words import lasting, phrase
 
 #: How an endpoint stands.
 Standing = Literal["fine", "too_small", "too_large", "gathering", "stuck", "contradiction", "not_known"]
@@ -376,7 +376,7 @@ def _risk(s: Situation, direction: Direction, proposed: Option) -> tuple[Risk, l
         reasons.append(f"provisional: {seen} were seen, and the intervals are wider for it")
     worst, name = worst_of(s, prediction, "high")
     if worst > 1:
-        reasons.append(f"at the high end of its prediction, {name} is at {worst:.0%} of its limit")
+        reasons.append(f"at the high end of its prediction, the {phrase(name)} is at {worst:.0%} of its limit")
         risk = "high" if worst_of(s, prediction, "mid")[0] > 1 else "medium"
     if prediction.saturates > 0:
         reasons.append(f"it saturates in {prediction.saturates:.0%} of the replays")
@@ -393,11 +393,13 @@ def _risk(s: Situation, direction: Direction, proposed: Option) -> tuple[Risk, l
             f"Flyball must be running when its steps are due, {steps:.0f} a day: without it the replicas stay what they are"
         )
     unmeasured = [
-        t.name for t in s.objective.targets if prediction.error.get(t.name) is None and t.name in prediction.metrics
+        phrase(t.name)
+        for t in s.objective.targets
+        if prediction.error.get(t.name) is None and t.name in prediction.metrics
     ]
     if unmeasured:
         reasons.append(
-            f"the error of the prediction of {', '.join(unmeasured)} is not measured here yet: a prior is used"
+            f"the error of the prediction of {' and of '.join(unmeasured)} is not measured here yet: a prior is used"
         )
     reasons += prediction.notes
     return risk, reasons

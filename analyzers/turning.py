@@ -11,7 +11,7 @@ from analyzers.prediction import Predictor
 from analyzers.recommendation import Recommendation
 from analyzers.screening import carries, latency_targets
 from analyzers.situation import Situation
-from analyzers.words import lasting
+from analyzers.words import lasting, phrase
 
 #: Loads are tried up to so many times the one that was observed, and down to one in so many, to this ratio.
 WIDEST, RATIO = 8.0, 1.05
@@ -77,7 +77,7 @@ def _limit(advice: Recommendation, s: Situation) -> Reason | None:
     needed = getattr(prediction.metrics[nearest.name], end) / (1 - s.policy.margin)
     if needed >= nearest.limit:
         return None
-    text = f"with a limit of {nearest.name} below {lasting(needed)} (now {lasting(nearest.limit)}), it would not do"
+    text = f"with a limit of the {phrase(nearest.name)} below {lasting(needed)} (now {lasting(nearest.limit)}), it would not do"
     return Reason("LIMIT", text, {"limit": needed})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,15 +28,96 @@ def lasting(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
-def spread(observed: float | None, least: float | None, most: float | None) -> str:
-    """A figure that is known to lie between two: ``0.025 to 0.05``, ``at least 10``, or itself where both ends are alike."""
+#: Of each latency, by what its metric begins with.
+METRICS = {
+    "ttft": "time to first token",
+    "itl": "gap between tokens",
+    "e2e": "end-to-end time",
+    "tpot": "time per output token",
+    "queue": "time in the queue",
+}
+_PLAIN = {
+    "error_rate": "share of errors",
+    "output_tokens_per_s": "output tokens a second",
+    "requests_per_s": "requests a second",
+    "goodput_per_s": "requests a second within the objective",
+    "running_mean": "requests running, on average",
+    "waiting_mean": "requests waiting, on average",
+    "kv_usage_mean": "KV cache in use, on average",
+    "kv_usage_max": "KV cache in use, at most",
+    "usd_per_1k_tokens": "$ per 1,000 tokens",
+}
+_SHARES = frozenset(("error_rate", "kv_usage_mean", "kv_usage_max"))
+_QUANTILE = re.compile(r"(?P<metric>[a-z0-9]+)_p(?P<percent>[0-9.]+)_s")
+
+
+def wording(metric: str) -> str:
+    """A metric's name as a person says it: ``time to first token, p95`` of ``ttft_p95_s``. Itself, where it has no other."""
+    found = _QUANTILE.fullmatch(metric)
+    if found is not None and found["metric"] in METRICS:
+        return f"{METRICS[found['metric']]}, p{found['percent']}"
+    return _PLAIN.get(metric, metric)
+
+
+def phrase(metric: str) -> str:
+    """The same within a sentence: ``time to first token (p95)``."""
+    name, _, quantile = wording(metric).partition(", p")
+    return f"{name} (p{quantile})" if quantile else name
+
+
+def heading(metric: str) -> str:
+    """The same, as short as a table's head: ``TTFT p95``, ``e2e p95``."""
+    found = _QUANTILE.fullmatch(metric)
+    if found is None or found["metric"] not in METRICS:
+        return _PLAIN.get(metric, metric)
+    short = found["metric"]
+    return f"{short if short in ('e2e', 'queue') else short.upper()} p{found['percent']}"
+
+
+def figure(metric: str, value: float | None) -> str:
+    """A metric's value with its unit: ``230 ms``, ``3.56 s``, ``0.4 %``, ``12.3``. ``-`` where it is not known."""
+    if value is None:
+        return "-"
+    if metric.endswith("_s") and not metric.endswith("_per_s"):
+        return _seconds(value)
+    return f"{100 * value:.3g} %" if metric in _SHARES else plain(value)
+
+
+def plain(value: float) -> str:
+    """A number to three figures, never with an exponent: ``0.0000507``, ``12.3``, ``29,696``."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    fixed = f"{value:.{digits}f}"
+    return fixed.rstrip("0").rstrip(".") if "." in fixed else fixed
+
+
+def _seconds(value: float) -> str:
+    """``0.8 ms``, ``230 ms``, ``3.56 s``, ``2 min 31 s``."""
+    if not math.isfinite(value):
+        return f"{value:g} s"
+    if abs(value) < 0.9995:
+        return f"{plain(1000 * value)} ms"
+    return f"{plain(value)} s" if abs(value) < 120 else lasting(value)
+
+
+def between(metric: str, observed: float | None, least: float | None, most: float | None) -> str:
+    """A figure that is known to lie between two: ``25 ms to 50 ms``, ``at least 10 s``, or itself where both ends are alike."""
     if observed is None:
         return "unknown"
     if least is None:
-        return f"{observed:.3g}"
+        return figure(metric, observed)
     if most is None or math.isinf(most):
-        return f"at least {least:.3g}"
-    return f"{observed:.3g}" if most - least <= _ALIKE * abs(most) else f"{least:.3g} to {most:.3g}"
+        return f"at least {figure(metric, least)}"
+    alike = most - least <= _ALIKE * abs(most)
+    return figure(metric, observed) if alike else f"{figure(metric, least)} to {figure(metric, most)}"
+
+
+def observed(target: Mapping[str, Any]) -> str:
+    """``between`` of an objective's target in JSON."""
+    return between(target["target"], target["observed"], target["at_least"], target["at_most"])
 
 
 def verdict(met: bool | None) -> str:
@@ -56,7 +138,7 @@ def promise(comparable: bool, inside: bool | None) -> str:
 def dollars(value: float) -> str:
     """``$1,234``, ``-$12.30``, ``$0.0025``."""
     sign, size = ("-" if value < 0 else ""), abs(value)
-    digits = f"{size:,.0f}" if size >= 100 else f"{size:,.2f}" if size >= 0.1 or size == 0 else f"{size:.3g}"
+    digits = f"{size:,.0f}" if size >= 100 else f"{size:,.2f}" if size >= 0.1 or size == 0 else plain(size)
     return f"{sign}${digits}"
 
 

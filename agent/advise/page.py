@@ -14,7 +14,6 @@ from agent.report import environment, stylesheet
 def page(told: Mapping[str, Any], curves: Mapping[str, Sequence[tuple[float, float]]], now: float) -> str:
     """curves: (requests per second, US dollars per hour) by name."""
     made = environment()
-    made.filters |= {"dollars": dollars, "per_call": per_call}
     traffic = told["workload"]
     # Those that cost least somewhere come first: not all can be told apart in one chart.
     order = dict.fromkeys((*(r["name"] for r in told["cheapest"]), *curves))
@@ -32,14 +31,3 @@ def page(told: Mapping[str, Any], curves: Mapping[str, Sequence[tuple[float, flo
         now=now,
         css=stylesheet(),
     )
-
-
-def dollars(value: float | None) -> str:
-    """Little is not nothing."""
-    if value is None:
-        return "-"
-    return f"${value:,.0f}" if value >= 1000 else f"${value:.3g}" if value < 0.1 else f"${value:,.2f}"
-
-
-def per_call(value: float | None) -> str:
-    return "-" if value is None else f"${value:.2g}" if value < 1 else f"${value:,.2f}"

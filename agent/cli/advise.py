@@ -24,6 +24,7 @@ from agent.cli.output import (
     text,
     write,
 )
+from analyzers.words import heading
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -290,15 +291,13 @@ def print_advice(told: Mapping[str, Any]) -> None:
 
 def _table(shown: Sequence[Mapping[str, Any]], latencies: Sequence[str], *, numbers: bool) -> Table:
     """The options in their order. Where there is little room each one's conditions stand below its name."""
-    from agent.advise.page import dollars, per_call
-
     wide = stdout.width >= 130
     made = _simple("Options, the best first (latencies in seconds)" if numbers else "Options, the best first")
     made.add_column("", no_wrap=True)
     made.add_column("option", overflow="fold", min_width=16)
-    headings = ["$/h", "$/call", *(_heading(name) for name in latencies), "meets"] if numbers else []
-    for heading in headings:
-        made.add_column(heading, justify="right", no_wrap=True)
+    headings = ["$/h", "$/call", *(heading(name).replace(" ", "\n") for name in latencies), "meets"] if numbers else []
+    for each in headings:
+        made.add_column(each, justify="right", no_wrap=True)
     if wide:
         made.add_column("conditions", overflow="fold")
     for o in shown:
@@ -312,8 +311,8 @@ def _table(shown: Sequence[Mapping[str, Any]], latencies: Sequence[str], *, numb
         )
         figures = (
             [
-                dollars(o["usd_per_hour"]),
-                per_call(o["usd_per_request"]),
+                money(o["usd_per_hour"]),
+                money(o["usd_per_request"]),
                 *(number(o["latency_s"].get(n)) for n in latencies),
                 _met(o),
             ]
@@ -326,18 +325,14 @@ def _table(shown: Sequence[Mapping[str, Any]], latencies: Sequence[str], *, numb
 
 def _of_users(told: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) -> Table:
     """What an hour and a call cost with so many users."""
-    from agent.advise.page import dollars, per_call
-
     made = _simple(f"With users who make {told['users']['calls_per_user_hour']:g} calls an hour")
     made.add_column("option", overflow="fold", min_width=16)
     for n in told["users"]["counts"]:
-        for heading in (f"{n:g} users\n$/h", "\n$/call"):
-            made.add_column(heading, justify="right", no_wrap=True)
+        for each in (f"{n:g} users\n$/h", "\n$/call"):
+            made.add_column(each, justify="right", no_wrap=True)
     for o in shown:
         if not o["excluded"]:
-            cells = (
-                f(u[key]) for u in o["users"] for f, key in ((dollars, "usd_per_hour"), (per_call, "usd_per_call"))
-            )
+            cells = (money(u[key]) for u in o["users"] for key in ("usd_per_hour", "usd_per_call"))
             made.add_row(text(o["name"]), *cells)
     return made
 
@@ -347,12 +342,6 @@ def _simple(title: str) -> Table:
     from rich.table import Table
 
     return Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
-
-
-def _heading(metric: str) -> str:
-    """``TTFT`` over ``p95`` of ``ttft_p95_s``."""
-    name, quantile = metric.removesuffix("_s").rsplit("_", 1)
-    return f"{name if name in ('e2e', 'queue') else name.upper()}\n{quantile}"
 
 
 def _met(option: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from agent.cli.output import (
     text,
     warnings_on_stderr,
 )
-from analyzers.words import lasting, spread, track_record, verdict
+from analyzers.words import figure, heading, lasting, observed, track_record, verdict
 
 if TYPE_CHECKING:
     from agent.approvals import Action
@@ -166,7 +166,7 @@ def endpoints(
                 "\n".join(goals) or "-",
                 loads(e),
                 money(e["money"]["usd_per_month"]),
-                _dollars(e["money"]["usd_per_1k_tokens"]),
+                money(e["money"]["usd_per_1k_tokens"]),
                 "\n".join(findings) or "-",
             ]
         )
@@ -192,14 +192,9 @@ def endpoints(
 
 def _goal(o: Mapping[str, Any]) -> str:
     """A target with what was observed and whether it is met."""
-    said = f"{o['target']} {spread(o['observed'], o['at_least'], o['at_most'])} / {o['limit']:g}"
+    said = f"{heading(o['target'])} {observed(o)} / {figure(o['target'], o['limit'])}"
     said += "" if o["observed"] is None else f" {verdict(o['met'])}"
     return f"[{_colour(o['met'])}]{said}[/{_colour(o['met'])}]"
-
-
-def _dollars(value: float | None) -> str:
-    """Of little money too."""
-    return "-" if value is None else f"${value:.3g}"
 
 
 def loads(e: Mapping[str, Any]) -> str:
@@ -349,7 +344,7 @@ def recommendations_show(
 def _observed(target: Mapping[str, Any] | None) -> str:
     if target is None:
         return "-"
-    return f"{spread(target['observed'], target['at_least'], target['at_most'])} (limit {target['limit']:g})"
+    return f"{observed(target)} (limit {figure(target['target'], target['limit'])})"
 
 
 def _print_rest_of_plan(plan: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from analyzers.words import dollars, plain
 from collectors.durations import seconds_of
 
 #: For messages; what was asked for goes to standard output.
@@ -88,11 +89,11 @@ def _stacked(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 
 def number(value: float | None, unit: str = "", digits: int = 3) -> str:
     """``-`` for what is not known."""
-    return "-" if value is None else f"{value:.{digits}g}{unit}"
+    return "-" if value is None else f"{plain(float(f'{value:.{digits}g}'))}{unit}"
 
 
 def money(value: float | None) -> str:
-    return "-" if value is None else f"${value:,.0f}" if abs(value) >= 100 else f"${value:,.2f}"
+    return "-" if value is None else dollars(value)
 
 
 def moment(value: float | None) -> str:

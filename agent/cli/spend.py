@@ -93,9 +93,9 @@ def _print(answer: dict[str, Any]) -> None:
             text(e["endpoint"]),
             money(e["usd"]) + (" and more" if e["usd"] is not None and e["lacking"] else ""),
             *(_kind(e["tokens"][kind]) for kind in ("input", "cached_input", "output")),
-            _small(e["usd_per_1k_tokens"]),
-            _small(e["usd_per_request"]),
-            _small(e["at_objective"]["usd_per_1k_tokens"]),
+            money(e["usd_per_1k_tokens"]),
+            money(e["usd_per_request"]),
+            money(e["at_objective"]["usd_per_1k_tokens"]),
         ]
         for e in answer["endpoints"]
     ]
@@ -132,7 +132,7 @@ def _print(answer: dict[str, Any]) -> None:
             console.print(f"note: {text(e['endpoint'])}: {text(e['bill']['why'])}", highlight=False, soft_wrap=True)
         if e["charged_usd"] is not None:
             console.print(
-                f"note: {text(e['endpoint'])}: its source says that it charged {_small(e['charged_usd'])}",
+                f"note: {text(e['endpoint'])}: its source says that it charged {money(e['charged_usd'])}",
                 highlight=False,
             )
         if e["lacking"]:
@@ -153,7 +153,7 @@ def _bill(found: dict[str, Any]) -> list[str]:
         str(found["days"]),
         money(found["billed_usd"]),
         money(found["reckoned_usd"]),
-        _small(found["difference_usd"]) + share,
+        money(found["difference_usd"]) + share,
         f"{found['days_not_compared']} days",
     ]
 
@@ -162,9 +162,3 @@ def _kind(found: dict[str, float | None]) -> str:
     """Tokens, and their cost where they have a price."""
     priced = f" ({money(found['usd'])})" if found["usd"] is not None else ""
     return "-" if found["tokens"] is None else f"{found['tokens']:,.0f}{priced}"
-
-
-def _small(value: float | None) -> str:
-    from analyzers.words import dollars
-
-    return "-" if value is None else dollars(value)

@@ -29,7 +29,7 @@ from agent.cli.output import (
     text,
     write,
 )
-from analyzers.words import lasting
+from analyzers.words import heading, lasting
 
 if TYPE_CHECKING:
     from agent.whatif.figures import CandidateOutcome
@@ -308,13 +308,19 @@ def print_answer(answer: Mapping[str, Any]) -> None:
     made.add_column("", min_width=2)
     made.add_column("candidate", overflow="fold", min_width=12)
     goodput = any(row.goodput_per_s is not None for row in found)
-    for heading in ("$/h", *map(_heading, metrics), *(["goodput\n/s"] if goodput else []), "saturates", "objective"):
-        made.add_column(heading, justify="right", no_wrap=True)
+    for each in (
+        "$/h",
+        *(heading(name).replace(" ", "\n") for name in metrics),
+        *(["goodput\n/s"] if goodput else []),
+        "saturates",
+        "objective",
+    ):
+        made.add_column(each, justify="right", no_wrap=True)
     for row in found:
         made.add_row(
             str(row.number),
             text(row.name.replace(",", ", ")) + "".join(f"\n[dim]{text(line)}[/dim]" for line in _beside(row) if wide),
-            _dollars(row.usd_per_hour),
+            money(row.usd_per_hour),
             *(_figure(row.figures.get(name), wide) for name in metrics),
             *([number(row.goodput_per_s)] if goodput else []),
             _saturates(row),
@@ -357,20 +363,9 @@ def _taken(trace: Mapping[str, Any]) -> str:
     )
 
 
-def _dollars(value: float | None) -> str:
-    """Little is not nothing."""
-    return f"${value:.1g}" if value is not None and 0 < value < 0.005 else money(value)
-
-
 def _beside(row: Row) -> list[str]:
     """What stands in small letters: within the table where it is wide, else below it."""
     return [line for line in (row.label, *row.told) if line]
-
-
-def _heading(metric: str) -> str:
-    """``TTFT`` over ``p95`` of ``ttft_p95_s``."""
-    name, quantile = metric.removesuffix("_s").rsplit("_", 1)
-    return f"{name if name in ('e2e', 'queue') else name.upper()}\n{quantile}"
 
 
 def _figure(figure: Figure | None, wide: bool) -> str:

@@ -29,7 +29,7 @@ from agent.demo.cast import ROLES, SECRET_FILE, SLACK_USER, WEBHOOK_FILE, settin
 from agent.demo.slack_stand_in import SlackStandIn
 from agent.settings import Settings
 from agent.store import Store
-from analyzers.words import spread
+from analyzers.words import figure, observed
 from collectors.base import ScrapeTarget
 from collectors.http import Http
 from collectors.traffic.thread import simulate
@@ -255,8 +255,8 @@ def _goal(goal: Mapping[str, Any] | None) -> Text:
     if goal is None or goal["observed"] is None:
         return Text("-", "dim")
     colour = {True: "green", False: "red", None: "yellow"}[goal["met"]]
-    seen = Text(spread(goal["observed"], goal["at_least"], goal["at_most"]), colour)
-    return seen.append(f"\nlimit {goal['limit']:g}", "dim")
+    seen = Text(observed(goal), colour)
+    return seen.append(f"\nlimit {figure(goal['target'], goal['limit'])}", "dim")
 
 
 def _happening(e: Mapping[str, Any]) -> Text:

@@ -22,7 +22,7 @@ from slack_sdk.models.blocks import (
 from actuators.shape import Shape
 from analyzers.policy import RuleVerdict
 from analyzers.prediction import Interval
-from analyzers.words import and_unknown, promise, saved, spread, verdict
+from analyzers.words import and_unknown, between, dollars, figure, heading, promise, saved, verdict, wording
 
 Row = Mapping[str, Any]
 #: Characters. Slack takes 3000 in a section, but refuses a message whose blocks together hold about 13,000: msg_blocks_too_long.
@@ -129,8 +129,8 @@ def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
     plan = row["plan"]
     shapes = f"{Shape.from_dict(plan['before']).label()} → {Shape.from_dict(plan['after']).label()}"
     lines = [
-        f"• {s['metric']}: promised {s['low']:.3g} to {s['high']:.3g}, came "
-        f"{spread(s['observed'], s['observed_low'], s['observed_high'])}: {promise(s['comparable'], s['inside'])}"
+        f"• {wording(s['metric'])}: promised {figure(s['metric'], s['low'])} to {figure(s['metric'], s['high'])}, came "
+        f"{between(s['metric'], s['observed'], s['observed_low'], s['observed_high'])}: {promise(s['comparable'], s['inside'])}"
         for s in ledger
         if s["observed"] is not None and s["metric"].endswith("_s") and "_p95" in s["metric"]
     ]
@@ -217,22 +217,25 @@ def _expected(observed: Sequence[Mapping[str, Any]], proposed: Mapping[str, Any]
         if metric not in now and "_p95" not in metric:
             continue
         seen = now.get(metric)
-        then = f"now {spread(seen['observed'], seen['at_least'], seen['at_most'])} → " if seen is not None else ""
+        then = (
+            f"now {between(metric, seen['observed'], seen['at_least'], seen['at_most'])} → " if seen is not None else ""
+        )
         limit = ""
         if seen is not None:
-            limit = f", the limit is {seen['limit']:g}: {verdict(Interval(**interval).within(seen['limit']))}"
-        lines.append(
-            f"• {metric}: {then}*{interval['mid']:.3g}* (80 %: {interval['low']:.3g} to {interval['high']:.3g}){limit}"
-        )
+            limit = (
+                f", the limit is {figure(metric, seen['limit'])}: {verdict(Interval(**interval).within(seen['limit']))}"
+            )
+        low, mid, high = (figure(metric, interval[end]) for end in ("low", "mid", "high"))
+        lines.append(f"• {wording(metric)}: {then}*{mid}* (80 %: {low} to {high}){limit}")
     error = {k: v for k, v in prediction["error"].items() if v is not None}
-    known = ", ".join(f"{k} {v:.0%}" for k, v in sorted(error.items())) or "not measured on this endpoint yet"
+    known = ", ".join(f"{heading(k)} {v:.0%}" for k, v in sorted(error.items())) or "not measured on this endpoint yet"
     return "\n".join([*lines, f"Method: {prediction['method']}; its error so far: {known}"])
 
 
 def _money(row: Row) -> str:
     saving = row["saving_per_month"]
     per_1k = row["body"]["proposed"]["money"]["per_1k_tokens"]
-    tail = f"; ${per_1k:.4f} per 1k tokens" if per_1k is not None else ""
+    tail = f"; {dollars(per_1k)} per 1k tokens" if per_1k is not None else ""
     if saving is None:
         return "unknown: the price of a shape is not set"
     return (f"saves ${saving:,.0f} a month" if saving >= 0 else f"costs ${-saving:,.0f} more a month") + tail

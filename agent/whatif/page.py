@@ -11,16 +11,8 @@ from agent.report import environment, stylesheet
 from agent.whatif.figures import Curves
 from agent.whatif.table import SATURATED, Row, costs, efficient, rows, shown
 from agent.whatif.timeline import MOST_ROWS, timeline
-from analyzers.words import lasting
+from analyzers.words import METRICS, heading, lasting, wording
 from collectors.workload import Floats
-
-_NAMES = {
-    "ttft": "time to first token",
-    "itl": "gap between tokens",
-    "e2e": "end-to-end time",
-    "tpot": "time per output token",
-    "queue": "time in the queue",
-}
 
 
 def page(answer: Mapping[str, Any], curves: Sequence[Curves], now: float, arrival_s: Floats | None = None) -> str:
@@ -68,18 +60,6 @@ def _span(answer: Mapping[str, Any]) -> str:
     return lasting(seconds)
 
 
-def wording(metric: str) -> str:
-    """``time to first token, p95`` of ``ttft_p95_s``."""
-    name, quantile = metric.removesuffix("_s").rsplit("_", 1)
-    return f"{_NAMES[name]}, {quantile}"
-
-
-def heading(metric: str) -> str:
-    """``TTFT p95`` of ``ttft_p95_s``, as in a table's head."""
-    name, quantile = metric.removesuffix("_s").rsplit("_", 1)
-    return f"{name if name in ('e2e', 'queue') else name.upper()} {quantile}"
-
-
 def _limit(answer: Mapping[str, Any], target: str) -> float | None:
     return next((o["limit"] for o in answer["objective"] if o["target"] == target), None)
 
@@ -122,13 +102,13 @@ def _distributions(
         order = [row for row in _telling(found, best, answer) if curves[row.number - 1].get(f"{metric}_s")]
         of_each = {str(row.number): curves[row.number - 1][f"{metric}_s"] for row in order[: charts.MOST_CURVES]}
         limit = next((o["limit"] for o in answer["objective"] if o["target"].startswith(f"{metric}_")), None)
-        svg = charts.distribution(of_each, _NAMES[metric], limit)
+        svg = charts.distribution(of_each, METRICS[metric], limit)
         if svg is not None:
             fits = any(row.figures[m].low is not None for row in order[: len(of_each)] for m in row.figures)
             drawn.append(
                 {
                     "svg": svg,
-                    "name": _NAMES[metric],
+                    "name": METRICS[metric],
                     "left_out": len(found) - len(of_each),
                     "limit": limit,
                     "fits": fits,

@@ -101,8 +101,9 @@ def test_a_recommendation_says_everything_that_a_person_decides_by() -> None:
     sent = message.recommendation(row, BUTTONS, PAGE)
     said = "\n".join([sent["text"], *_texts(sent["blocks"])])
     for wanted in (
-        "2 x small", "1 x small", "half of it idles", "ttft_p95_s", "0.4", "now 0.25 to 0.5", "0.32 to 0.48", "the limit is 1: met",
-        "its error so far: ttft_p95_s 10%",
+        "2 x small", "1 x small", "half of it idles", "time to first token, p95", "400 ms",
+        "now 250 ms to 500 ms", "320 ms to 480 ms", "the limit is 1 s: met",
+        "its error so far: TTFT p95 10%",
         "saves $730 a month", "*Risk:* medium", "its error is not measured yet", row["plan_hash"][:19], "until 2027-01-16",
         "revision 1", f"{PAGE}/recommendations/aaaa0001",
     ):  # fmt: skip
@@ -168,7 +169,7 @@ def test_an_end_says_what_was_promised_and_what_came() -> None:
     row = change_row("cccc0001", state="rolled_back", state_reason="ttft_p95_s is 2 s")
     sent = message.change(row, [ledger_row("cccc0001")], PAGE)
     said = json.dumps(sent)
-    assert "promised 0.32 to 0.48, came 0.25 to 0.5: held" in said
+    assert "promised 320 ms to 480 ms, came 250 ms to 500 ms: held" in said
     assert "frozen until a person unfreezes it" in said
 
 

@@ -141,7 +141,7 @@ def test_what_else_came_of_it_is_told_in_a_few_words() -> None:
 
 def test_little_money_is_not_none() -> None:
     html = drawn(of_trace(replayed("a", cost=0.0012), replayed("b", cost=0.0), replayed("c", cost=None)), 3)
-    assert re.findall(r'<td class="n">([$-][^<]*)</td>', html)[:3] == ["$0.001", "$0.00", "-"]
+    assert re.findall(r'<td class="n">([$-][^<]*)</td>', html)[:3] == ["$0.0012", "$0.00", "-"]
 
 
 def test_replicas_over_time_of_those_that_change() -> None:

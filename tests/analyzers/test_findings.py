@@ -125,7 +125,7 @@ def test_an_error_breach() -> None:
     s = situation(hour(errors=3.0), objective=objective({"error_rate": 0.01}))
     f = found(s)["OBJECTIVE_BREACH_ERROR_RATE"]
     assert f.severity == "critical"
-    assert f.reason.text == "error_rate is 0.05 over the last 1 h; the objective is 0.01"
+    assert f.reason.text == "share of errors is 5 % over the last 1 h; the objective is 1 %"
 
 
 # -- saturation ---------------------------------------------------------------------------------------------------------

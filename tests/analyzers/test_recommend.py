@@ -84,7 +84,7 @@ def test_what_may_meet_it_is_not_said_to_meet_it() -> None:
     assert chosen(decision) == ("small", 3)
     assert (
         decision.options[0].why
-        == "ttft_p95_s would be at 80% of its limit, and may be at 140%: whether it meets it is not known"
+        == "time to first token (p95) would be at 80% of its limit, and may be at 140%: whether it meets it is not known"
     )
 
 
