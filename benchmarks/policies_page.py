@@ -47,8 +47,9 @@ def merged(several: Iterable[Sequence[Row]]) -> list[Row]:
 
 
 def matrix(rows: Sequence[Row], cell: Any) -> list[str]:
-    """A table of policies by scenarios."""
+    """A table of policies by scenarios: Flyball, the clairvoyants, and the peers as they came."""
     names, policies = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("scenario", "policy"))
+    policies.sort(key=lambda policy: [not policy.startswith(name) for name in ("flyball", "oracle")])
     by = {(row["scenario"], row["policy"]): row for row in rows}
     lines = ["| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
     for policy in policies:
