@@ -53,6 +53,19 @@ class Horizon:
         ]
         return np.max(np.stack(found), axis=0) if found else None
 
+    def beyond(self, windows: Sequence[Window], end: float) -> float:
+        """What came in the last quarter of an hour before ``end``, as a multiple of the most that was to be expected, where it is more; else 1.
+
+        The day to come is then taken to be so much more as well: whatever made it so (longer answers, a launch) is not in its season.
+        """
+        recent = [w for w in windows if w.end > end - STEP_S]
+        expected = self.demand()
+        if expected is None or told_s(recent, "requests") < LEAST_SEEN * STEP_S:
+            return 1.0
+        now = self.multiple({name: np.array([rate]) for name in LOADS if (rate := mean_rate(recent, name)) is not None})
+        usual = float(max(expected[0], expected[-1]))  # the slot that has begun, and the one before it a day later
+        return max(1.0, float(now[0]) / usual) if now is not None and usual > 0 else 1.0
+
     def slots(self, seconds: float) -> int:
         """So many slots hold that time, the one that has begun included."""
         return 1 + math.ceil(seconds / STEP_S)
