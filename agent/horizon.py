@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, recommendations, windows
 from agent.store.evidence import judged
 from analyzers.forecast.days import days_of
-from analyzers.forecast.forecast import Learned, learned_forecast
+from analyzers.forecast.forecast import Forecast, Learned, learned_forecast
 from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
 from analyzers.forecast.horizon import Horizon, busiest_rate
 from analyzers.guardrails import may_begin
@@ -84,6 +84,7 @@ class Horizons:
             may_change=self._open(endpoint, found.start, found.slots),
             recent_changes=recent,
             carried=(settled is None or busy[0].start >= settled) and _met(endpoint, busy),
+            ended=_ended(self._known.get(endpoint.name), found),
             start_s=start_s,
             days=days_of(history, found, self._settings.timezone),
         )
@@ -117,6 +118,18 @@ class Horizons:
     def _open(self, endpoint: EndpointSettings, start: float, slots: int) -> tuple[bool, ...]:
         allowed, zone = hours_of(endpoint.policy.change_windows), self._settings.timezone
         return tuple(may_begin(allowed, start + i * STEP_S, zone) for i in range(slots)) if allowed else ()
+
+
+def _ended(before: _HorizonEntry | None, found: Forecast) -> Mapping[str, float]:
+    """What was forecast for the slot that has just ended, by the horizon that was made when it began."""
+    if before is None or before.horizon is None:
+        return {}
+    then = before.horizon.forecast
+    if then.start == found.start:  # made anew within one slot
+        return before.horizon.ended
+    if then.season_s is None or then.start + STEP_S != found.start:
+        return {}
+    return {name: float(band.high[0]) for name, band in then.bands.items()}
 
 
 def load_history(store: Store, settings: Settings, endpoint: EndpointSettings, end: float) -> LoadHistory:

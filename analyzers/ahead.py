@@ -64,6 +64,7 @@ class Ahead:
         demand = s.horizon.demand() if s.horizon is not None else None
         if s.horizon is None or demand is None:
             return None
+        demand = demand * s.horizon.beyond(s.windows, s.end)
         coming = predictor.under(s.horizon.windows)
         present = s.shape.replicas
         plain = s.shape.with_(schedule=None)

@@ -28,6 +28,8 @@ LEAST_WITHIN = 0.99
 FIRST = "/first"
 #: What costs are told beside: the clairvoyant that is held to nothing but the share.
 BASE = "oracle"
+#: Whose replicas are drawn over time, where they are told.
+CHARTED = ("flyball", "oracle-by-rules", "hpa-concurrency-tuned", "hpa-concurrency")
 _FLYBALL, _ORACLE, _PEER, _TUNED = (
     "Flyball",
     "clairvoyant by Flyball's rules",
@@ -47,8 +49,9 @@ def merged(several: Iterable[Sequence[Row]]) -> list[Row]:
 
 
 def matrix(rows: Sequence[Row], cell: Any) -> list[str]:
-    """A table of policies by scenarios."""
+    """A table of policies by scenarios: Flyball, the clairvoyants, and the peers as they came."""
     names, policies = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("scenario", "policy"))
+    policies.sort(key=lambda policy: [not policy.startswith(name) for name in ("flyball", "oracle")])
     by = {(row["scenario"], row["policy"]): row for row in rows}
     lines = ["| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
     for policy in policies:
@@ -100,7 +103,7 @@ def cost_chart(rows: Sequence[Row]) -> str:
 
 
 def replicas_chart(times: Sequence[Mapping[str, str]], scenario: str, policies: Sequence[str]) -> str:
-    """Requests a second, and the replicas of some policies, over the scenario's hours."""
+    """Requests a second, and the replicas of some policies (at most four), over the scenario's hours."""
     mine = [t for t in times if t["scenario"] == scenario]
     first = [t for t in mine if t["policy"] == mine[0]["policy"]]
     hours = round((int(first[-1]["at_s"]) + int(first[1]["at_s"])) / 3600)
@@ -172,10 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in args.timeline:
         with path.open(newline="") as file:
             times += csv.DictReader(file)
-    if times:
-        scenario = times[0]["scenario"]
-        chart = replicas_chart(times, scenario, ["flyball", "oracle-by-rules", "hpa-concurrency-tuned"])
-        (args.page.parent / "policies-replicas.svg").write_text(chart)
+    for scenario in dict.fromkeys(t["scenario"] for t in times):
+        there = {t["policy"] for t in times if t["scenario"] == scenario}
+        chart = replicas_chart(times, scenario, [policy for policy in CHARTED if policy in there])
+        (args.page.parent / f"policies-replicas-{scenario}.svg").write_text(chart)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class Horizon:
     carried: bool = False
     """Whether the present shape served ``windows``, and met the objective."""
 
+    ended: Mapping[str, float] = field(default_factory=dict)
+    """By name in ``LOADS``: the upper end, per second, that was forecast for the slot that has ended before it began. Empty: none was."""
     start_s: float = 0.0
     """A replica that is asked for serves after so long."""
     days: tuple[DayDemand, ...] = ()
@@ -52,6 +54,24 @@ class Horizon:
             if (each := rates.get(name)) is not None and (rate := busiest_rate(self.windows, name))
         ]
         return np.max(np.stack(found), axis=0) if found else None
+
+    def beyond(self, windows: Sequence[Window], end: float) -> float:
+        """What came in the last quarter of an hour before ``end``, as a multiple of the most that was to be expected, where it is more; else 1.
+
+        The day to come is then taken to be so much more as well: whatever made it so (longer answers, a launch) is not in its season.
+        """
+        recent = [w for w in windows if w.end > end - STEP_S]
+        expected, before = self.demand(), self._of(self.ended)
+        now = self._of({name: rate for name in LOADS if (rate := mean_rate(recent, name)) is not None})
+        if expected is None or before is None or now is None or told_s(recent, "requests") < LEAST_SEEN * STEP_S:
+            return 1.0
+        usual = max(float(expected[0]), before)
+        return max(1.0, now / usual) if usual > 0 else 1.0
+
+    def _of(self, rates: Mapping[str, float]) -> float | None:
+        """One slot's rates, as ``multiple``."""
+        found = self.multiple({name: np.array([rate]) for name, rate in rates.items()})
+        return None if found is None else float(found[0])
 
     def slots(self, seconds: float) -> int:
         """So many slots hold that time, the one that has begun included."""

@@ -111,6 +111,15 @@ def test_the_horizon_holds_the_busiest_hour_the_change_windows_and_how_long_a_ch
     later = horizons.of(endpoint, end, end - 600)
     assert later is not None
     assert not later.carried
+    assert later.ended == found.ended == {}  # nothing was forecast before
+    following = horizons.of(endpoint, end + 900, None)
+    again = horizons.of(endpoint, end + 960, end - 600)  # made anew within the slot
+    assert following is not None
+    assert again is not None
+    assert following.ended == again.ended == {name: band.high[0] for name, band in later.forecast.bands.items()}
+    late = horizons.of(endpoint, end + 3600, None)
+    assert late is not None
+    assert late.ended == {}  # what was forecast is not of the slot that has just ended
     store.close()
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actuators.shape import EVERY_DAY, Autoscaling, Shape
+from actuators.shape import EVERY_DAY, Autoscaling, Schedule, ScheduleStep, Shape
 from analyzers.findings import analyze
 from analyzers.forecast.days import DayDemand
 from analyzers.forecast.forecast import Forecast, forecast
@@ -221,6 +221,37 @@ def test_a_schedule_is_of_the_size_that_costs_least(big_usd: float | None, unkno
     assert (shape.schedule.least, shape.schedule.most) == ((1, 2) if size == "big" else (1, 4))
     assert shape.replicas == 2, "as far as one step may go, and no further than the clock's count"
     assert (" of big" in advice.reasons[-1].text) == (size == "big")
+
+
+def test_what_comes_beyond_the_season_is_taken_to_go_on() -> None:
+    """At 13:00 of a day curve, falling: two replicas would do for the evening; with half as much again as was to be expected, none goes."""
+    found = days(13.0)
+    top = float(found.bands["requests"].high[-1])
+    ended = {"requests": top, "prompt_tokens": 100 * top, "output_tokens": 50 * top}
+    ahead = Horizon(found, busiest(), 1800.0, 3600.0, ended=ended)
+    usual, more = (hour(requests=60 * rate, running=None) for rate in (0.9 * top, 1.5 * top))
+    assert ahead.beyond(usual, HOUR) == 1.0
+    assert ahead.beyond(more, HOUR) == pytest.approx(1.5, rel=0.05)
+    assert ahead.beyond([*usual[:-5], *more[-5:]], HOUR) < 1.2, "a quarter of an hour, and not a window"
+    longer = hour(requests=60 * 0.9 * top, running=None, tokens=(100.0, 100.0))
+    assert ahead.beyond(longer, HOUR) == pytest.approx(1.8, rel=0.05), "twice as long answers are twice the load"
+    assert ahead.beyond([], HOUR) == 1.0
+    assert replace(ahead, ended={}).beyond(more, HOUR) == 1.0, "nothing was forecast of it"
+    assert decide(0.9 * top, 4, found, ended=ended).recommendation is not None
+    assert decide(1.5 * top, 4, found, ended=ended).recommendation is None
+
+
+def test_a_schedule_is_held_at_what_comes_beyond_its_season() -> None:
+    """One replica by the clock, and one by the forecast: what comes now takes two, and was not to be expected."""
+    schedule = Schedule((ScheduleStep("00:00", 1), ScheduleStep("06:00", 4)))
+    found = days(18.0)
+    top = float(found.bands["requests"].high[0])
+    shape = Shape(replicas=1, size="small", schedule=schedule)
+    for rate, count in ((0.9 * top, None), (3.0 * top, 2)):
+        ended = {"requests": top, "prompt_tokens": 100 * top, "output_tokens": 50 * top}
+        ahead = Horizon(found, busiest(), 1800.0, 3600.0, ended=ended, start_s=300.0)
+        s = situation(hour(requests=60 * rate, running=None), policy=POLICY, shape=shape, horizon=ahead)
+        assert recommend(s, analyze(s), CATALOGUE, serves(1.0)).raise_to == count, rate
 
 
 @pytest.mark.parametrize("begins", range(0, 24, 3))

@@ -366,6 +366,7 @@ def test_the_page_is_made_of_the_rows_and_nothing_else_of_it_changes(tmp_path: P
         "each scenario's first day, in a table of its own"
     )
     assert "/first" not in text
+    assert text.index("| flyball") < text.index("| oracle") < text.index("| kpa-tuned")
     assert "<svg" in (tmp_path / "policies-cost.svg").read_text()
     with pytest.raises(ValueError, match="no place"):
         policies_page.replaced("without marks", "")
