@@ -64,17 +64,13 @@ def of_machine(
     *,
     cache_known: bool = False,
     cache_tokens: int | None = None,
-    shift: Floats | None = None,
-    extra: float = 0.0,
+    lag: tuple[float, float] = (LAG_CENTRE, LAG_DOUBT),
 ) -> Prior:
     """The roofline's belief. ``cache_tokens``: what follows from memory less weights, where not as usual.
-    ``shift``: (11,) by how much other machines were off it. ``extra``: doubt added in quadrature."""
+    ``lag``: centre and doubt of how many iterations first tokens are late, where the engine's other systems tell."""
     centre, doubt = _outside(cache_known, machine.cache_doubt(cache_tokens))
     centre[:OVERHEAD], doubt[:OVERHEAD] = _logarithms(machine.coefficients()), machine.doubt()
-    if shift is not None:
-        centre += shift
-        centre[LAG] = min(max(centre[LAG], 0.0), 2.0)
-    doubt = np.where(doubt > 0.0, np.hypot(doubt, extra), 0.0)
+    centre[LAG], doubt[LAG] = lag
     return Prior(centre, doubt, _SMOOTH_MIXTURE if machine.architecture.experts else _SMOOTH)
 
 
