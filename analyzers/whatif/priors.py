@@ -32,7 +32,7 @@ from collectors.workload import Floats
 OVERHEAD_S, OVERHEAD_DOUBT = 0.005, 1.6
 CACHE_DOUBT = 0.15
 #: How well its coefficients describe an iteration: of a dense model, of a mixture, and of an engine whose own decode was seen first.
-_SMOOTH, _SMOOTH_MIXTURE, _SMOOTH_SEEN = 0.4, 0.7, 0.4
+_SMOOTH, _SMOOTH_MIXTURE, _SMOOTH_SEEN = 0.4, 0.55, 0.4
 #: An engine of which nothing is known is taken to schedule one iteration at a time. That is the cautious side: what a lag does not
 #: explain of a first token's time is prefill, and that work grows with the load.
 _CAUTIOUS_LAG = (0.0, 0.15)
