@@ -52,6 +52,8 @@ requirements:
 	  pyproject.toml --extra azure --extra forecast --extra postgres --extra ray --group dev -o requirements/dev.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \
 	  pyproject.toml --extra azure --extra postgres -c requirements/dev.txt -o requirements/run.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \
+	  pyproject.toml --extra silicon -c requirements/dev.txt -o requirements/silicon.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

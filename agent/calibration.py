@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actuators.shape import Shape
+from agent import silicon
 from agent.settings import Settings
 from agent.store import Store, fleet
 from agent.whatif.predictions import evidence
@@ -78,7 +79,7 @@ def from_files(
             stated(test, prompt=prompt, output=output, rate_per_s=rate, concurrency=load.concurrency)
             for test in read(file)
         )
-    hardware = find(shape.accelerator) if shape.accelerator is not None else None
+    hardware = find(shape.accelerator, silicon.equipped(ACCELERATORS)) if shape.accelerator is not None else None
     return calibrate_on_tests(tests, shape, model=model, hardware=hardware)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actuators.base import Actuator, SystemContext
-from agent import plugins
+from agent import plugins, silicon
 from agent.settings import EndpointSettings, Settings, SizeSettings
 from agent.watch import WatchedEndpoint
 from analyzers.hardware import ACCELERATORS, Hardware
@@ -86,7 +86,7 @@ def catalogue_of(settings: Settings, endpoint: EndpointSettings) -> Catalogue:
         prices={name: size.usd_per_replica_hour for name, size in settings.sizes.items()},
         built={name: (accelerator, count) for name, (accelerator, count) in built.items() if accelerator is not None},
         cpus={name: size.cpus for name, size in settings.sizes.items() if size.cpus is not None},
-        hardware={**ACCELERATORS, **own},
+        hardware={**silicon.equipped(ACCELERATORS), **own},
         own_size=endpoint.shape.size,
         own_price=endpoint.usd_per_replica_hour,
         by_token=token_prices(endpoint),

@@ -7,7 +7,9 @@ for 2:4 sparsity. Where a datasheet states bf16 only with sparsity, half of it s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from analyzers.steptimes import StepTimesSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class Hardware:
     source: str
     as_of: str
     """Year and month of the datasheet's figures."""
+    kernels: StepTimesSource | None = field(default=None, compare=False, repr=False)
+    """Times of its kernels as they were measured; None: there is only the datasheet."""
 
 
 _ROWS = (

@@ -11,6 +11,7 @@ Reads files and fits nothing. What is assumed about how a measurement was made s
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 from collections import defaultdict
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.silicon import PACKAGE, equipped
 from analyzers.architecture import Architecture, find_architecture, weight_bytes
 from analyzers.hardware import Hardware, find
 from analyzers.whatif.fit import SPREAD, Observation, RequestGroup
@@ -56,6 +58,8 @@ class Measured:
     """Whether it really did; None: the measurement does not tell."""
     load: float = 0.0
     """Rate or concurrency: what orders the stages of an experiment."""
+    expert_parallel: int = 1
+    """Over how many accelerators whole experts are spread."""
     mixture: bool | None = None
     """Whether the model is a mixture of experts; None: not known."""
     architecture: Architecture | None = None
@@ -65,8 +69,13 @@ class Measured:
     whole_actual: Mapping[str, float] = field(default_factory=dict)
 
 
-def find_all(root: Path) -> dict[str, list[Measured]]:
-    """All measurements below ``root`` (or in it), by layout: ``stages``, ``requests``, ``points``."""
+def find_all(root: Path, *, silicon: bool = False) -> dict[str, list[Measured]]:
+    """All measurements below ``root`` (or in it), by layout: ``stages``, ``requests``, ``points``.
+
+    silicon: the machines' accelerators have the kernel times of the extra ``silicon``. Raises ImportError where it is not installed.
+    """
+    if silicon:
+        importlib.import_module(PACKAGE)
     found: dict[str, list[Measured]] = {"stages": [], "requests": [], "points": []}
     for path in sorted(root.rglob("experiments.json")):
         found["stages"] += read_stages(path.parent)
@@ -75,7 +84,17 @@ def find_all(root: Path) -> dict[str, list[Measured]]:
             found["requests"].append(read_requests(path.parent))
     for path in sorted(root.rglob("points.csv")):
         found["points"] += read_points(path)
-    return found
+    return {layout: [_with_kernels(m) for m in some] for layout, some in found.items()} if silicon else found
+
+
+def _with_kernels(m: Measured) -> Measured:
+    if m.machine is None:
+        return m
+    row = find(m.machine.hardware.name)
+    if row is None:
+        return m
+    known = equipped({row.name: row}, m.family, m.expert_parallel)[row.name].kernels
+    return replace(m, machine=replace(m.machine, hardware=replace(m.machine.hardware, kernels=known)))
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------
@@ -346,6 +365,7 @@ def _point(rows: list[dict[str, str]]) -> Measured | None:
         actual={"ttft_mean": ttft, "tpot_mean": tpot},
         where=slice(0, None),
         load=float(clients),
+        expert_parallel=_count(row["moe_expert_parallel"]),
         mixture=_mixture(row),
         architecture=find_architecture(row["model"]),
     )

@@ -9,7 +9,8 @@ Protocols, each fitted only on what it names:
 - extrapolate: an experiment's higher rates from its lowest rate alone, with the roofline's belief; of such runs likewise.
 - continue: a run's later requests, from their arrivals and lengths and the latencies of its first hundred.
 - concurrency: every second concurrency of a system (model, GPU, engine, parallelism) from the others.
-- transfer: a system from its datasheet and the model's sizes, corrected by how far other systems were off theirs.
+- transfer: a system from its datasheet and the model's sizes, with ``--silicon`` from times of its kernels too; of other systems only
+  by how many iterations first tokens are late on this engine.
 
 ``--data`` is a directory with one of the layouts that ``measurements.py`` reads, or a parent of several; it may be given again. The
 table gives median absolute errors; intervals are 80 %, and how often they held is printed. Dense models and mixtures of experts stand
@@ -30,7 +31,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from analyzers.whatif import priors  # noqa: E402
-from analyzers.whatif.fit import CACHE, LAG, OVERHEAD, UNKNOWNS, EngineFit, Observation, Prior, fit  # noqa: E402
+from analyzers.whatif.discrepancy import Z80, Discrepancy  # noqa: E402
+from analyzers.whatif.fit import LAG_DOUBT, EngineFit, Observation, Prior, fit  # noqa: E402
 from analyzers.whatif.outlook import Member, look  # noqa: E402
-from analyzers.whatif.roofline import distance  # noqa: E402
 from benchmarks.measurements import Measured, find_all  # noqa: E402
 
 METRICS = ("e2e_mean", "e2e_p90", "itl_mean", "tpot_mean", "ttft_mean", "ttft_p90")
 PROTOCOLS = ("interpolate", "extrapolate", "continue", "concurrency", "transfer")
 DRAWS = 24
+#: From a median absolute deviation to a standard deviation.
+_TO_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class Job:
     protocol: str
     seen: tuple[Measured, ...]
     asked: tuple[Measured, ...]
-    others: tuple[tuple[float, np.ndarray, bool], ...] = ()
-    """For a transfer: (distance, deviation from the roofline, whether measured inside the engine as well) of each other system."""
+    others: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    """For a transfer: (n, 2), what each measurement of other systems is off their belief, as ``deviations`` gives it."""
 
 
 # -- the protocols -----------------------------------------------------------------------------------------------------
@@ -104,31 +107,25 @@ def held_back(system: str) -> bool:
 
 
 def transfers(found: dict[str, list[Measured]], known: dict[str, tuple[Measured, np.ndarray]]) -> list[Job]:
-    """For each system: what the systems of another model or hardware were off their rooflines."""
+    """For each system: what the systems of another model are off what is believed of them."""
     out = []
     for system in _by_system([*found["stages"], *found["requests"], *found["points"]]).values():
         target = system[0]
         if target.machine is None:
             continue
-        others = tuple(
-            (distance(target.machine, other.machine), off, other.observation.inside == target.observation.inside)
-            for other, off in known.values()
-            if other.machine is not None and _lends(target, other)
-        )
+        others = [off for other, off in known.values() if other.machine is not None and _lends(target, other)]
         if others:
-            out.append(Job("transfer", (), tuple(system), others))
+            out.append(Job("transfer", (), tuple(system), np.concatenate(others)))
     return out
 
 
 def _lends(one: Measured, other: Measured) -> bool:
-    """Whether ``other`` may teach ``one``: another model, of the same kind, in the same engine, measured in the same way."""
+    """Whether ``other`` may teach ``one``: another model, in the same engine, measured in the same way."""
     a, b = one.machine, other.machine
     assert a is not None
     assert b is not None
-    alike = (one.family, a.architecture.experts > 0, one.observation.closed is None) == (
-        other.family, b.architecture.experts > 0, other.observation.closed is None
-    )  # fmt: skip
-    return alike and a.architecture != b.architecture
+    how, its = ((m.family, m.observation.closed is None, m.observation.inside) for m in (one, other))
+    return how == its and a.architecture != b.architecture
 
 
 def _groups(found: Iterable[Measured], key: Any) -> dict[Any, list[Measured]]:
@@ -183,36 +180,46 @@ def _decode(o: Observation) -> priors.Decode:
     return priors.Decode(itl, o.running, prompt + output / 2, o.running * prompt / (output * itl))
 
 
-def deviation(seen: Sequence[Measured]) -> np.ndarray:
-    """(11,) how far the system is off its roofline, in the fit's unknowns."""
-    machine = seen[0].machine
+def deviations(system: Sequence[Measured]) -> np.ndarray:
+    """(n, 2), for each of its measurements that did not saturate: the logarithm of the seen token gap over the believed one, and by how many
+    iterations its first tokens come later than believed.
+
+    The last lies outside of what an iteration costs, and goes with the engine: at which intervals it looks for requests, and sends tokens.
+    """
+    machine = system[0].machine
     assert machine is not None
-    prior = priors.of_machine(machine)
-    return _fitted(seen).theta - prior.centre
+    belief = fit([], system[0].engine, priors.of_machine(machine)).best
+    rows = []
+    for m in system:
+        if m.saturated:
+            continue
+        o = m.observation
+        (member,) = look(
+            o.workload, m.engine, [belief], Discrepancy(), closed=o.closed, inside=o.inside, timeout_s=o.timeout_s
+        )
+        told = _figures(member, m)
+        gap, first = m.actual.get("itl_mean", m.actual.get("tpot_mean")), m.actual.get("ttft_mean")
+        if gap and first and told["itl_mean"] and told["ttft_mean"]:
+            late = (first - told["ttft_mean"]) / told["itl_mean"] + belief.lag
+            waits = float(np.nanmean(member.times.queue_s[m.where])) > 0.5 * told["ttft_mean"]
+            rows.append((math.log(gap / told["itl_mean"]), math.nan if waits else late))  # a queue tells of no lag
+    return np.array(rows).reshape(-1, 2)
 
 
 def _transferred(job: Job) -> tuple[EngineFit, float]:
-    """The roofline's belief, moved by the others' deviations: near ones count more, and little evidence counts little.
-
-    Also the doubt that a transfer adds: how far the others' own base costs lie from each other.
-    """
+    """The belief about the machine, with the lag that other systems on this engine have; and the doubt that a transfer adds, so that
+    an 80 % interval would hold what as many of the others' token gaps are off."""
     machine = job.asked[0].machine
     assert machine is not None
-    plain = priors.of_machine(machine)
-    # (systems, unknowns): what lies outside of the engine is only taught by those that were measured from there as well.
-    weights = np.array([[math.exp(-d)] * UNKNOWNS for d, _, _ in job.others])
-    weights[:, [OVERHEAD, LAG]] *= np.array([[alike] for _, _, alike in job.others])
-    offs = np.array([off for _, off, _ in job.others])
-    total = np.maximum(weights.sum(axis=0), 1e-9)
-    # The mean deviation, drawn to none: where the others disagree more than the roofline is in doubt, they count less.
-    mean = (weights * offs).sum(axis=0) / total
-    between = (weights * (offs - mean) ** 2).sum(axis=0) / total
-    free = plain.doubt > 0.0
-    shift = np.zeros(UNKNOWNS)
-    shift[free] = (mean * total)[free] / (total[free] + math.exp(-1.0) * (1.0 + between[free] / plain.doubt[free] ** 2))
-    shift[CACHE] = 0.0
-    fitted = fit([], job.asked[0].engine, priors.of_machine(machine, shift=shift))
-    return fitted, math.hypot(0.05, math.sqrt(float(between[0])))
+    off, late = job.others.T
+    late = late[np.isfinite(late)]
+    prior = priors.of_machine(machine)
+    if late.size:
+        lag = float(np.median(late))
+        spread = _TO_DEVIATION * float(np.median(np.abs(late - lag)))
+        prior = priors.of_machine(machine, lag=(max(0.0, lag), max(spread, LAG_DOUBT)))
+    fitted = fit([], job.asked[0].engine, prior)
+    return fitted, float(np.quantile(np.abs(off), 0.8)) / Z80
 
 
 def _rows(protocol: str, m: Measured, members: Sequence[Member]) -> list[dict[str, Any]]:
@@ -239,6 +246,7 @@ def _rows(protocol: str, m: Measured, members: Sequence[Member]) -> list[dict[st
                 "saturated": m.saturated,
                 "form": {True: "mixture", False: "dense", None: "unknown"}[m.mixture],
                 "held_back": held_back(m.system),
+                "kernels": m.machine is not None and m.machine.measured,
             }
         )
     return rows
@@ -265,11 +273,11 @@ def _figures(member: Member, m: Measured) -> dict[str, float | None]:
 # -- all of it ---------------------------------------------------------------------------------------------------------
 
 
-def measure(data: Sequence[Path], protocols: Sequence[str], workers: int) -> dict[str, Any]:
+def measure(data: Sequence[Path], protocols: Sequence[str], workers: int, *, silicon: bool = False) -> dict[str, Any]:
     started = time.perf_counter()
     found: dict[str, list[Measured]] = defaultdict(list)
     for folder in data:
-        for layout, measured in find_all(folder).items():
+        for layout, measured in find_all(folder, silicon=silicon).items():
             found[layout] += measured
     todo = jobs(found, protocols)
     with ProcessPoolExecutor(workers) as pool:
@@ -277,7 +285,7 @@ def measure(data: Sequence[Path], protocols: Sequence[str], workers: int) -> dic
             systems = [
                 s for s in _by_system([*found["stages"], *found["requests"], *found["points"]]).values() if s[0].machine
             ]
-            offs = track(pool.map(deviation, systems, chunksize=4), "systems", len(systems), transient=True)
+            offs = track(pool.map(deviations, systems, chunksize=4), "systems", len(systems), transient=True)
             known = {s[0].system: (s[0], off) for s, off in zip(systems, offs, strict=True)}
             todo += transfers(found, known)
         rows = [
@@ -298,6 +306,7 @@ def measure(data: Sequence[Path], protocols: Sequence[str], workers: int) -> dic
 
 
 _APART: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "kernel times known": lambda r: r["kernels"],
     "dense models": lambda r: r["form"] == "dense",
     "mixtures of experts": lambda r: r["form"] == "mixture",
     "held back, dense models": lambda r: r["held_back"] and r["form"] == "dense",
@@ -396,6 +405,11 @@ def main() -> int:
     )
     parser.add_argument("--protocol", action="append", choices=PROTOCOLS, help="only this one; may be given again")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--silicon",
+        action="store_true",
+        help="believe in the kernel times of the extra `silicon` too, where they are known",
+    )
     parser.add_argument("--peers", type=Path, help="the folder that whatif_speed.py --install-peers filled")
     parser.add_argument("--peer-points", type=int, default=100, help="points to ask a peer for, about a second each")
     parser.add_argument("--output", type=Path, help="write all rows as JSON")
@@ -405,7 +419,7 @@ def main() -> int:
         if not folder.is_dir():
             print(f"{folder} is not a directory. Give one that holds measurements with --data.", file=sys.stderr)
             return 2
-    result = measure(data, args.protocol or PROTOCOLS, args.workers)
+    result = measure(data, args.protocol or PROTOCOLS, args.workers, silicon=args.silicon)
     if not result["rows"]:
         print(
             f"{' and '.join(map(str, data))}: none of experiments.json, requests.csv, points.csv is there that can be used.",

@@ -210,7 +210,7 @@ def _check(given: WhatIfOptions) -> None:
 
 
 def _from_trace(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], Floats]:
-    from agent.whatif import bounds, replays
+    from agent.whatif import replays
     from agent.whatif.candidates import candidates
     from analyzers import grammar
     from analyzers.kinds.results import ReplayTraffic
@@ -238,13 +238,15 @@ def _from_trace(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], F
         outcomes = replays.all_replayed(traffic, tried, requests_out=given.requests_out, advance=advance)
     told = replays.answer(traffic, tried, outcomes, trace=given.trace, taken=taken, engine=given.engine, notes=notes)
     if given.lower_bound:
+        from agent.whatif import bounds
+
         told["lower_bound"] = bounds.of_trace(tried[0], traffic, given.cold_start or 0.0)
     return told, outcomes, workload.arrival_s
 
 
 def _from_store(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], None]:
     from agent.clock import WallClock
-    from agent.whatif import bounds, predictions
+    from agent.whatif import predictions
     from analyzers import grammar
     from analyzers.kinds.engine.engines import router_named
 
@@ -264,6 +266,8 @@ def _from_store(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], N
         outcomes = predictions.all_predicted(tried, on, advance)
         told = predictions.answer(found, on, outcomes, notes)
         if given.lower_bound:
+            from agent.whatif import bounds
+
             told["lower_bound"] = bounds.of_endpoint(store, settings, found, on)
     return told, outcomes, None
 

@@ -406,7 +406,8 @@ def _prior(
         notes.append("drawn towards the given engine's coefficients where the windows say little")
     elif machine is not None:
         found = priors.of_machine(machine, cache_known=cache_known)
-        notes.append("drawn towards the roofline of its model and accelerator where the windows say little")
+        kernels = " and the measured times of its kernels" if machine.measured else ""
+        notes.append(f"drawn towards the roofline of its model and accelerator{kernels} where the windows say little")
     else:
         found = priors.of_decode(
             [_decode(s) for s in known], hardware, cache_known=cache_known, architecture=architecture

@@ -314,8 +314,9 @@ class _Problem:
         self._replays: OrderedDict[tuple[IterationCost, float], list[RequestOutcomes]] = OrderedDict()
 
     def draw(self, theta: Floats) -> PosteriorDraw:
-        values = [float(v) for v in np.where(theta > ABSENT, np.exp(theta), 0.0)]
-        return PosteriorDraw(IterationCost(*values[:OVERHEAD]), values[OVERHEAD], float(theta[LAG]), values[CACHE])
+        logarithms = np.delete(theta, LAG)
+        values = [float(v) for v in np.insert(np.where(logarithms > ABSENT, np.exp(logarithms), 0.0), LAG, theta[LAG])]
+        return PosteriorDraw(IterationCost(*values[:OVERHEAD]), *values[OVERHEAD:])
 
     def faster(self, theta: Floats, factor: float) -> Floats:
         """``theta`` with all coefficients that are not known ``factor``, a logarithm, larger."""
@@ -457,7 +458,7 @@ class _Problem:
     @property
     def bounds(self) -> tuple[Floats, Floats]:
         low, high = self._prior.centre - 6.0, self._prior.centre + 6.0
-        low[LAG], high[LAG] = 0.0, _LAG_MOST
+        low[LAG], high[LAG] = 0.0, max(_LAG_MOST, float(self._prior.centre[LAG] + 3.0 * self._prior.doubt[LAG]))
         high[EXPERT_SHARE] = _MOST_SHARE
         if self._longest_s > 0:  # no wider than the data ask for: the solver's steps go by the bounds
             high[OVERHEAD] = max(high[OVERHEAD], math.log(self._longest_s))

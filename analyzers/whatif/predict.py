@@ -376,6 +376,10 @@ def _move(
             RooflineMachine(calibrated.architecture, row, n, calibrated.weight_bytes)
             for row, n in ((old, base_count), (new, count))
         )
+        if here.measured and there.measured:
+            notes.append("scaled by the measured times of both accelerators' kernels too")
+        else:  # a ratio of two beliefs of one kind
+            here, there = here.by_datasheet, there.by_datasheet
         old_costs, new_costs = here.coefficients(), there.coefficients()
         factors = np.divide(new_costs, old_costs, out=np.ones_like(old_costs), where=old_costs > 0.0)
         return _Transfer(factors, there.cache_tokens() or 0, memory)

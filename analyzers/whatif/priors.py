@@ -32,7 +32,7 @@ from collectors.workload import Floats
 OVERHEAD_S, OVERHEAD_DOUBT = 0.005, 1.6
 CACHE_DOUBT = 0.15
 #: How well its coefficients describe an iteration: of a dense model, of a mixture, and of an engine whose own decode was seen first.
-_SMOOTH, _SMOOTH_MIXTURE, _SMOOTH_SEEN = 0.4, 0.7, 0.4
+_SMOOTH, _SMOOTH_MIXTURE, _SMOOTH_SEEN = 0.4, 0.55, 0.4
 #: An engine of which nothing is known is taken to schedule one iteration at a time. That is the cautious side: what a lag does not
 #: explain of a first token's time is prefill, and that work grows with the load.
 _CAUTIOUS_LAG = (0.0, 0.15)
@@ -64,17 +64,13 @@ def of_machine(
     *,
     cache_known: bool = False,
     cache_tokens: int | None = None,
-    shift: Floats | None = None,
-    extra: float = 0.0,
+    lag: tuple[float, float] = (LAG_CENTRE, LAG_DOUBT),
 ) -> Prior:
     """The roofline's belief. ``cache_tokens``: what follows from memory less weights, where not as usual.
-    ``shift``: (11,) by how much other machines were off it. ``extra``: doubt added in quadrature."""
+    ``lag``: centre and doubt of how many iterations first tokens are late, where the engine's other systems tell."""
     centre, doubt = _outside(cache_known, machine.cache_doubt(cache_tokens))
     centre[:OVERHEAD], doubt[:OVERHEAD] = _logarithms(machine.coefficients()), machine.doubt()
-    if shift is not None:
-        centre += shift
-        centre[LAG] = min(max(centre[LAG], 0.0), 2.0)
-    doubt = np.where(doubt > 0.0, np.hypot(doubt, extra), 0.0)
+    centre[LAG], doubt[LAG] = lag
     return Prior(centre, doubt, _SMOOTH_MIXTURE if machine.architecture.experts else _SMOOTH)
 
 

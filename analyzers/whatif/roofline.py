@@ -7,8 +7,7 @@ where it has evidence. Pure arithmetic; fits nothing.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +25,8 @@ _LAYER_S, _LAYER_SPLIT_S = 30e-6, 10e-6
 """Seconds of each layer in which neither memory nor arithmetic is busy: kernels that start and end; more where layers are split."""
 _DOUBT = np.array([0.2, 0.5, 0.2, 0.4, 0.6, 0.8, 0.0, 0.0])
 _DOUBT_MIXTURE = np.array([0.35, 0.9, 0.3, 0.8, 0.6, 1.0, 0.35, 0.0])
+_DOUBT_KERNELS = np.array([*_DOUBT[:6], 0.35, 0.0])
+"""Of a mixture of which the times of kernels are known: as of a dense model, and of its experts as before."""
 # Of a mixture: what choosing, sorting and gathering by expert take more, of each layer that has experts (in a prefill as often as the kernels
 # of a dense one), and of each sequence; and the share of the arithmetic that a prefill reaches in many small products.
 _LAYER_EXPERTS_S, _SEQUENCE_EXPERTS_S, _PREFILL_EXPERTS, _PREFILL_LAUNCHES = 80e-6, 20e-6, 0.2, 4.0
@@ -40,6 +41,8 @@ _SPLIT_BYTES = 2e9
 """What each needs besides where layers are split: the buffers of the communication."""
 _MEMORY_DOUBT_BYTES, _CACHE_DOUBT = 1.5e9, 0.15
 """How well that is known, for each accelerator; and the least doubt of what it leaves for a cache, as a share."""
+#: A coefficient for which the measured kernels show no need is taken as so much of the datasheet's: exp(-2).
+_LEAST_OF_DATASHEET = 0.135
 #: Makers name a memory's size in powers of two.
 _GB = 1024**3
 
@@ -61,8 +64,35 @@ class RooflineMachine:
     def coefficients(self) -> Floats:
         """(8,): the iteration's coefficients in the formula's order, at the usual shares of the datasheet.
 
-        Reading experts is taken at the datasheet's whole bandwidth: in sweeps of measured mixtures that is the middle.
+        Where times of this model's kernels on this accelerator are known, the geometric middle of the datasheet's and theirs: the one knows
+        how well kernels reach the hardware, the other what lies between them. Each is off as far as the other, to different sides.
         """
+        plain = self._by_datasheet()
+        source = self.hardware.kernels
+        times = None if source is None else source(self.architecture, self.accelerators, self.weight_bytes, self.ranks)
+        if times is None:
+            return plain
+        measured = times.coefficients(float(plain[-1]))
+        found: Floats = np.sqrt(plain * np.maximum(measured, plain * _LEAST_OF_DATASHEET))
+        found[-1] = plain[-1]
+        return found
+
+    @property
+    def by_datasheet(self) -> RooflineMachine:
+        """The same, of whose kernels nothing is known."""
+        return replace(self, hardware=replace(self.hardware, kernels=None))
+
+    @property
+    def measured(self) -> bool:
+        """Whether times of its kernels are known."""
+        source = self.hardware.kernels
+        return (
+            source is not None
+            and source(self.architecture, self.accelerators, self.weight_bytes, self.ranks) is not None
+        )
+
+    def _by_datasheet(self) -> Floats:
+        """Reading experts is taken at the datasheet's whole bandwidth: in sweeps of measured mixtures that is the middle."""
         a = self.architecture
         bandwidth = self.hardware.bandwidth_gb_s * 1e9
         arithmetic = self.hardware.tflops_bf16 * 1e12 * self.accelerators * (2.0 if self.weight_bytes <= 1.0 else 1.0)
@@ -97,7 +127,9 @@ class RooflineMachine:
 
     def doubt(self) -> Floats:
         """(8,) standard deviations of the coefficients' logarithms."""
-        return _DOUBT_MIXTURE if self.architecture.experts else _DOUBT
+        if not self.architecture.experts:
+            return _DOUBT
+        return _DOUBT_KERNELS if self.measured else _DOUBT_MIXTURE
 
     def cache_tokens(self, share: float = _USABLE) -> int | None:
         """Tokens that the KV cache holds when the engine may use ``share`` of the memory; None where the weights leave no room."""
@@ -118,14 +150,3 @@ class RooflineMachine:
         embedding = a.vocabulary * a.hidden
         weights = ((a.parameters_common + embedding) / n + a.parameters_routed / (n * self.ranks)) * self.weight_bytes
         return self.hardware.memory_gb * _GB * share - workspace - weights
-
-
-def distance(one: RooflineMachine, other: RooflineMachine) -> float:
-    """How far apart two machines are, for the doubt of a transfer: 0 alike; 1 about a factor of e in size, bandwidth and arithmetic."""
-    steps = (
-        math.log(one.architecture.parameters / other.architecture.parameters),
-        math.log(one.hardware.bandwidth_gb_s / other.hardware.bandwidth_gb_s),
-        math.log(one.hardware.tflops_bf16 / other.hardware.tflops_bf16),
-        0.5 * math.log(one.accelerators / other.accelerators),
-    )
-    return math.sqrt(sum(s * s for s in steps) / len(steps))

@@ -101,6 +101,30 @@ def test_runs_at_several_rates_are_stages_and_cached_prefixes_are_not_computed(t
     assert len(jobs[0].asked[0].whole.parts) == 12
 
 
+def test_other_systems_on_the_same_engine_teach_how_late_first_tokens_are(tmp_path: Path) -> None:
+    """And nothing of what an iteration costs: that is believed of each machine by itself."""
+    head, first = (_made_up(tmp_path) / "points.csv").read_text().splitlines()[:2]
+    rows = [
+        first.replace("vllm", engine).replace(",x,", f",{model},").replace("0.1,0.014", f"{late},0.009")
+        for engine, model, late in (
+            ("vllm", "llama-3.1-8b", 0.2), ("vllm", "qwen3-8b", 0.2), ("vllm", "llama-3-8b", 0.1), ("sglang", "qwen3-14b", 9.0),
+        )
+    ]  # fmt: skip
+    (tmp_path / "points.csv").write_text("\n".join([head, *rows]) + "\n")
+    found = find_all(tmp_path)
+    known = {m.system: (m, whatif_accuracy.deviations([m])) for m in found["points"]}
+    jobs = {
+        job.asked[0].system.split()[2]: job
+        for job in whatif_accuracy.transfers({"stages": [], "requests": [], "points": found["points"]}, known)
+    }
+    assert set(jobs) == {"llama-3.1-8b", "qwen3-8b", "llama-3-8b"}  # nobody else runs on the other engine
+    assert [len(jobs[name].others) for name in ("llama-3.1-8b", "qwen3-8b")] == [1, 2]  # one has the same sizes
+    fitted, _ = whatif_accuracy._transferred(jobs["llama-3.1-8b"])
+    late = known[next(s for s in known if "qwen3-8b" in s)][1][0, 1]
+    assert 20.0 < late < 100.0
+    assert fitted.best.lag == pytest.approx(late)
+
+
 def test_a_directory_without_measurements_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, says in ((tmp_path, 2), (tmp_path / "none", 2)):
         monkeypatch.setattr("sys.argv", ["whatif_accuracy.py", "--data", str(folder)])

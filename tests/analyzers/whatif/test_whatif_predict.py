@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from actuators.shape import Shape
+from analyzers.architecture import MODELS
 from analyzers.hardware import ACCELERATORS, Hardware, find
 from analyzers.objective import Objective
 from analyzers.prediction import CannotPredict, Prediction
+from analyzers.steptimes import StepTimes, StepTimesSource
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.discrepancy import Discrepancy, Residual
 from analyzers.whatif.engine import replay
@@ -207,3 +210,26 @@ def test_the_hardware_table_is_plausible_and_found_under_usual_names() -> None:
     assert find("abacus") is None
     mine = {"Abacus 9": Hardware("Abacus 9", 1.0, 1.0, 1.0, "mine", "2026-01")}
     assert find("abacus 9", mine) is mine["Abacus 9"]
+
+
+def test_measured_kernels_scale_where_both_accelerators_have_them() -> None:
+    """Kernels of one alone would make a ratio of two beliefs of different kinds."""
+
+    def kernels(factor: float) -> StepTimesSource:
+        decoding = np.array([1.0, 8.0, 64.0, 256.0])
+        return lambda *_: StepTimes(
+            decoding, 1000.0 * decoding, 0.0 * decoding, 0.0 * decoding, factor * (0.006 + 4e-5 * decoding)
+        )
+
+    def gap(**factors: float) -> float:
+        table = {n: replace(ACCELERATORS[n], kernels=kernels(f)) for n, f in factors.items()}
+        known = replace(calibrated(), architecture=MODELS["llama-3.1-8b"])
+        found = predict(
+            BASE.with_(accelerator="L40S"), poisson(2.0, 300.0, 1), known,
+            objective=OBJECTIVE, base_shape=BASE, hardware={**ACCELERATORS, **table}, error=dict(KNOWN), draws=2,
+        )  # fmt: skip
+        assert any("kernels" in note for note in found.notes) == (len(factors) == 2)
+        return found.metrics["itl_p50_s"].mid
+
+    assert gap(H100=5.0) == gap(L40S=5.0) == gap()
+    assert gap(H100=1.0, L40S=9.0) > 1.5 * gap(H100=1.0, L40S=1.0)
