@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from analyzers.objective import Objective, attainment, mean_rate, merged, sustained_breach, told_s, total
+from analyzers.objective import Objective, Target, attainment, mean_rate, merged, sustained_breach, told_s, total
 from analyzers.prediction import Prediction
 from collectors.sketch import Sketch
 from collectors.window import Range, Window
@@ -26,6 +26,8 @@ QUEUED_SHARE, SHORTER_OVER = 0.1, 3
 #: Predicted, but not scored: load is asked of an endpoint, not promised by it; and gauges, read every few seconds, miss short waits
 #: and maxima.
 _NOT_SCORED = ("requests_per_s", "output_tokens_per_s", "waiting_mean", "kv_usage_max")
+#: Of a row of the ledger without a promise.
+NO_METHOD = "none"
 #: Errors may rise by this share of requests before they count as a regression.
 ERROR_RISE = 0.01
 
@@ -106,7 +108,7 @@ def judge(
     comparable = (
         ratio is not None and abs(ratio - 1) <= load_tolerance and _same_lengths(before, judged, load_tolerance)
     )
-    scores = tuple(_scores(before, judged, prediction, comparable))
+    scores = tuple(_scores(before, judged, objective, prediction, comparable))
 
     def verdict(state: State, code: str, text: str) -> Verdict:
         return Verdict(state, code, text, ratio, comparable, scores)
@@ -268,11 +270,13 @@ def _helped(before: Sequence[Window], name: str, observed: float | None, objecti
 def _scores(
     before: Sequence[Window],
     after: Sequence[Window],
+    objective: Objective,
     prediction: Prediction | None,
     comparable: bool,
 ) -> list[LedgerScore]:
+    """Of each metric that was promised; where nothing was, of each target what came."""
     if prediction is None:
-        return []
+        return [_unpromised(before, after, target, comparable) for target in objective.targets]
     rows: list[LedgerScore] = []
     for metric, interval in prediction.metrics.items():
         now = observed_metric(after, metric)
@@ -282,6 +286,13 @@ def _scores(
         promised = (interval.low, interval.mid, interval.high)
         rows.append(LedgerScore(metric, prediction.method, *promised, then, now, comparable, least, most))
     return rows
+
+
+def _unpromised(before: Sequence[Window], after: Sequence[Window], target: Target, comparable: bool) -> LedgerScore:
+    then, now = attainment(before, target), attainment(after, target)
+    return LedgerScore(
+        target.name, NO_METHOD, None, None, None, then.observed, now.observed, comparable, now.at_least, now.at_most
+    )
 
 
 def _bounds(windows: Sequence[Window], metric: str, observed: float) -> tuple[float, float]:

@@ -129,10 +129,7 @@ def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
     plan = row["plan"]
     shapes = f"{Shape.from_dict(plan['before']).label()} → {Shape.from_dict(plan['after']).label()}"
     lines = [
-        f"• {s['metric']}: promised {s['low']:.3g} to {s['high']:.3g}, came "
-        f"{spread(s['observed'], s['observed_low'], s['observed_high'])}: {promise(s['comparable'], s['inside'])}"
-        for s in ledger
-        if s["observed"] is not None and s["metric"].endswith("_s") and "_p95" in s["metric"]
+        _kept(s) for s in ledger if s["observed"] is not None and s["metric"].endswith("_s") and "_p95" in s["metric"]
     ]
     blocks: list[Block] = [
         HeaderBlock(text=PlainTextObject(text=_cut(f"{row['endpoint']}: {what}", _HEADER))),
@@ -143,6 +140,13 @@ def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
     foot = f"<{page_url}/changes/{row['id']}|journal and evidence>"
     blocks.append(ContextBlock(elements=[MarkdownTextObject(text=foot)]))
     return {"text": f"{row['endpoint']}: {what}", "blocks": [b.to_dict() for b in blocks]}
+
+
+def _kept(s: Row) -> str:
+    came = spread(s["observed"], s["observed_low"], s["observed_high"])
+    if s["low"] is None:
+        return f"• {s['metric']}: came {came}; nothing was promised"
+    return f"• {s['metric']}: promised {s['low']:.3g} to {s['high']:.3g}, came {came}: {promise(s['comparable'], s['inside'])}"
 
 
 def _total(figures: Mapping[str, Any], name: str, lacking: str, per: str, digits: int = 0) -> str:
