@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 
 from actuators.base import ActuatorError
-from actuators.shape import Plan
+from actuators.shape import Plan, Shape
 from agent.cases import guardrails_of, operation_case
 from agent.execution import ChangeRun, Direction, Execution, RunProgress, in_time, receipt_of
 from agent.metrics import Metrics
@@ -375,8 +375,19 @@ class Applier:
             reason = f"{change['state_reason']}; the way back failed: {progress.why}"
             await self._finish(change, "failed", reason, lead)
         elif progress.state == "done":
-            await self._watcher.look(watched)
-            await self._finish(change, "rolled_back", change["state_reason"], lead)
+            live = await self._watcher.look(watched)
+            if live is None and self._clock.now() - _since(change) <= UNKNOWN_WAY_S:
+                return  # it is not called undone before it was seen to be
+            left = (
+                "nobody sees what is there"
+                if live is None
+                else not_restored(Plan.from_dict(change["plan"]), live.shape)
+            )
+            if left:
+                reason = f"{change['state_reason']}; the way back was gone, but {left}"
+                await self._finish(change, "failed", reason, lead)
+            else:
+                await self._finish(change, "rolled_back", change["state_reason"], lead)
 
     async def _way_back(self, change: changes.Row, watched: WatchedEndpoint, lead: Lead) -> Plan | None:
         """The plan from wherever it was left; None while it waits for another one's lock. Raises ActuatorError."""
@@ -473,6 +484,22 @@ class Applier:
             schedules.begin(db, name, standing, now)
         elif state == "succeeded" or undone:
             schedules.end(db, name, now=now, by="flyball", reason=f"change {change['id']} {state.replace('_', ' ')}")
+
+
+def not_restored(forward: Plan, live: Shape) -> str:
+    """What the change had altered and is not again as it was, as a system tells it; empty where all is, or nobody can tell."""
+    before, after = forward.before, forward.after
+    told: dict[str, tuple[object, object, object]] = {
+        name: (getattr(before, name), getattr(after, name), getattr(live, name))
+        for name in ("replicas", "size", "accelerator", "accelerator_count", "autoscaling", "purchase")
+    }
+    told |= {name: (value, after.engine.get(name), live.engine.get(name)) for name, value in before.engine.items()}
+    wrong = [
+        f"{name} is {now} and was {was}"
+        for name, (was, then, now) in told.items()
+        if was is not None and now is not None and was != then and now != was
+    ]
+    return ", ".join(wrong)
 
 
 def _since(change: changes.Row) -> float:
