@@ -266,10 +266,14 @@ class Need:
     wanted: float
     free: float | None
     """None: the system does not tell."""
+    may_grow: bool = False
+    """Whether more of it comes when it is asked for, as nodes are added to a cluster: then too little free is no refusal."""
 
     @property
     def met(self) -> bool | None:
-        return None if self.free is None else self.free >= self.wanted
+        if self.free is None or (self.may_grow and self.free < self.wanted):
+            return None
+        return self.free >= self.wanted
 
 
 @dataclass(frozen=True, slots=True)

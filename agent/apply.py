@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 
 from actuators.base import ActuatorError
-from actuators.shape import Plan
+from actuators.shape import Plan, Shape
 from agent.cases import guardrails_of, operation_case
 from agent.execution import ChangeRun, Direction, Execution, RunProgress, in_time, receipt_of
 from agent.metrics import Metrics
@@ -34,7 +34,7 @@ from agent.watch import WatchedEndpoint, Watcher
 from analyzers.guardrails import Stage, obstacle, rule_verdicts
 from analyzers.policy import RuleVerdict
 from analyzers.prediction import Prediction
-from analyzers.verify import LedgerScore, Verdict, judge
+from analyzers.verify import NO_METHOD, LedgerScore, Verdict, judge
 from collectors.clock import Clock
 
 log = structlog.get_logger()
@@ -48,6 +48,8 @@ CYCLE_S = 5.0
 UNKNOWN_WAY_S = 1800.0
 #: So long after its time a change that was not judged turns back.
 UNJUDGED_S = 900.0
+#: The metric of a row of the ledger where nothing was promised and no objective is stated.
+NO_TARGET = "outcome"
 #: A deployment or a trial whose process is gone for so long is over.
 ABANDONED_S = 900.0
 
@@ -273,7 +275,7 @@ class Applier:
             now, name, by = self._clock.now(), change["endpoint"], change["approved_by"]
             stage: Stage = "operation" if direction == "apply" else "undo"
             case = operation_case(db, name, plan.before, plan.after, now, by, change=change["id"])
-            return obstacle(rule_verdicts(case, guardrails_of(self._settings, name)), stage)
+            return obstacle(rule_verdicts(case, guardrails_of(self._settings, watched.settings)), stage)
 
         operations = plan.finish if direction == "finish" else plan.operations
         run = ChangeRun(
@@ -373,8 +375,19 @@ class Applier:
             reason = f"{change['state_reason']}; the way back failed: {progress.why}"
             await self._finish(change, "failed", reason, lead)
         elif progress.state == "done":
-            await self._watcher.look(watched)
-            await self._finish(change, "rolled_back", change["state_reason"], lead)
+            live = await self._watcher.look(watched)
+            if live is None and self._clock.now() - _since(change) <= UNKNOWN_WAY_S:
+                return  # it is not called undone before it was seen to be
+            left = (
+                "nobody sees what is there"
+                if live is None
+                else not_restored(Plan.from_dict(change["plan"]), live.shape)
+            )
+            if left:
+                reason = f"{change['state_reason']}; the way back was gone, but {left}"
+                await self._finish(change, "failed", reason, lead)
+            else:
+                await self._finish(change, "rolled_back", change["state_reason"], lead)
 
     async def _way_back(self, change: changes.Row, watched: WatchedEndpoint, lead: Lead) -> Plan | None:
         """The plan from wherever it was left; None while it waits for another one's lock. Raises ActuatorError."""
@@ -426,12 +439,10 @@ class Applier:
             self._keep_schedule(db, change, state, now)
             if change["purpose"] == "schedule":
                 fleet.changed(db, name, now)
-            if (
-                state != "succeeded"
-                and change["purpose"] == "change"
-                and not changes.ledger(db, change_id=change["id"])
-            ):
-                changes.add_ledger(db, _unobserved(change, now))
+            if change["purpose"] == "change" and not changes.ledger(db, change_id=change["id"]):
+                watched = self._watched.get(name)
+                targets = [t.name for t in watched.settings.wanted().targets] if watched is not None else []
+                changes.add_ledger(db, _unobserved(change, targets, now))
             if change["purpose"] == "change":
                 recommendations.move(
                     db,
@@ -473,6 +484,22 @@ class Applier:
             schedules.begin(db, name, standing, now)
         elif state == "succeeded" or undone:
             schedules.end(db, name, now=now, by="flyball", reason=f"change {change['id']} {state.replace('_', ' ')}")
+
+
+def not_restored(forward: Plan, live: Shape) -> str:
+    """What the change had altered and is not again as it was, as a system tells it; empty where all is, or nobody can tell."""
+    before, after = forward.before, forward.after
+    told: dict[str, tuple[object, object, object]] = {
+        name: (getattr(before, name), getattr(after, name), getattr(live, name))
+        for name in ("replicas", "size", "accelerator", "accelerator_count", "autoscaling", "purchase")
+    }
+    told |= {name: (value, after.engine.get(name), live.engine.get(name)) for name, value in before.engine.items()}
+    wrong = [
+        f"{name} is {now} and was {was}"
+        for name, (was, then, now) in told.items()
+        if was is not None and now is not None and was != then and now != was
+    ]
+    return ", ".join(wrong)
 
 
 def _since(change: changes.Row) -> float:
@@ -524,11 +551,16 @@ def _ledger_rows(change: changes.Row, scores: tuple[LedgerScore, ...], now: floa
     ]
 
 
-def _unobserved(change: changes.Row, now: float) -> list[dict[str, Any]]:
-    """The promise of a change that never came so far as to be observed."""
-    prediction = change["prediction"] or {"metrics": {}, "method": "none"}
-    scores = tuple(
+def _unobserved(change: changes.Row, targets: Sequence[str], now: float) -> list[dict[str, Any]]:
+    """The promise of a change of which nothing was observed; without one, each target, so that every change has a row."""
+    prediction = change["prediction"]
+    promised = prediction["metrics"] if prediction else {}
+    scores = [
         LedgerScore(metric, prediction["method"], i["low"], i["mid"], i["high"], None, None, comparable=False)
-        for metric, i in prediction["metrics"].items()
-    )
-    return _ledger_rows(change, scores, now)
+        for metric, i in promised.items()
+        if prediction
+    ]
+    if not scores:
+        bare = targets or [NO_TARGET]
+        scores = [LedgerScore(metric, NO_METHOD, None, None, None, None, None, comparable=False) for metric in bare]
+    return _ledger_rows(change, tuple(scores), now)

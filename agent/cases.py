@@ -8,16 +8,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from actuators.shape import Plan, Shape
-from agent.settings import ChangeWindow, Settings, weekdays
+from agent.settings import ChangeWindow, EndpointSettings, Settings, weekdays
 from agent.store import changes, control, fleet, recommendations, tunes
 from agent.wiring import catalogue_of, policy_of
 from analyzers.guardrails import DAY_S, ChangeCase, ChangeHours, Door, Guardrails, PlanFacts, rule_verdicts
 from analyzers.policy import RuleVerdict
 
 
-def guardrails_of(settings: Settings, endpoint: str) -> Guardrails:
-    """What the settings say of the changes of one endpoint. Raises KeyError."""
-    own = settings.endpoint(endpoint)
+def guardrails_of(settings: Settings, endpoint: str | EndpointSettings) -> Guardrails:
+    """What the settings say of the changes of one endpoint. Raises KeyError where they do not know its name."""
+    own = settings.endpoint(endpoint) if isinstance(endpoint, str) else endpoint
     p = own.policy
     return Guardrails(
         mode=own.mode,
@@ -49,7 +49,7 @@ def standing(
     if active is not None and not own:
         under_way = "a change"
     elif trying is not None and trying["id"] != tune:
-        under_way = "a tune"
+        under_way = f"tune {trying['id']}"
     return {
         "now": now,
         "paused": None if pause is None else f"by {pause['by']}, {pause['value'].get('reason', '')}",

@@ -10,7 +10,7 @@ from actuators.base import ActuatorError
 from actuators.shape import Shape
 from agent import plugins
 from agent.clock import WallClock
-from agent.configfile import Loc, Problem, SettingsFile, field_name, nearest
+from agent.configfile import Loc, Problem, SettingsFile, field_name, nearest, without
 from agent.discover import lacking_of
 from agent.plugins import PluginError
 from agent.settings import EndpointSettings
@@ -28,7 +28,7 @@ _CORRECT = "Correct the settings, or start the server as they say: everything is
 
 def check_file(loaded: SettingsFile) -> list[Problem]:
     """All that can be said without reaching anything."""
-    return [*check_plugins(loaded), *check_shapes(loaded)]
+    return without([*check_plugins(loaded), *check_shapes(loaded)], loaded.resolved)
 
 
 def check_plugins(loaded: SettingsFile) -> list[Problem]:

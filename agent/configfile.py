@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ _ENVIRONMENT = "environment"
 _DEEPEST = 20
 #: More than this no fleet of one daemon has; aliases of aliases soon have.
 _MOST_FIELDS = 300_000
+#: A referred value that is shorter is not hidden where a message quotes it.
+_SHORTEST_HIDDEN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class SettingsFile:
     settings: Settings
     path: Path
     lines: Mapping[Loc, int]
+    resolved: frozenset[str] = frozenset()
+    """What stood for references, and so may be secret: no message shows it."""
 
     def line(self, loc: Loc) -> int | None:
         return _line(self.lines, loc)
@@ -78,18 +82,32 @@ def load(path: Path) -> SettingsFile:
     problems: list[Problem] = []
     referring: set[Loc] = set()
     secrets = frozenset(_plugin_secrets(data))
-    data = _resolve(_ConfigFile(name, lines, base, problems, referring, secrets), data)
+    reading = _ConfigFile(name, lines, base, problems, referring, secrets)
+    data = _resolve(reading, data)
     if problems:
         raise BadSettings(problems)
     try:
         settings = Settings(**data)
     except ValidationError as error:
         hidden = referring | secrets
-        raise BadSettings([_problem(name, lines, item, hidden) for item in error.errors()]) from error
+        found = [_problem(name, lines, item, hidden) for item in error.errors()]
+        raise BadSettings(without(found, reading.resolved)) from error
     except SettingsError as error:
         do = "Write it as JSON, or unset the variable"
         raise BadSettings([Problem(_ENVIRONMENT, None, _variable(error), "cannot be understood", do)]) from error
-    return SettingsFile(_anchored(name, lines, settings, base), path, lines)
+    return SettingsFile(_anchored(name, lines, settings, base), path, lines, frozenset(reading.resolved))
+
+
+def without(problems: Iterable[Problem], resolved: Iterable[str]) -> list[Problem]:
+    """The problems with none of these values in their text. What is as short as a word is told: it is no secret, and stands in many words."""
+    hidden = sorted((value for value in resolved if len(value) >= _SHORTEST_HIDDEN), key=len, reverse=True)
+
+    def masked(text: str) -> str:
+        for value in hidden:
+            text = text.replace(value, "***")
+        return text
+
+    return [replace(p, what=masked(p.what), do=masked(p.do)) for p in problems]
 
 
 def _parse(name: str, text: str) -> tuple[dict[str, Any], dict[Loc, int]]:
@@ -206,6 +224,8 @@ class _ConfigFile:
     """Fields whose value came from elsewhere, and so may be secret: it is not shown."""
     secrets: frozenset[Loc] = frozenset()
     """Those that plugins declare, beside the settings' own."""
+    resolved: set[str] = field(default_factory=set)
+    """The values themselves."""
 
 
 def _resolve(reading: _ConfigFile, value: Any, loc: Loc = ()) -> Any:
@@ -237,6 +257,7 @@ def _resolve(reading: _ConfigFile, value: Any, loc: Loc = ()) -> Any:
             )
             return match[0]
         reading.referring.add(loc)
+        reading.resolved.add(found)
         return found
 
     return _REFERENCE.sub(from_environment, value)
@@ -303,7 +324,9 @@ def _problem(name: str, lines: Mapping[Loc, int], item: Mapping[str, Any], refer
     found = item.get("input")
     if isinstance(found, str) and (loc in referring or file != name):
         message = message.replace(repr(found), "the value").replace(found or "''", "the value")
-    public = isinstance(found, str | int | float) and not _is_secret(loc) and loc not in referring
+    public = (
+        isinstance(found, str | int | float) and not _is_secret(loc) and loc not in referring and "@" not in str(found)
+    )
     shown = f" (found {found!r})" if public and file == name else ""
     return Problem(file, line, field, message[:1].lower() + message[1:] + shown, "See docs/settings.md")
 

@@ -24,7 +24,7 @@ from actuators.base import ActuatorError
 from agent import systemd
 from agent.check import check_file
 from agent.clock import WallClock
-from agent.configfile import BadSettings, SettingsFile, load
+from agent.configfile import BadSettings, Problem, SettingsFile, load
 from agent.governor import Governor, last_due
 from agent.plugins import PluginError
 from agent.report import weekly
@@ -151,15 +151,15 @@ class Daemon:
                 raise RuntimeError(f"the {dead[0].get_name()} task ended by itself") from dead[0].exception()
             if self._reload.is_set():
                 self._reload.clear()
-                if self._accept_new_settings():
+                if await self._accept_new_settings():
                     return
 
-    def _accept_new_settings(self) -> bool:
+    async def _accept_new_settings(self) -> bool:
         """Read the file again. A bad one is refused with its reasons, and the old settings go on."""
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={int(self._clock.monotonic() * 1e6)}")
         try:
-            loaded = load(self._path)
-            problems = [*map(str, check_file(loaded)), *self._obstacles(loaded.settings)]
+            loaded, wrong = await asyncio.to_thread(_read_settings, self._path)  # thousands of endpoints take a while
+            problems = [*map(str, wrong), *self._obstacles(loaded.settings)]
             governor = self._make(loaded.settings) if not problems else None
         except BadSettings as error:
             problems, governor = [str(problem) for problem in error.problems], None
@@ -239,6 +239,11 @@ class Daemon:
                 return None
         now = self._clock.now()
         return weekly(self._store, settings, start=end - WEEK_S, end=end, now=now, only_with_data=True, lead=lead)
+
+
+def _read_settings(path: Path) -> tuple[SettingsFile, list[Problem]]:
+    loaded = load(path)
+    return loaded, check_file(loaded)
 
 
 def cannot_listen(web: WebSettings) -> list[str]:

@@ -17,13 +17,13 @@ import sqlalchemy as sa
 from actuators.base import Actuator, ActuatorError, LiveState
 from actuators.shape import Plan, Shape
 from agent.apply import lease_of
-from agent.cases import guardrails_of, operation_case
+from agent.cases import guardrails_of, operation_case, standing
 from agent.execution import ChangeRun, Execution, in_time
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, audit, changes, control, recommendations
 from agent.store.control import Lead, LostLease
 from agent.wiring import Environment, actuator_of
-from analyzers.guardrails import Guardrails, Stage, obstacle, rule_verdicts
+from analyzers.guardrails import OWN, Guardrails, Stage, obstacle, rule_verdicts
 from analyzers.policy import RuleVerdict
 from collectors.clock import Clock
 
@@ -50,10 +50,10 @@ class Deployment:
     guarded: bool = True
     """Whether every rule is asked; the way back to what was there heeds only the mode and the pause."""
 
-    def obstacle(self, db: sa.Connection, now: float, by: str, change: str | None = None) -> RuleVerdict | None:
+    def obstacle(self, db: sa.Connection, now: float, change: str | None = None) -> RuleVerdict | None:
         """What of the guardrails stands against it, as if another shape had never been there."""
         after = self.plan.after
-        case = operation_case(db, self.endpoint, after, after, now, by, change=change, tune=self.tune)
+        case = operation_case(db, self.endpoint, after, after, now, OWN, change=change, tune=self.tune)
         stage: Stage = "undo" if not self.guarded else "deploy" if self.purpose == "deploy" else "step"
         return obstacle(rule_verdicts(case, self.rails), stage)
 
@@ -66,6 +66,9 @@ async def prepare(store: Store, settings: Settings, endpoint: EndpointSettings, 
     rails = guardrails_of(settings, endpoint.name)
     with store.read() as db:
         change = changes.active_of(db, endpoint.name)
+        busy = standing(db, endpoint.name, environment.clock.now())["under_way"]
+    if busy is not None and (change is None or change["purpose"] != "deploy"):
+        raise CannotDeploy(f"{endpoint.name}: {busy} is under way{hint('ONE_AT_A_TIME', endpoint.name)}")
     try:
         actuator = actuator_of(settings, endpoint, environment)
         if change is not None and change["purpose"] == "deploy":
@@ -76,18 +79,22 @@ async def prepare(store: Store, settings: Settings, endpoint: EndpointSettings, 
         raise CannotDeploy(f"{endpoint.name}: {error}") from error
     deployment = Deployment(endpoint.name, plan, actuator, rails)
     with store.read() as db:
-        stop = deployment.obstacle(db, environment.clock.now(), "")
+        stop = deployment.obstacle(db, environment.clock.now())
     if stop is not None:
-        raise CannotDeploy(f"{endpoint.name}: a guardrail forbids it: {stop.text}{HINTS.get(stop.rule, '')}")
+        raise CannotDeploy(f"{endpoint.name}: a guardrail forbids it: {stop.text}{hint(stop.rule, endpoint.name)}")
     return deployment
 
 
-#: By rule: what to do about it.
-HINTS = {
+def hint(rule: str, name: str) -> str:
+    """What a person can do about a rule that stands against it; empty where there is nothing."""
+    return _HINTS.get(rule, "").format(name=name)
+
+
+_HINTS = {
     "MODE": "; set `mode: approve` first",
     "PAUSE": "; `flyball resume` first",
     "ONE_AT_A_TIME": "; see `flyball changes list` and `flyball tune list`",
-    "FREEZE": "; `flyball unfreeze` first",
+    "FREEZE": "; `flyball unfreeze {name}` first",
 }
 
 
@@ -153,7 +160,7 @@ async def _every_step(
     execution, plan, shown = Execution(store, clock), deployment.plan, ""
 
     def asks(db: sa.Connection) -> RuleVerdict | None:
-        return deployment.obstacle(db, clock.now(), lead.holder, change)
+        return deployment.obstacle(db, clock.now(), change)
 
     run = ChangeRun(change, deployment.endpoint, "apply", (*plan.operations, *plan.finish), deployment.actuator, asks)
     for operation in run.operations:
@@ -165,7 +172,9 @@ async def _every_step(
         if progress.state != "waiting":
             break
         if progress.rule:
-            raise CannotDeploy(f"{progress.why}{HINTS.get(progress.rule, '')}, then deploy again: it goes on from here")
+            raise CannotDeploy(
+                f"{progress.why}{hint(progress.rule, deployment.endpoint)}, then deploy again: it goes on from here"
+            )
         if progress.why != shown:
             shown = progress.why
             say(f"  {shown}")

@@ -144,7 +144,7 @@ class ScheduleKeeper:
         """What of the guardrails stands against a step at this moment."""
         with self._store.read() as db:
             case = operation_case(db, name, before, after, self._clock.now(), OWN)
-        return obstacle(rule_verdicts(case, guardrails_of(self._settings, name)), "step")
+        return obstacle(rule_verdicts(case, guardrails_of(self._settings, self._watched[name].settings)), "step")
 
     def _begin(self, name: str, standing: StandingSchedule, plan: Plan, lead: Lead) -> None:
         now = self._clock.now()

@@ -354,6 +354,8 @@ class EndpointSettings(_Section):
     @classmethod
     def _url(cls, value: str) -> str:
         root = value.rstrip("/")
+        if "@" in root.partition("//")[2].partition("/")[0]:
+            raise ValueError("holds a user or a password, which would be shown wherever the address is; use `api_key`")
         if page := _PAGE.search(root):
             raise ValueError(
                 f"ends in {page[0]}, which is one of the server's pages: write its root, {root[: page.start()]}. "

@@ -422,7 +422,7 @@ def ledger_words(row: Mapping[str, Any]) -> View:
     """What was observed, as the range that it is, and the one verdict on the promise, for wherever people read it."""
     return {
         "observed_text": between(row["metric"], row["observed"], row["observed_low"], row["observed_high"]),
-        "verdict": promise(row["comparable"], row["inside"]),
+        "verdict": promise(row["comparable"], row["inside"]) if row["low"] is not None else "no promise",
     }
 
 

@@ -6,12 +6,15 @@ rules: facts of the field, "verify, calibrate, roll back": three windows in a ro
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from analyzers.objective import Objective, attainment, mean_rate, merged, sustained_breach, told_s, total
+import numpy as np
+
+from analyzers.objective import Objective, Target, attainment, mean_rate, merged, told_s, total
 from analyzers.prediction import Prediction
 from collectors.sketch import Sketch
 from collectors.window import Range, Window
@@ -26,6 +29,11 @@ QUEUED_SHARE, SHORTER_OVER = 0.1, 3
 #: Predicted, but not scored: load is asked of an endpoint, not promised by it; and gauges, read every few seconds, miss short waits
 #: and maxima.
 _NOT_SCORED = ("requests_per_s", "output_tokens_per_s", "waiting_mean", "kv_usage_max")
+#: Of a row of the ledger without a promise.
+NO_METHOD = "none"
+#: The chance, for each change, that a breach is called and there is none: by the test's own assumptions; windows that it takes at least;
+#: and its precision of a mean, in windows' standard deviations, before anything is seen: as little as a tenth of a window.
+ALPHA, LEAST_WINDOWS, PRECISION = 0.01, 3, 0.1
 #: Errors may rise by this share of requests before they count as a regression.
 ERROR_RISE = 0.01
 
@@ -106,7 +114,7 @@ def judge(
     comparable = (
         ratio is not None and abs(ratio - 1) <= load_tolerance and _same_lengths(before, judged, load_tolerance)
     )
-    scores = tuple(_scores(before, judged, prediction, comparable))
+    scores = tuple(_scores(before, judged, objective, prediction, comparable))
 
     def verdict(state: State, code: str, text: str) -> Verdict:
         return Verdict(state, code, text, ratio, comparable, scores)
@@ -152,14 +160,15 @@ def _regression(
 ) -> tuple[str, str] | None:
     if ratio is not None and ratio > 1 + load_tolerance:
         return None  # more load than before: a breach now says nothing about the change
-    for target in objective.targets:
-        if target.quantile is None or not sustained_breach(after, target.name, objective):
+    quantiles = [target for target in objective.targets if target.quantile is not None]
+    for target in quantiles:
+        then, now = attainment(before, target), attainment(after, target)
+        if now.met is not False or not surely_above(before, after, target, len(quantiles)):
             continue
-        then, now = attainment(before, target), attainment(after[-3:], target)
         if then.met is True or (then.observed is not None and (now.observed or 0.0) > then.observed * (1 + NO_HELP)):
             was = f"{then.observed:.3g}" if then.observed is not None else "unknown"
             text = (
-                f"{target.name} is {now.observed:.3g} s in three windows in a row; the limit is {target.limit:g} s, "
+                f"{target.name} is {now.observed:.3g} s over {len(after)} windows, surely above its limit of {target.limit:g} s; "
                 f"before the change it was {was} s {_at(ratio, load_tolerance)}"
             )
             return "BREACH_AFTER_CHANGE", text
@@ -193,6 +202,48 @@ def _after_the_queue(before: Sequence[Window], after: Sequence[Window]) -> Seque
 def _waiting(window: Window) -> float | None:
     """Requests that waited at its end."""
     return window.gauges["waiting"].last if "waiting" in window.gauges else None
+
+
+def surely_above(before: Sequence[Window], after: Sequence[Window], target: Target, targets: int = 1) -> bool:
+    """Whether the windows since the change say that the target is missed, for sure: to be asked after every window.
+
+    The logarithms of each window's quantile over the limit, with those before the change telling how much windows vary by themselves,
+    make an e-process of a mean above 0: the Bayes factor of Lindon et al. (2022), as in ``analyzers.guard``. Where the mean is not above the
+    limit it ever passes ``targets / ALPHA`` with a probability of at most ``ALPHA / targets`` (normal and independent errors). Of a window in
+    which requests are overdue and none ended nothing is known but that it missed: it counts as far above as the farthest that was seen.
+    """
+    new = _over(after, target)
+    if len(new) < LEAST_WINDOWS:
+        return False
+    old = _over(before, target)
+    known = [v for v in new if v is not None]
+    if not known:
+        return True
+    worst = max(0.0, *known)
+    fresh = [worst if v is None else v for v in new]
+    return breach_evidence([v for v in old if v is not None], fresh) >= math.log(targets / ALPHA)
+
+
+def breach_evidence(before: Sequence[float], after: Sequence[float]) -> float:
+    """Logarithm of the e-process of a mean of ``after`` above 0; ``before`` tells the variance, with a mean of its own. -inf: not above."""
+    past, fresh = np.array(before), np.array(after)
+    if fresh.mean() <= 0.0:
+        return -math.inf
+    n, p = fresh.size + past.size, int(past.size > 0)
+    spread = float(((past - past.mean()) ** 2).sum()) if past.size else 0.0
+    whole = max(spread + float((fresh**2).sum()), 1e-18)
+    left = max(whole - float(fresh.sum()) ** 2 / (PRECISION + fresh.size), 1e-18)
+    return 0.5 * math.log(PRECISION / (PRECISION + fresh.size)) - 0.5 * (n - p) * math.log(left / whole)
+
+
+def _over(windows: Sequence[Window], target: Target) -> list[float | None]:
+    """The logarithm of a window's figure over the limit, by window that saw traffic; None: none ended, and some are overdue."""
+    seen = [attainment([w], target) for w in windows]
+    return [
+        math.log(a.observed / target.limit) if a.observed else None
+        for a in seen
+        if (a.observed is not None and a.observed > 0) or a.overdue
+    ]
 
 
 def _nothing_served(before: Sequence[Window], after: Sequence[Window], *, final: bool) -> tuple[State, str, str]:
@@ -268,11 +319,13 @@ def _helped(before: Sequence[Window], name: str, observed: float | None, objecti
 def _scores(
     before: Sequence[Window],
     after: Sequence[Window],
+    objective: Objective,
     prediction: Prediction | None,
     comparable: bool,
 ) -> list[LedgerScore]:
+    """Of each metric that was promised; where nothing was, of each target what came."""
     if prediction is None:
-        return []
+        return [_unpromised(before, after, target, comparable) for target in objective.targets]
     rows: list[LedgerScore] = []
     for metric, interval in prediction.metrics.items():
         now = observed_metric(after, metric)
@@ -282,6 +335,13 @@ def _scores(
         promised = (interval.low, interval.mid, interval.high)
         rows.append(LedgerScore(metric, prediction.method, *promised, then, now, comparable, least, most))
     return rows
+
+
+def _unpromised(before: Sequence[Window], after: Sequence[Window], target: Target, comparable: bool) -> LedgerScore:
+    then, now = attainment(before, target), attainment(after, target)
+    return LedgerScore(
+        target.name, NO_METHOD, None, None, None, then.observed, now.observed, comparable, now.at_least, now.at_most
+    )
 
 
 def _bounds(windows: Sequence[Window], metric: str, observed: float) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import errno
 import http.cookiejar
 import socket
 import ssl
@@ -39,6 +40,9 @@ _GRACE_S = 5.0
 #: An answer older or newer than this is a stale cache's, or one of the two clocks is wrong: neither is fit to decide on.
 _MAX_SKEW_S = 300.0
 #: Kinds that mean that there was no answer at all.
+#: What carries a secret in a request, and how short one cannot be: a word such as Bearer is none.
+_SECRET_HEADERS = frozenset(("authorization", "api-key", "x-api-key", "x-litellm-api-key", "proxy-authorization"))
+_SHORTEST_SECRET = 7
 _NO_ANSWER = frozenset(("down", "dns", "tls", "timeout"))
 
 
@@ -104,7 +108,7 @@ class HttpStream:
 
     async def body(self) -> bytes:
         """All of it at once."""
-        return b"".join([chunk async for _, chunk in self])
+        return _without_secrets(self._response, b"".join([chunk async for _, chunk in self]))
 
 
 class Http:
@@ -316,8 +320,21 @@ class Http:
                 read = await _read(response, max_bytes)
             finally:
                 await response.aclose()
+            read = _without_secrets(response, read)
             return HttpAnswer(response.status_code, dict(response.headers), read, self.monotonic() - started, at)
         raise _redirect(url, f"more than {_MAX_REDIRECTS}, so probably a loop")
+
+
+def _without_secrets(response: httpx.Response, body: bytes) -> bytes:
+    """What a server says of a request that it refused, without the secrets that it was sent: it may quote them, and errors are kept."""
+    if response.status_code < 400:
+        return body
+    sent = response.request.headers
+    for name in _SECRET_HEADERS & sent.keys():
+        for piece in (sent[name], *sent[name].split()):
+            if len(piece) >= _SHORTEST_SECRET:
+                body = body.replace(piece.encode(), b"***")
+    return body
 
 
 def check_status(status: int, url: str, body: bytes = b"") -> None:
@@ -430,6 +447,9 @@ def _judged(url: str, error: httpx.TransportError) -> tuple[str, str]:
         chain.append(link)
         link = link.__cause__ or link.__context__
     for cause in chain:
+        if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+            text = "has no file descriptor left, which says nothing of the endpoint; raise LimitNOFILE or `ulimit -n`"
+            return "no_descriptors", f"{where} was not asked: Flyball {text}"
         if isinstance(cause, ssl.SSLError):
             return "tls", f"{where}: {cause.reason or cause}. Trust its authority (ca_file), or correct the address"
         if isinstance(cause, socket.gaierror):

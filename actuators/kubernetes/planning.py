@@ -200,7 +200,7 @@ def _needs(now: Shape, wanted: Shape, free_gpus: float | None) -> tuple[Need, ..
     most_now = now.replicas if now.autoscaling is None else now.autoscaling.most
     most_then = wanted.replicas if wanted.autoscaling is None else wanted.autoscaling.most
     more = ((most_then or 0) - (most_now or 0)) * each
-    return (Need(spec.GPU, float(more), free_gpus),) if more > 0 else ()
+    return (Need(spec.GPU, float(more), free_gpus, may_grow=True),) if more > 0 else ()
 
 
 def _by_hand(kind: str, name: str, workload: ClusterWorkload, steps: list[Operation]) -> str:

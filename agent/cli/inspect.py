@@ -510,7 +510,7 @@ def print_ledger(rows: list[dict[str, Any]]) -> None:
         [
             r["metric"],
             number(r["before"]),
-            f"{number(r['predicted'])} ({number(r['low'])} to {number(r['high'])})",
+            "-" if r["predicted"] is None else f"{number(r['predicted'])} ({number(r['low'])} to {number(r['high'])})",
             r["observed_text"],
             "-" if r["error"] is None else f"{r['error']:+.0%}",
             {"held": "[green]held[/green]", "missed": "[red]missed[/red]"}.get(r["verdict"], r["verdict"]),

@@ -129,10 +129,7 @@ def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
     plan = row["plan"]
     shapes = f"{Shape.from_dict(plan['before']).label()} → {Shape.from_dict(plan['after']).label()}"
     lines = [
-        f"• {wording(s['metric'])}: promised {figure(s['metric'], s['low'])} to {figure(s['metric'], s['high'])}, came "
-        f"{between(s['metric'], s['observed'], s['observed_low'], s['observed_high'])}: {promise(s['comparable'], s['inside'])}"
-        for s in ledger
-        if s["observed"] is not None and s["metric"].endswith("_s") and "_p95" in s["metric"]
+        _kept(s) for s in ledger if s["observed"] is not None and s["metric"].endswith("_s") and "_p95" in s["metric"]
     ]
     blocks: list[Block] = [
         HeaderBlock(text=PlainTextObject(text=_cut(f"{row['endpoint']}: {what}", _HEADER))),
@@ -143,6 +140,15 @@ def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
     foot = f"<{page_url}/changes/{row['id']}|journal and evidence>"
     blocks.append(ContextBlock(elements=[MarkdownTextObject(text=foot)]))
     return {"text": f"{row['endpoint']}: {what}", "blocks": [b.to_dict() for b in blocks]}
+
+
+def _kept(s: Row) -> str:
+    metric, name = s["metric"], wording(s["metric"])
+    came = between(metric, s["observed"], s["observed_low"], s["observed_high"])
+    if s["low"] is None:
+        return f"• {name}: came {came}; nothing was promised"
+    promised = f"{figure(metric, s['low'])} to {figure(metric, s['high'])}"
+    return f"• {name}: promised {promised}, came {came}: {promise(s['comparable'], s['inside'])}"
 
 
 def _total(figures: Mapping[str, Any], name: str, lacking: str, per: str, digits: int = 0) -> str:

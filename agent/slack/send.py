@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ PERMANENT = ("invalid_payload", "no_text", "no_service", "no_active_hooks", "inv
              "channel_is_archived", "action_prohibited", "posting_to_general_channel_denied", "team_disabled",
              "user_not_found", "invalid_blocks")  # fmt: skip
 GIVE_UP_S = 86_400.0
+#: Slack's errors are such words.
+_CODE = re.compile(r"[a-z_]{1,40}")
 #: Findings that people are told of though nothing is proposed; the same one once in so long, however often it comes and goes.
 NOTICED, NOTICE_S = ("breach", "contradiction", "regression"), 3600.0
 
@@ -186,12 +189,15 @@ class Sender:
             return _Delivery(kind, 30.0, away=True)
         if answer.status == 200:
             return _Delivery(None, None)
-        text = answer.body[:100].decode("ascii", "replace").strip()
+        said = answer.body[:100].decode("ascii", "replace").strip()
+        text = said if _CODE.fullmatch(said) else ""  # anything but a code may quote the address, which is a secret
         if answer.status == 429:
             after = answer.headers.get("retry-after", "")
             return _Delivery("rate limited", float(after) if after.isascii() and after.isdigit() else 30.0, away=True)
         permanent = text in PERMANENT or answer.status in (403, 404, 410)
-        return _Delivery(f"HTTP {answer.status} {text}", None if permanent else 60.0, away=answer.status >= 500)
+        return _Delivery(
+            f"HTTP {answer.status} {text}".rstrip(), None if permanent else 60.0, away=answer.status >= 500
+        )
 
     def _settle(self, item: outbox.Row, problem: str | None, retry_s: float | None, lead: Lead) -> None:
         now = self._clock.now()

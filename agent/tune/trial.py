@@ -23,7 +23,7 @@ from agent.tune.lease import LeaseHolder
 from agent.tune.observe import observing
 from agent.tune.request import TuneRequest
 from agent.watch import WatchedEndpoint
-from analyzers.guardrails import obstacle, rule_verdicts
+from analyzers.guardrails import OWN, obstacle, rule_verdicts
 from analyzers.limit_search import Limit, MeasuredRate, limit_of, next_rate
 from analyzers.tuning.choose import Trial
 from analyzers.tuning.judge import LoadVerdict, figures, invalid, judge
@@ -80,7 +80,7 @@ class TrialContext:
         rails = guardrails_of(self.settings, name)
         if guarded:
             with self.store.read() as db:
-                case = operation_case(db, name, shape, shape, self.clock.now(), self.by, tune=self.hold.tune)
+                case = operation_case(db, name, shape, shape, self.clock.now(), OWN, tune=self.hold.tune)
             stop = obstacle(rule_verdicts(case, rails), "step")
             if stop is not None:
                 raise TrialError(f"a guardrail forbids it: {stop.text}")

@@ -431,7 +431,9 @@ def test_an_autoscaler_owns_the_count_and_its_bounds_are_tuned(
     wanted = live.shape.with_(autoscaling=Autoscaling(2, 6, {target: 2.5}))
     plan = place.plan(wanted, live)
     assert [o.name for o in plan.operations] == ["set_bounds"]
-    assert plan.needs == (Need("nvidia.com/gpu", 2.0, -4.0),), "no node has a GPU, and four pods ask for one"
+    assert plan.needs == (Need("nvidia.com/gpu", 2.0, -4.0, may_grow=True),), (
+        "no node has a GPU, and four pods ask for one"
+    )
     place.carry_out(plan.operations)
     assert place.live().shape.autoscaling == Autoscaling(2, 6, {target: 2.5})
     assert [m for _, _, m in place.cluster.written] == ["flyball"]
@@ -662,18 +664,20 @@ def test_gpus_that_more_replicas_need_are_told(place: Place) -> None:
     place.cluster.create("nodes", "", node)
     place.deploy(_vllm())
     live = place.live()
-    assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, 2.0),)
+    assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, 2.0, may_grow=True),)
     assert place.plan(live.shape.with_(replicas=1), live).needs == ()
     place.cluster.create("nodes", "", {**node, "metadata": {"name": "n2"}, "spec": {"unschedulable": True}})
-    assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, 2.0),), "n2 is drained"
+    assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, 2.0, may_grow=True),), (
+        "n2 is drained"
+    )
     pod = next(k for k in place.cluster.objects if k[0] == "pods")
     place.object("pods", pod[2])["spec"]["nodeName"] = "n2"
     place.later(60)
-    assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, 3.0),), (
+    assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, 3.0, may_grow=True),), (
         "and so is who is there"
     )
     place.cluster.denied.add(("list", "nodes"))
-    assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, None),)
+    assert place.plan(live.shape.with_(replicas=5), live).needs == (Need("nvidia.com/gpu", 3.0, None, may_grow=True),)
 
 
 def test_what_it_cannot_do_is_a_clear_refusal(place: Place) -> None:

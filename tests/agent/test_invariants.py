@@ -642,6 +642,31 @@ def test_6_every_change_ends_and_a_bad_end_freezes(
     run(scenario)
 
 
+def test_6_a_way_back_that_leads_elsewhere_is_no_way_back(asked: Snapshot, tmp_path: Path) -> None:
+    """Every step back is done, but somebody sets the replicas meanwhile: it is not told as undone."""
+
+    async def scenario() -> None:
+        async with World(tmp_path, snapshot=asked, loops=QUIET) as world:
+            await world.run(15)
+            _approve(world)
+            _slower_than_believed(world)
+
+            def meanwhile(token: str) -> float:
+                if ":rollback:" in token:
+                    world.system.change(shape(5))
+                return 0.0
+
+            world.system.delay = meanwhile
+            assert await world.until_true(world.ended, 3000)
+            (change,) = world.changes()
+            assert change["state"] == "failed"
+            assert "the way back was gone, but replicas is 4 and was 2" in change["state_reason"]
+            assert world.known()["frozen_because"]
+            assert_lawful(world)
+
+    run(scenario)
+
+
 def test_6_a_frozen_endpoint_gets_no_advice_until_a_person_says_otherwise(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with World(tmp_path, replicas=4, rate=2.0, loops=("lead", "collect")) as world:

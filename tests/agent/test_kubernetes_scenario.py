@@ -106,7 +106,7 @@ def test_in_mode_observe_it_says_and_never_writes(tmp_path: Path) -> None:
         async with KubernetesWorld(tmp_path, rate=RATE, mode="observe") as world:
             assert await world.until(lambda: bool(world.recommendations()), WATCH_S), "nothing was said"
             (row,) = world.recommendations()
-            assert world.click(row["id"]) == "accepted", "an approval is noted, and nothing is done"
+            assert world.click(row["id"]) == "forbidden", "the attempt is noted, and nothing is done"
             assert not await world.until(lambda: bool(world.changes()), 300.0)
             assert world.server.writes == []
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction
-from analyzers.verify import LedgerScore, Verdict, judge, observed_metric
+from analyzers.verify import ALPHA, LEAST_WINDOWS, LedgerScore, Verdict, breach_evidence, judge, observed_metric
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Range, Window
 from tests.analyzers.situations import hour, minute, objective, promise
@@ -212,7 +214,8 @@ def test_scores_of_what_was_promised() -> None:
     assert ttft.inside is True
     assert ttft.comparable
     assert scores["running_mean"].inside is True
-    assert verdict(some(5)).scores == ()
+    (bare,) = verdict(some(5)).scores
+    assert (bare.metric, bare.method, bare.predicted, bare.observed) == ("ttft_p95_s", "none", None, pytest.approx(0.2))
 
 
 def _scored(observed: float | None, *, low: float | None = 1.0, predicted: float | None = 2.0) -> LedgerScore:
@@ -259,3 +262,35 @@ def test_percentiles_that_came_as_numbers_are_scored_as_what_they_lie_between() 
     assert (score.before, score.observed, score.at_least, score.at_most) == (0.9, 0.5, 0.3, 0.5)
     assert score.inside is True
     assert score.error == 0.0
+
+
+def windows_over(seed: int, mean: float, *, alike: float, n: int = 60) -> tuple[list[float], list[float]]:
+    """(60,) and (n,) logarithms of windows' figures over the limit: before at 0.7 of it, after at ``mean`` of it, 15 % noise, a share of
+    which (``alike``) a window has from the one before."""
+    rng, error, drawn = np.random.default_rng(seed), 0.0, []
+    for level in [0.7] * 60 + [mean] * n:
+        error = alike * error + rng.normal(0.0, 0.15 * math.sqrt(1 - alike**2))
+        drawn.append(math.log(level) + error)
+    return drawn[:60], drawn[60:]
+
+
+def called_after(before: list[float], after: list[float]) -> int | None:
+    """Windows until a breach is called, looking after each."""
+    sure = math.log(1 / ALPHA)
+    counts = range(LEAST_WINDOWS, len(after) + 1)
+    return next((k for k in counts if breach_evidence(before, after[:k]) >= sure), None)
+
+
+@pytest.mark.parametrize(("mean", "alike", "at_most"), [(0.9, 0.0, 0), (0.9, 0.5, 0), (1.0, 0.0, 3), (1.0, 0.5, 16)])
+def test_looking_after_every_window_calls_no_breach_that_is_none(mean: float, alike: float, at_most: int) -> None:
+    """Of 200 changes, over 60 windows each; docs/how-it-decides.md states the figures."""
+    called = [called_after(*windows_over(seed, mean, alike=alike)) for seed in range(200)]
+    assert sum(k is not None for k in called) <= at_most
+
+
+@pytest.mark.parametrize(("mean", "windows"), [(1.5, 3), (1.3, 5), (1.15, 18)])
+def test_a_breach_is_called_soon(mean: float, windows: int) -> None:
+    called = [called_after(*windows_over(seed, mean, alike=0.0)) for seed in range(200)]
+    known = [k for k in called if k is not None]
+    assert len(known) >= 198
+    assert np.median(known) <= windows

@@ -16,7 +16,11 @@ from agent.store import Store
 
 
 class Death(BaseException):
-    """The process is no more. Not an Exception: nothing may survive it."""
+    """The process of these faults is no more. Not an Exception: nothing may survive it."""
+
+    def __init__(self, name: str, faults: Faults) -> None:
+        super().__init__(name)
+        self.faults = faults
 
 
 class Faults:
@@ -37,7 +41,7 @@ class Faults:
         self.instants.append(f"{self.during}: {name}")
         if name == self.die_when or (self.die_at is not None and len(self.instants) > self.die_at):
             self.die_at = self.die_when = None
-            raise Death(name)
+            raise Death(name, self)
 
     def database(self) -> None:
         if self.database_away:

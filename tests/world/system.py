@@ -36,6 +36,10 @@ class SimulatedSystem:
     """How often each token came."""
     executed: list[tuple[str, Operation]] = field(default_factory=list)
     """What was really done: token and step, in order."""
+    executed_at: list[float] = field(default_factory=list)
+    """When each of them was done."""
+    left_by_us: list[Shape] = field(default_factory=list)
+    """What each step of a change forward, and not of its way back, led to."""
     refuse: Callable[[str], ActuatorError | None] = lambda _token: None
     """By token: what ``do`` raises before anything is done."""
     delay: Callable[[str], float] = lambda _token: 0.0
@@ -60,10 +64,13 @@ class SimulatedSystem:
         if any(token == done for done, _ in self.executed):
             return
         self.executed.append((token, operation))
+        self.executed_at.append(self.clock.now())
         if operation.name == "add_replicas":
             self.change(self.shape.with_(replicas=(self.shape.replicas or 0) + operation.args["by"]))
         else:
             self.change(self.shape.with_(engine=dict(operation.args["engine"])))
+        if ":apply:" in token:
+            self.left_by_us.append(self.shape)
 
     def change(self, shape: Shape) -> None:
         """Whoever does it: Flyball, or somebody else by hand."""
