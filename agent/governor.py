@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 from functools import partial
@@ -69,6 +70,8 @@ class Governor:
         self.lead: Lead | None = None
         self._looked_at: float | None = None
         """When it asked for the lease last: monotonic seconds."""
+        self._patient_until = -math.inf
+        """Until when it takes nothing over, having stood still itself: monotonic seconds."""
         self.watched = {e.name: make_watched(settings, e, self.environment) for e in settings.endpoints}
         self.tracing = Tracing(settings.otlp)  # starts a thread, so after all that may fail
         self._made_at = clock.now()
@@ -104,11 +107,13 @@ class Governor:
         """Take or renew the lease. Whoever does not lead stands by.
 
         Who stands by and finds that he stood still himself takes nothing over: the whole machine may have, and the leader with it.
-        The leader renews first then, and is dead if it has not by the next look.
+        The leader is given two intervals to renew, and is dead if it has not by then.
         """
         now, last = self.clock.monotonic(), self._looked_at
         self._looked_at = now
-        if self.lead is None and last is not None and now - last > 2 * LEAD_S:
+        if last is not None and now - last > 2 * LEAD_S:
+            self._patient_until = now + 2 * LEAD_S
+        if self.lead is None and now < self._patient_until:
             return None
 
         def ask() -> Lead | None:
