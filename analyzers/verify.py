@@ -16,6 +16,7 @@ import numpy as np
 
 from analyzers.objective import Objective, Target, attainment, mean_rate, merged, told_s, total
 from analyzers.prediction import Prediction
+from analyzers.words import figure, phrase
 from collectors.sketch import Sketch
 from collectors.window import Range, Window
 
@@ -146,7 +147,7 @@ def judge(
                 "pending", "LOAD_DIFFERS", f"the load is {_share(ratio)} of what it was: waiting for equal load"
             )
         return verdict("succeeded", "MET_AT_OTHER_LOAD", f"the objective is met, at {_share(ratio)} of the load before")
-    names = ", ".join(a.target.name for a in missed)
+    names = ", ".join(phrase(a.target.name) for a in missed)
     if not final and not comparable:
         return verdict("pending", "LOAD_DIFFERS", f"{names} missed, at {_share(ratio)} of the load before: waiting")
     helped = [a.target.name for a in missed if _helped(before, a.target.name, a.observed, objective)]
@@ -166,10 +167,11 @@ def _regression(
         if now.met is not False or not surely_above(before, after, target, len(quantiles)):
             continue
         if then.met is True or (then.observed is not None and (now.observed or 0.0) > then.observed * (1 + NO_HELP)):
-            was = f"{then.observed:.3g}" if then.observed is not None else "unknown"
+            name = target.name
+            was = figure(name, then.observed) if then.observed is not None else "unknown"
             text = (
-                f"{target.name} is {now.observed:.3g} s over {len(after)} windows, surely above its limit of {target.limit:g} s; "
-                f"before the change it was {was} s {_at(ratio, load_tolerance)}"
+                f"{phrase(name)} is {figure(name, now.observed)} over {len(after)} windows, surely above its limit of "
+                f"{figure(name, target.limit)}; before the change it was {was} {_at(ratio, load_tolerance)}"
             )
             return "BREACH_AFTER_CHANGE", text
     return None
