@@ -183,6 +183,8 @@ class Choice:
             text = f"{best.option.shape.label()} would do, but saves too little to be worth a change"
             return None, [Reason("SAVING_TOO_SMALL", text)]
         text = "the objective is met, and no cheaper allowed shape would meet it with margin"
+        if self.ahead is not None and (unsure := self.ahead.unsure()) is not None:
+            text += f"; {unsure}"
         return None, [Reason("RIGHT_SIZE", text)]
 
     def _scheduled(self) -> Judgement | None:

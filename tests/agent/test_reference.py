@@ -32,7 +32,7 @@ from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from collectors.http import Http
 from collectors.sessions import Sessions
 from tests.agent.daemons import invoke
-from tests.agent.records import T0
+from tests.agent.records import T0, window
 from tests.analyzers.whatif.reference_server import poisson
 from tests.analyzers.whatif.reference_server import windows as served
 
@@ -129,6 +129,9 @@ class House:
         with self.store.write() as db:
             for name, rows in seen.items():
                 windows.save(db, [replace(w, endpoint=name, start=T0 + w.start) for w in rows[:20]])
+            counts = {"requests": 270.0, "prompt_tokens": 270 * 600.0, "output_tokens": 270 * 200.0}
+            before = [window(T0 - (i + 1) * 300.0, duration_s=300.0, counts=counts) for i in range(30 * 12)]
+            windows.save(db, before)  # a day that was no busier: what it brings is known
             lead = control.acquire(db, LEASE, "here", 1e9)
         assert lead is not None
         self.lead = lead
