@@ -94,7 +94,7 @@ async def _story(folder: Path) -> None:
                 await asyncio.to_thread(_errs_and_comes_back, daemon, env)
                 _keep(daemon, traffic, load)
                 assert all(status == 200 for _, status in slack.clicks)
-                assert len(slack.clicks) >= 2
+                assert len(slack.clicks) >= 1
                 assert await asyncio.to_thread(daemon.stop) == 0
         assert (await _request(http, url, 4)).output_tokens == 4, "the endpoint serves on without Flyball"
         assert set(traffic) <= {"ok", "timeout"}, f"a restart cut requests: {traffic}"
@@ -139,13 +139,18 @@ def _grows(daemon: Daemon) -> None:
 
 
 def _errs_and_comes_back(daemon: Daemon, env: Mapping[str, str]) -> None:
-    """A person asks for one slot again, and approves: the regression is found and undone, and the endpoint is frozen."""
+    """A person asks for one slot again, and approves at the command line, as Slack may not decide what is of high risk: the regression is
+    found and undone, and the endpoint is frozen."""
     daemon.until(lambda: _requests_since_change(daemon) >= 40, "there is evidence of the new shape", limit_s=120)
     proposed = _flyball(daemon.config, env, "recommendations", "propose", NAME, "--shape", "max_num_seqs=1")
     assert proposed.returncode == 0, proposed.stderr
+    listed = json.loads(_flyball(daemon.config, env, "recommendations", "list", "-o", "json").stdout)["recommendations"]
+    (asked,) = (r for r in listed if r["state"] in ("proposed", "notified"))
+    approved = _flyball(daemon.config, env, "recommendations", "approve", asked["id"], "--yes")
+    assert approved.returncode == 0, approved.stderr
     change = daemon.until(lambda: _ended(daemon, 2), "the bad change has ended", limit_s=600)
     assert change["state"] == "rolled_back", f"{change['state']}: {change['state_reason']}\n{daemon.tail()}"
-    assert change["approved_by"] == f"slack:{USER}"
+    assert change["approved_by"].startswith("cli:")
     assert {row["direction"] for row in change["journal"]} == {"apply", "rollback"}
     assert all(row["state"] == "done" for row in change["journal"])
     row = next(r for r in change["ledger"] if r["metric"] == "ttft_p95_s")
