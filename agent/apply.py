@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from actuators.base import ActuatorError
 from actuators.shape import Plan, Shape
-from agent.cases import guardrails_of, operation_case
+from agent.cases import guardrails_of, obstacle_of
 from agent.execution import ChangeRun, Direction, Execution, RunProgress, in_time, receipt_of
 from agent.metrics import Metrics
 from agent.schedules import ScheduleKeeper, system_plan
@@ -31,7 +31,7 @@ from agent.store.rows import JournalRow
 from agent.store.schedules import StandingSchedule
 from agent.uptake import Uptake
 from agent.watch import WatchedEndpoint, Watcher
-from analyzers.guardrails import Stage, obstacle, rule_verdicts
+from analyzers.guardrails import Stage
 from analyzers.policy import RuleVerdict
 from analyzers.prediction import Prediction
 from analyzers.verify import NO_METHOD, LedgerScore, Verdict, judge
@@ -274,8 +274,8 @@ class Applier:
         def asks(db: sa.Connection) -> RuleVerdict | None:
             now, name, by = self._clock.now(), change["endpoint"], change["approved_by"]
             stage: Stage = "operation" if direction == "apply" else "undo"
-            case = operation_case(db, name, plan.before, plan.after, now, by, change=change["id"])
-            return obstacle(rule_verdicts(case, guardrails_of(self._settings, watched.settings)), stage)
+            rails = guardrails_of(self._settings, watched.settings)
+            return obstacle_of(db, rails, name, (plan.before, plan.after), now, stage, by=by, change=change["id"])
 
         operations = plan.finish if direction == "finish" else plan.operations
         run = ChangeRun(
@@ -553,12 +553,10 @@ def _ledger_rows(change: changes.Row, scores: tuple[LedgerScore, ...], now: floa
 
 def _unobserved(change: changes.Row, targets: Sequence[str], now: float) -> list[dict[str, Any]]:
     """The promise of a change of which nothing was observed; without one, each target, so that every change has a row."""
-    prediction = change["prediction"]
-    promised = prediction["metrics"] if prediction else {}
+    prediction = change["prediction"] or {"metrics": {}, "method": NO_METHOD}
     scores = [
         LedgerScore(metric, prediction["method"], i["low"], i["mid"], i["high"], None, None, comparable=False)
-        for metric, i in promised.items()
-        if prediction
+        for metric, i in prediction["metrics"].items()
     ]
     if not scores:
         bare = targets or [NO_TARGET]

@@ -11,7 +11,18 @@ from actuators.shape import Plan, Shape
 from agent.settings import ChangeWindow, EndpointSettings, Settings, weekdays
 from agent.store import changes, control, fleet, recommendations, tunes
 from agent.wiring import catalogue_of, policy_of
-from analyzers.guardrails import DAY_S, ChangeCase, ChangeHours, Door, Guardrails, PlanFacts, rule_verdicts
+from analyzers.guardrails import (
+    DAY_S,
+    OWN,
+    ChangeCase,
+    ChangeHours,
+    Door,
+    Guardrails,
+    PlanFacts,
+    Stage,
+    obstacle,
+    rule_verdicts,
+)
 from analyzers.policy import RuleVerdict
 
 
@@ -105,8 +116,19 @@ def verdicts_of(
     return rule_verdicts(case_of(db, row, now, live_version), guardrails_of(settings, row["endpoint"]))
 
 
-def operation_case(
-    db: sa.Connection, endpoint: str, before: Shape, after: Shape, now: float, by: str, **own: str | None
-) -> ChangeCase:
-    """A change that is under way, a step of a schedule, a deployment or a trial. own: see ``standing``."""
-    return ChangeCase(before=before, after=after, requested_by=by, **standing(db, endpoint, now, **own))
+def obstacle_of(
+    db: sa.Connection,
+    rails: Guardrails,
+    endpoint: str,
+    shapes: tuple[Shape, Shape],
+    now: float,
+    stage: Stage,
+    *,
+    by: str = OWN,
+    **own: str | None,
+) -> RuleVerdict | None:
+    """What stands against a change that has no plan which people were shown, or has begun: a step of it or of a schedule, a deployment, a
+    trial. shapes: before and after. own: see ``standing``."""
+    before, after = shapes
+    case = ChangeCase(before=before, after=after, requested_by=by, **standing(db, endpoint, now, **own))
+    return obstacle(rule_verdicts(case, rails), stage)

@@ -17,13 +17,13 @@ import sqlalchemy as sa
 from actuators.base import Actuator, ActuatorError, LiveState
 from actuators.shape import Plan, Shape
 from agent.apply import lease_of
-from agent.cases import guardrails_of, operation_case, standing
+from agent.cases import guardrails_of, obstacle_of, standing
 from agent.execution import ChangeRun, Execution, in_time
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, audit, changes, control, recommendations
 from agent.store.control import Lead, LostLease
 from agent.wiring import Environment, actuator_of
-from analyzers.guardrails import OWN, Guardrails, Stage, obstacle, rule_verdicts
+from analyzers.guardrails import Guardrails, Stage
 from analyzers.policy import RuleVerdict
 from collectors.clock import Clock
 
@@ -53,9 +53,8 @@ class Deployment:
     def obstacle(self, db: sa.Connection, now: float, change: str | None = None) -> RuleVerdict | None:
         """What of the guardrails stands against it, as if another shape had never been there."""
         after = self.plan.after
-        case = operation_case(db, self.endpoint, after, after, now, OWN, change=change, tune=self.tune)
         stage: Stage = "undo" if not self.guarded else "deploy" if self.purpose == "deploy" else "step"
-        return obstacle(rule_verdicts(case, self.rails), stage)
+        return obstacle_of(db, self.rails, self.endpoint, (after, after), now, stage, change=change, tune=self.tune)
 
 
 async def prepare(store: Store, settings: Settings, endpoint: EndpointSettings, environment: Environment) -> Deployment:

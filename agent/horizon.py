@@ -14,7 +14,7 @@ from agent.store import Store, changes, recommendations, windows
 from agent.store.evidence import judged
 from analyzers.forecast.days import days_of
 from analyzers.forecast.forecast import Forecast, Learned, learned_forecast
-from analyzers.forecast.history import DAY, DAY_S, STEP_S, LoadHistory
+from analyzers.forecast.history import DAY_S, STEP_S, WEEK, LoadHistory
 from analyzers.forecast.horizon import Horizon, busiest_rate
 from analyzers.guardrails import may_begin
 from analyzers.objective import attainment
@@ -23,7 +23,7 @@ from collectors.window import Window
 #: So long is looked back: four weeks, and the day that is compared with the first of them.
 HISTORY_S = 29 * DAY_S
 #: The busiest hour is sought in so many slots, and so many make an hour.
-_WEEK, _HOUR = 7 * DAY, int(3600 / STEP_S)
+_HOUR = int(3600 / STEP_S)
 #: The busiest hour that was found serves for so long, and while no other is busier by this share: what was replayed of it is not replayed
 #: anew in each quarter of an hour of a load that rises.
 BUSIEST_S, BUSIER = 86_400.0, 0.1
@@ -103,7 +103,7 @@ class Horizons:
 
     def _busiest(self, db: sa.Connection, endpoint: EndpointSettings, history: LoadHistory, end: float) -> list[Window]:
         """Windows of the busiest hour of the last week, as fine as they are kept."""
-        rates = history.rates["requests"][-_WEEK:]
+        rates = history.rates["requests"][-WEEK:]
         first = history.end - rates.shape[0] * STEP_S
         hour = min(_HOUR, rates.shape[0])
         known = np.where(np.isnan(rates), 0.0, rates)

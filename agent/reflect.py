@@ -24,7 +24,7 @@ from actuators.base import ActuatorError, LiveState
 from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
 from agent import events
-from agent.cases import guardrails_of, operation_case
+from agent.cases import guardrails_of, obstacle_of
 from agent.horizon import Horizons
 from agent.metrics import Metrics
 from agent.references import NoReference, References
@@ -40,7 +40,7 @@ from analyzers.choice import serving
 from analyzers.finding import Finding, Reason
 from analyzers.finding import Kind as FindingKind
 from analyzers.findings import EVENT_S, analyze
-from analyzers.guardrails import BY_POLICY, OWN, auto_approves, obstacle, rule_verdicts
+from analyzers.guardrails import BY_POLICY, OWN, auto_approves
 from analyzers.kinds.base import Basis, Calibration, Kind, Replayer
 from analyzers.kinds.registry import KINDS
 from analyzers.objective import attainment, total
@@ -651,9 +651,8 @@ class Reflector:
     def _held_back(self, endpoint: EndpointSettings, advice: Recommendation, now: float) -> str | None:
         """Why advice is not given now; None when it is."""
         with self._store.read() as db:
-            before, after = advice.current.shape, advice.proposed.shape
-            case = operation_case(db, endpoint.name, before, after, now, OWN)
-            stop = obstacle(rule_verdicts(case, guardrails_of(self._settings, endpoint.name)), "propose")
+            shapes, rails = (advice.current.shape, advice.proposed.shape), guardrails_of(self._settings, endpoint.name)
+            stop = obstacle_of(db, rails, endpoint.name, shapes, now, "propose")
             if stop is not None:
                 return stop.text
             for row in recommendations.listed(

@@ -14,13 +14,12 @@ import structlog
 
 from actuators.base import Actuator, ActuatorError, LiveState
 from actuators.shape import Plan, Schedule, Shape
-from agent.cases import guardrails_of, operation_case
+from agent.cases import guardrails_of, obstacle_of
 from agent.settings import Settings
 from agent.store import Store, changes, control, fleet, recommendations, schedules
 from agent.store.control import Lead
 from agent.store.schedules import StandingSchedule
 from agent.watch import WatchedEndpoint, Watcher
-from analyzers.guardrails import OWN, obstacle, rule_verdicts
 from analyzers.policy import RuleVerdict
 from collectors.clock import Clock
 
@@ -142,9 +141,9 @@ class ScheduleKeeper:
 
     def _obstacle(self, name: str, before: Shape, after: Shape) -> RuleVerdict | None:
         """What of the guardrails stands against a step at this moment."""
+        rails = guardrails_of(self._settings, self._watched[name].settings)
         with self._store.read() as db:
-            case = operation_case(db, name, before, after, self._clock.now(), OWN)
-        return obstacle(rule_verdicts(case, guardrails_of(self._settings, self._watched[name].settings)), "step")
+            return obstacle_of(db, rails, name, (before, after), self._clock.now(), "step")
 
     def _begin(self, name: str, standing: StandingSchedule, plan: Plan, lead: Lead) -> None:
         now = self._clock.now()

@@ -18,6 +18,7 @@ import numpy as np
 from analyzers.finding import Finding, Reason
 from analyzers.money import per_month
 from analyzers.prediction import Interval
+from analyzers.sequential import log_bayes_factor
 from analyzers.situation import Situation
 from analyzers.words import lasting
 from collectors.window import Window
@@ -104,19 +105,13 @@ def threshold(metrics: int = len(METRICS)) -> float:
 
 
 def log_evidence(values: Floats, design: Floats, before: int) -> float:
-    """Logarithm of the Bayes factor for a constant from row ``before`` on. values: (n,); design: (n, p), what else explains them.
-
-    With z the indicator less what ``design`` explains of it, s0 the residual sum of squares without it and f the precision:
-    sqrt(f / (f + z'z)) ((s0 - (z'y)^2 / (f + z'z)) / s0)^(-(n - p) / 2).
-    """
+    """``log_bayes_factor`` for a constant from row ``before`` on. values: (n,); design: (n, p), what else explains them."""
     n, p = design.shape
     indicator = (np.arange(n) >= before).astype(np.float64)
     basis, _ = np.linalg.qr(design)
     z = indicator - basis @ (basis.T @ indicator)
     y = values - basis @ (basis.T @ values)
-    own, s0 = float(z @ z), max(float(y @ y), 1e-18)
-    left = max(s0 - float(z @ y) ** 2 / (_PRECISION + own), 1e-18)
-    return float(0.5 * math.log(_PRECISION / (_PRECISION + own)) - 0.5 * (n - p) * math.log(left / s0))
+    return log_bayes_factor(float(z @ z), float(z @ y), float(y @ y), n - p, _PRECISION)
 
 
 @dataclass(frozen=True, slots=True)

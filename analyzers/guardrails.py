@@ -155,7 +155,7 @@ def rule_verdicts(case: ChangeCase, rails: Guardrails) -> tuple[RuleVerdict, ...
     if case.door is not None:
         high = case.plan is not None and case.plan.risk == "high" and case.door == "slack"
         no = "its risk is high: approve it on the page or at the command line"
-        found.append(_rule("DOOR", not high, f"it may be approved at this door ({case.door})", no))
+        found.append(RuleVerdict.of("DOOR", not high, f"it may be approved at this door ({case.door})", no))
     return tuple(found)
 
 
@@ -173,12 +173,12 @@ def forbidden(verdicts: Sequence[RuleVerdict], stage: Stage) -> str | None:
 
 def _standing_rules(case: ChangeCase, rails: Guardrails) -> Iterator[RuleVerdict]:
     own = case.requested_by == OWN
-    yield _rule(
+    yield RuleVerdict.of(
         "MODE", rails.mode != "observe", f"its mode is {rails.mode}", "its mode is observe: nothing is sent to it"
     )
     yield _waits("PAUSE", case.paused is None, "nothing is paused", f"paused: {case.paused}")
     if case.frozen is None or own:
-        yield _rule("FREEZE", case.frozen is None, "it is not frozen", f"frozen: {case.frozen}")
+        yield RuleVerdict.of("FREEZE", case.frozen is None, "it is not frozen", f"frozen: {case.frozen}")
     else:
         yield RuleVerdict("FREEZE", "yes", f"frozen ({case.frozen}), but a person asked for it", {})
     yield _waits("ONE_AT_A_TIME", case.under_way is None, "nothing else changes it", f"{case.under_way} is under way")
@@ -220,13 +220,13 @@ def _change_window(case: ChangeCase, rails: Guardrails) -> RuleVerdict:
 
 def _plan_rules(case: ChangeCase, plan: PlanFacts, rails: Guardrails) -> Iterator[RuleVerdict]:
     left = plan.expires_at - case.now
-    yield _rule(
+    yield RuleVerdict.of(
         "EXPIRY", left > 0, f"it can be approved and begun for {left:.0f} s more", "it has expired", left_s=left
     )
     shown = plan.hash == plan.shown_hash
-    yield _rule("PLAN", shown, "the plan is the one that was shown", "the plan is not the one that was shown")
+    yield RuleVerdict.of("PLAN", shown, "the plan is the one that was shown", "the plan is not the one that was shown")
     same = plan.policy_hash == rails.hash
-    yield _rule(
+    yield RuleVerdict.of(
         "POLICY",
         same,
         "the policy is the one that it was proposed under",
@@ -237,8 +237,8 @@ def _plan_rules(case: ChangeCase, plan: PlanFacts, rails: Guardrails) -> Iterato
     else:
         there = plan.live_version == plan.version
         moved = "somebody changed the endpoint since the plan was made"
-        yield _rule("LIVE", there, "the endpoint is what the plan was made for", moved)
-    yield _rule(
+        yield RuleVerdict.of("LIVE", there, "the endpoint is what the plan was made for", moved)
+    yield RuleVerdict.of(
         "OWNER",
         not plan.by_hand,
         "nobody else owns what it would change",
@@ -268,7 +268,7 @@ def _approval(plan: PlanFacts, rails: Guardrails) -> RuleVerdict:
     if BY_POLICY in plan.approvers:
         allowed = auto_approves(rails, plan.direction, plan.risk, plan.needs)
         forbids = f"the policy no longer allows it by itself ({rails.mode}, {plan.direction}, risk {plan.risk})"
-        return _rule("APPROVAL", allowed, f"the policy allows {plan.direction} by itself", forbids)
+        return RuleVerdict.of("APPROVAL", allowed, f"the policy allows {plan.direction} by itself", forbids)
     count = len(plan.approvers)
     text = f"{count} of {rails.quorum} {'approval' if rails.quorum == 1 else 'approvals'}"
     numbers = {"approvals": float(count), "quorum": float(rails.quorum)}
@@ -277,9 +277,13 @@ def _approval(plan: PlanFacts, rails: Guardrails) -> RuleVerdict:
 
 def _approver_rules(case: ChangeCase, approver: str, rails: Guardrails) -> Iterator[RuleVerdict]:
     known = not rails.approvers or approver in rails.approvers
-    yield _rule("APPROVER", known, f"{approver} may decide", f"{approver} is not among the approvers of this endpoint")
+    yield RuleVerdict.of(
+        "APPROVER", known, f"{approver} may decide", f"{approver} is not among the approvers of this endpoint"
+    )
     own = rails.four_eyes and approver == case.requested_by
-    yield _rule("FOUR_EYES", not own, f"{approver} did not ask for it", "whoever asked for it may not approve it")
+    yield RuleVerdict.of(
+        "FOUR_EYES", not own, f"{approver} did not ask for it", "whoever asked for it may not approve it"
+    )
 
 
 def auto_approves(rails: Guardrails, direction: str, risk: str, needs: Sequence[Need]) -> bool:
@@ -287,12 +291,8 @@ def auto_approves(rails: Guardrails, direction: str, risk: str, needs: Sequence[
     return rails.mode == "auto" and direction in rails.auto and risk != "high" and all(n.met is not None for n in needs)
 
 
-def _rule(rule: str, kept: bool, yes: str, no: str, **numbers: float | None) -> RuleVerdict:
-    return RuleVerdict(rule, "yes" if kept else "no", yes if kept else no, numbers)
-
-
 def _waits(rule: str, kept: bool, yes: str, wait: str) -> RuleVerdict:
-    return RuleVerdict(rule, "yes" if kept else "wait", yes if kept else wait, {})
+    return RuleVerdict.of(rule, kept, yes, wait, word="wait")
 
 
 def as_dicts(verdicts: Sequence[RuleVerdict]) -> list[dict[str, Any]]:

@@ -95,6 +95,22 @@ class RuleVerdict:
     text: str
     numbers: Mapping[str, float | None]
 
+    @classmethod
+    def of(
+        cls,
+        rule: str,
+        kept: bool,
+        yes: str,
+        otherwise: str | None = None,
+        *,
+        word: Literal["wait", "no"] = "no",
+        **numbers: float | None,
+    ) -> RuleVerdict:
+        """``yes`` where it is kept, else ``word``. otherwise: the text then, where it is another."""
+        if kept:
+            return cls(rule, "yes", yes, numbers)
+        return cls(rule, word, yes if otherwise is None else otherwise, numbers)
+
 
 def violations(shape: Shape, current: Shape, policy: Policy, catalogue: Catalogue) -> list[str]:
     """The rules that a shape breaks, each as one sentence."""
@@ -115,7 +131,7 @@ def _size_rule(shape: Shape, current: Shape, policy: Policy) -> RuleVerdict:
     if shape.size == current.size:
         return RuleVerdict("SIZE", "yes", f"size {shape.size or 'unknown'}, as it is", {})
     allowed = shape.size in policy.sizes
-    return _verdict("SIZE", allowed, f"size {shape.size} is {'' if allowed else 'not '}among the policy's sizes")
+    return RuleVerdict.of("SIZE", allowed, f"size {shape.size} is {'' if allowed else 'not '}among the policy's sizes")
 
 
 def _engine_rule(shape: Shape, current: Shape, policy: Policy) -> RuleVerdict:
@@ -163,17 +179,17 @@ def _count_rules(shape: Shape, current: Shape, policy: Policy) -> Iterator[RuleV
     if least is not None:
         few, bound = least < policy.min_replicas, policy.min_replicas
         text = f"{least} replicas are {'fewer' if few else 'no fewer'} than min_replicas {bound}"
-        yield _verdict("MIN_REPLICAS", not few, text, replicas=least, bound=bound)
+        yield RuleVerdict.of("MIN_REPLICAS", not few, text, replicas=least, bound=bound)
     top = policy.max_replicas if policy.max_replicas is not None else before
     if top is not None:
         what = "replicas" if scaled is None else "replicas at most"
         text = f"{most} {what} are {'more' if most > top else 'no more'} than max_replicas {top}"
-        yield _verdict("MAX_REPLICAS", most <= top, text, replicas=most, bound=top)
+        yield RuleVerdict.of("MAX_REPLICAS", most <= top, text, replicas=most, bound=top)
     step = _step(shape, current)
     if step is not None:
         bound, many = policy.max_step_replicas, step > policy.max_step_replicas
         text = f"{step} replicas at once are {'more' if many else 'no more'} than max_step_replicas {bound}"
-        yield _verdict("STEP", not many, text, step=step, bound=bound)
+        yield RuleVerdict.of("STEP", not many, text, step=step, bound=bound)
 
 
 def _autoscaler_rule(shape: Shape, current: Shape) -> RuleVerdict:
@@ -198,10 +214,6 @@ def _step(shape: Shape, current: Shape) -> int | None:
         return max((abs(after - before) for before, after in [*shape.schedule.changes(), *now]), default=0)
     most, before = most_replicas(shape), most_replicas(current)
     return None if most is None or before is None else abs(most - before)
-
-
-def _verdict(rule: str, kept: bool, text: str, **numbers: float) -> RuleVerdict:
-    return RuleVerdict(rule, "yes" if kept else "no", text, numbers)
 
 
 def most_replicas(shape: Shape) -> int | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from analyzers.objective import Objective, Target, attainment, mean_rate, merged, told_s, total
 from analyzers.prediction import Prediction
+from analyzers.sequential import log_bayes_factor
 from analyzers.words import figure, phrase
 from collectors.sketch import Sketch
 from collectors.window import Range, Window
@@ -210,7 +211,7 @@ def surely_above(before: Sequence[Window], after: Sequence[Window], target: Targ
     """Whether the windows since the change say that the target is missed, for sure: to be asked after every window.
 
     The logarithms of each window's quantile over the limit, with those before the change telling how much windows vary by themselves,
-    make an e-process of a mean above 0: the Bayes factor of Lindon et al. (2022), as in ``analyzers.guard``. Where the mean is not above the
+    make an e-process of a mean above 0: ``sequential.log_bayes_factor``, as in ``analyzers.guard``. Where the mean is not above the
     limit it ever passes ``targets / ALPHA`` with a probability of at most ``ALPHA / targets`` (normal and independent errors). Of a window in
     which requests are overdue and none ended nothing is known but that it missed: it counts as far above as the farthest that was seen.
     """
@@ -231,11 +232,9 @@ def breach_evidence(before: Sequence[float], after: Sequence[float]) -> float:
     past, fresh = np.array(before), np.array(after)
     if fresh.mean() <= 0.0:
         return -math.inf
-    n, p = fresh.size + past.size, int(past.size > 0)
+    freedom = fresh.size + past.size - int(past.size > 0)
     spread = float(((past - past.mean()) ** 2).sum()) if past.size else 0.0
-    whole = max(spread + float((fresh**2).sum()), 1e-18)
-    left = max(whole - float(fresh.sum()) ** 2 / (PRECISION + fresh.size), 1e-18)
-    return 0.5 * math.log(PRECISION / (PRECISION + fresh.size)) - 0.5 * (n - p) * math.log(left / whole)
+    return log_bayes_factor(fresh.size, float(fresh.sum()), spread + float((fresh**2).sum()), freedom, PRECISION)
 
 
 def _over(windows: Sequence[Window], target: Target) -> list[float | None]:

@@ -19,8 +19,9 @@ from agent.demo.cast import ROLES
 from agent.settings import Settings
 from agent.store import Store
 from analyzers.money import per_month
+from analyzers.words import heading
 
-_PLAIN = {"ttft_p95_s": "TTFT p95", "itl_p95_s": "ITL p95"}
+_SHOWN = ("ttft_p95_s", "itl_p95_s")
 
 
 def tradeoffs(store: Store, settings: Settings, at: float) -> None:
@@ -55,11 +56,11 @@ def ledger(changes: Sequence[Mapping[str, Any]]) -> None:
         "promise",
     )
     for c in changes:
-        rows = [r for r in c["ledger"] if r["metric"] in _PLAIN]
+        rows = [r for r in c["ledger"] if r["metric"] in _SHOWN]
         for first, r in zip([f"[bold]{c['endpoint']}[/bold]", c["what"], *[""] * len(rows)], rows, strict=False):
             table.add_row(
                 first,
-                _PLAIN[r["metric"]],
+                heading(r["metric"]),
                 number(r["before"], digits=2),
                 f"{number(r['low'], digits=2)} to {number(r['high'], digits=2)}",
                 r["observed_text"],

@@ -16,7 +16,7 @@ from typing import Any
 
 from actuators.base import ActuatorError, LiveState, RemovableActuator
 from actuators.shape import Shape
-from agent.cases import guardrails_of, operation_case
+from agent.cases import guardrails_of, obstacle_of
 from agent.deploy import CannotDeploy, hint
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, fleet, recommendations, tunes
@@ -28,7 +28,6 @@ from agent.tune.request import TuneRequest
 from agent.tune.trial import TrialContext, TrialError, TuneEnd, run
 from agent.watch import WatchedEndpoint
 from agent.wiring import Environment, catalogue_of, watched_of
-from analyzers.guardrails import OWN, obstacle, rule_verdicts
 from analyzers.money import Tariff, Unit, Usage
 from analyzers.tuning import choose
 from analyzers.tuning.choose import Trial
@@ -138,8 +137,8 @@ class Tune:
             known = tunes.running(db, name)
             where = self.settings.endpoint(name).shape.shape()
             own = known["id"] if known is not None else ""
-            case = operation_case(db, name, where, where, self.clock.now(), OWN, tune=own)
-        stop = obstacle(rule_verdicts(case, guardrails_of(self.settings, name)), "tune")
+            rails = guardrails_of(self.settings, name)
+            stop = obstacle_of(db, rails, name, (where, where), self.clock.now(), "tune", tune=own)
         if stop is not None and not (known is not None and stop.rule == "FREEZE"):
             raise CannotTune(f"{name}: a guardrail forbids it: {stop.text}{hint(stop.rule, name)}")
         if known is not None and known["digest"] != self.asked.digest:

@@ -12,7 +12,7 @@ from typing import Any
 
 from actuators.base import ActuatorError
 from actuators.shape import Shape
-from agent.cases import guardrails_of, operation_case
+from agent.cases import guardrails_of, obstacle_of
 from agent.deploy import Deployment, carry_out
 from agent.settings import Settings
 from agent.simulate.options import TrafficOptions, traffic_of
@@ -23,7 +23,6 @@ from agent.tune.lease import LeaseHolder
 from agent.tune.observe import observing
 from agent.tune.request import TuneRequest
 from agent.watch import WatchedEndpoint
-from analyzers.guardrails import OWN, obstacle, rule_verdicts
 from analyzers.limit_search import Limit, MeasuredRate, limit_of, next_rate
 from analyzers.tuning.choose import Trial
 from analyzers.tuning.judge import LoadVerdict, figures, invalid, judge
@@ -80,8 +79,7 @@ class TrialContext:
         rails = guardrails_of(self.settings, name)
         if guarded:
             with self.store.read() as db:
-                case = operation_case(db, name, shape, shape, self.clock.now(), OWN, tune=self.hold.tune)
-            stop = obstacle(rule_verdicts(case, rails), "step")
+                stop = obstacle_of(db, rails, name, (shape, shape), self.clock.now(), "step", tune=self.hold.tune)
             if stop is not None:
                 raise TrialError(f"a guardrail forbids it: {stop.text}")
         try:

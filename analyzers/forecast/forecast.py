@@ -16,12 +16,11 @@ import numpy as np
 
 from analyzers.forecast.boosting import TreeEnsemble
 from analyzers.forecast.bursts import burst_ratio, surroundings
-from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
+from analyzers.forecast.history import DAY, DAY_S, FLOOR, LOADS, STEP_S, WEEK, LoadHistory
 from analyzers.forecast.learned import LearnedLoad
 from analyzers.forecast.statistical import SeasonalTrend
 from collectors.workload import Floats
 
-WEEK = 7 * DAY
 #: Models that are learned of an endpoint's own load, by the names that they are shown under.
 LEARNERS: Mapping[str, type[LearnedLoad]] = {"gradient boosting": TreeEnsemble, "seasons and trend": SeasonalTrend}
 #: Share of a day's slots that must be known for it to be a season.
@@ -41,8 +40,6 @@ ORIGIN_STEP, BACKTEST_DAYS = 4, 14
 LEAST_RESIDUALS = 24
 #: Up to this lead the interval is that of short leads.
 SHORT = 8
-#: Of a load this share of its mean is noise to a ratio: next to nothing against nothing is not infinitely wrong.
-FLOOR = 0.02
 #: Until a day was seen, its rest may bring so many times the largest load seen, at the very beginning; less as more of it is seen. An office
 #: that opens, or a day curve, has ten times its night.
 UNSEEN_DAY = 10.0

@@ -16,6 +16,9 @@ STEP_S = 900.0
 DAY_S = 86_400.0
 #: Slots in a day.
 DAY = int(DAY_S / STEP_S)
+WEEK = 7 * DAY
+#: Of a load this share of its mean is noise to a ratio: next to nothing against nothing is not infinitely wrong.
+FLOOR = 0.02
 #: What a load is measured in, each per second.
 LOADS = ("requests", "prompt_tokens", "output_tokens")
 #: A slot of which less was observed is unknown.

@@ -11,13 +11,9 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from analyzers.forecast.history import DAY
+from analyzers.forecast.history import DAY, FLOOR, WEEK
 from analyzers.forecast.learned import EACH, LearnedLoad
 from collectors.workload import Floats
-
-_WEEK = 7 * DAY
-#: Of the mean: a load that is next to nothing is not infinitely small.
-FLOOR = 0.02
 
 
 class SeasonalTrend(LearnedLoad):
@@ -46,13 +42,13 @@ def _told(rates: Floats, slots: int) -> Floats:
     from statsforecast.models import MSTL, AutoETS  # takes seconds to import, and few have it
 
     filled = rates.copy()
-    for lag in (_WEEK, DAY):
+    for lag in (WEEK, DAY):
         missing = np.flatnonzero(np.isnan(filled))
         missing = missing[missing >= lag]
         for at in missing.tolist():  # in order, so that one that was filled fills the next
             filled[at] = filled[at - lag]
     filled[np.isnan(filled)] = float(np.nanmedian(rates))
-    seasons = [DAY, _WEEK] if filled.shape[0] >= 2 * _WEEK else [DAY]
+    seasons = [DAY, WEEK] if filled.shape[0] >= 2 * WEEK else [DAY]
     model = MSTL(season_length=seasons, trend_forecaster=AutoETS(model="ZZN"))
     floor = FLOOR * float(filled.mean())  # a load grows by shares, not by amounts
     said: Floats = np.exp(model.forecast(y=np.log(filled + floor), h=slots)["mean"]) - floor

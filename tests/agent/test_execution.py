@@ -13,14 +13,13 @@ import sqlalchemy as sa
 
 from actuators.base import ActuatorError, LiveState, Progress, Receipt, Step, Trouble
 from actuators.shape import Operation, Plan, Shape
-from agent.cases import guardrails_of, operation_case
+from agent.cases import guardrails_of, obstacle_of
 from agent.clock import VirtualClock
 from agent.deploy import CannotDeploy, Deployment, carry_out
 from agent.execution import ChangeRun, Execution, RunProgress
 from agent.settings import Settings
 from agent.store import Store, changes, control
 from agent.store.control import Lead, LostLease
-from analyzers.guardrails import obstacle, rule_verdicts
 from analyzers.policy import RuleVerdict
 from tests.agent.records import change_row
 
@@ -100,8 +99,9 @@ class Place:
 
     def asks(self, db: sa.Connection) -> RuleVerdict | None:
         """Of the guardrails only what a way back heeds, the pause among them."""
-        case = operation_case(db, "chat", Shape(), Shape(), self.clock.now(), "ada")
-        return obstacle(rule_verdicts(case, guardrails_of(SETTINGS, "chat")), "undo")
+        return obstacle_of(
+            db, guardrails_of(SETTINGS, "chat"), "chat", (Shape(), Shape()), self.clock.now(), "undo", by="ada"
+        )
 
     def later(self, seconds: float) -> None:
         self.clock.set(self.clock.now() + seconds)

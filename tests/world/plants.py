@@ -38,7 +38,7 @@ def _guardrails() -> Iterator[None]:
     with (
         mock.patch.object(agent.uptake, "forbidden", return_value=None),
         mock.patch.object(agent.uptake, "obstacle", return_value=None),
-        mock.patch.object(agent.apply, "obstacle", return_value=None),
+        mock.patch.object(agent.apply, "obstacle_of", return_value=None),
         mock.patch("agent.approvals.obstacle", return_value=None),
     ):
         yield
