@@ -47,7 +47,17 @@ from analyzers.objective import attainment, total
 from analyzers.path import Capacities
 from analyzers.prediction import CannotPredict, Predictor, Refusal
 from analyzers.premortem import Premortem
-from analyzers.recommend import BLIND, QUIET, Decision, at_rest, before_the_load, premortem_of, recommend, request
+from analyzers.recommend import (
+    BLIND,
+    QUIET,
+    Decision,
+    ScheduleHold,
+    at_rest,
+    before_the_load,
+    premortem_of,
+    recommend,
+    request,
+)
 from analyzers.recommendation import Recommendation
 from analyzers.reference import CalibratedEndpoint, ReferenceComparison, compare, with_causes
 from analyzers.situation import Situation
@@ -297,8 +307,8 @@ class Reflector:
         write = partial(control.leading, self._store, lead)
         analysis = await self._thought(endpoint.name, partial(self._analyze, watched, live, now, write))
         fresh = analysis is not before
-        if fresh and analysis.decision.raise_to is not None:
-            await asyncio.to_thread(self._hold_schedule, endpoint.name, analysis.decision, now, write)
+        if fresh and analysis.decision.schedule_hold is not None:
+            await asyncio.to_thread(self._hold_schedule, endpoint.name, analysis.decision.schedule_hold, now, write)
         if fresh:
             self._measure(endpoint, analysis)
         held = await self._advise(watched, live, analysis.decision, now, write, fresh=fresh)
@@ -425,7 +435,7 @@ class Reflector:
         lacking = tuple(f.reason for f in findings if f.kind == "insufficient_data")
         schedule = situation.shape.schedule
         if schedule is not None and BLIND & {reason.code for reason in lacking}:
-            return findings, Decision(None, lacking, raise_to=schedule.most)
+            return findings, Decision(None, lacking, schedule_hold=ScheduleHold(schedule.most, lacking[0]))
         if lacking:
             resting = at_rest(situation, findings, watched.catalogue)
             quiet = situation.horizon is not None and {reason.code for reason in lacking} <= QUIET
@@ -538,16 +548,16 @@ class Reflector:
             return None
         return None if known is None or row is None else _Fit(known, row["fitted_at"], known.windows)
 
-    def _hold_schedule(self, name: str, decision: Decision, now: float, write: _Write) -> None:
+    def _hold_schedule(self, name: str, hold: ScheduleHold, now: float, write: _Write) -> None:
         """More replicas than the schedule's, for a while: looked at anew in each analysis."""
         with write() as db:
             standing = schedules.of(db, name)
-            if standing is None or decision.raise_to is None:
+            if standing is None:
                 return
             still = standing.held is not None and now < standing.held_until
-            count = max(decision.raise_to, standing.held or 0) if still else decision.raise_to
-            because = decision.hold[0].text
-            held_s = BREACH_HELD_S if decision.hold[0].code == "SCHEDULE_TOO_SMALL" else HELD_S
+            count = max(hold.replicas, standing.held or 0) if still else hold.replicas
+            because = hold.reason.text
+            held_s = BREACH_HELD_S if hold.reason.code == "SCHEDULE_TOO_SMALL" else HELD_S
             until = max(now + held_s, standing.held_until if still else 0.0)
             held = replace(standing, held=count, held_until=until, held_because=because)
             schedules.keep(db, name, held)

@@ -27,6 +27,14 @@ RESEARCH_S = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
+class ClockShortfall:
+    """Fewer replicas by the clock than are called for, the most of its schedule at most."""
+
+    by_clock: int
+    needed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Room:
     """What a smaller shape must carry: ``factor`` times the load of ``predictor``."""
 
@@ -169,12 +177,18 @@ class Ahead:
         got = self._now.follow(shape, course, self._horizon.start_s, 1.0)
         return max(1, round(got.replicas_mean))
 
-    def needed(self) -> int | None:
-        """The fewest replicas that carry what may come until more of them could serve, where a schedule sets them: it waits for nobody.
-        None: no allowed count does."""
-        slots = self._horizon.slots(self._horizon.start_s)
-        load = float(self._demand[:slots].max())
-        return next((count for count in _counts(self._s) if self._enough(count, load, False)), None)
+    def above(self, schedule: Schedule) -> ClockShortfall | None:
+        """Where the clock has fewer replicas than carry what may come, until more of them could serve: a schedule waits for nobody.
+        Compared slot by slot, so that a step down is not held up by the load before it. None: nowhere."""
+        found: ClockShortfall | None = None
+        for slot in range(self._horizon.slots(self._horizon.start_s)):
+            at = max(self._s.end, self._horizon.forecast.start + slot * STEP_S)
+            by_clock, load = schedule.replicas_at(at), float(self._demand[slot])
+            needed = next((count for count in _counts(self._s) if self._enough(count, load, False)), schedule.most)
+            needed = min(needed, schedule.most)
+            if needed > by_clock and (found is None or needed > found.needed):
+                found = ClockShortfall(by_clock, needed)
+        return found
 
     def mean_replicas(self) -> float | None:
         """On average over the next day, as changes by hand would have it. None: no path is known."""

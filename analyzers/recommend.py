@@ -65,14 +65,22 @@ MOST_WIDENING = 2.0
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleHold:
+    """Never fewer replicas than these for a while, where a schedule sets them: within what was approved with it."""
+
+    replicas: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """A recommendation, or why there is none."""
 
     recommendation: Recommendation | None
     hold: tuple[Reason, ...] = ()
     options: tuple[Option, ...] = ()
-    raise_to: int | None = None
-    """Where a schedule sets the replicas: more of them, at once and within what was approved."""
+    schedule_hold: ScheduleHold | None = None
+    """Where a schedule sets the replicas and has, or is about to have, fewer than are called for."""
 
     def standing(self, findings: Sequence[Finding]) -> tuple[Standing, str]:
         """How the endpoint stands, in one word and in one sentence: what is known, and why nothing is proposed where nothing is."""
@@ -122,10 +130,24 @@ def recommend(
     ahead = Ahead.of(s, catalogue, predictor, Capacities() if capacities is None else capacities)
     choice = Choice(s, catalogue, predictor, current_of(s, catalogue, at_present), ahead)
     grow = _grow_signals(findings)
+    held = _schedule_hold(s, grow, ahead)
+    if held is not None and _raises(s, held):
+        return Decision(None, (held.reason,), schedule_hold=held)
+    decision = _choose(s, findings, grow, choice, ahead, predictor, at_present, catalogue)
+    return replace(decision, schedule_hold=held)
+
+
+def _choose(
+    s: Situation,
+    findings: Sequence[Finding],
+    grow: Sequence[Finding],
+    choice: Choice,
+    ahead: Ahead | None,
+    predictor: Predictor,
+    at_present: Prediction,
+    catalogue: Catalogue,
+) -> Decision:
     coming = None
-    raised = _raised(s, grow, ahead)
-    if raised is not None:
-        return raised
     if grow:
         chosen, hold = _relief(s, findings, choice, predictor, at_present)
     else:
@@ -163,19 +185,29 @@ def _why(s: Situation, chosen: Judgement, ahead: Ahead | None, *, told: bool, al
     return _enough_capacity(s, chosen) if alone else None
 
 
-def _raised(s: Situation, grow: Sequence[Finding], ahead: Ahead | None) -> Decision | None:
-    """More replicas than the schedule has now, up to its most: that much was approved. None: no schedule, or no call for it."""
+def _schedule_hold(s: Situation, grow: Sequence[Finding], ahead: Ahead | None) -> ScheduleHold | None:
+    """At most what was approved: the most of the schedule after a breach, else what may come before more could serve and the clock has
+    fewer for. None: no schedule, or no call for it."""
     schedule, present = s.shape.schedule, s.shape.replicas
-    if schedule is None or present is None or present >= schedule.most:
+    if schedule is None or present is None:
         return None
-    needed = schedule.most if grow else ahead.needed() if ahead is not None else None
-    if not grow and (needed is None or needed <= present):
-        return None
-    count = min(needed or schedule.most, schedule.most)
-    why = grow[0].reason.text if grow else f"{present} replicas may not carry what comes until more of them could serve"
+    if grow:
+        if schedule.least == schedule.most:
+            return None
+        code, count, why = "SCHEDULE_TOO_SMALL", schedule.most, grow[0].reason.text
+    else:
+        short = ahead.above(schedule) if ahead is not None else None
+        if short is None:
+            return None
+        code, count = "SCHEDULE_RAISED", short.needed
+        why = f"{short.by_clock} replicas, as the clock has it, may not carry what comes until more of them could serve"
     text = f"{why}: the schedule is held at {count} replicas, as was approved with it"
-    code = "SCHEDULE_TOO_SMALL" if grow else "SCHEDULE_RAISED"
-    return Decision(None, (Reason(code, text, {"replicas": float(count)}),), raise_to=count)
+    return ScheduleHold(count, Reason(code, text, {"replicas": float(count)}))
+
+
+def _raises(s: Situation, held: ScheduleHold) -> bool:
+    """Whether more replicas are to come than there are."""
+    return held.replicas > (s.shape.replicas or 0)
 
 
 def before_the_load(
@@ -190,9 +222,9 @@ def before_the_load(
     if {reason.code for reason in missing_evidence(s)} - QUIET or any(f.refutes for f in findings):
         return None
     ahead = Ahead.of(s, catalogue, predictor, Capacities() if capacities is None else capacities)
-    raised = _raised(s, (), ahead)
-    if raised is not None:
-        return raised
+    held = _schedule_hold(s, (), ahead)
+    if held is not None:
+        return Decision(None, (held.reason,), schedule_hold=held)
     if ahead is None or ahead.path is None or (reason := ahead.coming()) is None:
         return None
     shape = s.shape.with_(replicas=ahead.path.now)

@@ -243,7 +243,7 @@ def test_what_comes_beyond_the_season_is_taken_to_go_on() -> None:
 
 def test_a_schedule_is_held_at_what_comes_beyond_its_season() -> None:
     """One replica by the clock, and one by the forecast: what comes now takes two, and was not to be expected."""
-    schedule = Schedule((ScheduleStep("00:00", 1), ScheduleStep("06:00", 4)))
+    schedule = Schedule((ScheduleStep("06:00", 4), ScheduleStep("18:00", 1)))
     found = days(18.0)
     top = float(found.bands["requests"].high[0])
     shape = Shape(replicas=1, size="small", schedule=schedule)
@@ -251,7 +251,22 @@ def test_a_schedule_is_held_at_what_comes_beyond_its_season() -> None:
         ended = {"requests": top, "prompt_tokens": 100 * top, "output_tokens": 50 * top}
         ahead = Horizon(found, busiest(), 1800.0, 3600.0, ended=ended, start_s=300.0)
         s = situation(hour(requests=60 * rate, running=None), policy=POLICY, shape=shape, horizon=ahead)
-        assert recommend(s, analyze(s), CATALOGUE, serves(1.0)).raise_to == count, rate
+        hold = recommend(s, analyze(s), CATALOGUE, serves(1.0)).schedule_hold
+        assert (None if hold is None else hold.replicas) == count, rate
+
+
+def test_a_schedule_at_its_most_is_held_there_where_the_clock_is_about_to_take_some_away() -> None:
+    """Four replicas at 17:50, one by the clock from 18:00 on: what comes is three times what was to be expected."""
+    schedule = Schedule((ScheduleStep("00:00", 4), ScheduleStep("18:00", 1)))
+    found = days(17.75)
+    top = float(found.bands["requests"].high[0])
+    shape = Shape(replicas=4, size="small", schedule=schedule)
+    for rate, count in ((0.9 * top, None), (3.0 * top, 2)):
+        ended = {"requests": top, "prompt_tokens": 100 * top, "output_tokens": 50 * top}
+        ahead = Horizon(found, busiest(), 1800.0, 3600.0, ended=ended, start_s=300.0)
+        s = situation(hour(requests=60 * rate, running=None), policy=POLICY, shape=shape, horizon=ahead)
+        hold = recommend(s, analyze(s), CATALOGUE, serves(1.0)).schedule_hold
+        assert (None if hold is None else hold.replicas) == count, rate
 
 
 @pytest.mark.parametrize("begins", range(0, 24, 3))

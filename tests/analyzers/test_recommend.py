@@ -15,7 +15,7 @@ from actuators.shape import Schedule, ScheduleStep, Shape
 from analyzers.findings import analyze
 from analyzers.policy import Catalogue, Policy
 from analyzers.prediction import CannotPredict, Interval, Prediction, Predictor
-from analyzers.recommend import Decision, at_rest, recommend, request
+from analyzers.recommend import Decision, ScheduleHold, at_rest, recommend, request
 from analyzers.situation import Situation
 from collectors.window import Gauge, Window
 from tests.analyzers.situations import HOUR, MINUTE, SHAPE, Whole, hour, minute, objective, promise, situation
@@ -487,7 +487,12 @@ def test_under_a_schedule_a_breach_takes_the_most_that_was_approved_and_asks_nob
     decision = decide(situation(SLOW, shape=shape, policy=Policy(max_replicas=4)), predict)
     assert decision.recommendation is None
     assert [(r.code, r.numbers) for r in decision.hold] == [("SCHEDULE_TOO_SMALL", {"replicas": 4.0})]
-    assert decision.raise_to == 4
-    at_most = replace(shape, replicas=4)
-    beyond = decide(situation(SLOW, shape=at_most, policy=Policy(max_replicas=4)), predict)
-    assert beyond.raise_to is None, "no more was approved"
+    assert decision.schedule_hold == ScheduleHold(4, decision.hold[0])
+    at_most = situation(
+        SLOW, shape=replace(shape, replicas=4, engine={"max_num_seqs": 5}), policy=Policy(max_replicas=5)
+    )
+    beyond = decide(at_most, table({("small", 4): 3.0, ("small", 5): 0.3}))
+    assert beyond.recommendation is not None, "no more was approved: more is asked for"
+    assert beyond.recommendation.proposed.shape.replicas == 5
+    assert beyond.schedule_hold is not None, "and the clock takes none of the four away meanwhile"
+    assert beyond.schedule_hold.replicas == 4
