@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from actuators.shape import Autoscaling, Schedule, Shape
@@ -55,6 +55,7 @@ class Ahead:
         predictor: Predictor,
         enough: Carries,
         path: ReplicaPath | None,
+        later: int | None,
         capacities: Capacities,
         other_sizes: Mapping[str, Carries],
     ) -> None:
@@ -65,6 +66,8 @@ class Ahead:
         self._other_sizes = other_sizes
         self.path = path
         """None: an autoscaler or a schedule sets the replicas, or they are not known."""
+        self._later = later
+        """Fewer replicas that would do now, had the last day's changes not been all that the policy allows. None: it does not lie in that."""
 
     @classmethod
     def of(cls, s: Situation, catalogue: Catalogue, predictor: Predictor, capacities: Capacities) -> Ahead | None:
@@ -90,11 +93,15 @@ class Ahead:
             for size in s.policy.sizes
             if size != plain.size
         }
-        path = None
+        path = later = None
         if s.shape.autoscaling is None and s.shape.schedule is None and present:
             worth = _worth(s, catalogue, present, len(demand))
             path = replica_path(s.horizon, demand, present, _counts(s), s.policy, enough, worth)
-        return cls(s, s.horizon, demand, predictor, coming, enough, path, capacities, others)
+            if path.now == present and s.horizon.recent_changes >= s.policy.max_changes_per_day:
+                rested = replace(s.horizon, recent_changes=0)
+                free = replica_path(rested, demand, present, _counts(s), s.policy, enough, worth).now
+                later = free if free < present else None
+        return cls(s, s.horizon, demand, predictor, coming, enough, path, later, capacities, others)
 
     @property
     def seasonal(self) -> bool:
@@ -230,6 +237,17 @@ class Ahead:
         then = f"; {back[1]} replicas again from about {self._clock(back[0])}" if back is not None else ""
         text = f"{shape.label()} would meet the objective at {room.text}, and costs less{then}"
         return Reason("LESS_WOULD_DO", text, numbers)
+
+    def waiting(self) -> Reason | None:
+        """Why fewer replicas, which would do, are not proposed yet. None: it does not lie in the changes of the last day."""
+        if self._later is None:
+            return None
+        made = self._horizon.recent_changes
+        text = (
+            f"{self._later} replicas would carry what comes, but {made} changes were made within the last day, and the policy allows "
+            f"{self._s.policy.max_changes_per_day} (max_changes_per_day): fewer are proposed once one of them is a day ago"
+        )
+        return Reason("CHANGES_SPENT", text, {"replicas": float(self._later), "changes": float(made)})
 
     def unsure(self) -> str | None:
         """What is not known of the load to come. None: a whole day was seen."""

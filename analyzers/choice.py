@@ -182,6 +182,8 @@ class Choice:
             best = min(found, key=lambda j: _preference(j, self.current))
             text = f"{best.option.shape.label()} would do, but saves too little to be worth a change"
             return None, [Reason("SAVING_TOO_SMALL", text)]
+        if self.ahead is not None and (waiting := self.ahead.waiting()) is not None:
+            return None, [waiting]
         text = "the objective is met, and no cheaper allowed shape would meet it with margin"
         if self.ahead is not None and (unsure := self.ahead.unsure()) is not None:
             text += f"; {unsure}"

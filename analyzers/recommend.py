@@ -45,6 +45,7 @@ Standing = Literal["fine", "too_small", "too_large", "gathering", "stuck", "cont
 JUDGED = frozenset(
     (
         "RIGHT_SIZE",
+        "CHANGES_SPENT",
         "SAVING_TOO_SMALL",
         "PRICE_UNKNOWN",
         "SMALLEST_ALREADY",

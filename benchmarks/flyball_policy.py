@@ -1,9 +1,10 @@
 """Flyball itself as a policy: the real governor over a store of its own, on virtual time, and a person who approves at once.
 
 Nothing of it is rebuilt here: the collector tells what a vLLM server would have told, the actuator sets the count that is wanted, and
-the governor's own cycles do the rest. Coarser than a daemon of the defaults: an analysis every few minutes in place of one a minute, so
-that one alone is enough for an advice that needs three in a row by default; windows that are read when they are needed, with the gauges of
-four looks each; a look once a minute at a change under way, and no analysis until it has ended.
+the governor's own cycles do the rest. Coarser than a daemon of the defaults: an analysis every few minutes in place of one a minute, and
+one after three minutes that missed the objective, so that one alone is enough for an advice that needs three in a row by default;
+windows that are read when they are needed, with the gauges of four looks each; a look once a minute at a change under way, and no
+analysis until it has ended.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ _T = TypeVar("_T")
 NAME, SIZE = "chat", "gpu"
 WINDOW_S = 60.0
 TICK_S = 15.0
+#: An advice needs three analyses in a row by default, one a minute: after so many minutes that miss the objective one is made at once.
+LATE_WINDOWS = 3
 
 
 class DirectLoop(asyncio.SelectorEventLoop):
@@ -180,6 +183,8 @@ class FlyballPolicy:
         self._telemetry = FleetTelemetry(machine, scenario.work, scenario.errors)
         self._clock = VirtualClock(scenario.starts_at)
         self._below = below
+        self._late = 0
+        """Windows in a row, the last one among them, that missed the objective."""
         self._under_way = False
         """Whether a change is, or waits to be."""
         self._scheduled = False
@@ -247,12 +252,21 @@ class FlyballPolicy:
         if at_s % WINDOW_S:
             return
         span = self._telemetry.span(NAME, self._scenario.starts_at)
+        due = at_s % self._settings.decide.interval_s == 0
         if not self._scenario.dark(at_s):
             self._collector.told += [span] if self._below is None else _by_replica(span, self._control.ready)
-        due = at_s % self._settings.decide.interval_s == 0
+            due |= self._misses(span)
         if due or self._under_way or self._scheduled:
             await self._clock.advance(self._scenario.starts_at + at_s - self._clock.now())
             await self._cycle(due)
+
+    def _misses(self, span: Span) -> bool:
+        """Whether the objective was missed for ``LATE_WINDOWS`` windows, and for as many since the last time it was said."""
+        sketch = span.sketches["ttft_s"]
+        ttft_s = sketch.quantile(0.95)
+        missed = sketch.count > 0 and (ttft_s is None or ttft_s > self._scenario.ttft_s)
+        self._late = self._late + 1 if missed else 0
+        return self._late > 0 and self._late % LATE_WINDOWS == 0
 
     async def _cycle(self, due: bool) -> None:
         governor = self._governor

@@ -93,6 +93,15 @@ def test_in_the_evening_it_shrinks_only_when_the_night_would_be_carried_until_th
     assert late.recommendation.risk != "high"
 
 
+def test_where_the_changes_of_a_day_are_spent_it_says_so_and_not_that_the_size_is_right() -> None:
+    assert codes(decide(13.0, 4, days(13.0), recent_changes=1)) == ["LESS_WOULD_DO"]
+    spent = decide(13.0, 4, days(13.0), recent_changes=2)
+    assert codes(spent) == ["CHANGES_SPENT"]
+    assert "2 changes were made within the last day" in spent.hold[0].text
+    assert spent.hold[0].numbers == {"replicas": 2.0, "changes": 2.0}
+    assert codes(decide(25.0, 4, days(9.0), recent_changes=2)) == ["RIGHT_SIZE"]
+
+
 def test_at_night_it_does_not_shrink_for_a_morning_that_it_could_not_meet() -> None:
     assert codes(decide(5.0, 2, days(21.5))) == [
         "RIGHT_SIZE"
