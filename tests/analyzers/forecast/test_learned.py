@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from analyzers.forecast import learned
 from analyzers.forecast.boosting import TreeEnsemble
 from analyzers.forecast.forecast import LEARNERS, forecast, learned_forecast
 from analyzers.forecast.history import DAY, DAY_S, LOADS, STEP_S, LoadHistory
-from analyzers.forecast.learned import EACH, HELD_DAYS, LearnedLoad
+from analyzers.forecast.learned import EACH, LearnedLoad
 from analyzers.forecast.statistical import SeasonalTrend
 from collectors.workload import Floats
 
@@ -18,6 +19,12 @@ each_learner = pytest.mark.parametrize(
     "learner", [TreeEnsemble, pytest.param(SeasonalTrend, marks=needs_statsforecast)]
 )
 BOOSTED = "gradient boosting"
+
+
+class Uninstalled(SeasonalTrend):
+    @classmethod
+    def installed(cls) -> bool:
+        return False
 
 
 def history(rates: Floats) -> LoadHistory:
@@ -38,14 +45,23 @@ def every_third(days: int) -> Floats:
     return np.where(slots // DAY % 3 == 0, 3.0, 1.0) * (5.0 + np.sin(2 * np.pi * slots / DAY))
 
 
+@pytest.fixture
+def two_models(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Fewer models at first: each costs a second. How many days are held back then."""
+    monkeypatch.setattr(learned, "HELD_DAYS", EACH)
+    return EACH
+
+
 @each_learner
-def test_it_speaks_only_of_what_it_had_not_seen_and_of_the_day_to_come(learner: type[LearnedLoad]) -> None:
+def test_it_speaks_only_of_what_it_had_not_seen_and_of_the_day_to_come(
+    learner: type[LearnedLoad], two_models: int
+) -> None:
     rates = curve(20)
     found = learner.renewed(None, rates, 0)
     assert found is not None
     said = found.profile(rates, 0)
     assert said.shape[0] == rates.shape[0] + DAY
-    first = rates.shape[0] - HELD_DAYS * DAY
+    first = rates.shape[0] - two_models * DAY
     assert np.isnan(said[:first]).all()
     assert not np.isnan(said[first:]).any()
     changed = rates.copy()
@@ -58,6 +74,7 @@ def test_it_speaks_only_of_what_it_had_not_seen_and_of_the_day_to_come(learner: 
 
 
 @each_learner
+@pytest.mark.usefixtures("two_models")
 def test_a_model_a_day_is_made_and_the_old_ones_speak_on(learner: type[LearnedLoad]) -> None:
     rates = curve(22)
     first = learner.renewed(None, rates[: 20 * DAY], 0)
@@ -70,20 +87,21 @@ def test_a_model_a_day_is_made_and_the_old_ones_speak_on(learner: type[LearnedLo
     assert before[: 21 * DAY] == pytest.approx(after[: 21 * DAY], nan_ok=True)
 
 
-def test_it_is_chosen_where_it_is_better_and_not_where_the_bar_is() -> None:
-    found, learned = learned_forecast(history(every_third(28)), 1.2, {})
+def test_it_is_chosen_where_it_is_better_and_not_where_the_bar_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LEARNERS, "seasons and trend", Uninstalled)  # type: ignore[misc]
+    found, models = learned_forecast(history(every_third(28)), 1.2, {})
     assert found is not None
     assert found.model == BOOSTED
-    assert set(learned[BOOSTED]) == set(LOADS)
+    assert set(models[BOOSTED]) == set(LOADS)
     plain = forecast(history(every_third(28)), growth=1.2)
     assert plain is not None
     truth = every_third(29)[-DAY:]
     better, bar = (float(np.abs(f.bands["requests"].mid - truth).mean()) for f in (found, plain))
     assert better < 0.5 * bar
-    flat, learned = learned_forecast(history(curve(28, noise=0.0)), 1.2, {})
+    flat, models = learned_forecast(history(curve(28, noise=0.0)), 1.2, {})
     assert flat is not None
     assert flat.model != BOOSTED, "last week tells it all"
-    assert set(learned[BOOSTED]) == {"requests"}
+    assert set(models[BOOSTED]) == {"requests"}
 
 
 @each_learner
@@ -94,6 +112,7 @@ def test_with_too_little_nothing_is_learned(learner: type[LearnedLoad]) -> None:
 
 
 @each_learner
+@pytest.mark.usefixtures("two_models")
 def test_the_same_history_teaches_the_same(learner: type[LearnedLoad]) -> None:
     rates = curve(20)
     one, two = (learner.renewed(None, rates, 5) for _ in range(2))
@@ -107,12 +126,13 @@ def test_the_same_history_teaches_the_same(learner: type[LearnedLoad]) -> None:
 def test_a_trend_over_the_seasons_is_what_statsforecast_is_chosen_for() -> None:
     """A load that grows by a tenth each day: the same hour of any day before is too low."""
     growing = curve(29, noise=0.01) * 1.1 ** (np.arange(29 * DAY) / DAY)
-    found, _ = learned_forecast(history(growing[: 28 * DAY]), 1.2, {})
+    seen = LoadHistory(MONDAY, dict.fromkeys(LOADS, np.full(28 * DAY, np.nan)) | {"requests": growing[: 28 * DAY]})
+    found, _ = learned_forecast(seen, 1.2, {})
     assert found is not None
     assert found.model == "seasons and trend"
     assert {score.model for score in found.backtest} >= set(LEARNERS)
     truth = growing[-DAY:]
-    bar = forecast(history(growing[: 28 * DAY]), growth=1.2)
+    bar = forecast(seen, growth=1.2)
     assert bar is not None
     better, plain = (float(np.abs(f.bands["requests"].mid - truth).mean()) for f in (found, bar))
     assert better < plain
