@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -45,15 +46,20 @@ def upsert(
     """
     if not rows:
         return 0
-    make = sqlite.insert if db.dialect.name == "sqlite" else postgresql.insert
-    statement = make(table)
+    statement = _upsert(db.dialect.name, table, tuple(key), tuple(update), greater)
+    return db.execute(statement, [dict(row) for row in rows]).rowcount
+
+
+@cache
+def _upsert(dialect: str, table: sa.Table, key: tuple[str, ...], update: tuple[str, ...], greater: str | None) -> Any:
+    """Made once: ``excluded`` copies the whole table."""
+    statement = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
     if update:
         better = None if greater is None else statement.excluded[greater] > table.c[greater]
         statement = statement.on_conflict_do_update(
-            index_elements=list(key), set_={name: statement.excluded[name] for name in update}, where=better
+            index_elements=key, set_={name: statement.excluded[name] for name in update}, where=better
         )
     else:
-        statement = statement.on_conflict_do_nothing(index_elements=list(key))
+        statement = statement.on_conflict_do_nothing(index_elements=key)
     # without the option SQLAlchemy does not keep the driver's count for an INSERT, and PostgreSQL's would read as -1
-    counted = statement.execution_options(preserve_rowcount=True)
-    return db.execute(counted, [dict(row) for row in rows]).rowcount
+    return statement.execution_options(preserve_rowcount=True)

@@ -30,18 +30,19 @@ def test_a_seed_reproduces_exactly() -> None:
 @pytest.mark.parametrize("plant", sorted(PLANTS))
 def test_each_planted_bug_is_found(plant: str) -> None:
     with PLANTS[plant]():
-        found = next((r for seed in range(12) if (r := play(seed, drawn(seed, 0.4), 0.4)).violation), None)
+        found = next((r for seed in range(24) if (r := play(seed, drawn(seed, PART), PART)).violation), None)
     assert found is not None, "a world that cannot find this proves nothing"
 
 
 def test_a_failing_seed_is_shrunk_to_what_still_fails() -> None:
+    part = PART / 8  # hours: it is played some twenty times
     with PLANTS["ledger"]():
-        whole = next(h for seed in range(12) if play(seed, h := drawn(seed, PART), PART).violation)
-        seed = next(seed for seed in range(12) if drawn(seed, PART) == whole)
-        fewest = shrunk(seed, whole, PART)
+        seed, whole = next((n, h) for n in range(24) if play(n, h := drawn(n, part), part).violation)
+        fewest = shrunk(seed, whole, part)
+        assert len(fewest) < len(whole)
         assert [h.kind for h in fewest] == ["ask"]
-        assert play(seed, fewest, PART).violation
-    assert play(seed, fewest, PART).violation is None
+        assert play(seed, fewest, part).violation
+    assert play(seed, fewest, part).violation is None
 
 
 def test_the_command_ends_in_one_line_and_says_whether_a_law_broke(capsys: pytest.CaptureFixture[str]) -> None:
