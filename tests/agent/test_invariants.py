@@ -879,7 +879,7 @@ def test_a_clock_that_is_set_breaks_no_law(jump: float, asked_two: Snapshot, fol
 def test_a_day_and_a_night_end_in_a_verified_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole loop for more than a day of a day's wave, in auto mode: once the season is known, the oversized endpoint shrinks."""
     endpoint = SimulatedEndpoint(shape(4), Traffic(1.0, swing=0.3), START + 120_000, seed=21)
-    coarse = {"collect": {"interval_s": 300, "window_s": 600}, "decide": {"interval_s": 3600, "act_interval_s": 300}}
+    coarse = {"collect": {"interval_s": 300, "window_s": 600}, "decide": {"interval_s": 7200, "act_interval_s": 300}}
     policy = {"auto": ["shrink"], "evidence_s": 3600, "cooldown_s": 7200, "engine": {}, "max_step_replicas": 1}
     verify = {"warmup_s": 300, "windows": 3, "deadline_s": 3600, "load_tolerance": 0.3}
 
