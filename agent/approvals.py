@@ -83,7 +83,7 @@ class ApprovalService:
             db,
             [
                 {
-                    "digest": _digest(token),
+                    "digest": digest(token),
                     "recommendation_id": row["id"],
                     "revision": row["revision"],
                     "plan_hash": row["plan_hash"],
@@ -99,7 +99,7 @@ class ApprovalService:
     def redeem(self, token: str, *, action: str, actor: str, allowed: bool) -> ApprovalOutcome:
         """Decide by a button's token in Slack. ``allowed``: whether this person may press any; a refusal is kept as well."""
         with self._store.write() as db:
-            found = table.find_token(db, _digest(token))
+            found = table.find_token(db, digest(token))
             attempt = _Attempt(
                 action,
                 self._settings.identity(actor),
@@ -227,5 +227,6 @@ def _same(row: table.Row, attempt: _Attempt) -> bool:
     )
 
 
-def _digest(token: str) -> str:
+def digest(token: str) -> str:
+    """What is kept of a button's token."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -23,6 +23,7 @@ from agent.reflect import Reflector
 from agent.settings import EndpointSettings, Settings
 from agent.slack.receive import ClickReceiver
 from agent.slack.send import Sender
+from agent.slack.socket import SocketListener
 from agent.spool import Spool
 from agent.store import Store, control, windows
 from agent.store.control import Lead, LostLease
@@ -44,6 +45,8 @@ HOUSEKEEPING_S = 60.0
 ATTEST_S = 300.0
 #: Between two readings of vendors' cost reports: they change once a day, and are limited in rate.
 BILLS_S = 6 * 3600.0
+#: Between two looks whether the connection to Slack stands.
+SOCKET_S = 1.0
 #: Telemetry that waits on disk for longer than this is a trouble that people must hear of.
 UNSAVED_S = 60.0
 
@@ -95,6 +98,12 @@ class Governor:
             make("attest", ATTEST_S, self.attest),
             make("bills", BILLS_S, self.read_bills),
         ]
+        self.socket: SocketListener | None = None
+        if settings.slack is not None and settings.slack.app_token is not None:
+            self.socket = SocketListener(
+                settings.slack, self.receiver, self.sender.answer, http, clock, ca_file=settings.tls_ca_file
+            )
+            self.loops.append(make("slack", SOCKET_S, self.keep_socket))
         if self.exercise.wanted:
             self.loops.append(make("exercise", HOUSEKEEPING_S, self.exercise_references))
 
@@ -160,6 +169,11 @@ class Governor:
 
     async def notify(self) -> None:
         await self._led(self.sender.cycle)
+
+    async def keep_socket(self) -> None:
+        """The leader's connection to Slack, where clicks come over one."""
+        assert self.socket is not None
+        await self.socket.cycle(self.lead)
 
     async def exercise_references(self) -> None:
         await self._led(self.exercise.cycle)
@@ -228,6 +242,8 @@ class Governor:
 
     async def close(self) -> None:
         """Stop reading, keep what was read, give the lease up."""
+        if self.socket is not None:
+            await self.socket.close()
         await self.exercise.close()
         await self.applier.stop()
         await self.watcher.end()

@@ -441,10 +441,18 @@ class SavingsSettings(_Section):
 
 
 class SlackSettings(_Section):
-    webhook_url: SecretStr
-    """The incoming webhook. By reference only. Must be at hooks.slack.com or hooks.slack-gov.com, unless `allow_hosts` says otherwise."""
+    webhook_url: SecretStr | None = None
+    """The incoming webhook. By reference only. Must be at hooks.slack.com or hooks.slack-gov.com, unless `allow_hosts` says otherwise.
+    Default: none; then `bot_token` and `channel_id` say where messages go."""
+    bot_token: SecretStr | None = None
+    """The app's bot token (xoxb-...), with the scope chat:write: messages are posted to `channel_id` as the app, rewritten once they are
+    decided, and answered in their threads. By reference only. Default: none; the webhook posts."""
+    app_token: SecretStr | None = None
+    """The app-level token (xapp-...) of Socket Mode, with connections:write: clicks come over a connection that the leader opens, and no
+    public address is needed. By reference only. Default: none."""
     signing_secret: SecretStr | None = None
-    """The app's signing secret: without it messages carry no buttons. By reference only."""
+    """The app's signing secret, for clicks that Slack posts to /slack/actions. Without it and without `app_token` messages carry no
+    buttons. By reference only."""
     previous_signing_secret: SecretStr | None = None
     """Accepted beside the new one while it is rotated. By reference only."""
     approvers: list[str] = []
@@ -454,9 +462,27 @@ class SlackSettings(_Section):
     team_id: str | None = None
     """When set, clicks from any other workspace are refused."""
     channel_id: str | None = None
-    """When set, clicks from any other channel are refused."""
-    allow_hosts: list[str] = ["hooks.slack.com", "hooks.slack-gov.com"]
+    """Where messages go (C...), with a bot token. When set, clicks from any other channel are refused."""
+    api_url: str = "https://slack.com/api"
+    """Slack's Web API. Default: https://slack.com/api; https://slack-gov.com/api for GovSlack."""
+    allow_hosts: list[str] = ["hooks.slack.com", "hooks.slack-gov.com", "slack.com", "slack-gov.com"]
     """Hosts that messages may be sent to. Others, such as a stand-in on 127.0.0.1, must be named."""
+
+    @property
+    def takes_clicks(self) -> bool:
+        """Whether a click can reach Flyball at all."""
+        return self.signing_secret is not None or self.app_token is not None
+
+    @model_validator(mode="after")
+    def _posts_somewhere(self) -> SlackSettings:
+        if self.bot_token is not None and self.channel_id is None:
+            raise Conflict(
+                ("channel_id",),
+                "is missing: with a bot_token it says where messages go (C..., of the channel's details)",
+            )
+        if self.bot_token is None and self.webhook_url is None:
+            raise Conflict(("webhook_url",), "is missing. Add it, or a bot_token with a channel_id")
+        return self
 
     @field_validator("approvers")
     @classmethod
@@ -653,6 +679,8 @@ SECRET_FIELDS = (
     ("endpoints", "*", "api_key"),
     ("endpoints", "*", "bill", "key"),
     ("people", "*", "token"),
+    ("slack", "app_token"),
+    ("slack", "bot_token"),
     ("slack", "webhook_url"),
     ("slack", "signing_secret"),
     ("slack", "previous_signing_secret"),

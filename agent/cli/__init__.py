@@ -26,6 +26,7 @@ from agent.cli import (
     scorecard,
     setup,
     simulate,
+    slack,
     spend,
     tune,
     whatif,
@@ -71,6 +72,7 @@ forecast.add(app)
 scorecard.add(app)
 savings.add(app)
 spend.add(app)
+slack.add(app)
 simulate.add(app)
 whatif.add(app)
 advise.add(app)

@@ -25,6 +25,8 @@ from analyzers.prediction import Interval
 from analyzers.words import and_unknown, between, dollars, figure, heading, promise, saved, verdict, wording
 
 Row = Mapping[str, Any]
+#: The button of `flyball slack test`, which decides nothing.
+TEST_ACTION = "flyball_test"
 #: Characters. Slack takes 3000 in a section, but refuses a message whose blocks together hold about 13,000: msg_blocks_too_long.
 _SECTION, _CONTEXT, _HEADER = 2400, 1500, 150
 
@@ -71,13 +73,13 @@ def recommendation(
     }
 
 
-def decided(row: Row, who: str, what: str) -> dict[str, Any]:
-    """What the message becomes once it is decided: the same facts, and no buttons."""
+def decided(row: Row, who: str | None, what: str) -> dict[str, Any]:
+    """What the message becomes once it is decided: the same facts, and no buttons. who: a Slack user id."""
     body = row["body"]
     line = f"*{_escape(body['endpoint'])}*: {_escape(_label(body['current']))} → {_escape(_label(body['proposed']))}"
-    text = f"{what} by <@{who}>" if who else what
-    blocks = [_section(line), ContextBlock(elements=[MarkdownTextObject(text=text)])]
-    return {"replace_original": True, "text": f"{body['endpoint']}: {what}", "blocks": [b.to_dict() for b in blocks]}
+    text = f"{what} by <@{who}>" if who else _escape(what)
+    blocks = [_section(line), ContextBlock(elements=[MarkdownTextObject(text=_cut(text, _CONTEXT))])]
+    return {"text": _cut(_escape(f"{body['endpoint']}: {what}"), _SECTION), "blocks": [b.to_dict() for b in blocks]}
 
 
 def refused(why: str) -> dict[str, Any]:
@@ -87,6 +89,16 @@ def refused(why: str) -> dict[str, Any]:
         "replace_original": False,
         "text": _cut(_escape(f"Not done: {why}."), _SECTION),
     }
+
+
+def trial(token: str | None) -> dict[str, Any]:
+    """The message of `flyball slack test`. token: what its button carries; None: it has none."""
+    text = "A trial by `flyball slack test`: it proposes nothing."
+    blocks: list[Block] = [_section(text)]
+    if token is not None:
+        button = ButtonElement(text="It works", action_id=TEST_ACTION, value=token, style="primary")
+        blocks.append(ActionsBlock(elements=[button]))
+    return {"text": text, "blocks": [b.to_dict() for b in blocks]}
 
 
 _NOTICE = {

@@ -1,6 +1,7 @@
-"""What Slack posts when a button is pressed: is it really Slack, is it new, who is it, and which button.
+"""What Slack says when a button is pressed: is it really Slack, is it new, who is it, and which button.
 
-Fails closed: without a signing secret or without approvers nothing is accepted. A malformed request is refused, never an error of
+A click comes as a signed request, or over the connection of Socket Mode, which is Slack's by the token that opened it. Fails closed: without
+a signing secret or that token, or without approvers, nothing is accepted. A malformed request is refused, never an error of
 ours; neither its body nor the secret is ever logged.
 """
 
@@ -19,9 +20,10 @@ import structlog
 from slack_sdk.signature import Clock as SlackClock
 from slack_sdk.signature import SignatureVerifier
 
-from agent.approvals import ApprovalOutcome, ApprovalService
+from agent.approvals import ApprovalOutcome, ApprovalService, digest
 from agent.settings import Settings, SlackSettings
-from agent.store import Store, audit, recommendations
+from agent.slack.message import TEST_ACTION
+from agent.store import Store, audit, outbox, recommendations
 from collectors.clock import Clock
 from collectors.text import clean
 
@@ -86,12 +88,28 @@ class ClickReceiver:
             self._keep(refused, body)
             raise
 
+    def press(self, envelope: str, payload: object) -> Reply:
+        """A click over Socket Mode. Raises ``ClickError``, which stands in the audit."""
+        try:
+            if self._settings is None or self._settings.app_token is None or not self._allowed:
+                raise ClickError(403, "not_configured")
+            if not isinstance(payload, dict) or payload.get("type") != "block_actions":
+                raise ClickError(400, "malformed")
+            self._first_time(f"envelope:{envelope}")
+            return self._redeem(self._settings, payload)
+        except ClickError as refused:
+            self._note(refused, _id(payload.get("user")) if isinstance(payload, dict) else None)
+            raise
+
     def _keep(self, refused: ClickError, body: bytes) -> None:
-        """A refused click, with whom it says it is of where it is really Slack's; of others so many a minute at most."""
-        now, who = self._clock.now(), "unknown"
-        if refused.status == 403 and refused.code != "not_configured":
-            who = _text(_payload(body).get("user"), "id") or who
-        else:
+        """A refused click, with whom it says it is of where it is really Slack's."""
+        signed = refused.status == 403 and refused.code != "not_configured"
+        self._note(refused, _id(_payload(body).get("user")) if signed else None)
+
+    def _note(self, refused: ClickError, user: str | None) -> None:
+        """user: whose click it was. None: it need not be Slack's, and so many a minute are written down at most."""
+        now, who = self._clock.now(), user or "unknown"
+        if user is None:
             while self._strange and self._strange[0] < now - 60.0:
                 self._strange.popleft()
             if len(self._strange) >= MOST_STRANGE:
@@ -107,16 +125,42 @@ class ClickReceiver:
         if len(body) > MAX_BODY:
             raise ClickError(413, "too_large")
         self._verify(settings, headers, body)
-        payload = _payload(body)
+        return self._redeem(settings, _payload(body))
+
+    def _redeem(self, settings: SlackSettings, payload: Mapping[str, Any]) -> Reply:
+        """A click that is Slack's."""
         self._pin(settings, payload)
         user, action, token = _press(payload)
+        url = payload.get("response_url")
+        back = url if isinstance(url, str) and allowed_url(url, settings) else None
+        if action == TEST_ACTION:
+            return self._tested(user, token, back)
+        self._pin_message(payload, token)
         ruling = self._approvals.redeem(token, action=action, actor=f"slack:{user}", allowed=user in self._allowed)
         row = None
         if ruling.recommendation_id:
             with self._store.read() as db:
                 row = recommendations.get(db, ruling.recommendation_id)
-        url = payload.get("response_url")
-        return Reply(ruling, user, url if isinstance(url, str) and allowed_url(url, settings) else None, row)
+        return Reply(ruling, user, back, row)
+
+    def _tested(self, user: str, token: str, back: str | None) -> Reply:
+        """The click that `flyball slack test` waits for."""
+        known = user in self._allowed
+        said = "Flyball has it" if known else "Flyball has it, and you are not among the approvers"
+        with self._store.write() as db:
+            audit.append(
+                db, at=self._clock.now(), actor=f"slack:{user}", action="slack_test", subject=clean(token)[:64],
+                body={"approver": known},
+            )  # fmt: skip
+        return Reply(ApprovalOutcome(False, "tested", said), user, back, None)
+
+    def _pin_message(self, payload: Mapping[str, Any], token: str) -> None:
+        """A button works where it was sent, where that is known: in a message of the app's own."""
+        container = payload.get("container")
+        with self._store.read() as db:
+            place = outbox.place_of_token(db, digest(token))
+        if place is not None and place != (_text(container, "channel_id"), _text(container, "message_ts")):
+            raise ClickError(403, "wrong_message")
 
     def _verify(self, settings: SlackSettings, headers: Mapping[str, str], body: bytes) -> None:
         stamp, signature = headers.get("x-slack-request-timestamp", ""), headers.get("x-slack-signature", "")
@@ -132,7 +176,10 @@ class ClickReceiver:
         verifiers = [SignatureVerifier(s.get_secret_value(), _SlackTime(self._clock)) for s in secrets]
         if not any(v.is_valid(body=text, timestamp=stamp, signature=signature) for v in verifiers):
             raise ClickError(401, "bad_signature")
-        seen = hashlib.sha256(f"{stamp}:{signature}".encode()).hexdigest()
+        self._first_time(f"{stamp}:{signature}")
+
+    def _first_time(self, what: str) -> None:
+        seen = hashlib.sha256(what.encode()).hexdigest()
         with self._store.write() as db:
             if not recommendations.first_time(db, seen, self._clock.now(), REMEMBER_S):
                 raise ClickError(401, "replayed")
@@ -188,7 +235,8 @@ def _press(payload: Mapping[str, Any]) -> tuple[str, str, str]:
         or not isinstance(actions[0], dict)
     ):
         raise ClickError(400, "malformed")
-    action, token = _ACTIONS.get(str(actions[0].get("action_id"))), actions[0].get("value")
+    named, token = str(actions[0].get("action_id")), actions[0].get("value")
+    action = TEST_ACTION if named == TEST_ACTION else _ACTIONS.get(named)
     if action is None or not isinstance(token, str) or not token or not token.isascii():
         raise ClickError(400, "malformed")
     return name, action, token

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,8 @@ from agent.cases import case_of, guardrails_of
 from agent.metrics import Metrics
 from agent.settings import Settings, SlackSettings
 from agent.slack import message
-from agent.slack.receive import Reply, allowed_url
+from agent.slack.channel import Delivery, MessagePlace, SlackChannel
+from agent.slack.receive import Reply
 from agent.store import Store, changes, control, fleet, mutes, outbox, recommendations
 from agent.store.control import Lead, LostLease
 from analyzers.guardrails import STAGES, rule_verdicts
@@ -27,13 +27,9 @@ from collectors.http import Http
 
 log = structlog.get_logger()
 
-#: What Slack will never take, however often it is tried. Source: Slack's list of incoming webhook errors.
-PERMANENT = ("invalid_payload", "no_text", "no_service", "no_active_hooks", "invalid_token", "channel_not_found",
-             "channel_is_archived", "action_prohibited", "posting_to_general_channel_denied", "team_disabled",
-             "user_not_found", "invalid_blocks")  # fmt: skip
 GIVE_UP_S = 86_400.0
-#: Slack's errors are such words.
-_CODE = re.compile(r"[a-z_]{1,40}")
+#: A message of a recommendation that ended is rewritten for so long after it was sent.
+REWRITE_S = 8 * 86_400.0
 #: Findings that people are told of though nothing is proposed; the same one once in so long, however often it comes and goes.
 NOTICED, NOTICE_S = ("breach", "contradiction", "regression"), 3600.0
 
@@ -43,18 +39,18 @@ _UNMADE_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Delivery:
-    """What came of one message."""
+class _Letter:
+    """A message as it is to be posted now."""
 
-    problem: str | None
-    retry_s: float | None
-    """Seconds until another try; None: never."""
-    away: bool = False
-    """Whether the channel itself does not take anything just now."""
+    payload: dict[str, Any]
+    replaces: MessagePlace | None = None
+    """The message whose place it takes."""
+    thread: MessagePlace | None = None
+    """The message that it is a reply to."""
 
 
 class Sender:
-    """Delivers the outbox through the incoming webhook."""
+    """Delivers the outbox through the incoming webhook, or as the app itself."""
 
     def __init__(
         self, settings: Settings, store: Store, approvals: ApprovalService, http: Http, clock: Clock, metrics: Metrics
@@ -65,6 +61,7 @@ class Sender:
         self._http = http
         self._clock = clock
         self._metrics = metrics
+        self._channel = None if settings.slack is None else SlackChannel(settings.slack, http)
 
     async def cycle(self, lead: Lead) -> int:
         """Send what is due, one at a time. Returns how many got out. Raises LostLease where ``lead`` is no longer the truth.
@@ -72,25 +69,27 @@ class Sender:
         One message that cannot be made costs no other its way out. Where nobody answers, the rest waits: a channel that is away is
         asked once a cycle, and not once a message.
         """
-        slack = self._settings.slack
-        if slack is None:
+        slack, channel = self._settings.slack, self._channel
+        if slack is None or channel is None:
             return 0
         sent = 0
         for item in await asyncio.to_thread(self._due, lead):
             try:
-                payload = await asyncio.to_thread(self._payload, item, slack, lead)
+                letter = await asyncio.to_thread(self._letter, item, slack, lead)
             except (SQLAlchemyError, LostLease):
                 raise  # the database's trouble or this leader's, and not this message's
             except Exception as error:  # the boundary around each message
                 log.exception("message_not_made", subject=item["subject"], kind=item["kind"])
-                await asyncio.to_thread(
-                    self._settle, item, f"cannot be made: {type(error).__name__}: {error}", _UNMADE_S, lead
-                )
+                unmade = Delivery(f"cannot be made: {type(error).__name__}: {error}", _UNMADE_S)
+                await asyncio.to_thread(self._settle, item, unmade, lead)
                 continue
-            if payload is None:
+            if letter is None:
                 continue
-            delivery = await self._post(slack.webhook_url.get_secret_value(), payload, slack)
-            await asyncio.to_thread(self._settle, item, delivery.problem, delivery.retry_s, lead)
+            if letter.replaces is not None:
+                delivery = await channel.update(letter.replaces, letter.payload)
+            else:
+                delivery = await channel.post(letter.payload, letter.thread)
+            await asyncio.to_thread(self._settle, item, delivery, lead)
             sent += delivery.problem is None
             if delivery.away:
                 break
@@ -103,6 +102,11 @@ class Sender:
                 outbox.put(
                     db, channel="slack", kind="recommendation", subject=row["id"], revision=row["revision"], now=now
                 )
+            for told in outbox.outdated(db, now - REWRITE_S):
+                if told["message_ts"] is not None or self._decided_elsewhere(db, told):
+                    outbox.put(
+                        db, channel="slack", kind="decided", subject=told["subject"], revision=told["revision"], now=now
+                    )
             said = {row["endpoint"] for row in recommendations.listed(db, states=recommendations.OPEN)}
             muted = mutes.standing(db, now)
             for finding in fleet.findings(
@@ -115,27 +119,40 @@ class Sender:
                     outbox.put(db, channel="slack", kind="finding", subject=finding["key"], revision=revision, now=now)
             return outbox.due(db, now)
 
+    def _decided_elsewhere(self, db: sa.Connection, told: outbox.Row) -> bool:
+        """Whether a person decided it, and not in Slack: nothing in the channel shows it."""
+        given = [
+            d
+            for d in recommendations.decisions(db, told["subject"])
+            if d["accepted"] and d["revision"] == told["revision"]
+        ]
+        return bool(given) and given[-1]["channel"] != "slack"
+
     async def answer(self, reply: Reply) -> None:
         """Tell the people in the channel what came of a click. Best effort: the decision stands either way."""
-        slack = self._settings.slack
-        if slack is None or reply.response_url is None:
+        channel = self._channel
+        if channel is None or reply.response_url is None:
             return
         if reply.ruling.accepted and reply.row is not None:
-            payload = message.decided(reply.row, reply.user, reply.row["state"])
+            payload = {"replace_original": True, **message.decided(reply.row, reply.user, reply.row["state"])}
         else:
             payload = message.refused(reply.ruling.text)
-        delivery = await self._post(reply.response_url, payload, slack)
+        delivery = await channel.answer(reply.response_url, payload)
         if delivery.problem is not None:
             log.warning("slack_answer_failed", error=delivery.problem)
 
-    def _payload(self, item: outbox.Row, slack: SlackSettings, lead: Lead) -> dict[str, Any] | None:
+    def _letter(self, item: outbox.Row, slack: SlackSettings, lead: Lead) -> _Letter | None:
         """The message as it is now; None, and the item closed, where there is nothing to say any more."""
         now = self._clock.now()
         with control.leading(self._store, lead) as db:
             if item["kind"] == "change":
                 change = changes.get(db, item["subject"])
                 if change is not None:
-                    return message.change(change, changes.ledger(db, change_id=change["id"]), self._page())
+                    thread = _place(outbox.place(db, "recommendation", change["recommendation_id"] or ""))
+                    payload = message.change(change, changes.ledger(db, change_id=change["id"]), self._page())
+                    if thread is not None and change["state"] != "succeeded":
+                        payload["reply_broadcast"] = True  # in the channel too: somebody must look
+                    return _Letter(payload, thread=thread)
                 outbox.sent(db, item["id"], now)
                 return None
             if item["kind"] == "finding":
@@ -144,11 +161,13 @@ class Sender:
                 found = next((f for f in heard if f["key"] == item["subject"]), None)
                 known = fleet.get(db, found["endpoint"]) if found is not None else None
                 if found is not None:
-                    return message.finding(found, known["decision"] if known else None, self._page())
+                    return _Letter(message.finding(found, known["decision"] if known else None, self._page()))
                 outbox.sent(db, item["id"], now)  # it has passed, or nobody wants to hear of it
                 return None
             if item["kind"] == "report":
-                return message.report(item["subject"], outbox.reports(db, limit=1)[0], self._page())
+                return _Letter(message.report(item["subject"], outbox.reports(db, limit=1)[0], self._page()))
+            if item["kind"] == "decided":
+                return self._decided(db, item)
             row = recommendations.get(db, item["subject"])
             endpoint = next(
                 (e for e in self._settings.endpoints if row is not None and e.name == row["endpoint"]), None
@@ -164,8 +183,21 @@ class Sender:
             known = fleet.get(db, row["endpoint"])
             case = case_of(db, row, now, known["shape_version"] if known is not None else None, door="slack")
             rules = rule_verdicts(case, guardrails_of(self._settings, row["endpoint"]))
-            tokens = self._tokens(db, row, rules) if slack.signing_secret is not None else None
-            return message.recommendation(row, tokens, self._page(), [v for v in rules if v.rule != "DOOR"])
+            tokens = self._tokens(db, row, rules) if slack.takes_clicks else None
+            return _Letter(message.recommendation(row, tokens, self._page(), [v for v in rules if v.rule != "DOOR"]))
+
+    def _decided(self, db: sa.Connection, item: outbox.Row) -> _Letter | None:
+        row = recommendations.get(db, item["subject"])
+        if row is None:
+            outbox.sent(db, item["id"], self._clock.now())
+            return None
+        what = "superseded by a newer revision"
+        if row["revision"] == item["revision"]:
+            what = f"{row['state']} by {row['state_by']}"
+            if row["decided_at"] is None:  # no person's word
+                what += f": {row['state_reason']}"
+        place = _place(outbox.place(db, "recommendation", row["id"], item["revision"]))
+        return _Letter(message.decided(row, None, what), replaces=place)
 
     def _tokens(
         self, db: sa.Connection, row: recommendations.Row, rules: Sequence[RuleVerdict]
@@ -179,32 +211,12 @@ class Sender:
         tokens = self._approvals.issue_tokens(db, row)
         return {str(action): token for action, token in tokens.items() if action != "approve" or not broken}
 
-    async def _post(self, url: str, payload: dict[str, Any], slack: SlackSettings) -> _Delivery:
-        if not allowed_url(url, slack):
-            return _Delivery("the webhook's host is not among slack.allow_hosts", None)
-        try:
-            answer = await self._http.call("POST", url, json=payload, timeout_s=10.0)
-        except (OSError, ValueError) as error:
-            kind = str(error).partition(":")[0]  # the kind alone: the rest names the address, which is a secret
-            return _Delivery(kind, 30.0, away=True)
-        if answer.status == 200:
-            return _Delivery(None, None)
-        said = answer.body[:100].decode("ascii", "replace").strip()
-        text = said if _CODE.fullmatch(said) else ""  # anything but a code may quote the address, which is a secret
-        if answer.status == 429:
-            after = answer.headers.get("retry-after", "")
-            return _Delivery("rate limited", float(after) if after.isascii() and after.isdigit() else 30.0, away=True)
-        permanent = text in PERMANENT or answer.status in (403, 404, 410)
-        return _Delivery(
-            f"HTTP {answer.status} {text}".rstrip(), None if permanent else 60.0, away=answer.status >= 500
-        )
-
-    def _settle(self, item: outbox.Row, problem: str | None, retry_s: float | None, lead: Lead) -> None:
-        now = self._clock.now()
+    def _settle(self, item: outbox.Row, delivery: Delivery, lead: Lead) -> None:
+        now, problem, retry_s, place = self._clock.now(), delivery.problem, delivery.retry_s, delivery.place
         self._metrics.messages.labels("slack", "sent" if problem is None else "failed").inc()
         with control.leading(self._store, lead) as db:
             if problem is None:
-                outbox.sent(db, item["id"], now)
+                outbox.sent(db, item["id"], now, None if place is None else (place.channel, place.ts))
                 if item["kind"] == "recommendation":
                     recommendations.move(
                         db,
@@ -224,3 +236,7 @@ class Sender:
     def _page(self) -> str:
         web = self._settings.web
         return (web.public_url or f"http://{web.host}:{web.port}").rstrip("/")
+
+
+def _place(found: tuple[str, str] | None) -> MessagePlace | None:
+    return None if found is None else MessagePlace(*found)

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from agent.store import schema
+from agent.store.recommendations import OPEN
 from agent.store.rows import MessageRow, ReportRow, every, one
 from agent.store.sql import upsert
 
@@ -30,8 +31,52 @@ def due(db: sa.Connection, now: float, limit: int = 20) -> list[Row]:
     return every(MessageRow, db.execute(query).mappings())
 
 
-def sent(db: sa.Connection, identity: int, now: float) -> None:
-    db.execute(sa.update(_O).where(_O.c.id == identity).values(state="sent", sent_at=now, error=None))
+def sent(db: sa.Connection, identity: int, now: float, place: tuple[str, str] | None = None) -> None:
+    """place: the message's channel and time stamp, where its channel told."""
+    channel, ts = place or (None, None)
+    told = {"message_channel": channel, "message_ts": ts}
+    db.execute(sa.update(_O).where(_O.c.id == identity).values(state="sent", sent_at=now, error=None, **told))
+
+
+def place(db: sa.Connection, kind: str, subject: str, revision: int | None = None) -> tuple[str, str] | None:
+    """Channel and time stamp of the last such message, or of that revision's. None: none was posted, or nobody told where it stands."""
+    query = sa.select(_O.c.message_channel, _O.c.message_ts).where(
+        _O.c.kind == kind, _O.c.subject == subject, _O.c.message_ts.is_not(None)
+    )
+    if revision is not None:
+        query = query.where(_O.c.revision == revision)
+    row = db.execute(query.order_by(_O.c.revision.desc()).limit(1)).one_or_none()
+    return None if row is None else (row.message_channel, row.message_ts)
+
+
+def place_of_token(db: sa.Connection, digest: str) -> tuple[str, str] | None:
+    """Of the message that carries the button of this token."""
+    token = schema.tokens
+    found = db.execute(
+        sa.select(token.c.recommendation_id, token.c.revision).where(token.c.digest == digest)
+    ).one_or_none()
+    return None if found is None else place(db, "recommendation", found.recommendation_id, found.revision)
+
+
+def outdated(db: sa.Connection, since: float) -> list[Row]:
+    """Messages sent since then whose recommendation can no longer be decided by them, and of which nobody was told so."""
+    advice, later = schema.recommendations, _O.alias()
+    told = sa.exists().where(
+        later.c.kind == "decided", later.c.subject == _O.c.subject, later.c.revision == _O.c.revision
+    )
+    query = (
+        sa.select(_O)
+        .join(advice, advice.c.id == _O.c.subject)
+        .where(
+            _O.c.kind == "recommendation",
+            _O.c.state == "sent",
+            _O.c.sent_at >= since,
+            sa.or_(advice.c.state.not_in(OPEN), advice.c.revision > _O.c.revision),
+            ~told,
+        )
+        .order_by(_O.c.id)
+    )
+    return every(MessageRow, db.execute(query).mappings())
 
 
 def failed(db: sa.Connection, identity: int, *, error: str, retry_at: float | None) -> None:

@@ -196,6 +196,9 @@ class MessageRow(TypedDict):
     created_at: float
     next_try_at: float
     sent_at: float | None
+    message_channel: str | None
+    """With ``message_ts`` where it stands, where its channel told."""
+    message_ts: str | None
 
 
 class TuneRow(TypedDict):

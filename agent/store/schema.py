@@ -325,6 +325,8 @@ outbox = sa.Table(
     _real("created_at", nullable=False),
     _real("next_try_at", nullable=False),
     _real("sent_at"),
+    _text("message_channel", nullable=True),
+    _text("message_ts", nullable=True),
     sa.UniqueConstraint("channel", "kind", "subject", "revision"),
 )
 

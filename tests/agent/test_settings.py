@@ -52,7 +52,7 @@ CASES: list[tuple[str, int | None, str, str, str]] = [
         ("sizes:\n  accelerator:\n    memory: 3\n", 3, "sizes.accelerator.memory", "is not a setting", "Did you mean 'memory_gb'?"),
     ("web:\n  zzz: 1\n", 2, "web.zzz", "is not a setting", "Known here: host, port, public_url, token"),
     ("endpoints:\n  - name: chat\n", 2, "endpoints[0].url", "is missing", "Add it"),
-    ("slack: {}\n", 1, "slack.webhook_url", "is missing", "Add it"),
+    ("slack: {}\n", 1, "slack.webhook_url", "is missing. Add it, or a bot_token", "settings.md"),
     ("web:\n  port: many\n", 2, "web.port", "is not a whole number", "Write a whole number"),
     ("web:\n  port: 70000\n", 2, "web.port", "65535", "docs/settings.md"),
     ("collect: 3\n", 1, "collect", "is not a mapping", "Write `key: value`"),
@@ -185,7 +185,8 @@ def test_a_secret_that_is_written_out_is_refused_and_not_repeated(write: Write, 
 
 def test_every_secret_field_is_guarded(write: Write) -> None:
     text = (
-        "people: [{name: ada, token: g}]\nweb: {token: a}\nslack: {webhook_url: b, signing_secret: c, previous_signing_secret: d}\n"
+        "people: [{name: ada, token: g}]\nweb: {token: a}\nslack: {webhook_url: b, signing_secret: c, previous_signing_secret: d, "
+        "bot_token: h, app_token: i, channel_id: C0CHAN}\n"
         + HEAD
         + "    api_key: e\n    bill: {vendor: openai, key: f}\n"
     )
@@ -352,7 +353,7 @@ def test_the_example_is_fine_as_it_is(write: Write) -> None:
 
 def test_the_example_is_fine_with_everything_switched_on(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands commented out must be right too."""
-    for name in ("FLYBALL_PAGE_TOKEN", "SLACK_WEBHOOK_URL", "SLACK_SIGNING_SECRET", "VLLM_API_KEY"):
+    for name in ("FLYBALL_PAGE_TOKEN", "SLACK_BOT_TOKEN", "SLACK_APP_TOKEN", "VLLM_API_KEY"):
         monkeypatch.setenv(name, SECRET)
     lines = files("agent").joinpath("flyball.example.yaml").read_text(encoding="utf-8").splitlines()
     starts = ("# token:", "# slack:", "#   ", "# model:", "# api_key:", "# probe:")

@@ -160,7 +160,6 @@ def test_a_refusal_is_escaped_and_seen_by_one_person_alone() -> None:
 
 def test_a_decided_message_has_no_buttons_and_says_who() -> None:
     sent = message.decided(_row(), ADA, "approved")
-    assert sent["replace_original"] is True
     assert _buttons(sent) == []
     assert f"approved by <@{ADA}>" in json.dumps(sent)
 
