@@ -3,9 +3,10 @@
 The Azure conversation trace, tiled to the wanted number of requests and run at a share of the capacity of the engine below. The
 plain iteration-by-iteration simulator of the tests runs a slice of the same traffic in the same process, for the ratio, and to
 check that both agree. ``--week`` adds a week of one endpoint (5,000,000 requests) on one candidate, and the same under an
-autoscaler that is asked every 15 s. ``--command`` adds the whole command, in a process of its own. ``--sweep`` adds a day of it on 200
-candidates, over all cores. ``--install-peers DIR`` installs public simulators there, and ``--peers DIR`` runs those of an earlier time:
-on the same traffic, in this run (``simulators.py``). The last table is of wall times as published or as measured elsewhere.
+autoscaler that is asked every 15 s. ``--command`` adds the whole command, in a process of its own, on as many requests and on a
+week's. ``--sweep`` adds a day of it on 200 candidates, over all cores. ``--install-peers DIR`` installs public simulators there, and
+``--peers DIR`` runs those of an earlier time: on the same traffic, in this run (``simulators.py``). The last table is of wall times as
+published or as measured elsewhere.
 
     python benchmarks/whatif_speed.py [--data ../shared/data] [--requests 1000000] [--load 0.7] [--command] [--week] [--sweep] [--output FILE]
         [--install-peers DIR | --peers DIR]
@@ -19,6 +20,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -173,16 +175,13 @@ def measure(
 
 def measure_command(trace: Workload, n: int, load: float, repeats: int) -> dict[str, Any]:
     """``flyball whatif --trace FILE --engine FILE --output json`` in a process of its own, from its start to its end; the file is CSV."""
+    from collectors.traces import write_trace
+
     work = at_rate(tiled(trace, n), load * capacity(trace))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "engine.json").write_text(engine().to_json())
-        with (folder / "trace.csv").open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(("arrival_s", "prompt_tokens", "output_tokens"))
-            rows.writerows(
-                zip(work.arrival_s.tolist(), work.prompt_tokens.tolist(), work.output_tokens.tolist(), strict=True)
-            )
+        write_trace(work, folder / "trace.csv")
         flyball = Path(sys.executable).with_name("flyball")
         command = [
             flyball,
@@ -194,12 +193,19 @@ def measure_command(trace: Workload, n: int, load: float, repeats: int) -> dict[
             "--output",
             "json",
         ]
-        walls = []
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        walls, cpus = [], []
         for _ in range(repeats + 1):  # the first compiles, where nothing is compiled yet
-            begin = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
+            begin, used = time.perf_counter(), _cpu_of_children()
+            subprocess.run(command, check=True, capture_output=True, env=own)
             walls.append(time.perf_counter() - begin)
-    return {"requests": n, "wall_s": walls[1:], "requests_per_s": n / min(walls[1:])}
+            cpus.append(_cpu_of_children() - used)
+    return {"requests": n, "wall_s": walls[1:], "cpu_s": cpus[1:], "requests_per_s": n / min(walls[1:])}
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @dataclass(frozen=True)
@@ -348,8 +354,10 @@ def main() -> int:
     )
     show(result["mixture"], "The same of a mixture of experts")
     if args.command:
-        result["command"] = measure_command(read_trace(path), args.requests, args.load, args.repeats)
-        show(result["command"], "The whole command: start, trace read, replayed, answered")
+        result["command"] = []
+        for n in (args.requests, WEEK_REQUESTS):
+            result["command"].append(measure_command(read_trace(path), n, args.load, args.repeats))
+            show(result["command"][-1], "The whole command: start, trace read, replayed, answered")
     if args.week:
         result["week"] = measure_week(read_trace(path), args.repeats)
         show(result["week"], "A week on one candidate, one core")
