@@ -4,12 +4,12 @@ The Azure conversation trace, tiled to the wanted number of requests and run at 
 plain iteration-by-iteration simulator of the tests runs a slice of the same traffic in the same process, for the ratio, and to
 check that both agree. ``--week`` adds a week of one endpoint (5,000,000 requests) on one candidate, and the same under an
 autoscaler that is asked every 15 s. ``--command`` adds the whole command, in a process of its own, on as many requests and on a
-week's. ``--sweep`` adds a day of it on 200 candidates, over all cores. ``--install-peers DIR`` installs public simulators there, and
-``--peers DIR`` runs those of an earlier time: on the same traffic, in this run (``simulators.py``). The last table is of wall times as
-published or as measured elsewhere.
+week's. ``--calibration`` adds one from a day of windows. ``--sweep`` adds a day of it on 200 candidates, over all cores.
+``--install-peers DIR`` installs public simulators there, and ``--peers DIR`` runs those of an earlier time: on the same traffic, in
+this run (``simulators.py``). The last table is of wall times as published or as measured elsewhere.
 
-    python benchmarks/whatif_speed.py [--data ../shared/data] [--requests 1000000] [--load 0.7] [--command] [--week] [--sweep] [--output FILE]
-        [--install-peers DIR | --peers DIR]
+    python benchmarks/whatif_speed.py [--data ../shared/data] [--requests 1000000] [--load 0.7] [--command] [--week] [--calibration] [--sweep]
+        [--output FILE] [--install-peers DIR | --peers DIR]
 """
 
 from __future__ import annotations
@@ -247,6 +247,38 @@ def measure_week(trace: Workload, repeats: int) -> dict[str, Any]:
     return result
 
 
+def measure_calibration(repeats: int) -> dict[str, Any]:
+    """From a day of windows of a minute, whose load goes up and down by a factor of ten: processor time."""
+    from actuators.shape import Shape
+    from analyzers.hardware import ACCELERATORS
+    from analyzers.whatif.calibrate import calibrate
+    from tests.analyzers.whatif.reference_server import poisson, windows
+
+    hours = [poisson(1.0 + 4.5 * (1.0 - math.cos(2.0 * math.pi * hour / 24)), 3600.0, hour) for hour in range(24)]
+    day = Workload(
+        np.concatenate([work.arrival_s + 3600.0 * hour for hour, work in enumerate(hours)]),
+        *(
+            np.concatenate([getattr(work, f"{name}_tokens") for work in hours])
+            for name in ("prompt", "output", "prefix")
+        ),
+    )
+    seen = windows(engine(), day)
+    limits = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "kv_tokens": 400_000}
+    shape = Shape(replicas=1, accelerator="H100", accelerator_count=1, engine=limits)
+    used = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        found = calibrate(seen, shape, prior=None, hardware=ACCELERATORS["H100"])
+        used.append(time.process_time() - begin)
+    return {
+        "windows": len(seen),
+        "requests": len(day),
+        "loads": found.loads,
+        "cpu_s": used,
+        "residuals": dict(found.residuals),
+    }
+
+
 def measure_peers(trace: Workload, load: float, folder: Path, requests: int) -> list[dict[str, Any]]:
     """Public simulators on the traffic of ``measure``, each beside the engine on the same question."""
     from benchmarks.simulators import POINT_REQUESTS, beside
@@ -337,6 +369,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--command", action="store_true", help="also `flyball whatif` on the requests as a file")
     parser.add_argument("--week", action="store_true", help="also 5,000,000 requests on one candidate")
+    parser.add_argument("--calibration", action="store_true", help="also a calibration from a day of windows")
     parser.add_argument("--sweep", action="store_true", help="also a day on 200 candidates, over all cores")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads of the sweep")
     parser.add_argument("--peers", type=Path, help="the folder that --install-peers filled: run those simulators too")
@@ -361,6 +394,9 @@ def main() -> int:
     if args.week:
         result["week"] = measure_week(read_trace(path), args.repeats)
         show(result["week"], "A week on one candidate, one core")
+    if args.calibration:
+        result["calibration"] = measure_calibration(args.repeats)
+        show(result["calibration"], "A calibration from a day of windows, one core")
     if args.sweep:
         result["sweep"] = measure_sweep(read_trace(path), args.workers)
         show(result["sweep"], "A day on 200 candidates")
