@@ -3,12 +3,13 @@
 The Azure conversation trace, tiled to the wanted number of requests and run at a share of the capacity of the engine below. The
 plain iteration-by-iteration simulator of the tests runs a slice of the same traffic in the same process, for the ratio, and to
 check that both agree. ``--week`` adds a week of one endpoint (5,000,000 requests) on one candidate, and the same under an
-autoscaler that is asked every 15 s. ``--command`` adds the whole command, in a process of its own. ``--sweep`` adds a day of it on 200
-candidates, over all cores. ``--install-peers DIR`` installs public simulators there, and ``--peers DIR`` runs those of an earlier time:
-on the same traffic, in this run (``simulators.py``). The last table is of wall times as published or as measured elsewhere.
+autoscaler that is asked every 15 s. ``--command`` adds the whole command, in a process of its own, on as many requests and on a
+week's. ``--calibration`` adds one from a day of windows. ``--sweep`` adds a day of it on 200 candidates, over all cores.
+``--install-peers DIR`` installs public simulators there, and ``--peers DIR`` runs those of an earlier time: on the same traffic, in
+this run (``simulators.py``). The last table is of wall times as published or as measured elsewhere.
 
-    python benchmarks/whatif_speed.py [--data ../shared/data] [--requests 1000000] [--load 0.7] [--command] [--week] [--sweep] [--output FILE]
-        [--install-peers DIR | --peers DIR]
+    python benchmarks/whatif_speed.py [--data ../shared/data] [--requests 1000000] [--load 0.7] [--command] [--week] [--calibration] [--sweep]
+        [--output FILE] [--install-peers DIR | --peers DIR]
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -173,16 +175,13 @@ def measure(
 
 def measure_command(trace: Workload, n: int, load: float, repeats: int) -> dict[str, Any]:
     """``flyball whatif --trace FILE --engine FILE --output json`` in a process of its own, from its start to its end; the file is CSV."""
+    from collectors.traces import write_trace
+
     work = at_rate(tiled(trace, n), load * capacity(trace))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "engine.json").write_text(engine().to_json())
-        with (folder / "trace.csv").open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(("arrival_s", "prompt_tokens", "output_tokens"))
-            rows.writerows(
-                zip(work.arrival_s.tolist(), work.prompt_tokens.tolist(), work.output_tokens.tolist(), strict=True)
-            )
+        write_trace(work, folder / "trace.csv")
         flyball = Path(sys.executable).with_name("flyball")
         command = [
             flyball,
@@ -194,12 +193,19 @@ def measure_command(trace: Workload, n: int, load: float, repeats: int) -> dict[
             "--output",
             "json",
         ]
-        walls = []
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        walls, cpus = [], []
         for _ in range(repeats + 1):  # the first compiles, where nothing is compiled yet
-            begin = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
+            begin, used = time.perf_counter(), _cpu_of_children()
+            subprocess.run(command, check=True, capture_output=True, env=own)
             walls.append(time.perf_counter() - begin)
-    return {"requests": n, "wall_s": walls[1:], "requests_per_s": n / min(walls[1:])}
+            cpus.append(_cpu_of_children() - used)
+    return {"requests": n, "wall_s": walls[1:], "cpu_s": cpus[1:], "requests_per_s": n / min(walls[1:])}
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @dataclass(frozen=True)
@@ -239,6 +245,38 @@ def measure_week(trace: Workload, repeats: int) -> dict[str, Any]:
             "changes": len(out.replicas) - 1,
         }
     return result
+
+
+def measure_calibration(repeats: int) -> dict[str, Any]:
+    """From a day of windows of a minute, whose load goes up and down by a factor of ten: processor time."""
+    from actuators.shape import Shape
+    from analyzers.hardware import ACCELERATORS
+    from analyzers.whatif.calibrate import calibrate
+    from tests.analyzers.whatif.reference_server import poisson, windows
+
+    hours = [poisson(1.0 + 4.5 * (1.0 - math.cos(2.0 * math.pi * hour / 24)), 3600.0, hour) for hour in range(24)]
+    day = Workload(
+        np.concatenate([work.arrival_s + 3600.0 * hour for hour, work in enumerate(hours)]),
+        *(
+            np.concatenate([getattr(work, f"{name}_tokens") for work in hours])
+            for name in ("prompt", "output", "prefix")
+        ),
+    )
+    seen = windows(engine(), day)
+    limits = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "kv_tokens": 400_000}
+    shape = Shape(replicas=1, accelerator="H100", accelerator_count=1, engine=limits)
+    used = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        found = calibrate(seen, shape, prior=None, hardware=ACCELERATORS["H100"])
+        used.append(time.process_time() - begin)
+    return {
+        "windows": len(seen),
+        "requests": len(day),
+        "loads": found.loads,
+        "cpu_s": used,
+        "residuals": dict(found.residuals),
+    }
 
 
 def measure_peers(trace: Workload, load: float, folder: Path, requests: int) -> list[dict[str, Any]]:
@@ -331,6 +369,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--command", action="store_true", help="also `flyball whatif` on the requests as a file")
     parser.add_argument("--week", action="store_true", help="also 5,000,000 requests on one candidate")
+    parser.add_argument("--calibration", action="store_true", help="also a calibration from a day of windows")
     parser.add_argument("--sweep", action="store_true", help="also a day on 200 candidates, over all cores")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads of the sweep")
     parser.add_argument("--peers", type=Path, help="the folder that --install-peers filled: run those simulators too")
@@ -348,11 +387,16 @@ def main() -> int:
     )
     show(result["mixture"], "The same of a mixture of experts")
     if args.command:
-        result["command"] = measure_command(read_trace(path), args.requests, args.load, args.repeats)
-        show(result["command"], "The whole command: start, trace read, replayed, answered")
+        result["command"] = []
+        for n in (args.requests, WEEK_REQUESTS):
+            result["command"].append(measure_command(read_trace(path), n, args.load, args.repeats))
+            show(result["command"][-1], "The whole command: start, trace read, replayed, answered")
     if args.week:
         result["week"] = measure_week(read_trace(path), args.repeats)
         show(result["week"], "A week on one candidate, one core")
+    if args.calibration:
+        result["calibration"] = measure_calibration(args.repeats)
+        show(result["calibration"], "A calibration from a day of windows, one core")
     if args.sweep:
         result["sweep"] = measure_sweep(read_trace(path), args.workers)
         show(result["sweep"], "A day on 200 candidates")

@@ -139,13 +139,18 @@ def _numbers(file: TraceFile, name: str, column: pa.Array) -> Floats:
     """(n,) finite numbers."""
     if column.null_count:
         raise file.wrong("is missing", "Write a number", row=_first_null(column), column=name)
-    values: Floats = column.to_numpy(zero_copy_only=False).copy()  # Arrow's own memory is read-only
+    values: Floats = _array(column).copy()  # Arrow's own memory is read-only
     _refuse(file, name, ~np.isfinite(values), values, "Write a finite number", "is {}")
     return values
 
 
 def _first_null(column: pa.Array) -> int:
-    return int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+    return int(pc.index(column.is_null(), True).as_py())
+
+
+def _array(column: pa.Array) -> NDArray[Any]:
+    """Arrow's own memory of a column of numbers, none missing. (``to_numpy`` gives the same, but imports pandas where that is installed.)"""
+    return np.from_dlpack(column)
 
 
 def _seconds(file: TraceFile, name: str, column: pa.Array) -> Floats:
@@ -251,7 +256,7 @@ def _sessions(file: TraceFile, column: pa.Array) -> Ints:
         column = pc.if_else(pc.is_nan(column), None, column)
     try:
         named = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        codes: Ints = pc.fill_null(named.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False).copy()
+        codes: Ints = _array(pc.fill_null(named.indices.cast(pa.int64()), -1)).copy()
     except pa.ArrowException as error:
         raise file.wrong(f"holds {column.type}", "Store text or whole numbers", column="session") from error
     without = codes < 0
@@ -349,7 +354,7 @@ def _instants(file: TraceFile, name: str, column: pa.Array) -> Ints:
     zoned = pa.types.is_string(column.type) and bool(_A_ZONE.search(column[0].as_py()))
     try:
         zone = column.type.tz if pa.types.is_timestamp(column.type) else "UTC" if zoned else None
-        found: Ints = column.cast(pa.timestamp("ns", zone)).cast(pa.int64()).to_numpy(zero_copy_only=False)
+        found: Ints = _array(column.cast(pa.timestamp("ns", zone)).cast(pa.int64()))
         return found
     except pa.ArrowException as error:
         for row, text in enumerate(column.to_pylist()):
@@ -448,14 +453,18 @@ def _blocks(file: TraceFile, column: pa.Array | None, prompt: Ints, usual: int, 
         return None
     if column.null_count:
         raise file.wrong("is missing", "Write [] where nothing is known", row=_first_null(column), column="hash_ids")
-    counts = np.diff(column.offsets.to_numpy()).astype(np.int64)
+    counts = np.diff(_array(column.offsets)).astype(np.int64)
     size = _block_size(counts, prompt, usual)
     if size != usual:
         notes.append(f"hash_ids are of {size} tokens, by the prompts' lengths; the format has {usual}")
     small = counts > -(-prompt // size)
     do = f"Its blocks must be of {size} tokens"
     _refuse(file, "hash_ids", small, counts, do, "holds {} blocks, more than the prompt fills")
-    return _Blocks(column.flatten().to_numpy(zero_copy_only=False), counts, size)
+    ids = column.flatten()
+    if ids.null_count:
+        row = int(np.searchsorted(np.cumsum(counts), _first_null(ids), "right"))
+        raise file.wrong("holds null", "Write whole numbers", row=row, column="hash_ids")
+    return _Blocks(_array(ids), counts, size)
 
 
 def _block_size(counts: Ints, prompt: Ints, usual: int) -> int:
@@ -572,8 +581,8 @@ def _is_bailian(file: TraceFile) -> bool:
         found = file.columns({"input_length": NUMBER, "hash_ids": BLOCKS})
         if found["hash_ids"].null_count or found["input_length"].null_count:
             return False
-        counts = np.diff(found["hash_ids"].offsets.to_numpy()).astype(np.int64)
-        prompt = found["input_length"].to_numpy(zero_copy_only=False)
+        counts = np.diff(_array(found["hash_ids"].offsets)).astype(np.int64)
+        prompt = _array(found["input_length"])
         tokens = np.clip(np.nan_to_num(prompt), 0, _MOST_TOKENS).astype(np.int64)
         return _block_size(counts, tokens, MOONCAKE_BLOCK) == BAILIAN_BLOCK
     except BadTrace:  # the format's own reader says what is wrong, and where

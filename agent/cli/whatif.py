@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,7 @@ from analyzers.words import heading, lasting
 if TYPE_CHECKING:
     from agent.whatif.figures import CandidateOutcome
     from agent.whatif.table import Figure, Row
+    from collectors.traces import Trace
     from collectors.workload import Floats
 
 Answer = dict[str, Any]
@@ -210,6 +212,19 @@ def _check(given: WhatIfOptions) -> None:
 
 
 def _from_trace(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], Floats]:
+    from collectors import traces
+
+    assert given.trace is not None
+    of_file: list[str] = []
+    with ThreadPoolExecutor(1) as pool:  # the file is read while the engine is loaded
+        reading = pool.submit(traces.read, given.trace, given.trace_format, of_file, given.time_unit)
+        return _replayed(given, reading, of_file)
+
+
+def _replayed(
+    given: WhatIfOptions, reading: Future[Trace], of_file: list[str]
+) -> tuple[Answer, list[CandidateOutcome], Floats]:
+    """of_file: the notes about the trace, whole once it is read."""
     from agent.whatif import replays
     from agent.whatif.candidates import candidates
     from analyzers import grammar
@@ -233,7 +248,10 @@ def _from_trace(given: WhatIfOptions) -> tuple[Answer, list[CandidateOutcome], F
         timeout_s=timeout_s,
     )
     with progress("replaying", len(tried)) as advance:
-        workload, taken = replays.read(given.trace, given.trace_format, given.speed, notes, given.time_unit)
+        replays.load(tried[0])
+        taken = reading.result()
+        notes += of_file
+        workload = replays.at_speed(taken.workload, given.speed, notes)
         traffic = ReplayTraffic(workload, objective, timeout_s)
         outcomes = replays.all_replayed(traffic, tried, requests_out=given.requests_out, advance=advance)
     told = replays.answer(traffic, tried, outcomes, trace=given.trace, taken=taken, engine=given.engine, notes=notes)

@@ -73,7 +73,7 @@ def refused(candidate: Candidate, why: CannotPredict, traffic: ReplayTraffic) ->
     unknown = (
         *_COUNTS, "requests_per_s", "output_tokens_per_s", "goodput_per_s", "running_mean", "waiting_mean", "kv_usage_max",
         "replica_hours", "replicas_max", "replica_timeline", "cost_usd", "usd_per_hour", "simulated_s", "saturated", "saturates",
-        "prediction", "wall_s", "compile_s",
+        "prediction", "wall_s",
     )  # fmt: skip
     return {
         **_identity(candidate),

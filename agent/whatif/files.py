@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from agent import silicon
 from analyzers.grammar import BadQuestion
+from analyzers.hardware import ACCELERATORS
 from analyzers.kinds.engine import fleets
+from analyzers.kinds.engine.engines import Engines
 from analyzers.kinds.registry import system_of
 from analyzers.kinds.system import ReplaySystem
 from analyzers.prediction import CannotPredict
 
 
 def engine_file(path: Path) -> ReplaySystem:
-    """Of whichever kind it is. Raises BadQuestion that names file and field."""
+    """Of whichever kind it is, with all that is known here of accelerators. Raises BadQuestion that names file and field."""
     data = _json_object(path, "an engine file, as `flyball calibrate` writes it")
     try:
-        return system_of(data)
+        system = system_of(data)
     except (ValueError, CannotPredict) as error:
         raise BadQuestion(f"{path}: {error}") from error
+    return replace(system, hardware=silicon.equipped(ACCELERATORS)) if isinstance(system, Engines) else system
 
 
 def fleet_file(path: Path) -> fleets.FleetForm:

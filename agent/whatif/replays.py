@@ -1,15 +1,17 @@
 """A request trace on candidates, whatever kinds they are: their replays side by side, and the answer as plain JSON.
 
-Every candidate sees the same requests. The first is replayed alone, which also compiles the engine; the others over the cores.
+Every candidate sees the same requests, and they are replayed side by side, over the cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from agent.clock import WallClock
 from agent.whatif import figures, requests
@@ -18,6 +20,7 @@ from agent.whatif.figures import SCHEMA_VERSION, CandidateOutcome, numbered
 from agent.whatif.parallel import each
 from analyzers import grammar
 from analyzers.kinds.results import ReplayTraffic
+from analyzers.objective import Objective
 from collectors import traces
 from collectors.traces import Trace
 from collectors.workload import Workload
@@ -27,11 +30,24 @@ def read(
     path: Path, format_name: str | None, speed: float | None, notes: list[str], time_unit: str | None = None
 ) -> tuple[Workload, Trace]:
     """The trace, arriving ``speed`` times as fast, and what its file was taken for. Raises BadTrace, BadQuestion."""
-    factor = grammar.positive(speed, "--speed") or 1.0
     found = traces.read(path, format_name, notes, time_unit)
-    if factor != 1.0:
-        notes.append(f"arrivals {factor:g} times as fast as in the trace")
-    return replace(found.workload, arrival_s=found.workload.arrival_s / factor), found
+    return at_speed(found.workload, speed, notes), found
+
+
+def at_speed(workload: Workload, speed: float | None, notes: list[str]) -> Workload:
+    """Arriving ``speed`` times as fast. Raises BadQuestion."""
+    factor = grammar.positive(speed, "--speed") or 1.0
+    if factor == 1.0:
+        return workload
+    notes.append(f"arrivals {factor:g} times as fast as in the trace")
+    return replace(workload, arrival_s=workload.arrival_s / factor)
+
+
+def load(candidate: Candidate) -> None:
+    """Compile what its replay needs, or load it: one request is replayed."""
+    if candidate.system.refused is None:
+        one, none = np.ones(1, np.int64), np.zeros(1, np.int64)
+        candidate.system.run(ReplayTraffic(Workload(np.zeros(1), one, one, none), Objective(())))
 
 
 def replayed(traffic: ReplayTraffic, candidate: Candidate, *, rows: bool = False) -> CandidateOutcome:
@@ -40,13 +56,10 @@ def replayed(traffic: ReplayTraffic, candidate: Candidate, *, rows: bool = False
     if system.refused is not None:
         return CandidateOutcome(figures.refused(candidate, system.refused, traffic), {})
     clock = WallClock()
-    times = [clock.monotonic()]
-    system.run(traffic.first)  # compiles the engine, or loads it
-    times.append(clock.monotonic())
+    begin = clock.monotonic()
     ran = system.run(traffic)
-    times.append(clock.monotonic())
-    took = {"wall_s": times[2] - times[1], "compile_s": times[1] - times[0]}
-    found = {**figures.of(candidate, ran, traffic), **took}
+    wall_s = clock.monotonic() - begin
+    found = {**figures.of(candidate, ran, traffic), "wall_s": wall_s}
     return CandidateOutcome(found, figures.curves(ran.best), ran.best.rows() if rows else None)
 
 
@@ -63,17 +76,12 @@ def all_replayed(
     """
     found: list[CandidateOutcome] = []
     with requests.writing(requests_out, traffic.workload, len(tried) > 1) as writer:
-        for outcome in _each(partial(replayed, traffic, rows=writer is not None), tried):
+        for outcome in each(partial(replayed, traffic, rows=writer is not None), tried):
             if writer is not None and outcome.rows is not None:
                 writer.write(outcome.figures["candidate"], outcome.rows)
             found.append(replace(outcome, rows=None))
             advance()
     return found
-
-
-def _each(work: Callable[[Candidate], CandidateOutcome], tried: Sequence[Candidate]) -> Iterator[CandidateOutcome]:
-    yield work(tried[0])
-    yield from each(work, tried[1:])
 
 
 def answer(

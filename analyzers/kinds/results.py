@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,6 @@ class ReplayTraffic:
             if target.quantile is not None:
                 found[target.metric] = max(target.limit, found.get(target.metric, 0.0))
         return found
-
-    @property
-    def first(self) -> ReplayTraffic:
-        """Its first request alone."""
-        w = self.workload
-        one = (w.arrival_s[:1], w.prompt_tokens[:1], w.output_tokens[:1], w.prefix_tokens[:1])
-        return replace(self, workload=Workload(*one, None if w.session is None else w.session[:1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,6 +192,15 @@ def replay(
     return _read(workload, machine, course, end)
 
 
+def outcomes(workload: Workload, model: EngineModel, *, timeout_s: float | None = None) -> RequestOutcomes:
+    """``replay(...).per_request`` on one engine, without the sums and distributions beside it, which cost a short replay a quarter."""
+    patience = math.inf if timeout_s is None else float(timeout_s)
+    _check(workload, 1, ROUTERS[0], math.inf, patience, None)
+    machine = kernel.KernelMachine(workload, model, 1, kernel.ROUND_ROBIN, patience, tracked=False)
+    course = steady(1, machine, math.inf)
+    return _outcomes(workload, machine, course.seen, math.inf)
+
+
 def _check(
     workload: Workload, replicas: int, router: str, end: float, patience: float, fleet: ReplicaFleet | None
 ) -> None:
@@ -215,18 +224,12 @@ def _check(
 def _read(workload: Workload, machine: kernel.KernelMachine, course: FleetHistory, end: float) -> Replay:
     """The machine's arrays as a Replay."""
     real, whole, seen, arrival = machine.real, machine.whole, course.seen, workload.arrival_s
-    ttft, queue, e2e = machine.ttft, machine.queue, machine.e2e
-    if machine.timeout_s < math.inf:
-        e2e[:seen][(e2e[:seen] == kernel.UNFINISHED) & (arrival[:seen] + machine.timeout_s <= end)] = kernel.TIMED_OUT
+    each = _outcomes(workload, machine, seen, end)
+    ttft, queue, e2e, outputs = each.ttft_s, each.queue_s, each.e2e_s, each.output_tokens
+    refused, late, failed = each.rejected, each.timed_out, each.failed
     done = e2e >= 0.0
     completed = int(np.count_nonzero(done))
     whole_run = completed == len(workload)
-    refused, late, failed = (
-        np.zeros_like(done) if whole_run else e2e == what for what in (kernel.REJECTED, kernel.TIMED_OUT, kernel.FAILED)
-    )
-    if not whole_run:
-        e2e[~done] = -1.0
-    outputs = workload.output_tokens
     many = outputs > 1 if whole_run else done & (outputs > 1)
     decode = e2e[many] - ttft[many]
     simulated = max(machine.latest_end(), float(arrival[seen - 1]) if seen else 0.0, course.until_s)
@@ -257,8 +260,23 @@ def _read(workload: Workload, machine: kernel.KernelMachine, course: FleetHistor
         queue=Samples(queue if whole_run else queue[queue >= 0.0]),
         waiting_growth=growth,
         arrivals_late=rest,
-        per_request=RequestOutcomes(ttft, queue, e2e, refused, late, failed, outputs),
+        per_request=each,
     )
+
+
+def _outcomes(workload: Workload, machine: kernel.KernelMachine, seen: int, end: float) -> RequestOutcomes:
+    """What became of each request."""
+    e2e = machine.e2e
+    if machine.timeout_s < math.inf:
+        gone = workload.arrival_s[:seen] + machine.timeout_s <= end
+        e2e[:seen][(e2e[:seen] == kernel.UNFINISHED) & gone] = kernel.TIMED_OUT
+    lost = e2e < 0.0
+    if lost.any():
+        refused, late, failed = (e2e == what for what in (kernel.REJECTED, kernel.TIMED_OUT, kernel.FAILED))
+        e2e[lost] = -1.0
+    else:
+        refused = late = failed = lost
+    return RequestOutcomes(machine.ttft, machine.queue, e2e, refused, late, failed, workload.output_tokens)
 
 
 def _waiting_growth(arrival: Floats, queue: Floats, never: NDArray[np.bool_], gone: Floats | None) -> tuple[float, int]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 import scipy  # which imports its parts when they are first used
 
 from analyzers.whatif.discrepancy import Z80, Discrepancy, Residual, features
-from analyzers.whatif.engine import Replay, RequestOutcomes, replay
+from analyzers.whatif.engine import Replay, RequestOutcomes, outcomes, replay
 from analyzers.whatif.model import EngineModel, IterationCost
 from collectors.workload import Floats, Ints, Workload
 
@@ -65,6 +65,9 @@ _FAR = math.log(3.0)
 _ALONE: Mapping[str, float] = {"itl_s": 0.1, "e2e_s": 0.1, "ttft_s": 0.15, SPREAD: 0.0}
 #: Steps of the solver at most; and to see which of several starts is the best.
 _STEPS, _ROUGH_STEPS = 20, 6
+#: Beyond so many requests in one evaluation, only one of so many points on the solver's way has a Jacobian by differences, which takes an
+#: evaluation for each unknown. On few requests there is little to save, and the valley is flat.
+_MANY_REQUESTS, _FRESH = 10_000, 3
 _STEP = 0.03  # replays are piecewise smooth: a smaller difference would see their steps
 
 
@@ -307,6 +310,7 @@ class _Problem:
         self._prior = prior
         self._free = np.flatnonzero(prior.doubt > 0.0)
         self._observations = [(o, _engine_of(o, engine), features(o.workload, o.running)) for o in observations]
+        self._many = sum(len(o.workload) for o in observations) > _MANY_REQUESTS
         self._limited = any(engine.limits.kv_tokens is not None for _, engine, _ in self._observations)
         outside = [part.seen for o in observations if not o.inside for part in o.parts]
         times = [seen["ttft_s"][0] for seen in outside if "ttft_s" in seen]
@@ -334,16 +338,13 @@ class _Problem:
         def residuals(free: Floats) -> Floats:
             return self.residuals(whole(free))
 
-        def jacobian(free: Floats) -> Floats:
-            return self.jacobian(whole(free))
-
+        slope = _Slope(residuals, lambda free: self.jacobian(whole(free)), _FRESH if self._many else 1)
         found = scipy.optimize.least_squares(
-            residuals, np.clip(start[self._free], low + 1e-6, high - 1e-6), jacobian, bounds=(low, high),
+            residuals, np.clip(start[self._free], low + 1e-6, high - 1e-6), slope, bounds=(low, high),
             loss="soft_l1", f_scale=2.0, max_nfev=most, xtol=1e-4, ftol=1e-4,
         )  # fmt: skip
         theta = whole(np.asarray(found.x))
-        plain = _plain_jacobian(np.asarray(found.jac), self.residuals(theta))
-        return _Solution(theta, float(found.cost), plain)
+        return _Solution(theta, float(found.cost), self.jacobian(theta))
 
     def compared(self, theta: Floats) -> list[Residual]:
         """What was seen over what is replayed, in logarithms, for each metric of each part."""
@@ -373,7 +374,7 @@ class _Problem:
         known = self._replays.get(key)
         if known is None:
             known = self._replays[key] = [
-                replay(o.workload, with_draw(engine, draw), timeout_s=o.timeout_s).per_request
+                outcomes(o.workload, with_draw(engine, draw), timeout_s=o.timeout_s)
                 for o, engine, _ in self._observations
             ]
             if len(self._replays) > UNKNOWNS:
@@ -473,10 +474,23 @@ def _engine_of(o: Observation, engine: EngineModel) -> EngineModel:
     return engine.with_limits(**limits) if limits else engine
 
 
-def _plain_jacobian(jacobian: Floats, residuals: Floats) -> Floats:
-    """Undo the row scaling that scipy's robust loss (soft_l1, f_scale 2) puts on the Jacobian it returns."""
-    z = (residuals / 2.0) ** 2
-    first = (1.0 + z) ** -0.5
-    second = -0.5 * (1.0 + z) ** -1.5
-    scale = np.maximum(first + 2.0 * second * z, np.finfo(float).eps) ** 0.5
-    return np.asarray(jacobian / scale[:, None])
+class _Slope:
+    """The Jacobian for the solver: by differences at each ``fresh``-th point, and between them as the steps show it (Broyden 1965)."""
+
+    def __init__(
+        self, residuals: Callable[[Floats], Floats], differences: Callable[[Floats], Floats], fresh: int
+    ) -> None:
+        self._residuals, self._differences, self._fresh = residuals, differences, fresh
+        self._points = 0
+        self._free = self._here = self._slope = np.empty(0)
+
+    def __call__(self, free: Floats) -> Floats:
+        here = self._residuals(free)
+        if self._points % self._fresh == 0:
+            slope = self._differences(free)
+        else:
+            step = free - self._free
+            slope = self._slope + np.outer(here - self._here - self._slope @ step, step) / float(step @ step)
+        self._points += 1
+        self._free, self._here, self._slope = free.copy(), here, slope
+        return slope.copy()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agent import silicon
+from agent.whatif.files import engine_file
 from analyzers.architecture import MODELS
 from analyzers.hardware import ACCELERATORS
+from analyzers.kinds.engine.engines import Engines
 from analyzers.steptimes import StepTimes
+from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from analyzers.whatif.roofline import RooflineMachine
 
 needed = pytest.mark.skipif(
@@ -78,6 +82,15 @@ def test_what_it_does_not_know_has_none() -> None:
     assert known is not None
     assert known(MODELS["dbrx"], 8, 2.0, 1) is None
     assert known(MODELS["llama-3.1-8b"], 7, 2.0, 1) is None
+
+
+@needed
+def test_an_engine_file_knows_them(tmp_path: Path) -> None:
+    file = tmp_path / "engine.json"
+    file.write_text(EngineModel(IterationCost(0.01), EngineLimits(64, 2048)).to_json())
+    engine = engine_file(file)
+    assert isinstance(engine, Engines)
+    assert engine.hardware["L40S"].kernels is not None
 
 
 @needed

@@ -14,7 +14,9 @@ import pytest
 from actuators.shape import Shape
 from analyzers.architecture import find_architecture
 from analyzers.hardware import ACCELERATORS
+from analyzers.kinds.engine.engines import Engines
 from analyzers.objective import Objective
+from analyzers.steptimes import StepTimes
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.discrepancy import Discrepancy, Residual, features
 from analyzers.whatif.engine import Router, replay
@@ -154,6 +156,25 @@ def test_other_accelerators_by_the_roofline(asking: tuple[str | Path, ...], work
         for note in got["notes"]
     )
     assert got["candidates"][4]["shape"]["limits"]["kv_tokens"] == 50_000
+
+
+def test_other_accelerators_by_their_kernels_where_they_were_measured() -> None:
+    """The same road as the daemon's: an engine knows of accelerators what it is given."""
+    known = _known(architecture=find_architecture("meta-llama/Llama-3.1-8B"))
+    slow = StepTimes(*(np.array(v) for v in _ITERATIONS), seconds=np.array([0.04, 0.06, 0.08, 0.30]))
+    rows = {name: replace(ACCELERATORS[name], kernels=lambda *_: slow) for name in ("A100-80GB", "L40S")}
+    sheet = Engines(engine=known.model, calibration=known).changed({"accelerator": "L40S"})
+    given = replace(sheet, hardware={**ACCELERATORS, **rows})
+    scaled = "scaled by the measured times of both accelerators' kernels too"
+    assert scaled in given.notes
+    assert scaled not in sheet.notes
+    # The kernels are as fast on both, so that half of the way (of logarithms) between the two accelerators is left.
+    ratio = [e.model.iteration.per_context_token_s / MODEL.iteration.per_context_token_s for e in (sheet, given)]
+    assert ratio[1] == pytest.approx(ratio[0] ** 0.5)
+
+
+#: Decoding, context, prefill, products: decodes of a few and of many, and with more context; a prefill.
+_ITERATIONS = ([1.0, 64.0, 64.0, 0.0], [1e3, 64e3, 256e3, 0.0], [0.0, 0.0, 0.0, 2048.0], [0.0, 0.0, 0.0, 2048.0**2 / 2])
 
 
 def test_what_does_not_fit_is_refused_and_the_others_answered(tmp_path: Path, work: Workload) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
+from analyzers.hardware import ACCELERATORS, Hardware
 from analyzers.kinds.engine import ensembles, fleets
 from analyzers.kinds.results import ReplayResult, ReplayTraffic, Result, of_replay
 from analyzers.money import Tariff, Unit, Usage
@@ -52,6 +53,8 @@ class Engines:
     accelerator: str | None = None
     """Other than the calibrated one."""
     accelerator_count: int | None = None
+    hardware: Mapping[str, Hardware] = field(default_factory=lambda: ACCELERATORS, repr=False)
+    """What is known of accelerators, by name."""
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Self:
@@ -64,7 +67,9 @@ class Engines:
         """Of a calibrated engine. Raises CannotPredict; None without a calibration."""
         if self.calibration is None:
             return None
-        return ensembles.ensemble(self.calibration, self.accelerator, self.accelerator_count, self.settings)
+        return ensembles.ensemble(
+            self.calibration, self.accelerator, self.accelerator_count, self.settings, self.hardware
+        )
 
     @cached_property
     def model(self) -> EngineModel:

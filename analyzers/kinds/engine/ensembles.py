@@ -13,7 +13,7 @@ import numpy as np
 from actuators.shape import Shape
 from analyzers import grammar
 from analyzers.grammar import BadQuestion, Value
-from analyzers.hardware import ACCELERATORS, find
+from analyzers.hardware import ACCELERATORS, Hardware, find
 from analyzers.kinds.results import METRICS, ReplayResult, ReplayTraffic, Result, Rows, of_replay
 from analyzers.strict import nearest
 from analyzers.whatif.calibrate import CalibratedEngine
@@ -52,9 +52,13 @@ def accelerator(name: str, calibration: CalibratedEngine) -> str:
 
 
 def ensemble(
-    calibration: CalibratedEngine, gpu: str | None, gpus: int | None, settings: Mapping[str, Value]
+    calibration: CalibratedEngine,
+    gpu: str | None,
+    gpus: int | None,
+    settings: Mapping[str, Value],
+    hardware: Mapping[str, Hardware],
 ) -> Ensemble:
-    """The calibration on ``gpus`` x ``gpu`` (None: as calibrated), with single engine settings changed.
+    """The calibration on ``gpus`` x ``gpu`` of ``hardware`` (None: as calibrated), with single engine settings changed.
 
     A coefficient that is set scales that of every draw alike. Raises CannotPredict, BadQuestion.
     """
@@ -62,7 +66,7 @@ def ensemble(
     base = base_shape(calibration)
     wanted = {"accelerator": gpu or base.accelerator, "accelerator_count": gpus or base.accelerator_count}
     kept = {"kv_tokens": tokens} if isinstance(tokens := settings.get("kv_tokens"), int) else {}
-    found = Ensemble.of(base.with_(engine=kept, **wanted), calibration, base, ACCELERATORS)
+    found = Ensemble.of(base.with_(engine=kept, **wanted), calibration, base, hardware)
     best = found.draws[0].iteration
     model = grammar.with_settings(replace(found.model, iteration=best), settings)
     draws = tuple(replace(d, iteration=_set(d.iteration, best, model.iteration)) for d in found.draws)
