@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import sqlalchemy as sa
 
-from agent import attest, bills, spend, views
+from agent import attest, bills, brief, spend, views
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, control, fleet, outbox, savings
 from agent.store import recommendations as advice
@@ -36,17 +36,18 @@ from analyzers.words import (
 SCHEMA_VERSION = 1
 
 
-def summary(store: Store, settings: Settings, *, start: float, end: float) -> dict[str, Any]:
-    """The report's figures as JSON. ``start``/``end`` in Unix seconds."""
+def summary(store: Store, settings: Settings, *, start: float, end: float, now: float) -> dict[str, Any]:
+    """The report's figures as JSON. ``start``/``end``: of the period, Unix seconds; what is to be done is as of ``now``."""
     with store.read() as db:
         endpoints = [_endpoint(db, settings, e, start, end) for e in settings.endpoints]
         done = [c for c in changes.listed(db, since=start, purpose="change", limit=1000) if c["created_at"] < end]
         promised = [r for r in changes.ledger(db, since=start) if r["at"] < end]
         waiting = advice.listed(db, states=advice.OPEN)
         attested = savings.listed(db, start=start, end=end)
+        known = {e.name: row for e in settings.endpoints if (row := fleet.get(db, e.name)) is not None}
     spent = Total.of({e["name"]: Cost(e["spent_usd"], tuple(e["spent_lacking"])) for e in endpoints if e["coverage"]})
     offered = _summed((r["endpoint"], r["saving_per_month"]) for r in waiting if (r["saving_per_month"] or 0.0) >= 0)
-    return {
+    figures: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "start": start,
         "end": end,
@@ -64,6 +65,10 @@ def summary(store: Store, settings: Settings, *, start: float, end: float) -> di
         "promises_held": len([r for r in promised if r["comparable"] and r["inside"]]),
         "open_recommendations": len(waiting),
     }
+    standing = {name: {k: row[k] for k in ("decision", "frozen_because")} for name, row in known.items()}
+    open_now = views.recommendation_list(store, states=advice.OPEN)["recommendations"]
+    health = views.status(store, settings, now)
+    return figures | {"brief": brief.brief(figures, open_now, standing, health, settings.timezone)}
 
 
 def _summed(named: Iterable[tuple[str, float | None]]) -> Total:
@@ -89,7 +94,7 @@ def weekly(
 
     lead: who makes it, where it is not a person; raises LostLease, and nothing is noted, where that is no longer the truth.
     """
-    figures = summary(store, settings, start=start, end=end)
+    figures = summary(store, settings, start=start, end=end, now=now)
     if only_with_data and not any(e["coverage"] for e in figures["endpoints"]):
         return None
     file = path or settings.report.directory / f"flyball-{datetime.fromtimestamp(end, UTC):%Y-%m-%d-%H%M}.html"
@@ -128,6 +133,7 @@ def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, start:
         "objective": [
             {
                 **ObservedTarget.of(a).as_dict(),
+                "bad_share": a.bad_share,
                 "burn_rate": a.burn_rate,
             }
             for a in (attainment(observed, t) for t in e.wanted().targets)

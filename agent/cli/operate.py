@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ from agent.cli.output import (
     stdout,
     text,
     warnings_on_stderr,
+    write,
 )
 
 if TYPE_CHECKING:
@@ -134,6 +136,11 @@ def resume(config: ConfigOption = DEFAULT_CONFIG) -> None:
     console.print("Resumed")
 
 
+class ReportForm(StrEnum):
+    html = "html"
+    markdown = "markdown"
+
+
 def report(
     config: ConfigOption = DEFAULT_CONFIG,
     since: Annotated[
@@ -144,9 +151,13 @@ def report(
     to: Annotated[
         Path | None, typer.Option("--to", help="Where to write it; default: the settings' report directory.")
     ] = None,
+    form: Annotated[
+        ReportForm, typer.Option("--as", help="A page in one file, or Markdown; Markdown without --to is printed.")
+    ] = ReportForm.html,
     output: OutputOption = Output.table,
 ) -> None:
     """Write the report of the time up to now."""
+    from agent.brief import markdown
     from agent.clock import WallClock
     from agent.report import summary, weekly
 
@@ -158,8 +169,13 @@ def report(
             f"--since {span:g}s: a report of less than {_SHORTEST_REPORT_S:g} s says nothing; give for instance 7d", 2
         )
     with opened(config) as (store, settings):
-        if output is Output.json:
-            return print_json(summary(store, settings, start=now - span, end=now))
+        if output is Output.json or form is ReportForm.markdown:
+            figures = summary(store, settings, start=now - span, end=now, now=now)
+            if output is Output.json:
+                return print_json(figures)
+            if to is None:
+                return typer.echo(markdown(figures), nl=False)
+            return write("--to", to, markdown(figures))
         path = weekly(store, settings, start=now - span, end=now, now=now, path=to)
     console.print(f"Wrote {text(path)}")
     return None

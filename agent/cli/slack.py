@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import time
@@ -64,6 +63,8 @@ def slack_test(
 
     Exit code 0: pressed by an approver, or posted where no click can come; 1: not posted, not pressed, or by somebody else.
     """
+    import asyncio
+
     from agent.slack import message
     from agent.slack.channel import Delivery, SlackChannel
     from collectors.http import Http

@@ -19,16 +19,18 @@ from slack_sdk.models.blocks import (
     SectionBlock,
 )
 
-from actuators.shape import Shape
+from actuators.shape import Shape, difference
 from analyzers.policy import RuleVerdict
 from analyzers.prediction import Interval
-from analyzers.words import and_unknown, between, dollars, figure, heading, promise, saved, verdict, wording
+from analyzers.words import between, dollars, figure, heading, phrase, promise, verdict, wording
 
 Row = Mapping[str, Any]
 #: The button of `flyball slack test`, which decides nothing.
 TEST_ACTION = "flyball_test"
 #: Characters. Slack takes 3000 in a section, but refuses a message whose blocks together hold about 13,000: msg_blocks_too_long.
 _SECTION, _CONTEXT, _HEADER = 2400, 1500, 150
+#: Things to do that a report's message names.
+_TASKS = 5
 
 
 def recommendation(
@@ -40,10 +42,13 @@ def recommendation(
     """
     body = row["body"]
     endpoint, current, proposed = body["endpoint"], body["current"], body["proposed"]
-    title = f"{endpoint}: {_verb(body['direction'])} proposed"
+    what = _what(body)
+    title = f"{endpoint}: {what}"
     blocks: list[Block] = [
         HeaderBlock(text=PlainTextObject(text=_cut(title, _HEADER))),
-        _section(f"*Now:* {_escape(_label(current))}\n*Proposed:* {_escape(_label(proposed))}"),
+        _section(
+            f"{_verb(body['direction']).capitalize()} is proposed.\n*Now:* {_escape(_label(current))}\n*Proposed:* {_escape(_label(proposed))}"
+        ),
         _section("*Why*\n" + "\n".join(f"• {_escape(r['text'])}" for r in body["reasons"])),
         _section("*Expected*\n" + _expected(body.get("observed", ()), proposed)),
         _section(
@@ -68,17 +73,19 @@ def recommendation(
     foot.append(f"<{page_url}/recommendations/{row['id']}|details>")
     blocks += [DividerBlock(), ContextBlock(elements=[MarkdownTextObject(text=_cut(" · ".join(foot), _CONTEXT))])]
     return {
-        "text": _cut(_escape(f"{title}: {_label(current)} → {_label(proposed)}"), _SECTION),
+        "text": _cut(_escape("; ".join([title, _saves(row), *_first_target(body)])), _SECTION),
         "blocks": [b.to_dict() for b in blocks],
     }
 
 
-def decided(row: Row, who: str | None, what: str) -> dict[str, Any]:
-    """What the message becomes once it is decided: the same facts, and no buttons. who: a Slack user id."""
+def decided(row: Row, who: str | None, what: str, page_url: str) -> dict[str, Any]:
+    """What the message becomes once it is decided: what it was about, why, and no buttons. who: a Slack user id."""
     body = row["body"]
-    line = f"*{_escape(body['endpoint'])}*: {_escape(_label(body['current']))} → {_escape(_label(body['proposed']))}"
+    lines = [f"*{_escape(body['endpoint'])}*: {_escape(_what(body))}", f"{_saves(row)}; risk {body['risk']}"]
+    lines += [f"• {_escape(r['text'])}" for r in body["reasons"][:1]]
     text = f"{what} by <@{who}>" if who else _escape(what)
-    blocks = [_section(line), ContextBlock(elements=[MarkdownTextObject(text=_cut(text, _CONTEXT))])]
+    foot = _cut(f"{text} · <{page_url}/recommendations/{row['id']}|details>", _CONTEXT)
+    blocks = [_section("\n".join(lines)), ContextBlock(elements=[MarkdownTextObject(text=foot)])]
     return {"text": _cut(_escape(f"{body['endpoint']}: {what}"), _SECTION), "blocks": [b.to_dict() for b in blocks]}
 
 
@@ -163,39 +170,36 @@ def _kept(s: Row) -> str:
     return f"• {name}: promised {promised}, came {came}: {promise(s['comparable'], s['inside'])}"
 
 
-def _total(figures: Mapping[str, Any], name: str, lacking: str, per: str, digits: int = 0) -> str:
-    value = figures[name]
-    return "unknown" if value is None else f"${value:,.{digits}f}{per}{and_unknown(figures[lacking])}"
-
-
-def report(path: str, row: Row, page_url: str) -> dict[str, Any]:
-    """The week in a few lines, and where the whole report is."""
-    figures = row["summary"]
-    held = (
-        f"{figures['promises_held']} of {figures['promises']} promises held"
-        if figures["promises"]
-        else "no promise was due"
-    )
-    lines = [
-        f"Spent: {_total(figures, 'spent_usd', 'spent_lacking', '', 2)}",
-        f"Attested: {saved(figures['saved'])}",
-        f"Waiting for a decision: {_total(figures, 'saving_waiting_usd_per_month', 'saving_waiting_lacking', ' a month')}",
-        f"Changes: {figures['changes']['succeeded']} verified, {figures['changes']['rolled_back']} rolled back; {held}",
+def report(row: Row, page_url: str) -> dict[str, Any]:
+    """The week's three sentences and numbers, what to do, and where the whole report is."""
+    first = row["summary"]["brief"]
+    title = f"Flyball, {first['title']}"
+    numbers = "\n".join(f"*{_escape(n['value'])}* {_escape(n['what'])}" for n in first["numbers"])
+    tasks = [
+        f"• *{_escape(t['endpoint'] or 'Flyball')}*: {_escape(t['what'])} ({_escape(t['waiting_costs'])})"
+        for t in first["tasks"]
     ]
-    where = f"`{_escape(path)}` · <{page_url}/reports|on the page>"
+    more = len(tasks) - _TASKS
     blocks: list[Block] = [
-        HeaderBlock(text=PlainTextObject(text="Flyball: the weekly report")),
-        _section("\n".join(lines)),
-        ContextBlock(elements=[MarkdownTextObject(text=_cut(where, _CONTEXT))]),
+        HeaderBlock(text=PlainTextObject(text=_cut(title, _HEADER))),
+        _section(_escape(" ".join(first["sentences"]))),
+        _section(numbers),
+        _section(
+            "*What to do*\n" + "\n".join(tasks[:_TASKS] or ["Nothing."]) + (f"\nand {more} more" if more > 0 else "")
+        ),
+        ContextBlock(elements=[MarkdownTextObject(text=f"<{page_url}/reports|the whole report>")]),
     ]
-    return {"text": "Flyball: the weekly report", "blocks": [b.to_dict() for b in blocks]}
+    return {
+        "text": _cut(_escape(f"{title}: {first['sentences'][0]}"), _SECTION),
+        "blocks": [b.to_dict() for b in blocks],
+    }
 
 
 def _buttons(row: Row, tokens: Mapping[str, str]) -> ActionsBlock:
-    shrink = row["body"]["direction"] == "shrink" or row["body"]["risk"] == "high"
+    asked = f"{row['body']['endpoint']}: {_what(row['body'])}; {_saves(row)}"
     sure = ConfirmObject(
         title="Apply this change?",
-        text=PlainTextObject(text=_cut(f"{row['body']['endpoint']} becomes {_label(row['body']['proposed'])}", 290)),
+        text=PlainTextObject(text=_cut(asked, 290)),
         confirm="Apply",
         deny="Not yet",
     )
@@ -206,7 +210,7 @@ def _buttons(row: Row, tokens: Mapping[str, str]) -> ActionsBlock:
             action_id="flyball_approve",
             value=tokens["approve"],
             style="primary",
-            confirm=sure if shrink else None,
+            confirm=sure,
         )
     return ActionsBlock(
         block_id=f"flyball-{row['id']}-{row['revision']}",
@@ -251,12 +255,33 @@ def _expected(observed: Sequence[Mapping[str, Any]], proposed: Mapping[str, Any]
 
 
 def _money(row: Row) -> str:
-    saving = row["saving_per_month"]
     per_1k = row["body"]["proposed"]["money"]["per_1k_tokens"]
-    tail = f"; {dollars(per_1k)} per 1k tokens" if per_1k is not None else ""
+    return _saves(row) + (f"; {dollars(per_1k)} per 1k tokens" if per_1k is not None else "")
+
+
+def _saves(row: Row) -> str:
+    saving = row["saving_per_month"]
     if saving is None:
-        return "unknown: the price of a shape is not set"
-    return (f"saves ${saving:,.0f} a month" if saving >= 0 else f"costs ${-saving:,.0f} more a month") + tail
+        return "what it saves is unknown: the price of a shape is not set"
+    if saving == 0:
+        return "costs the same"
+    return f"saves ${saving:,.0f} a month" if saving > 0 else f"costs ${-saving:,.0f} more a month"
+
+
+def _what(body: Mapping[str, Any]) -> str:
+    """What differs: ``replicas 4 → 2``."""
+    before, after = (Shape.from_dict(body[side]["shape"]) for side in ("current", "proposed"))
+    return difference(before, after) or f"{_label(body['current'])} → {_label(body['proposed'])}"
+
+
+def _first_target(body: Mapping[str, Any]) -> list[str]:
+    """``time to first token (p95) 150 ms, the limit is 900 ms``: of the first target that is predicted. Empty: none is."""
+    predicted = (body["proposed"]["prediction"] or {}).get("metrics", {})
+    for seen in body.get("observed", ()):
+        if seen["target"] in predicted:
+            then = figure(seen["target"], predicted[seen["target"]]["mid"])
+            return [f"{phrase(seen['target'])} {then}, the limit is {figure(seen['target'], seen['limit'])}"]
+    return []
 
 
 def _verb(direction: str) -> str:

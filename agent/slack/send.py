@@ -134,7 +134,10 @@ class Sender:
         if channel is None or reply.response_url is None:
             return
         if reply.ruling.accepted and reply.row is not None:
-            payload = {"replace_original": True, **message.decided(reply.row, reply.user, reply.row["state"])}
+            payload = {
+                "replace_original": True,
+                **message.decided(reply.row, reply.user, reply.row["state"], self._page()),
+            }
         else:
             payload = message.refused(reply.ruling.text)
         delivery = await channel.answer(reply.response_url, payload)
@@ -165,7 +168,7 @@ class Sender:
                 outbox.sent(db, item["id"], now)  # it has passed, or nobody wants to hear of it
                 return None
             if item["kind"] == "report":
-                return _Letter(message.report(item["subject"], outbox.reports(db, limit=1)[0], self._page()))
+                return _Letter(message.report(outbox.reports(db, limit=1)[0], self._page()))
             if item["kind"] == "decided":
                 return self._decided(db, item)
             row = recommendations.get(db, item["subject"])
@@ -197,7 +200,7 @@ class Sender:
             if row["decided_at"] is None:  # no person's word
                 what += f": {row['state_reason']}"
         place = _place(outbox.place(db, "recommendation", row["id"], item["revision"]))
-        return _Letter(message.decided(row, None, what), replaces=place)
+        return _Letter(message.decided(row, None, what, self._page()), replaces=place)
 
     def _tokens(
         self, db: sa.Connection, row: recommendations.Row, rules: Sequence[RuleVerdict]

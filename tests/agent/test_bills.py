@@ -112,7 +112,7 @@ def test_a_bill_is_read_kept_and_reported(store: Store) -> None:
         read(store, chosen)
         (asked,) = there.requests
     assert asked.headers["authorization"] == "Bearer sk-1"
-    found = summary(store, chosen, start=D0, end=NOW)["endpoints"][0]["bill"]
+    found = summary(store, chosen, start=D0, end=NOW, now=NOW)["endpoints"][0]["bill"]
     assert (found["days"], found["difference_usd"], found["why"]) == (1, pytest.approx(-4.0), "")
     assert found["read_at"] == NOW
 

@@ -38,7 +38,7 @@ def week(store: Store) -> Store:
 
 
 def test_money_requests_and_objectives(week: Store, tmp_path: Path) -> None:
-    figures = summary(week, settings(tmp_path, "chat", "code", "new"), start=T0, end=T0 + 2 * HOUR)
+    figures = summary(week, settings(tmp_path, "chat", "code", "new"), start=T0, end=T0 + 2 * HOUR, now=T0 + 2 * HOUR)
     chat, code, new = figures["endpoints"]
     assert (chat["spent_usd"], code["spent_usd"], new["spent_usd"]) == (pytest.approx(4.0), pytest.approx(10.0), None)
     assert figures["spent_usd"] == pytest.approx(14.0)
@@ -60,7 +60,7 @@ def test_an_unknown_cost_is_said_and_is_no_zero(week: Store, tmp_path: Path) -> 
         )
         windows.save(db, [window(T0 + 60 * i, endpoint="half") for i in range(5, 10)])
     chosen = settings(tmp_path, "chat", "code", "free", "half")
-    figures = summary(week, chosen, start=T0, end=T0 + 2 * HOUR)
+    figures = summary(week, chosen, start=T0, end=T0 + 2 * HOUR, now=T0 + 2 * HOUR)
     assert figures["spent_usd"] == pytest.approx(14.5)
     assert figures["spent_lacking"] == ["free", "half"]
     written = weekly(week, chosen, start=T0, end=T0 + 2 * HOUR, now=T0 + 3 * HOUR, path=tmp_path / "r.html")
@@ -72,11 +72,11 @@ def test_figures_are_the_same_after_rolling_up(week: Store, tmp_path: Path) -> N
     """What is not merged into hours yet is not lost: the ends of the span are taken from finer windows."""
     chosen = settings(tmp_path, "chat", "code")
     span = {"start": T0 - 6 * 86_400 + 1800, "end": T0 + 2 * HOUR - 1800}
-    before = summary(week, chosen, **span)
+    before = summary(week, chosen, **span, now=span["end"])
     windows.roll_up(week, T0 + 2 * HOUR - 1800, 60.0)
     with week.read() as db:
         assert len(windows.load(db, "chat", "vllm", 0.0, 1e12, HOUR)) == 1
-    after = summary(week, chosen, **span)
+    after = summary(week, chosen, **span, now=span["end"])
     assert before["spent_usd"] == pytest.approx(3.0 + 10.0)
     assert after["spent_usd"] == pytest.approx(before["spent_usd"])
     for one, other in zip(before["endpoints"], after["endpoints"], strict=True):
@@ -89,7 +89,7 @@ def test_time_without_any_window_is_a_gap(store: Store, tmp_path: Path) -> None:
     """Flyball itself was down: nobody wrote a window, and nothing says that all was seen."""
     with store.write() as db:
         windows.save(db, [window(T0), window(T0 + 540)])
-    (chat,) = summary(store, settings(tmp_path), start=T0, end=T0 + 600)["endpoints"]
+    (chat,) = summary(store, settings(tmp_path), start=T0, end=T0 + 600, now=T0 + 600)["endpoints"]
     assert chat["coverage"] == pytest.approx(0.2)
     view = views.endpoints(store, settings(tmp_path), T0 + 600)["endpoints"][0]
     assert view["window"]["coverage"] == pytest.approx(0.2)
@@ -122,7 +122,7 @@ def test_nothing_is_drawn_from_before_the_first_reading(store: Store, tmp_path: 
         assert windows.load(db, "chat", "vllm", T0, T0 + HOUR, HOUR) != [], "the whole hour is there"
         rows = rows_of(db, chosen, chosen.endpoints[0], end - 7 * 86_400, end)
     assert [(w.start, w.duration_s) for w in rows] == [(began + 60 * i, 60.0) for i in range(90)]
-    (chat,) = summary(store, chosen, start=end - 7 * 86_400, end=end)["endpoints"]
+    (chat,) = summary(store, chosen, start=end - 7 * 86_400, end=end, now=end)["endpoints"]
     assert chat["watched_since"] == began
     assert chat["coverage"] == pytest.approx(1.0)
     assert chat["coverage_of_period"] == pytest.approx(1.5 / (7 * 24))
@@ -177,7 +177,7 @@ def test_what_was_done_promised_and_waits(store: Store, tmp_path: Path) -> None:
             db, [ledger_row("c3", inside=None, at=T0 + 7), ledger_row("c4", comparable=False, at=T0 + 8)]
         )
         changes.add_ledger(db, [ledger_row("c6", at=T0 - 1)])
-    figures = summary(store, settings(tmp_path), start=T0, end=T0 + 600)
+    figures = summary(store, settings(tmp_path), start=T0, end=T0 + 600, now=T0 + 600)
     assert figures["saved"]["periods"] == 0
     assert figures["saved"]["saved_usd"] is None, "nothing is attested, which is no saving of 0"
     assert figures["saving_waiting_usd_per_month"] == pytest.approx(730.0)
@@ -208,7 +208,7 @@ def test_the_report_is_noted_once(store: Store, tmp_path: Path) -> None:
     with store.read() as db:
         (row,) = outbox.reports(db)
         assert outbox.due(db, 1e12, limit=9)[1:] == []  # no Slack in the settings: nothing to send beside fill()'s own
-    assert row["summary"] == summary(store, settings(tmp_path), start=T0, end=T0 + HOUR)
+    assert row["summary"] == summary(store, settings(tmp_path), start=T0, end=T0 + HOUR, now=T0 + HOUR)
     assert Path(row["path"]).exists()
 
 
@@ -219,8 +219,8 @@ def test_an_empty_database_makes_an_honest_report(store: Store, tmp_path: Path) 
     assert path is not None
     html = path.read_text()
     assert "Nothing was observed." in html
-    assert "Nothing was changed." in html
-    figures = summary(store, chosen, start=T0, end=T0 + HOUR)
+    assert "Nothing was changed; nothing waits for a decision." in html
+    figures = summary(store, chosen, start=T0, end=T0 + HOUR, now=T0 + HOUR)
     assert figures["spent_usd"] is None
     assert figures["endpoints"][0]["requests"] is None
 
@@ -296,7 +296,7 @@ def test_what_was_found_in_the_period_and_what_nobody_wants_to_hear_of(week: Sto
     path = weekly(week, settings(tmp_path), start=T0, end=T0 + 2 * HOUR, now=T0 + 2 * HOUR)
     assert path is not None
     html = path.read_text(encoding="utf-8")
-    found = html[html.index("What was found") : html.index("Changes: promised")]
+    found = html[html.index("What was found") : html.index("How to read this")]
     assert "it queues" in found
     assert "suppressed: kept &lt;warm&gt;" in found
     assert "before the week" not in found

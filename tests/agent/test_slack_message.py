@@ -110,8 +110,12 @@ def test_a_recommendation_says_everything_that_a_person_decides_by() -> None:
         assert wanted in said
     assert [b["action_id"] for b in _buttons(sent)] == ["flyball_approve", "flyball_reject", "flyball_snooze"]
     assert [b["value"] for b in _buttons(sent)] == list(BUTTONS.values())
-    assert "confirm" in _buttons(sent)[0]  # a smaller shape
-    assert "confirm" not in _buttons(message.recommendation(_row(direction="grow", risk="low"), BUTTONS, PAGE))[0]
+    assert (
+        sent["text"] == "chat: replicas 2 → 1; saves $730 a month; time to first token (p95) 400 ms, the limit is 1 s"
+    )
+    for direction in ("shrink", "grow"):  # what costs more deserves the question too
+        asked = _buttons(message.recommendation(_row(direction=direction, risk="low"), BUTTONS, PAGE))[0]["confirm"]
+        assert asked["text"]["text"] == "chat: replicas 2 → 1; saves $730 a month"
 
 
 def test_without_tokens_it_carries_no_button_and_says_where_to_decide() -> None:
@@ -131,7 +135,7 @@ def test_whatever_the_texts_are_the_message_is_within_limits_and_mentions_nobody
     for sent in (
         message.recommendation(row, BUTTONS, PAGE),
         message.recommendation(row, None, PAGE),
-        message.decided(row, ADA, "approved"),
+        message.decided(row, ADA, "approved", PAGE),
         message.change(change_row("cccc0001", state="failed", state_reason=text), [], PAGE),
     ):
         assert_within_limits(sent)
@@ -159,9 +163,17 @@ def test_a_refusal_is_escaped_and_seen_by_one_person_alone() -> None:
 
 
 def test_a_decided_message_has_no_buttons_and_says_who() -> None:
-    sent = message.decided(_row(), ADA, "approved")
+    sent = message.decided(_row(), ADA, "approved", PAGE)
     assert _buttons(sent) == []
-    assert f"approved by <@{ADA}>" in json.dumps(sent)
+    said = json.dumps(sent, ensure_ascii=False)
+    for kept in (
+        f"approved by <@{ADA}>",
+        "replicas 2 → 1",
+        "saves $730 a month",
+        "half of it idles",
+        f"{PAGE}/recommendations/aaaa0001",
+    ):
+        assert kept in said
 
 
 def test_an_end_says_what_was_promised_and_what_came() -> None:
@@ -265,7 +277,7 @@ def test_a_proposal_says_of_its_breach_itself(store: Store, tmp_path: Path) -> N
     _breach(store, T0, BREACH)
     with serve(answering("ok")) as server, governor(store, tmp_path, **_to(server)) as made:
         (sent,) = _sent(made, server)
-    assert "proposed" in sent["text"]
+    assert sent["text"].startswith("chat: replicas 2 → 1")
 
 
 # -- which message carries buttons -------------------------------------------------------------------------------------
