@@ -1,8 +1,8 @@
 """Request traces: a file with one request a row, read as a Workload.
 
-Owns the formats: Flyball's own columns in CSV or Parquet, and the public traces of Azure, BurstGPT, Mooncake and Bailian. Nothing is
-mended in silence: a row that is left out or changed is counted in the notes, anything else that is wrong is ``BadTrace``. Where names
-do not tell formats or units apart, the values must; where they do not either, it is asked for.
+Owns the formats: Flyball's own columns in CSV or Parquet, what ``flyball simulate --save`` wrote, and the public traces of Azure, BurstGPT,
+Mooncake and Bailian. Nothing is mended in silence: a row that is left out or changed is counted in the notes, anything else that is wrong
+is ``BadTrace``. Where names do not tell formats or units apart, the values must; where they do not either, it is asked for.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ def read(
 ) -> Trace:
     """The requests of a file, and what it was taken for.
 
-    format: ``flyball`` (columns ``arrival_s,prompt_tokens,output_tokens[,prefix_tokens,session]``), ``azure`` (the LLM inference
-    traces of 2023 and 2024), ``burstgpt``, ``mooncake`` or ``bailian``. None: by the columns and their values.
+    format: ``flyball`` (columns ``arrival_s,prompt_tokens,output_tokens[,prefix_tokens,session]``), ``simulate`` (its saved requests),
+    ``azure`` (the LLM inference traces of 2023 and 2024), ``burstgpt``, ``mooncake`` or ``bailian``. None: by the columns and their
+    values.
     notes: what was left out or changed is added to it, a line each, with counts.
     time_unit: of the arrivals, one of ``TIME_UNITS``. None: the format's own, if the values agree with it.
     Raises BadTrace on a file that cannot be read, that says something impossible, or whose times may be of two units.
@@ -290,6 +291,35 @@ def _flyball(file: TraceFile, clock: _Clock, notes: list[str]) -> _Read:
         prefix = _below(prompt, prefix, notes)
     session = _sessions(file, found["session"]) if "session" in found else None
     return Workload(arrival, prompt, output, prefix, session), tuple(found)
+
+
+def _simulated(file: TraceFile, clock: _Clock, notes: list[str]) -> _Read:
+    """What ``flyball simulate --save`` wrote: a row as each request ended, with the lengths and cache hits that the server counted."""
+    numbers = ("due_s", "prompt_tokens", "output_tokens", "cached_tokens")
+    found = file.columns({**dict.fromkeys((*numbers, "session"), NUMBER), "error": TEXT})
+    failed = ~_null(found["error"])
+    untold = _null(found["prompt_tokens"]) & ~failed
+    keep = ~(failed | untold)
+    _left_out(~failed, "they failed", notes)
+    _left_out(~untold, "the server did not tell their prompt_tokens", notes)
+    if not keep.any():
+        raise file.wrong("has no requests left", "Give one with at least one request that was answered")
+    rows = np.flatnonzero(keep)
+    rows = rows[np.argsort(_seconds(file, "due_s", found["due_s"])[rows], kind="stable")]
+    due, prompt, output, cached = (_array(pc.fill_null(found[name], 0.0))[rows] for name in numbers)
+    due = clock.by_name("due_s", due, notes)
+    prompt = np.maximum(prompt, 1).astype(np.int64)
+    prefix = np.clip(cached.astype(np.int64), 0, prompt - 1)
+    session = found["session"].take(pa.array(rows))
+    sessions = None if session.null_count == len(session) else _sessions(file, session)
+    work = Workload(due, prompt, output.astype(np.int64), prefix, sessions)
+    return work, file.names  # the other columns are of the server that answered
+
+
+def _null(column: pa.Array) -> NDArray[np.bool_]:
+    """(n,) where nothing stands."""
+    found: NDArray[np.bool_] = _array(column.is_null().cast(pa.uint8())).astype(np.bool_)
+    return found
 
 
 def _below(prompt: Ints, prefix: Ints, notes: list[str]) -> Ints:
@@ -537,6 +567,7 @@ _FORMATS: Mapping[str, _Format] = {
     "flyball": _Format(("arrival_s", "prompt_tokens", "output_tokens"), _flyball),
     "azure": _Format(("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _azure),
     "burstgpt": _Format(("Timestamp", "Request tokens", "Response tokens"), _burstgpt),
+    "simulate": _Format(("due_s", "prompt_tokens", "output_tokens", "error"), _simulated),
     "mooncake": _Format(("timestamp", "input_length", "output_length"), _mooncake),
     "bailian": _Format(("timestamp", "input_length", "output_length"), _bailian),
 }

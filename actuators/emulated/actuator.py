@@ -19,7 +19,7 @@ from actuators.base import (
     SystemContext,
     Trouble,
 )
-from actuators.emulated.endpoint import ENGINE_LIMITS, MAX_REPLICAS
+from actuators.emulated.endpoint import CACHING, ENGINE_LIMITS, MAX_REPLICAS
 from actuators.shape import Operation, Plan, Shape
 from collectors.http import HttpAnswer
 
@@ -127,6 +127,8 @@ class EmulatedActuator:
             known = ", ".join(self.options.sizes)
             raise CannotPlan("UNKNOWN_SIZE", f"{wanted.size!r} is not one of the emulated sizes ({known})")
         for name, value in wanted.engine.items():
+            if name == CACHING and isinstance(value, bool):
+                continue
             if name not in ENGINE_LIMITS or isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 text = f"{name}={value!r}: the emulation takes whole numbers above 0 for {', '.join(ENGINE_LIMITS)}"
                 raise CannotPlan("BAD_ENGINE_LIMIT", text)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from actuators.wire import BadMessage
 
 TEMPLATE_TOKENS = 4
-"""Added to a prompt's words, as a chat template would."""
+"""Before a prompt's words, as a chat template would."""
+_TEMPLATE = (None,) * TEMPLATE_TOKENS
 DEFAULT_MAX_TOKENS = 16
 """Of /v1/completions, as OpenAI's; a chat may go on to the model's length."""
 MEDIAN_OUTPUT, SIGMA_OUTPUT = 150.0, 0.7
@@ -26,26 +28,45 @@ class CompletionRequest:
     """One request, understood."""
 
     chat: bool
-    prompt: int
+    tokens: Sequence[Hashable]
+    """Of the prompt."""
     output: int
     limited: bool
     """It ends by its token limit."""
     stream: bool
     include_usage: bool
 
+    @property
+    def prompt(self) -> int:
+        return len(self.tokens)
 
-def count_tokens(body: dict[str, Any]) -> int:
-    """Words of the prompt or of all messages, plus a constant. A list of token ids counts each. Raises ``BadMessage``."""
+    def content(self, block_size: int) -> list[int]:
+        """What stands in each full block of prompt and answer: a hash of it and of all before it."""
+        tokens = (*self.tokens, *(_word(number) for number in range(1, self.output + 1)))
+        found, before = [], 0
+        for end in range(block_size, len(tokens) + 1, block_size):
+            before = hash((before, tokens[end - block_size : end]))
+            found.append(before)
+        return found
+
+
+def _word(number: int) -> str:
+    """An answer's ``number``-th token, from 1."""
+    return WORDS[number % len(WORDS)].decode()
+
+
+def tokens_of(body: dict[str, Any]) -> Sequence[Hashable]:
+    """A template's, and then the words of the prompt or of all messages. A list of token ids is taken as it is. Raises ``BadMessage``."""
     prompt = body.get("prompt")
     if isinstance(prompt, list) and prompt and all(isinstance(t, int) for t in prompt):
-        return len(prompt)
+        return prompt
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if isinstance(prompt, str):
-        return len(prompt.split()) + TEMPLATE_TOKENS
+        return [*_TEMPLATE, *prompt.split()]
     messages = body.get("messages")
     if isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages):
-        return sum(len(_text(m.get("content")).split()) for m in messages) + TEMPLATE_TOKENS
+        return [*_TEMPLATE, *(word for m in messages for word in _text(m.get("content")).split())]
     raise BadMessage("a `prompt` (one text, or one list of token ids) or `messages` is needed")
 
 
@@ -61,7 +82,8 @@ def parse(body: Any, *, chat: bool, max_model_len: int, rng: random.Random) -> C
         raise BadMessage("the body must be a JSON object")
     if body.get("n", 1) != 1:
         raise BadMessage("the emulation gives one choice: n must be 1")
-    prompt = count_tokens(body)
+    tokens = tokens_of(body)
+    prompt = len(tokens)
     asked = body.get("max_completion_tokens", body.get("max_tokens"))
     if asked is None:
         asked = max(1, max_model_len - prompt) if chat else DEFAULT_MAX_TOKENS
@@ -77,7 +99,7 @@ def parse(body: Any, *, chat: bool, max_model_len: int, rng: random.Random) -> C
         natural = max(1, least, round(math.exp(rng.gauss(math.log(MEDIAN_OUTPUT), SIGMA_OUTPUT))))
     options = body.get("stream_options") or {}
     usage = isinstance(options, dict) and bool(options.get("include_usage"))
-    return CompletionRequest(chat, prompt, min(asked, natural), natural >= asked, bool(body.get("stream")), usage)
+    return CompletionRequest(chat, tokens, min(asked, natural), natural >= asked, bool(body.get("stream")), usage)
 
 
 class AnswerFormat:

@@ -14,6 +14,7 @@ from actuators.emulated.replica import Config, Faults, Replica
 from actuators.shape import Shape
 
 ENGINE_LIMITS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size")
+CACHING = "enable_prefix_caching"
 MAX_REPLICAS = 64
 
 
@@ -56,17 +57,22 @@ class Emulation:
         if shape.size is not None and shape.size not in self.sizes:
             known = ", ".join(sorted(self.sizes)) or "none"
             raise BadShape(f"size {shape.size!r} is not one of the emulated sizes ({known})")
-        unknown = sorted(set(shape.engine) - set(ENGINE_LIMITS))
+        caching = shape.engine.get(CACHING, True)
+        if not isinstance(caching, bool):
+            raise BadShape(f"{CACHING} must be true or false, not {caching!r}")
+        unknown = sorted(set(shape.engine) - {*ENGINE_LIMITS, CACHING})
         if unknown:
             raise BadShape(f"the emulation has no engine limit {', '.join(unknown)}; it has {', '.join(ENGINE_LIMITS)}")
         limits: dict[str, int] = {}
-        for name, value in shape.engine.items():
+        for name, value in ((n, v) for n, v in shape.engine.items() if n != CACHING):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BadShape(f"{name} must be a whole number above 0, not {value!r}")
             limits[name] = value
         size = self.sizes[shape.size] if shape.size is not None else REFERENCE
         slow = self.sabotage.slowdown if self.sabotage is not None and self.sabotage.matches(shape) else 1.0
-        return Config(self.timing.on(size), Limits(kv_tokens=size.kv_tokens, **limits), slow, self.noise)
+        return Config(
+            self.timing.on(size), Limits(kv_tokens=size.kv_tokens, prefix_caching=caching, **limits), slow, self.noise
+        )
 
 
 class Endpoint:

@@ -1,13 +1,14 @@
 """The emulated engine: a continuous-batching scheduler, iteration by iteration. Pure: no clock, no sockets.
 
 It schedules as vLLM's V1 engine does: FCFS admission, chunked prefill, ``max_num_seqs``, ``max_num_batched_tokens``, KV blocks
-with preemption by recomputation. How long an iteration takes is a linear function of what is in it.
+with preemption by recomputation, and a prefix cache of whole blocks. How long an iteration takes is a linear function of what is in it.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from collections.abc import Sequence as Blocks
 from dataclasses import dataclass, field
 
 
@@ -69,6 +70,7 @@ class Limits:
     max_num_batched_tokens: int = 2048
     max_model_len: int = 4096
     block_size: int = 16
+    prefix_caching: bool = True
 
     @property
     def blocks(self) -> int:
@@ -87,10 +89,16 @@ class Sequence:
     """Called with each token that comes out, at its time."""
     output_limited: bool = True
     """It ends because it may produce no more (``length``), not because it is done (``stop``)."""
+    content: Blocks[int] = ()
+    """What stands in each full block of prompt and output: a hash that holds all before it. Empty: not known, so nothing is found again."""
+    cached: int = 0
+    """Prompt tokens that the prefix cache held at its admission."""
     produced: int = 0
     computed: int = 0
     """Tokens whose KV entries are there."""
     blocks: int = 0
+    kept: int = 0
+    """Its blocks that the prefix cache knows."""
     decoding: bool = False
     scheduled: float | None = None
     first_token: float | None = None
@@ -133,6 +141,29 @@ class Iteration:
         )
 
 
+class PrefixCache:
+    """What stands in blocks of the KV cache, by content. Those least recently asked for or computed go first."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[int, None] = OrderedDict()
+
+    def leading(self, content: Blocks[int]) -> int:
+        """How many blocks from the first on are there."""
+        for number, block in enumerate(content):
+            if block not in self._known:
+                return number
+            self._known.move_to_end(block)
+        return len(content)
+
+    def add(self, block: int) -> None:
+        self._known[block] = None
+        self._known.move_to_end(block)
+
+    def shrink(self, most: int) -> None:
+        while len(self._known) > most:
+            self._known.popitem(last=False)
+
+
 class Scheduler:
     """Which sequences run. ``begin`` plans an iteration, ``end`` takes its tokens out."""
 
@@ -142,6 +173,9 @@ class Scheduler:
         """In the order of their admission; partly prefilled ones included."""
         self.waiting: deque[Sequence] = deque()
         self.free_blocks = limits.blocks
+        self._cache = PrefixCache()
+        self._kept = 0
+        """Blocks of running sequences that the prefix cache knows; it holds no more than these and the free ones."""
 
     @property
     def idle(self) -> bool:
@@ -188,23 +222,46 @@ class Scheduler:
             return iteration
         while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
             sequence = self.waiting[0]
+            sequence.computed = self._found(sequence)
             taken = self._chunk(iteration, sequence, budget)
             if not taken:
+                sequence.computed = 0
                 break
             budget -= taken
             self.running.append(self.waiting.popleft())
             iteration.started.append(sequence)
+        self._cache.shrink(self.free_blocks + self._kept)
         return iteration
+
+    def _found(self, sequence: Sequence) -> int:
+        """Tokens that need no prefill: as many whole blocks as the cache holds, the prompt's last token not among them. One that was
+        preempted finds what it found at first."""
+        if self.limits.prefix_caching and not sequence.preemptions:
+            size = self.limits.block_size
+            sequence.cached = size * self._cache.leading(sequence.content[: (sequence.prompt - 1) // size])
+        return sequence.cached
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Its full blocks can be found by others from now on."""
+        full = min(sequence.computed // self.limits.block_size, len(sequence.content))
+        for block in sequence.content[sequence.kept : full]:
+            self._cache.add(block)
+        self._kept += max(0, full - sequence.kept)
+        sequence.kept = max(full, sequence.kept)
 
     def end(self, iteration: Iteration, now: float) -> list[Sequence]:
         """Let the iteration's tokens out; gives the sequences that have finished. Those aborted meanwhile give nothing."""
         out = [s for s in iteration.decoding if s.blocks]
+        size = self.limits.block_size
         for sequence in out:
             sequence.computed += 1
+            if sequence.computed % size == 0:
+                self._keep(sequence)
         for sequence, tokens in iteration.chunks:
             if not sequence.blocks:
                 continue
             sequence.computed += tokens
+            self._keep(sequence)
             if sequence.computed == sequence.tokens:
                 sequence.decoding = True
                 out.append(sequence)
@@ -269,4 +326,5 @@ class Scheduler:
 
     def _free(self, sequence: Sequence) -> None:
         self.free_blocks += sequence.blocks
-        sequence.blocks = 0
+        self._kept -= sequence.kept
+        sequence.blocks = sequence.kept = 0

@@ -80,6 +80,7 @@ class ReplicaMetrics:
     def __init__(self, max_model_len: int, created: float) -> None:
         self.created = created
         self.prompt_tokens = 0
+        self.cached_prompt_tokens = 0
         self.generation_tokens = 0
         self.preemptions = 0
         self.finished = dict.fromkeys(_FINISHED, 0)
@@ -146,7 +147,7 @@ def add_replica(
     index: int,
     model: str,
     gauges: tuple[int, int, float],
-    cache: Iterable[tuple[str, int]],
+    cache: Iterable[tuple[str, object]],
 ) -> None:
     """One replica's families. ``gauges``: running, waiting, KV usage; ``cache``: the labels of ``cache_config_info``."""
     escaped = model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
@@ -159,10 +160,10 @@ def add_replica(
     page.add("vllm:kv_cache_usage_perc", "gauge", labels, usage)
     counters = {
         "vllm:prefix_cache_queries": metrics.prompt_tokens,
-        "vllm:prefix_cache_hits": 0,
+        "vllm:prefix_cache_hits": metrics.cached_prompt_tokens,
         "vllm:num_preemptions": metrics.preemptions,
         "vllm:prompt_tokens": metrics.prompt_tokens,
-        "vllm:prompt_tokens_cached": 0,
+        "vllm:prompt_tokens_cached": metrics.cached_prompt_tokens,
         "vllm:generation_tokens": metrics.generation_tokens,
     }
     for name, value in counters.items():

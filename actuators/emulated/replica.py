@@ -125,6 +125,7 @@ class Replica:
         if sequence.first_token is None:
             sequence.first_token = now
             self.metrics.prompt_tokens += sequence.prompt
+            self.metrics.cached_prompt_tokens += sequence.cached
             self.metrics.ttft.observe(now - sequence.arrived)
         else:
             self.metrics.itl.observe(now - sequence.last_token)

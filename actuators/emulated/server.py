@@ -92,7 +92,7 @@ class EmulatedServer:
                 }
                 return 200, {"object": "list", "data": [{**card, "max_model_len": self._max_model_len()}]}
             case "POST", "/tokenize":
-                count = api.count_tokens(body if isinstance(body, dict) else {})
+                count = len(api.tokens_of(body if isinstance(body, dict) else {}))
                 return 200, {"count": count, "max_model_len": self._max_model_len(), "tokens": list(range(count))}
             case "GET", "/emulated/shape":
                 return 200, self.endpoint.status()
@@ -140,7 +140,11 @@ class EmulatedServer:
             scheduler = replica.scheduler
             gauges = (len(scheduler.running), len(scheduler.waiting), scheduler.kv_usage)
             limits = scheduler.limits
-            cache = (("block_size", limits.block_size), ("num_gpu_blocks", limits.blocks))
+            cache = (
+                ("block_size", limits.block_size),
+                ("num_gpu_blocks", limits.blocks),
+                ("enable_prefix_caching", limits.prefix_caching),
+            )
             metrics.add_replica(page, replica.metrics, replica.index, self.model, gauges, cache)
         for (path, method, status), count in self._answers.items():
             labels = f'handler="{path}",method="{method}",status="{status}"'
@@ -163,8 +167,8 @@ class EmulatedServer:
         if self._random.random() < self.endpoint.faults.fail:
             writer.write(wire.error_answer(500, "failed as it was asked to"))
             return 500
-        limit = replica.scheduler.limits.max_model_len
-        completion = api.parse(body, chat=chat, max_model_len=limit, rng=self._random)
+        limits = replica.scheduler.limits
+        completion = api.parse(body, chat=chat, max_model_len=limits.max_model_len, rng=self._random)
         number = next(self._numbers)
         answer = api.AnswerFormat(
             completion, f"{'chatcmpl' if chat else 'cmpl'}-emulated-{number}", self.model, int(time.time())
@@ -181,7 +185,12 @@ class EmulatedServer:
                 finished.set()
 
         sequence = Sequence(
-            completion.prompt, completion.output, replica.now(), on_token, output_limited=completion.limited
+            completion.prompt,
+            completion.output,
+            replica.now(),
+            on_token,
+            output_limited=completion.limited,
+            content=completion.content(limits.block_size) if limits.prefix_caching else (),
         )
         if not replica.scheduler.fits(completion.prompt, completion.output):
             raise wire.BadMessage(f"{completion.prompt} + {completion.output} tokens do not fit into the KV cache", 400)

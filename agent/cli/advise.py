@@ -96,7 +96,8 @@ def advise(
     users: Annotated[str, typer.Option(help="What would a call cost with so many?")] = "10,100",
     calls_per_user_hour: Annotated[float, typer.Option(help="Calls of one user in an hour.")] = 60.0,
     trace_format: Annotated[
-        str | None, typer.Option(help="flyball, azure, burstgpt, mooncake or bailian. Default: by the columns.")
+        str | None,
+        typer.Option(help="flyball, simulate, azure, burstgpt, mooncake or bailian. Default: by the columns."),
     ] = None,
     time_unit: Annotated[
         str | None, typer.Option(help="Of the trace's arrivals: s, ms, us or ns. Default: the format's.")

@@ -33,6 +33,9 @@ def emulate(
         float, typer.Option("--fail", min=0, max=1, help="The share of requests answered 500.")
     ] = 0.0,
     slow: Annotated[float, typer.Option(help="Every iteration takes so many times as long.")] = 1.0,
+    prefix_caching: Annotated[
+        bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Prefixes that were computed are found again.")
+    ] = True,
     stick: Annotated[bool, typer.Option("--stick", help="Nothing comes out any more, and nobody is told.")] = False,
     after: Annotated[
         float, typer.Option(parser=duration, metavar="DURATION", help="Faults begin so long after the start.")
@@ -63,6 +66,7 @@ def emulate(
             "max_num_batched_tokens": limits.max_num_batched_tokens,
             "block_size": limits.block_size,
             "max_model_len": limits.max_model_len or min(_LONGEST, limits.kv_tokens or _LONGEST),
+            "enable_prefix_caching": prefix_caching,
         },
     }
     size = {

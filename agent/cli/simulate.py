@@ -56,7 +56,7 @@ def simulate(
         Path | None, typer.Option(help="Requests to send again: Flyball's columns, or a public trace.")
     ] = None,
     trace_format: Annotated[
-        str | None, typer.Option(help="flyball, azure, burstgpt, mooncake or bailian. Default: by columns.")
+        str | None, typer.Option(help="flyball, simulate, azure, burstgpt, mooncake or bailian. Default: by columns.")
     ] = None,
     time_unit: Annotated[
         str | None,

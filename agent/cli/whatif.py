@@ -85,7 +85,8 @@ def whatif(
         Path | None, typer.Option(help="Requests to replay: arrival_s,prompt_tokens,output_tokens, or a public trace.")
     ] = None,
     trace_format: Annotated[
-        str | None, typer.Option(help="flyball, azure, burstgpt, mooncake or bailian. Default: by the columns.")
+        str | None,
+        typer.Option(help="flyball, simulate, azure, burstgpt, mooncake or bailian. Default: by the columns."),
     ] = None,
     time_unit: Annotated[
         str | None,

@@ -141,15 +141,21 @@ class Discrepancy:
 
         An engine that is slower by a factor than its model runs so many times as many sequences: within that factor it is the same load.
         """
-        rows = [r for r in self.unexplained if r.metric == metric]
-        if rows:  # what lies beside them is no surer
-            rows += [r for r in self.residuals if r.metric == metric]
+        if not any(r.metric == metric for r in self.unexplained):
+            return 0.0
+        places: dict[tuple[float, float, float], list[float]] = {}
+        for r in (*self.unexplained, *self.residuals):  # what lies beside the unexplained is no surer
+            if r.metric == metric:
+                places.setdefault(r.where, []).append(r.value - mean)
         found = 0.0
-        for r in rows:
-            apart = np.abs(np.subtract(where, r.where))
-            apart[0] = max(0.0, apart[0] - abs(r.value))
+        for place, values in places.items():
+            off = math.sqrt(
+                sum(v * v for v in values) / len(values)
+            )  # one group of requests of many is a part of the whole
+            apart = np.abs(np.subtract(where, place))
+            apart[0] = max(0.0, apart[0] - off)
             alike = float(_likeness(apart[None, :], np.zeros((1, 3)))[0, 0])
-            found = max(found, _WIDE * abs(r.value - mean) / Z80 * alike)
+            found = max(found, _WIDE * off / Z80 * alike)
         return found
 
     @cached_property

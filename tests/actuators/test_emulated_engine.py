@@ -96,6 +96,41 @@ def test_an_abort_frees_what_it_held() -> None:
     assert [s.produced for s in sequences] == [0, 0, 0]
 
 
+def prefill_of(scheduler: Scheduler, prompt: int, content: tuple[int, ...]) -> tuple[int, int]:
+    """Tokens that a request's prefill computes when nothing else is there, and those that it finds; it runs to its end."""
+    sequence = Sequence(prompt, 1, 0.0, lambda s, t: None, content=content)
+    scheduler.add(sequence)
+    computed = 0
+    while not scheduler.idle:
+        iteration = scheduler.begin()
+        computed += iteration.prefill
+        scheduler.end(iteration, 1.0)
+    return computed, sequence.cached
+
+
+def test_leading_blocks_that_were_computed_are_found_again() -> None:
+    scheduler = Scheduler(Limits(1600))
+    assert prefill_of(scheduler, 48, (1, 2, 3)) == (48, 0)
+    assert prefill_of(scheduler, 60, (1, 2, 9)) == (28, 32)
+    assert prefill_of(scheduler, 48, (1, 2, 3)) == (16, 32), (
+        "at least the last token is computed, and blocks are found whole"
+    )
+    assert prefill_of(scheduler, 48, (7, 2, 3)) == (48, 0), "what does not begin alike is not found"
+    assert prefill_of(scheduler, 60, ()) == (60, 0)
+    assert prefill_of(Scheduler(Limits(1600, prefix_caching=False)), 48, (1, 2, 3)) == (48, 0)
+
+
+def test_the_least_recent_blocks_make_room() -> None:
+    scheduler = Scheduler(Limits(10 * 16))
+    prefill_of(scheduler, 48, (1, 2, 3))
+    prefill_of(scheduler, 64, (11, 12, 13, 14))
+    assert prefill_of(scheduler, 49, (1, 2, 3)) == (1, 48)
+    prefill_of(scheduler, 7 * 16, tuple(range(21, 28)))  # with the three that were just asked for, all ten
+    assert prefill_of(scheduler, 65, (11, 12, 13, 14)) == (65, 0)
+    prefill_of(scheduler, 160, tuple(range(31, 41)))
+    assert prefill_of(scheduler, 49, (1, 2, 3)) == (49, 0)
+
+
 def test_another_size_is_scaled_by_the_roofline() -> None:
     half = Timing().on(Size(REFERENCE.bandwidth_gb_s / 2, REFERENCE.tflops / 4, 1))
     assert half.base_s == pytest.approx(2 * Timing().base_s)

@@ -145,8 +145,25 @@ def test_metrics_have_vllms_names_and_add_up(fleet: EmulatedFleet) -> None:
         assert page[f'vllm:{name}_bucket{{engine="0",model_name="m",le="+Inf"}}'] == count
     assert page[f"vllm:request_prompt_tokens_sum{labels}"] == 28
     assert page[f"vllm:num_requests_running{labels}"] == page[f"vllm:num_requests_waiting{labels}"] == 0
-    assert page['vllm:cache_config_info{block_size="16",num_gpu_blocks="25000",engine="0"}'] == 1
+    config = 'block_size="16",num_gpu_blocks="25000",enable_prefix_caching="True"'
+    assert page[f'vllm:cache_config_info{{{config},engine="0"}}'] == 1
     assert before.keys() <= page.keys()
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_a_conversation_finds_what_was_said_in_the_prefix_cache(caching: bool, fleet: EmulatedFleet) -> None:
+    url = fleet.start(spec(shape=Shape(replicas=1, engine={"enable_prefix_caching": caching})))
+    said: list[dict[str, str]] = [{"role": "user", "content": " ".join(f"w{i}" for i in range(60))}]
+    tokens = 4 + 60
+    for answer_tokens in (20, 1):
+        body = {"messages": said, "max_tokens": answer_tokens, "ignore_eos": True}
+        answer = json.loads(post(url, "/v1/chat/completions", **body)[1])
+        said += [answer["choices"][0]["message"], {"role": "user", "content": "and then"}]
+    page, labels = scrape(url), '{engine="0",model_name="m"}'
+    assert page[f"vllm:prefix_cache_queries_total{labels}"] == tokens + (tokens + 20 + 2)
+    # The last token that came out was never read, so 83 of 84 are in the cache: five blocks of 16.
+    found = 80 if caching else 0
+    assert page[f"vllm:prefix_cache_hits_total{labels}"] == page[f"vllm:prompt_tokens_cached_total{labels}"] == found
 
 
 def test_its_names_and_buckets_are_those_of_a_real_vllm_page(fleet: EmulatedFleet) -> None:

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,21 @@ def test_stuck_it_lets_nothing_out_until_it_is_told_to(tmp_path: Path) -> None:
         assert ask(port, "GET", "/health")[0] == 200, "nobody is told"
         ask(port, "PUT", "/emulated/faults", {"stick": False})
         assert ask(port, "POST", "/v1/completions", request)[0] == 200
+
+
+def test_slow_every_iteration_takes_so_many_times_as_long(tmp_path: Path) -> None:
+    """20 iterations of 24 ms and more, each ten times as long from the start: no machine is so fast that they take less."""
+    with twin(file(tmp_path), "--slow", "10") as port:
+        begin = time.monotonic()
+        assert ask(port, "POST", "/v1/completions", {"prompt": "a", "max_tokens": 20, "ignore_eos": True})[0] == 200
+        assert time.monotonic() - begin > 10 * 20 * 0.02
+
+
+def test_it_fails_the_share_that_it_was_asked_for(tmp_path: Path) -> None:
+    with twin(file(tmp_path), "--fail", "0.5", "--seed", "1") as port:
+        answers = [ask(port, "POST", "/v1/completions", {"prompt": "a", "max_tokens": 1})[0] for _ in range(40)]
+    assert set(answers) == {200, 500}
+    assert 10 <= answers.count(500) <= 30
 
 
 @pytest.mark.parametrize(

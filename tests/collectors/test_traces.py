@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.simulate.records import Records
 from collectors.traces import FORMATS, BadTrace, read, read_trace, write_trace
+from collectors.traffic.worker import COLUMNS
 from collectors.workload import Workload
 
 DATA = Path(__file__).parents[2] / "../shared/data/traces"
@@ -47,6 +49,44 @@ def error(path: Path, format: str | None = None) -> BadTrace:  # noqa: A002
     assert str(path) in str(raised.value)
     assert "Arrow" not in str(raised.value)
     return raised.value
+
+
+# -- what `flyball simulate --save` wrote -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_saved_requests_are_replayed_with_the_lengths_that_the_server_counted(suffix: str, tmp_path: Path) -> None:
+    """A row as each one ended: not in order of arrival, with failures, and with sessions of some."""
+    path = tmp_path / f"saved{suffix}"
+    told = [
+        {"due_s": 0.5, "prompt_tokens": 90, "output_tokens": 7, "cached_tokens": 32, "session": 4, "error": None},
+        {"due_s": 0.1, "prompt_tokens": 50, "output_tokens": 20, "cached_tokens": None, "session": 4, "error": None},
+        {
+            "due_s": 0.2,
+            "prompt_tokens": None,
+            "output_tokens": 0,
+            "cached_tokens": None,
+            "session": 5,
+            "error": "timeout",
+        },
+        {"due_s": 0.3, "prompt_tokens": None, "output_tokens": 9, "cached_tokens": None, "session": 5, "error": None},
+        {"due_s": 0.4, "prompt_tokens": 40, "output_tokens": 8, "cached_tokens": 40, "session": None, "error": None},
+    ]
+    with Records(path) as records:
+        records.add([tuple({"due_s": 0.0, **row}.get(name) for name in COLUMNS) for row in told])
+    notes: list[str] = []
+    found = read(path, notes=notes)
+    work = found.workload
+    assert (found.format, found.unread) == ("simulate", ())
+    assert work.arrival_s.tolist() == [0.1, 0.4, 0.5]
+    assert (work.prompt_tokens.tolist(), work.output_tokens.tolist()) == ([50, 40, 90], [20, 8, 7])
+    assert work.prefix_tokens.tolist() == [0, 39, 32]
+    assert work.session is not None
+    assert work.session[0] == work.session[2] != work.session[1]
+    assert notes == [
+        "left out 1 of 5 rows: they failed",
+        "left out 1 of 5 rows: the server did not tell their prompt_tokens",
+    ]
 
 
 # -- Flyball's own columns ----------------------------------------------------------------------------------------------

@@ -265,6 +265,20 @@ def test_a_far_client_is_told_from_a_slow_prefill_by_one_load() -> None:
     assert best.times.mean("itl_s", slice(None)) == pytest.approx(asked.parts[0].seen["itl_s"][0], rel=0.05)
 
 
+def test_one_group_of_requests_that_is_not_explained_counts_as_its_share_of_those_that_were_seen_there() -> None:
+    """A run in 25 parts, of which one waited in a queue that no engine of this form has: the other 24 are not doubted as much as that."""
+    where = (math.log(8.0), math.log(500.0), math.log(200.0))
+    queued = Residual("ttft_s", where, 2.5, 0.02)
+    told = tuple(Residual("ttft_s", where, 0.02 * (-1) ** i, 0.02) for i in range(24))
+    alone, among, none = (
+        Discrepancy(some, 0.4, odd).at("ttft_s", where)[1]
+        for some, odd in (((), (queued,)), (told, (queued,)), (told, ()))
+    )
+    assert math.exp(1.28 * alone) > math.exp(2.5), "what was seen once lies within the interval"
+    assert among == pytest.approx(alone / 5, rel=0.05)
+    assert among > 5 * none
+
+
 def test_beyond_the_loads_that_were_seen_doubt_grows_and_less_so_where_the_fit_was_put_to_the_test() -> None:
     where = [(math.log(n), math.log(500.0), math.log(200.0)) for n in (1, 2, 4, 8)]
     agreed, tested = (
