@@ -149,7 +149,7 @@ def _goes_back(daemon: Daemon, config: Path, haproxy: RunningHAProxy) -> None:
 
 def _serving(haproxy: RunningHAProxy) -> list[str]:
     lines = haproxy.ask("show stat").splitlines()
-    return sorted(line.split(",")[1] for line in lines if line.startswith(f"{NAME},s") and ",UP," in line)
+    return sorted(line.split(",")[1] for line in lines if line.startswith(f"{NAME},s") and ",UP" in line)
 
 
 def _kept_over_a_reload(haproxy: RunningHAProxy, whole: str) -> None:
