@@ -399,7 +399,7 @@ class Applier:
 
         rows = [row for row in await asyncio.to_thread(begun) if row["receipt"] is not None]
         receipts = [receipt_of(row) for row in rows if row["direction"] != "rollback"]
-        live = await in_time(watched.actuator.live())
+        live = watched.complete(await in_time(watched.actuator.live()))  # the plan's shapes were completed too
         plan = await in_time(watched.actuator.back(system_plan(forward), receipts, live))
 
         def keep() -> bool:

@@ -101,8 +101,8 @@ class WatchedEndpoint:
     ask_at: float = -math.inf
     """Monotonic seconds: when the system is due to be asked what is live."""
 
-    def saw(self, live: LiveState) -> None:
-        """Take in what is live. What the system does not know is filled in from the settings; what it does know always wins."""
+    def complete(self, live: LiveState) -> LiveState:
+        """What is live, with what the system does not know from the settings; what it does know always wins."""
         stated = self.settings.shape.shape()
         scaled = live.shape.autoscaling is not None  # then nobody states the count: it is what serves
         unknown = {
@@ -115,7 +115,12 @@ class WatchedEndpoint:
         )
         if shape.accelerator is None:
             shape = self.catalogue.with_size(shape, shape.size)
-        self.live = replace(live, shape=shape)
+        return replace(live, shape=shape)
+
+    def saw(self, live: LiveState) -> None:
+        """Take in what is live."""
+        self.live = self.complete(live)
+        shape = self.live.shape
         self.replicas = dict(live.targets)
         self.tariff, self.billed = self.catalogue.tariff(shape), self.catalogue.billed(shape)
         self.reserved = live.serving if shape.replicas is None else shape.replicas

@@ -23,12 +23,15 @@ from actuators.vllm_local.actuator import teardown
 from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.ml import endpoint_id
+from tests.fakes.haproxy import FakeHAProxy, FakeServer
+from tests.fakes.haproxy.runtime import FORCED
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
+from tests.fakes.litellm import MASTER_KEY, FakeProxy
 
 REGISTERED = sorted(
     [*entry_points(group="flyball.actuators"), *entry_points(group="flyball.emulations")], key=lambda e: e.name
 )
-OURS = {"azure-ml", "emulated", "none", "vllm-local"}
+OURS = {"azure-ml", "emulated", "haproxy", "kubernetes", "litellm", "none", "vllm-local"}
 
 
 @dataclass
@@ -40,6 +43,8 @@ class Stage:
     caller: Caller
     there: Shape | None
     """Another shape that it can reach; None where it changes nothing."""
+    elsewhere: Shape | None = None
+    """A third one. None: ``there`` with one replica."""
 
     def make(self) -> Actuator:
         made: Actuator = self.entry.load()(self.of)
@@ -104,9 +109,42 @@ def _kubernetes(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         yield Stage(entry, of, caller, shape.with_(replicas=2, engine={"max_num_seqs": 8}))
 
 
+@contextlib.contextmanager
+def _haproxy(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    """The real part speaks no HTTP: its commands are told as HTTP's methods would be."""
+    with FakeHAProxy([FakeServer("a", 9001), FakeServer("b", 9002, admin=FORCED)], backend="chat") as haproxy:
+        caller = Caller()
+        haproxy.heard = lambda c: caller.sent.append(("GET" if c.startswith("show ") else "POST", c))
+        of = context(folder, f"http://{haproxy.socket}", Shape(), {"socket": haproxy.socket}, caller)
+        shape = asyncio.run(entry.load()(of).live()).shape
+        yield Stage(entry, of, caller, shape.with_(replicas=2, engine={"weight.a": 7}))
+
+
+PROXY = """\
+model_list:
+  - {model_name: chat, litellm_params: {model: openai/m, api_base: "http://127.0.0.1:9/v1", weight: 1}, model_info: {id: own}}
+  - {model_name: chat, litellm_params: {model: openai/m, api_base: "http://127.0.0.1:9/v1", weight: 1, rpm: 60}}
+"""
+
+
+@contextlib.contextmanager
+def _litellm(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    file = folder / "config.yaml"
+    file.write_text(PROXY)
+    with FakeProxy(file, starts_s=0.05) as proxy:
+        options = {"config": str(file), "restart": list(proxy.restart), "key": MASTER_KEY, "group": "chat"}
+        caller = Caller()
+        of = context(folder, proxy.url, Shape(), options, caller)
+        shape = asyncio.run(entry.load()(of).live()).shape
+        there, elsewhere = (shape.with_(engine={"weight.own": w, "num_retries": 1}) for w in (3, 4))
+        yield Stage(entry, of, caller, there, elsewhere)
+
+
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
     "emulated": _emulated,
+    "haproxy": _haproxy,
     "kubernetes": _kubernetes,
+    "litellm": _litellm,
     "none": _none,
     "vllm-local": _vllm_local,
     "azure-ml": _azure_ml,
@@ -209,11 +247,11 @@ def test_there_and_back_with_every_step_done_twice(stage: Stage) -> None:
 def test_a_plan_of_yesterday_changes_nothing_today(stage: Stage) -> None:
     if stage.there is None:
         pytest.skip(f"{stage.entry.name} changes nothing")
-    there = stage.there
+    there, today = stage.there, stage.elsewhere or stage.there.with_(replicas=1)
 
     async def story() -> None:
         old = await stage.make().plan(await stage.make().live(), there)
-        live = await reach(stage.make, there.with_(replicas=1), "today")
+        live = await reach(stage.make, today, "today")
         for operation in old.operations:  # refused, or there is nothing to be done any more
             with contextlib.suppress(ActuatorError):
                 await stage.make().do(operation, "yesterday/0", None)
@@ -268,6 +306,7 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
     options = {
         "vllm-local": {"model": "m"},
         "azure-ml": {**azure, "arm_url": url},
+        "haproxy": {"socket": url.removeprefix("http://")},
         "kubernetes": {"server": url, "token": "t"},
     }.get(entry.name, {})
     of = context(tmp_path, url, Shape(replicas=1), options)
@@ -283,4 +322,4 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
     else:
         assert error is not None
         assert error.passes
-        assert of.url in error.detail
+        assert of.url.removeprefix("http://") in error.detail

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, time
 from pathlib import Path
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actuators.base import ActuatorError, Trouble
-from actuators.shape import Operation
+from actuators.base import ActuatorError, LiveState, Receipt, Trouble
+from actuators.shape import Operation, Plan
 from agent.cases import hours_of
 from agent.settings import ChangeWindow
 from agent.store import audit, changes, control, fleet, outbox, windows
@@ -145,6 +145,39 @@ def test_a_person_may_have_it_back_at_any_time_and_nothing_is_frozen(when: str, 
             assert_lawful(world)
 
     run(scenario)
+
+
+def test_a_way_back_is_planned_from_a_shape_completed_by_the_settings_as_the_change_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system does not tell the size, which the settings state."""
+    compared: list[tuple[str | None, str | None]] = []
+
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET) as world:
+            actuator = world.governor.watched[NAME].actuator
+            tells, leads_back = actuator.live, actuator.back
+
+            async def live() -> LiveState:
+                told = await tells()
+                return replace(told, shape=told.shape.with_(size=None))
+
+            async def back(plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
+                compared.append((plan.before.size, live.shape.size))
+                return await leads_back(plan, done, live)
+
+            monkeypatch.setattr(actuator, "live", live)
+            monkeypatch.setattr(actuator, "back", back)
+            await world.run(60)
+            await world.ask_and_approve(replicas=3)
+            assert await world.until_true(
+                lambda: bool(world.changes()) and world.changes()[0]["state"] == "warming", 900
+            )
+            _undo(world, world.changes()[0]["id"])
+            assert await world.until_true(lambda: world.changes()[0]["state"] == "rolled_back", 300)
+
+    run(scenario)
+    assert compared == [("vm-small", "vm-small")]
 
 
 def test_only_the_newest_change_is_taken_back(tmp_path: Path) -> None:

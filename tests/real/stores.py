@@ -23,8 +23,13 @@ SCRAPE_S = 1
 class EmulatedEndpoints:
     """Emulated endpoints, one process each."""
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(
+        self, folder: Path, number: int, *, model: str | None, max_num_seqs: int, slow: Sequence[float]
+    ) -> None:
         self._folder = folder
+        self._model = model
+        self._max_num_seqs = max_num_seqs
+        self._slow = slow
         self._processes: list[subprocess.Popen[str]] = []
         self.addresses: list[str] = []
         """As ``host:port``."""
@@ -43,12 +48,21 @@ class EmulatedEndpoints:
             self._end(process)
 
     def _start(self, i: int, port: int) -> tuple[subprocess.Popen[str], str]:
-        shape = json.dumps({"replicas": 1, "size": "emu", "engine": {"max_num_seqs": 64}})
+        shape = json.dumps({"replicas": 1, "size": "emu", "engine": {"max_num_seqs": self._max_num_seqs}})
         sizes = json.dumps({"emu": {"bandwidth_gb_s": 2000.0, "tflops": 300.0, "kv_tokens": 100_000}})
         command = [
-            *(sys.executable, "-m", "actuators.emulated.server", "--endpoint", f"e{i}", "--model", f"model-{i}"),
+            *(
+                sys.executable,
+                "-m",
+                "actuators.emulated.server",
+                "--endpoint",
+                f"e{i}",
+                "--model",
+                self._model or f"model-{i}",
+            ),
             *("--shape", shape, "--sizes", sizes, "--state", str(self._folder / f"e{i}.json"), "--until-stdin-closes"),
             *("--cold-start-s", "0.1", "--port", str(port)),
+            *(("--slow", str(self._slow[i])) if self._slow else ()),
         ]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -60,8 +74,11 @@ class EmulatedEndpoints:
 
 
 @contextmanager
-def emulated(number: int, folder: Path) -> Iterator[EmulatedEndpoints]:
-    servers = EmulatedEndpoints(folder, number)
+def emulated(
+    number: int, folder: Path, *, model: str | None = None, max_num_seqs: int = 64, slow: Sequence[float] = ()
+) -> Iterator[EmulatedEndpoints]:
+    """``model``: what all of them serve; None: each its own. ``slow``: how many times as long each one's iterations take."""
+    servers = EmulatedEndpoints(folder, number, model=model, max_num_seqs=max_num_seqs, slow=slow)
     try:
         yield servers
     finally:

@@ -1,24 +1,25 @@
-"""A LiteLLM proxy's ``/metrics``: requests, tokens and what the proxy charged, and whose they are, by a label that requests carry.
+"""A LiteLLM proxy's ``/metrics``: requests, tokens, times and what the proxy charged; whose they are, by a label that requests carry; and
+how long each deployment of the model took.
 
-Owns the names and what they mean in Flyball's words. The proxy's own latencies are left out: they hold the way to whichever model it chose.
+Owns the names and what they mean in Flyball's words. Left out: the time from a request to its end divided by its tokens, which LiteLLM calls
+latency per output token and which holds the first one; and its queue, which is the proxy's own and not the engine's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from collectors.base import Scope, ScrapeTarget, SourceContext
-from collectors.discovery import Support
-from collectors.door import check_number
+from collectors.door import check_histogram, check_number
 from collectors.exposition import Exposition, Labels, MetricsPage
 from collectors.metrics import tagged
 from collectors.pagesigns import told_apart
 from collectors.text import clean
-from collectors.window import CollectError, Reading
+from collectors.window import CollectError, Histogram, Reading
 
 _REQUESTS = "litellm_proxy_total_requests_metric_total"
 _TOKENS: Mapping[str, str] = {
@@ -27,24 +28,25 @@ _TOKENS: Mapping[str, str] = {
     "output_tokens": "litellm_output_tokens_metric_total",
 }
 _SPEND = "litellm_spend_metric_total"
-_NAMES = {_REQUESTS, *_TOKENS.values(), _SPEND}
+#: In seconds. The first is of all requests, as the client sees them; the second of streamed ones alone, from the proxy on.
+_TIMES: Mapping[str, str] = {
+    "e2e_s": "litellm_request_total_latency_metric",
+    "ttft_s": "litellm_llm_api_time_to_first_token_metric",
+}
+_STATE = "litellm_deployment_state"
+_STATES = {0.0: "healthy", 1.0: "partial outage", 2.0: "outage"}
+_STARTED = "process_start_time_seconds"
+_NAMES = {
+    *(_REQUESTS, *_TOKENS.values(), _SPEND, _STATE, _STARTED),
+    *(name + part for name in _TIMES.values() for part in ("_bucket", "_sum", "_count")),
+}
 #: What stands in a label that a request did not carry.
 _NOBODY = ("", "None")
 #: Tags that are told apart; what comes beyond is counted in the whole alone. A tag may be made up by a client.
 MOST_TAGS = 200
+#: Deployments likewise: one without an id of its own gets another with each change of its limits.
+MOST_DEPLOYMENTS = 50
 _MOST_TAG = 100
-
-SUPPORT = Support(
-    title="LiteLLM's /metrics",
-    sees=(
-        "requests by outcome",
-        "tokens, cached ones apart, and by team, key, user or customer",
-        "what the proxy charged",
-    ),
-    changes=(),
-    verified="recorded answers",
-    how="a recorded page of a real LiteLLM proxy 1.106",
-)
 
 
 class Options(BaseModel):
@@ -62,6 +64,9 @@ class Options(BaseModel):
     """The label by which cost is told apart. Default: the team's name."""
     timeout_s: float = Field(default=5.0, gt=0, le=60)
     """Seconds for one page, connecting included. Default 5: a third of the usual interval between reads."""
+    max_series: int = Field(default=100_000, gt=0)
+    """Refuse a page with more series of the wanted names: LiteLLM has one for each key, user and team, 18 of each time. The default serves
+    some thousand keys; leave labels out by the proxy's `prometheus_metrics_config` beyond that."""
 
 
 class LiteLLMCollector:
@@ -76,8 +81,9 @@ class LiteLLMCollector:
         self._context = context
         self._options = Options.model_validate(dict(context.options))
         self.deadline_s: float | None = self._options.timeout_s + 1
-        self._exposition = Exposition(_NAMES)
+        self._exposition = Exposition(_NAMES, max_series=self._options.max_series)
         self._tags: set[str] = set()
+        self._deployments: set[str] = set()
 
     async def read(self, target: ScrapeTarget) -> Sequence[Reading]:
         """One Reading. Raises CollectError; besides the kinds of ``Http``: not_metrics, not_litellm, truncated, too_large, invalid_value."""
@@ -88,7 +94,18 @@ class LiteLLMCollector:
         )
         now = self._context.clock.now()
         page = self._exposition.parse(answer.body, answer.headers.get("content-type", ""))
-        return [Reading(target.name, now, self.counters(page))]
+        counters = self.counters(page)
+        started = page.get(_STARTED)
+        return [
+            Reading(
+                target.name,
+                now,
+                counters,
+                self.times(page),
+                started_at=started[0][1] if started else None,
+                facts=_states(page, self._deployments),
+            )
+        ]
 
     def counters(self, page: MetricsPage) -> dict[str, float]:
         """Of one page. What it does not tell is left out: a proxy that served nothing yet tells no tokens. Raises CollectError."""
@@ -96,6 +113,13 @@ class LiteLLMCollector:
             raise CollectError("not_litellm", told_apart(page.page, "the LiteLLM proxy's"))
         found: dict[str, float] = {}
         for labels, value in self._mine(page, _REQUESTS):
+            for name in (
+                "requests",
+                "errors",
+                "throttled",
+                "rejected",
+            ):  # each carries its status: what has no series has none
+                found.setdefault(name, 0.0)
             _add(found, "requests", value)
             outcome = _outcome(labels.get("status_code", ""))
             if outcome is not None:
@@ -109,6 +133,38 @@ class LiteLLMCollector:
         for _, value in self._mine(page, _SPEND):
             _add(found, "billed_usd", value)
         return found
+
+    def times(self, page: MetricsPage) -> dict[str, Histogram]:
+        """``e2e_s`` and ``ttft_s`` over all deployments, and of each one under its name: ``e2e_s@own``. Raises CollectError."""
+        found: dict[str, Histogram] = {}
+        for name, theirs in _TIMES.items():
+            parts: dict[str, dict[float, float]] = {}
+            sums: dict[str, float] = {}
+            for labels, value in self._mine(page, theirs + "_bucket"):
+                for whose in self._whose(name, labels):
+                    counts = parts.setdefault(whose, {})
+                    edge = _edge(labels.get("le", ""))
+                    counts[edge] = counts.get(edge, 0.0) + value
+            for labels, value in self._mine(page, theirs + "_sum"):
+                for whose in self._whose(name, labels):
+                    sums[whose] = sums.get(whose, 0.0) + value
+            for whose, counts in parts.items():
+                edges = sorted(counts)
+                if whose not in sums or len(edges) < 2 or edges[-1] != math.inf:
+                    continue  # half of a histogram
+                found[whose] = Histogram(tuple(edges[:-1]), tuple(counts[edge] for edge in edges), sums[whose])
+                check_histogram(whose, found[whose])
+        return found
+
+    def _whose(self, name: str, labels: Labels) -> tuple[str, ...]:
+        """A time counts for the whole, and for the deployment that took it."""
+        deployment = clean(labels.get("model_id", ""), _MOST_TAG)
+        if deployment in _NOBODY:
+            return (name,)
+        if deployment not in self._deployments and len(self._deployments) >= MOST_DEPLOYMENTS:
+            return (name,)
+        self._deployments.add(deployment)
+        return name, tagged(name, deployment)
 
     def _mine(self, page: MetricsPage, name: str) -> Iterable[tuple[Labels, float]]:
         """The series of the model that is asked for. Raises CollectError on a value that cannot be."""
@@ -129,6 +185,23 @@ class LiteLLMCollector:
             return None
         self._tags.add(tag)
         return tag
+
+
+def _edge(text: str) -> float:
+    """Raises CollectError."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise CollectError("invalid_value", f"a bucket's bound is {text[:40]!r}, which is no number") from error
+
+
+def _states(page: MetricsPage, deployments: Collection[str]) -> dict[str, str]:
+    """How the proxy judges each deployment that answered for the model: from its failures, so only after requests."""
+    return {
+        f"deployment {one}": _STATES[value]
+        for labels, value in page.get(_STATE, ())
+        if (one := clean(labels.get("model_id", ""), _MOST_TAG)) in deployments and value in _STATES
+    }
 
 
 def _add(found: dict[str, float], name: str, value: float) -> None:

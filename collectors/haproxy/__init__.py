@@ -1,0 +1,1 @@
+"""HAProxy: its statistics, its runtime API, and which backends it has."""

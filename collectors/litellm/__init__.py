@@ -1,0 +1,1 @@
+"""A LiteLLM proxy: what its metrics and its management API tell."""
