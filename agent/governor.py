@@ -19,6 +19,7 @@ from agent.clock import WallClock
 from agent.exercise import Exercise
 from agent.loops import Loop
 from agent.metrics import Metrics
+from agent.pushes import PushService
 from agent.reflect import Reflector
 from agent.settings import EndpointSettings, Settings
 from agent.slack.receive import ClickReceiver
@@ -83,6 +84,7 @@ class Governor:
         self.sender = Sender(settings, store, self.approvals, http, clock, self.metrics)
         self.spool = Spool(settings.state_dir / "spool")
         self.watcher = Watcher(self.watched, settings.collect, store, self.spool, clock, self.metrics)
+        self.pushes = PushService(self.watched, self.watcher, store, settings.retention, clock, self.metrics)
         self.reflector = Reflector(settings, store, clock, self.metrics, self.tracing.tracer)
         self.applier = Applier(self.watched, self.watcher, settings, store, clock, self.metrics)
         self.exercise = Exercise(settings, store, clock)
@@ -209,6 +211,7 @@ class Governor:
         with control.leading(self.store, lead) as db:
             days = {raw: keep.raw_days, 300.0: keep.five_minutes_days, 3600.0: keep.hours_days}
             windows.age_out(db, now, {width: d * 86_400 for width, d in days.items()})
+            self.pushes.trim(db, now)
         windows.roll_up(self.store, now, raw)
 
     def _beats(self) -> dict[str, dict[str, float | int | None]]:

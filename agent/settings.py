@@ -419,6 +419,10 @@ class RetentionSettings(_Section):
     """5-minute windows are kept for so long. Default: 30 days."""
     hours_days: float = Field(400.0, gt=0)
     """1-hour windows are kept for so long. Default: 400 days."""
+    requests_days: float = Field(7.0, gt=0)
+    """Requests of the flight recorder are kept for so long. Default: 7 days."""
+    requests_rows: int = Field(500_000, ge=1)
+    """Requests of the flight recorder that are kept of one endpoint, the newest. Default: 500,000, about 100 MB without prefixes."""
 
 
 class ReportSettings(_Section):
@@ -507,10 +511,15 @@ class WebSettings(_Section):
 
     @model_validator(mode="after")
     def _exposed(self) -> WebSettings:
-        if self.host not in ("127.0.0.1", "::1", "localhost") and self.token is None:
+        if not self.on_loopback and self.token is None:
             text = f"host {self.host} can be reached from elsewhere: set web.token, or listen on 127.0.0.1"
             raise Conflict(("host",), text)
         return self
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this host can reach it."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
 
 
 class PersonSettings(_Section):
