@@ -21,6 +21,7 @@ from agent.loops import Loop
 from agent.metrics import Metrics
 from agent.pushes import PushService
 from agent.reflect import Reflector
+from agent.reviews import Reviewer
 from agent.settings import EndpointSettings, Settings
 from agent.slack.receive import ClickReceiver
 from agent.slack.send import Sender
@@ -42,6 +43,8 @@ LEASE_S = 9.0
 #: Between two renewals of a leader, and between two looks of one who stands by.
 LEAD_S = 2.0
 HOUSEKEEPING_S = 60.0
+#: Between two looks into repositories for merges.
+REVIEW_S = 15.0
 #: Between two looks for periods that are over, of which it is to be attested what was saved.
 ATTEST_S = 300.0
 #: Between two readings of vendors' cost reports: they change once a day, and are limited in rate.
@@ -87,6 +90,7 @@ class Governor:
         self.pushes = PushService(self.watched, self.watcher, store, settings.retention, clock, self.metrics)
         self.reflector = Reflector(settings, store, clock, self.metrics, self.tracing.tracer)
         self.applier = Applier(self.watched, self.watcher, settings, store, clock, self.metrics)
+        self.reviewer = Reviewer(self.watched, store, self.approvals, clock, self.metrics)
         self.exercise = Exercise(settings, store, clock)
         make = self._loop
         self.loops = [
@@ -106,6 +110,8 @@ class Governor:
                 settings.slack, self.receiver, self.sender.answer, http, clock, ca_file=settings.tls_ca_file
             )
             self.loops.append(make("slack", SOCKET_S, self.keep_socket))
+        if self.reviewer.wanted:
+            self.loops.append(make("review", REVIEW_S, self.review))
         if self.exercise.wanted:
             self.loops.append(make("exercise", HOUSEKEEPING_S, self.exercise_references))
 
@@ -176,6 +182,10 @@ class Governor:
         """The leader's connection to Slack, where clicks come over one."""
         assert self.socket is not None
         await self.socket.cycle(self.lead)
+
+    async def review(self) -> None:
+        """Show plans in repositories, and see what became of them."""
+        await self._led(self.reviewer.cycle)
 
     async def exercise_references(self) -> None:
         await self._led(self.exercise.cycle)

@@ -529,6 +529,8 @@ class PersonSettings(_Section):
     """A short name: lower-case letters, digits, dots, dashes. What the audit says."""
     slack: str | None = Field(None, pattern=r"^[UW][A-Z0-9]{2,20}$")
     """The Slack user id (profile, three dots, 'Copy member ID'). Default: none; this person decides nothing in Slack."""
+    git: str | None = Field(None, pattern=r"^[^@\s]+@[^@\s]+$")
+    """The e-mail address of this person's merges. Default: none; no merge is this person's."""
     token: SecretStr | None = None
     """What this person logs in with on the page, 16 characters at least. By reference only. Default: none; no login."""
     login: str | None = None
@@ -640,7 +642,7 @@ class Settings(BaseSettings):
 
     def _check_people(self) -> None:
         """What tells one person from another must be of one person alone."""
-        for field in ("name", "slack", "token", "login"):
+        for field in ("name", "slack", "git", "token", "login"):
             seen: set[str] = set()
             for i, person in enumerate(self.people):
                 value = getattr(person, field) if field != "login" else person.login or person.name
@@ -655,7 +657,8 @@ class Settings(BaseSettings):
         """``slack:U0ADA`` or ``cli:ada`` as the person's name; whoever is not known stays what he is."""
         kind, _, who = actor.partition(":")
         for person in self.people:
-            if (kind == "slack" and who == person.slack) or (kind == "cli" and who == (person.login or person.name)):
+            own = {"slack": person.slack, "git": person.git, "cli": person.login or person.name}
+            if who and who == own.get(kind):
                 return person.name
         return actor
 
