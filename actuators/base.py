@@ -6,11 +6,11 @@ there; what plan leads back; may this step be done now; do it; is it done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from actuators.shape import Operation, Plan, Shape
 from collectors.clock import Clock
@@ -69,6 +69,8 @@ class LiveState:
     """Replica name to base address, for those who read each replica's metrics. Empty where only the one address is known."""
     detail: str = ""
     """For people, where something is wrong: which replica, which log."""
+    landed: str | None = None
+    """The hash of the plan that the newest change of the specification is, by its own word, where changes come by review elsewhere."""
 
 
 class Progress(Enum):
@@ -149,6 +151,32 @@ class RemovableActuator(Protocol):
 
     async def remove(self) -> None:
         """Stop that too, and forget what was there. Only ever called at zero replicas; once more does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """How a plan that is reviewed elsewhere stands there."""
+
+    state: Literal["absent", "open", "merged"]
+    """``absent``: its branch is not there. ``merged``: what is configured is the plan's shape, by this plan."""
+    by: str = ""
+    """Who merged it, as the repository tells: an e-mail address, or ``unknown``."""
+    where: str = ""
+    """The branch, and the address of the request to merge it, where there is one."""
+
+
+@runtime_checkable
+class ReviewedActuator(Protocol):
+    """An actuator whose plans are branches of a repository: the merge of one is its approval. It never writes to what is deployed."""
+
+    async def offer(self, plan: Plan, title: str, evidence: str) -> Review:
+        """Show a plan as a branch of our own. Once more does nothing. Raises ``ActuatorError``: DRIFT where it fits no longer."""
+
+    async def review(self, plan: Plan) -> Review:
+        """Sends only reads."""
+
+    async def withdraw(self, keep: Collection[str]) -> None:
+        """Take away the branches of this endpoint's plans, but of those whose hashes are to be kept."""
 
 
 class Trouble(StrEnum):

@@ -303,6 +303,8 @@ class Plan:
     needs: tuple[Need, ...] = ()
     by_hand: str | None = None
     """Where somebody else owns what would be changed: the patch to give to him. Then there are no operations."""
+    by_merge: bool = False
+    """Whether it is shown as a branch of a repository, and approved by the merge of that, and at no other door."""
 
     @property
     def hash(self) -> str:
@@ -311,7 +313,7 @@ class Plan:
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        return {
+        whole = {
             **asdict(self),
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
@@ -320,6 +322,9 @@ class Plan:
             "locks": list(self.locks),
             "needs": [asdict(n) for n in self.needs],
         }
+        if not self.by_merge:  # plans of before have no such word, and their hashes stay
+            del whole["by_merge"]
+        return whole
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:

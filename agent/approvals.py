@@ -28,7 +28,7 @@ SNOOZE_S = 86_400.0
 _CODES = {
     "APPROVER": "not_allowed",
     "FOUR_EYES": "four_eyes",
-    "DOOR": "high_risk",
+    "DOOR": "wrong_door",
     "EXPIRY": "expired",
     "OWNER": "by_hand",
     "PLAN": "superseded",
@@ -43,7 +43,7 @@ class ApprovalOutcome:
     accepted: bool
     code: str
     """``accepted``, ``counted`` where more people must approve, or why not: unknown, superseded, expired, decided, not_allowed, four_eyes,
-    high_risk, counted_before, no_plan, by_hand, forbidden, used, bad_token."""
+    wrong_door, counted_before, no_plan, by_hand, forbidden, used, bad_token."""
     text: str
     recommendation_id: str | None = None
 

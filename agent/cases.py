@@ -94,6 +94,7 @@ def case_of(
             policy_hash=row["policy_hash"],
             needs=plan.needs,
             by_hand=plan.by_hand is not None,
+            by_merge=plan.by_merge,
             direction=body["direction"],
             risk=body["risk"],
             approvers=recommendations.approvers(db, row),

@@ -21,6 +21,7 @@ from analyzers import shapes, vllm_arguments
 from analyzers.grammar import BadQuestion
 from analyzers.hardware import ACCELERATORS, Hardware, find
 from collectors.http import Http
+from collectors.receiver import ReceiverMember
 from collectors.window import CollectError, Reading, Span
 
 _CORRECT = "Correct the settings, or start the server as they say: everything is predicted from them"
@@ -39,6 +40,9 @@ def check_plugins(loaded: SettingsFile) -> list[Problem]:
         for name, options in endpoint.sources.items():
             source: Loc = (*at, "sources", name)
             problems += _options(loaded, source, source, plugins.COLLECTORS, name, options)
+            if name == "otlp" and options.get("token") is None and not loaded.settings.web.on_loopback:
+                what = f"has no token, and web.host {loaded.settings.web.host} can be reached from elsewhere: nobody could send"
+                problems.append(_problem(loaded, (*source, "token"), what, "Set it to what senders show, by reference"))
         actuator = endpoint.actuator
         system: Loc = (*at, "actuator")
         problems += _options(
@@ -217,6 +221,8 @@ async def _reach(
     except ActuatorError as error:
         problems.append(_problem(loaded, (*at, "actuator"), str(error), "Correct the address or the credentials"))
     for name, collector in watched.collectors.items():
+        if isinstance(collector, ReceiverMember):  # it is pushed: `flyball status` says when something came last
+            continue
         for target in watched.targets_of(name):
             try:
                 read.setdefault(name, []).extend(await collector.read(target))

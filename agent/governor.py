@@ -19,7 +19,9 @@ from agent.clock import WallClock
 from agent.exercise import Exercise
 from agent.loops import Loop
 from agent.metrics import Metrics
+from agent.pushes import PushService
 from agent.reflect import Reflector
+from agent.reviews import Reviewer
 from agent.settings import EndpointSettings, Settings
 from agent.slack.receive import ClickReceiver
 from agent.slack.send import Sender
@@ -41,6 +43,8 @@ LEASE_S = 9.0
 #: Between two renewals of a leader, and between two looks of one who stands by.
 LEAD_S = 2.0
 HOUSEKEEPING_S = 60.0
+#: Between two looks into repositories for merges.
+REVIEW_S = 15.0
 #: Between two looks for periods that are over, of which it is to be attested what was saved.
 ATTEST_S = 300.0
 #: Between two readings of vendors' cost reports: they change once a day, and are limited in rate.
@@ -83,8 +87,10 @@ class Governor:
         self.sender = Sender(settings, store, self.approvals, http, clock, self.metrics)
         self.spool = Spool(settings.state_dir / "spool")
         self.watcher = Watcher(self.watched, settings.collect, store, self.spool, clock, self.metrics)
+        self.pushes = PushService(self.watched, self.watcher, store, settings.retention, clock, self.metrics)
         self.reflector = Reflector(settings, store, clock, self.metrics, self.tracing.tracer)
         self.applier = Applier(self.watched, self.watcher, settings, store, clock, self.metrics)
+        self.reviewer = Reviewer(self.watched, store, self.approvals, clock, self.metrics)
         self.exercise = Exercise(settings, store, clock)
         make = self._loop
         self.loops = [
@@ -104,6 +110,8 @@ class Governor:
                 settings.slack, self.receiver, self.sender.answer, http, clock, ca_file=settings.tls_ca_file
             )
             self.loops.append(make("slack", SOCKET_S, self.keep_socket))
+        if self.reviewer.wanted:
+            self.loops.append(make("review", REVIEW_S, self.review))
         if self.exercise.wanted:
             self.loops.append(make("exercise", HOUSEKEEPING_S, self.exercise_references))
 
@@ -175,6 +183,10 @@ class Governor:
         assert self.socket is not None
         await self.socket.cycle(self.lead)
 
+    async def review(self) -> None:
+        """Show plans in repositories, and see what became of them."""
+        await self._led(self.reviewer.cycle)
+
     async def exercise_references(self) -> None:
         await self._led(self.exercise.cycle)
 
@@ -209,6 +221,7 @@ class Governor:
         with control.leading(self.store, lead) as db:
             days = {raw: keep.raw_days, 300.0: keep.five_minutes_days, 3600.0: keep.hours_days}
             windows.age_out(db, now, {width: d * 86_400 for width, d in days.items()})
+            self.pushes.trim(db, now)
         windows.roll_up(self.store, now, raw)
 
     def _beats(self) -> dict[str, dict[str, float | int | None]]:

@@ -27,6 +27,7 @@ class Metrics:
         self.read_seconds = Histogram(
             "flyball_read_seconds", "Duration of one reading", ["source"], registry=r, buckets=buckets
         )
+        self.pushes = Counter("flyball_pushes", "What senders pushed, by status", ["path", "status"], registry=r)
         self.windows = Counter("flyball_windows", "Windows closed", ["endpoint", "source"], registry=r)
         self.coverage = Gauge(
             "flyball_window_coverage_ratio",

@@ -700,7 +700,9 @@ class Reflector:
         endpoint = self._settings.endpoint(advice.endpoint)
         identity = recommendations.new_id()
         rails = guardrails_of(self._settings, advice.endpoint)
-        auto = plan is not None and auto_approves(rails, advice.direction, advice.risk, plan.needs)
+        auto = (
+            plan is not None and not plan.by_merge and auto_approves(rails, advice.direction, advice.risk, plan.needs)
+        )
         row = {
             "id": identity,
             "endpoint": advice.endpoint,

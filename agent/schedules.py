@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import structlog
 
-from actuators.base import Actuator, ActuatorError, LiveState
+from actuators.base import Actuator, ActuatorError, CannotPlan, LiveState, ReviewedActuator
 from actuators.shape import Plan, Schedule, Shape
 from agent.cases import guardrails_of, obstacle_of
 from agent.settings import Settings
@@ -40,6 +40,10 @@ async def plan_of(endpoint: str, actuator: Actuator, live: LiveState, schedule: 
 
     Raises ActuatorError.
     """
+    if wanted.schedule is not None and isinstance(actuator, ReviewedActuator):
+        raise CannotPlan(
+            "NO_SCHEDULE", "each step of a schedule would wait for a merge: set policy.scheduled_steps_per_day to 0"
+        )
     bare = wanted.with_(schedule=None)
     if wanted.schedule is not None and bare == live.shape:  # its count is there already: only the schedule begins
         plan = Plan(

@@ -419,6 +419,10 @@ class RetentionSettings(_Section):
     """5-minute windows are kept for so long. Default: 30 days."""
     hours_days: float = Field(400.0, gt=0)
     """1-hour windows are kept for so long. Default: 400 days."""
+    requests_days: float = Field(7.0, gt=0)
+    """Requests of the flight recorder are kept for so long. Default: 7 days."""
+    requests_rows: int = Field(500_000, ge=1)
+    """Requests of the flight recorder that are kept of one endpoint, the newest. Default: 500,000, about 100 MB without prefixes."""
 
 
 class ReportSettings(_Section):
@@ -507,10 +511,15 @@ class WebSettings(_Section):
 
     @model_validator(mode="after")
     def _exposed(self) -> WebSettings:
-        if self.host not in ("127.0.0.1", "::1", "localhost") and self.token is None:
+        if not self.on_loopback and self.token is None:
             text = f"host {self.host} can be reached from elsewhere: set web.token, or listen on 127.0.0.1"
             raise Conflict(("host",), text)
         return self
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this host can reach it."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
 
 
 class PersonSettings(_Section):
@@ -520,6 +529,8 @@ class PersonSettings(_Section):
     """A short name: lower-case letters, digits, dots, dashes. What the audit says."""
     slack: str | None = Field(None, pattern=r"^[UW][A-Z0-9]{2,20}$")
     """The Slack user id (profile, three dots, 'Copy member ID'). Default: none; this person decides nothing in Slack."""
+    git: str | None = Field(None, pattern=r"^[^@\s]+@[^@\s]+$")
+    """The e-mail address of this person's merges. Default: none; no merge is this person's."""
     token: SecretStr | None = None
     """What this person logs in with on the page, 16 characters at least. By reference only. Default: none; no login."""
     login: str | None = None
@@ -631,7 +642,7 @@ class Settings(BaseSettings):
 
     def _check_people(self) -> None:
         """What tells one person from another must be of one person alone."""
-        for field in ("name", "slack", "token", "login"):
+        for field in ("name", "slack", "git", "token", "login"):
             seen: set[str] = set()
             for i, person in enumerate(self.people):
                 value = getattr(person, field) if field != "login" else person.login or person.name
@@ -646,7 +657,8 @@ class Settings(BaseSettings):
         """``slack:U0ADA`` or ``cli:ada`` as the person's name; whoever is not known stays what he is."""
         kind, _, who = actor.partition(":")
         for person in self.people:
-            if (kind == "slack" and who == person.slack) or (kind == "cli" and who == (person.login or person.name)):
+            own = {"slack": person.slack, "git": person.git, "cli": person.login or person.name}
+            if who and who == own.get(kind):
                 return person.name
         return actor
 

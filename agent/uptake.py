@@ -85,6 +85,8 @@ class Uptake:
     def _verdicts(self, row: recommendations.Row, live: LiveState | None) -> Sequence[RuleVerdict]:
         with self._store.read() as db:
             version = None if live is None else live.version
+            if live is not None and live.landed == row["plan_hash"]:  # its merge, and nothing else, moved what is there
+                version = Plan.from_dict(row["plan"]).version
             return verdicts_of(db, self._settings, row, self._clock.now(), version)
 
     async def _void(self, row: recommendations.Row, reason: str, lead: Lead) -> None:

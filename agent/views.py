@@ -357,6 +357,7 @@ def _brief(row: Mapping[str, Any]) -> View:
         "current": body["current"]["label"],
         "proposed": body["proposed"]["label"],
         "reasons": body["reasons"],
+        "by_merge": bool(row["plan"].get("by_merge")),
         "risk": body["risk"],
         "risk_reasons": body["risk_reasons"],
         "premortem": body.get("premortem"),

@@ -27,13 +27,14 @@ from analyzers.policy import Catalogue
 from collectors.base import NO_SERIES, Collector, FleetMember, ScrapeTarget
 from collectors.builder import WindowBuilder
 from collectors.clock import Clock
+from collectors.receiver import Receiver, ReceiverMember
 from collectors.text import clean
 from collectors.window import CollectError, Reading, Span, Window
 
 log = structlog.get_logger()
 T = TypeVar("T")
 HealthRow = dict[str, Any]
-Source = Collector | FleetMember
+Source = Collector | FleetMember | ReceiverMember
 
 #: Readings this close together have no gap between them, however short the interval: a busy machine stalls for seconds, and counters
 #: lose nothing by it.
@@ -235,6 +236,10 @@ class Watcher:
         self._reading_fleets: set[int] = set()
         self._fleet_due: dict[int, float] = {}
         """Monotonic seconds."""
+        self._heard: dict[tuple[str, str], float] = {}
+        """Endpoint and source: when a pushed source said something last, in monotonic seconds; infinite where it may be silent."""
+        self._reporting: set[tuple[str, str]] = set()
+        """Endpoint and source of those that report also while nothing happens."""
         self._fleet_since: dict[int, float] = {}
         """Unix seconds: from when on the next read of a fleet is asked."""
         self._saving: asyncio.Task[None] | None = None
@@ -247,6 +252,7 @@ class Watcher:
         the readings began: whoever answered was read after their end, and lacks nothing in them, however long another one takes.
         """
         begun = self._clock.now()
+        self._miss()
         duties = [duty for watched in self._watched.values() for duty in self._duties(watched)]
         self._tasks |= {asyncio.create_task(duty) for duty in (*duties, *self._fleet_reads())}
         done, _ = await asyncio.wait(self._tasks, timeout=self._settings.interval_s) if self._tasks else (set(), set())
@@ -377,7 +383,7 @@ class Watcher:
         return [
             self._read(watched, source, collector, target)
             for source, collector in watched.collectors.items()
-            if not isinstance(collector, FleetMember)
+            if not isinstance(collector, FleetMember | ReceiverMember)
             for target in watched.targets_of(source)
             if now >= watched.health_of(source, target.name).wait_until
         ]
@@ -480,6 +486,43 @@ class Watcher:
             self._failed(watched, source, watched.settings.name, error)
         except Exception as error:
             self._failed(watched, source, watched.settings.name, CollectError(BUG, _said(error)), error)
+
+    # -- what is pushed ------------------------------------------------------------------------------------------------
+
+    def take(self, endpoint: str, receiver: Receiver, said: Reading | Span) -> None:
+        """What a sender told of an endpoint. Whatever is wrong with it is counted there, and does the sender no harm."""
+        for watched, source in self._fed_by(receiver, endpoint):
+            self._reporting.add((endpoint, source))
+            self._heard[endpoint, source] = self._clock.monotonic()
+            self._take_from_fleet(watched, source, said)
+
+    def heard(self, endpoint: str, receiver: Receiver) -> None:
+        """A sender told requests of an endpoint, which it only does while there are some: its silence means nothing."""
+        for watched, source in self._fed_by(receiver, endpoint):
+            if (endpoint, source) not in self._reporting:
+                self._heard[endpoint, source] = math.inf
+            self._succeeded(watched, source, endpoint)
+
+    def _fed_by(self, receiver: Receiver, endpoint: str) -> list[tuple[WatchedEndpoint, str]]:
+        watched = self._watched[endpoint]
+        return [
+            (watched, source)
+            for source, member in watched.collectors.items()
+            if isinstance(member, ReceiverMember) and member.receiver is receiver
+        ]
+
+    def _miss(self) -> None:
+        """A pushed source that is silent for too long has failed, as one that cannot be read."""
+        now = self._clock.monotonic()
+        for name, watched in self._watched.items():
+            for source, member in watched.collectors.items():
+                if not isinstance(member, ReceiverMember):
+                    continue
+                last = self._heard.setdefault((name, source), now)
+                if now - last > member.silent_s and now >= watched.health_of(source, name).wait_until:
+                    paths = " or ".join(member.receiver.paths)
+                    detail = f"nothing was pushed for {now - last:.0f} s; point its sender to {paths}"
+                    self._failed(watched, source, name, CollectError("silent", detail))
 
     # -- what came of it -----------------------------------------------------------------------------------------------
 

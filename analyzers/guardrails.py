@@ -18,7 +18,7 @@ from actuators.shape import Need, Shape
 from analyzers.policy import Catalogue, Policy, RuleVerdict, shape_rules
 
 Stage = Literal["propose", "approve", "begin", "operation", "undo", "deploy", "tune", "step"]
-Door = Literal["slack", "page", "cli"]
+Door = Literal["slack", "page", "cli", "git"]
 
 DAY_S = 86_400.0
 #: Who asks where Flyball itself does, and who approves where the policy does.
@@ -139,6 +139,8 @@ class PlanFacts:
     """Under which it was proposed."""
     needs: Sequence[Need]
     by_hand: bool
+    by_merge: bool
+    """Whether it is approved by the merge of its branch, and at no other door."""
     direction: str
     risk: str
     approvers: frozenset[str]
@@ -153,10 +155,22 @@ def rule_verdicts(case: ChangeCase, rails: Guardrails) -> tuple[RuleVerdict, ...
     if case.approver is not None:
         found += _approver_rules(case, case.approver, rails)
     if case.door is not None:
-        high = case.plan is not None and case.plan.risk == "high" and case.door == "slack"
-        no = "its risk is high: approve it on the page or at the command line"
-        found.append(RuleVerdict.of("DOOR", not high, f"it may be approved at this door ({case.door})", no))
+        shut = _shut(case.plan, case.door)
+        found.append(RuleVerdict.of("DOOR", shut is None, f"it may be approved at this door ({case.door})", shut or ""))
     return tuple(found)
+
+
+def _shut(plan: PlanFacts | None, door: Door) -> str | None:
+    """Why it cannot be approved at this door; None: it can."""
+    if plan is None:
+        return None
+    if plan.by_merge and door != "git":
+        return "it is a branch of its repository: the merge of that approves it"
+    if not plan.by_merge and door == "git":
+        return "it is no branch of a repository"
+    if plan.risk == "high" and door == "slack":
+        return "its risk is high: approve it on the page or at the command line"
+    return None
 
 
 def obstacle(verdicts: Sequence[RuleVerdict], stage: Stage) -> RuleVerdict | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -130,17 +130,3 @@ class FleetMember:
         if not said:
             raise CollectError("no_series", NO_SERIES)
         return [one for one in said if not isinstance(one, CollectError)]
-
-
-class Receiver(Protocol):
-    """A source that is pushed: somebody sends, and the web room hands over bounded bytes."""
-
-    path: ClassVar[str]
-    """Where it is sent to, such as ``/v1/metrics``."""
-
-    def take(self, headers: Mapping[str, str], body: bytes) -> Iterable[tuple[str, Reading | Span]]:
-        """What was sent, by the endpoint's name. Raises CollectError."""
-
-
-#: What the entry point must be: called once for each endpoint that names the source.
-CollectorFactory = Callable[[SourceContext], Collector | FleetMember]

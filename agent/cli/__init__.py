@@ -20,6 +20,7 @@ from agent.cli import (
     forecast,
     inspect,
     operate,
+    recorder,
     reference,
     savings,
     schedules,
@@ -69,6 +70,7 @@ schedules.add(app)
 findings.add(app)
 reference.add(app)
 forecast.add(app)
+recorder.add(app)
 scorecard.add(app)
 savings.add(app)
 spend.add(app)

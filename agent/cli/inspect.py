@@ -353,6 +353,8 @@ def _print_rest_of_plan(plan: dict[str, Any]) -> None:
     for need in plan.get("needs", ()):
         free = "not known" if need["free"] is None else number(need["free"])
         stdout.print(f"Needs {number(need['wanted'])} of {text(need['what'])}; free: {free}", highlight=False)
+    if plan.get("by_merge"):
+        stdout.print("Approved by the merge of its branch in the repository, and at no other door.")
     if plan.get("by_hand"):
         stdout.print("Somebody else owns what it would change. Apply this by hand:")
         stdout.print(text(plan["by_hand"]), highlight=False, soft_wrap=True)

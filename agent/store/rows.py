@@ -63,6 +63,24 @@ class MuteRow(TypedDict):
     by: str
 
 
+class FlightRow(TypedDict):
+    id: int
+    endpoint: str
+    identity: str
+    side: str
+    arrived_at: float
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    output_tokens: int | None
+    ttft_s: float | None
+    e2e_s: float | None
+    queue_s: float | None
+    error: str | None
+    tenant: str | None
+    blocks: bytes
+    blocks_whole: float | None
+
+
 class EventRow(TypedDict):
     id: int
     endpoint: str

@@ -423,6 +423,29 @@ savings = sa.Table(
     sa.UniqueConstraint("previous"),
 )
 
+#: Requests without their content. ``identity`` is the same each time that one is told.
+flights = sa.Table(
+    "flights",
+    metadata,
+    _serial(),
+    _text("endpoint"),
+    _text("identity"),
+    _text("side"),
+    _real("arrived_at", nullable=False),
+    sa.Column("prompt_tokens", sa.Integer),
+    sa.Column("cached_tokens", sa.Integer),
+    sa.Column("output_tokens", sa.Integer),
+    _real("ttft_s"),
+    _real("e2e_s"),
+    _real("queue_s"),
+    _text("error", nullable=True),
+    _text("tenant", nullable=True),
+    sa.Column("blocks", sa.LargeBinary, nullable=False),
+    _real("blocks_whole"),
+    sa.UniqueConstraint("endpoint", "identity"),
+)
+sa.Index("ix_flights_endpoint_arrived_at", flights.c.endpoint, flights.c.arrived_at)
+
 reports = sa.Table(
     "reports",
     metadata,

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 from agent.watch import WatchedEndpoint
 from collectors.clock import Clock
+from collectors.receiver import ReceiverMember
 from collectors.window import CollectError, Reading
 
 _EVERY_S = 1.0
@@ -74,7 +75,8 @@ async def _read_on(watched: WatchedEndpoint, clock: Clock, seen: ServerReading) 
 
 async def _read(watched: WatchedEndpoint, seen: ServerReading) -> None:
     # One that only listens: a probe's own requests would be a load of their own.
-    collector = next((c for c in watched.collectors.values() if c.interval_s is None), None)
+    listening = (c for c in watched.collectors.values() if c.interval_s is None and not isinstance(c, ReceiverMember))
+    collector = next(listening, None)
     if collector is None:
         return
     readings: list[Reading] = []

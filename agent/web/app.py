@@ -21,6 +21,7 @@ from agent.store import control, fleet, mutes, outbox
 from agent.store.recommendations import OPEN
 from agent.tune import page as tune_page
 from agent.web.guard import SESSION, SESSION_S, Guard, address_of, local_path
+from collectors.receiver import Push
 from collectors.text import clean
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ MOST_REPORTS = 2**63 - 1
 def create_app(governor: Governor) -> FastAPI:
     """The application of one governor."""
     app = FastAPI(title="Flyball", docs_url=None, redoc_url=None)
-    guard = Guard(governor.settings.web, governor.settings.people, governor.clock)
+    guard = Guard(governor.settings.web, governor.settings.people, governor.clock, governor.pushes.receivers)
     app.middleware("http")(guard)
     app.mount("/static", StaticFiles(packages=[("agent", "web/static")]), name="static")
     _health(app, governor)
     _slack(app, governor)
+    _receivers(app, governor)
     _pages(app, governor, guard)
     _decisions(app, governor, guard)
     _mutes(app, governor, guard)
@@ -81,6 +83,21 @@ def _slack(app: FastAPI, governor: Governor) -> None:
             return PlainTextResponse(refused.code, refused.status)
         later.add_task(governor.sender.answer, reply)
         return Response(status_code=200)
+
+
+def _receivers(app: FastAPI, governor: Governor) -> None:
+    """Where telemetry is pushed to. A page of another site can send to none of them: it may not name their types of content."""
+    trusted = governor.settings.web.on_loopback
+
+    async def take(request: Request) -> Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        push = Push(request.scope["path"], headers, await request.body(), trusted)
+        answer = await governor.pushes.take(push, governor.lead)
+        again = {} if answer.retry_after_s is None else {"Retry-After": f"{answer.retry_after_s:.0f}"}
+        return Response(answer.body, answer.status, again, answer.media_type)
+
+    for path in governor.pushes.receivers:
+        app.add_api_route(path, take, methods=["POST"], name=f"telemetry at {path}")
 
 
 async def _bounded(request: Request, limit: int) -> bytes | None:

@@ -2,8 +2,8 @@
 
 Three separate locks. The Host header must be one of ours (against DNS rebinding). Where a token is set, pages and API ask for it, as
 a bearer or through the login cookie, which ends by itself. A POST from a page must carry a key that only our own pages tell, and
-that no cookie can take the place of: a page on a sibling name may set cookies for us, but reads none of our pages. Health and Slack's
-receiver have their own rules and pass by.
+that no cookie can take the place of: a page on a sibling name may set cookies for us, but reads none of our pages. Health, Slack's
+receiver and those of telemetry have their own rules and pass by.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
@@ -47,8 +47,12 @@ _HEADERS = {
 class Guard:
     """The locks of one set of web settings."""
 
-    def __init__(self, settings: WebSettings, people: Sequence[PersonSettings], clock: Clock) -> None:
+    def __init__(
+        self, settings: WebSettings, people: Sequence[PersonSettings], clock: Clock, receivers: Collection[str] = ()
+    ) -> None:
+        """``receivers``: paths whose senders show a token of their own."""
         self._clock = clock
+        self._receivers = frozenset(receivers)
         self._tokens = {p.name: p.token.get_secret_value() for p in people if p.token is not None}
         """By person; of nobody in particular the one that all may share."""
         if settings.token is not None:
@@ -129,6 +133,8 @@ class Guard:
         host = _host_of(request)
         if not self._any_host and host not in self._hosts and path not in ("/healthz", "/readyz", "/slack/actions"):
             return PlainTextResponse("This is not a name of this page; set web.public_url\n", 421)
+        if path in self._receivers and request.method == "POST":
+            return None
         if not path.startswith(_OPEN) and self.caller(request) is None:
             if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
                 return RedirectResponse(f"/login?to={quote(path, safe='/')}", 303)

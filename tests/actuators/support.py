@@ -18,6 +18,7 @@ from actuators.shape import Operation, Plan, Shape
 from agent.clock import WallClock
 from collectors.http import HttpAnswer
 from collectors.sessions import Sessions
+from tests.actuators.git_parts import reviewed
 
 STANDIN = Path(__file__).with_name("standin")
 """A folder for PYTHONPATH: its package ``vllm`` is a stand-in server, not vLLM."""
@@ -92,6 +93,7 @@ async def eventually(condition: Callable[[], Any], limit_s: float = 15.0) -> Non
 
 async def carry_out(make: Callable[[], Actuator], plan: Plan, change: str = "c", limit_s: float = 30.0) -> list[Step]:
     """Every step of a plan, each done twice with one token, each by a new actuator. Stops at the first that fails."""
+    await reviewed(make(), plan)
     steps: list[Step] = []
     last: Receipt | None = None
     for number, operation in enumerate(plan.operations):

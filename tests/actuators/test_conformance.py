@@ -20,6 +20,7 @@ from actuators.emulated.engine import Size
 from actuators.emulated.fleet import EmulatedFleet, EmulatedSpec
 from actuators.shape import Autoscaling, Operation, Plan, Purchase, Shape
 from actuators.vllm_local.actuator import teardown
+from tests.actuators.git_parts import FIELDS, TeamRepository
 from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.ml import endpoint_id
@@ -31,7 +32,7 @@ from tests.fakes.litellm import MASTER_KEY, FakeProxy
 REGISTERED = sorted(
     [*entry_points(group="flyball.actuators"), *entry_points(group="flyball.emulations")], key=lambda e: e.name
 )
-OURS = {"azure-ml", "emulated", "haproxy", "kubernetes", "litellm", "none", "vllm-local"}
+OURS = {"azure-ml", "emulated", "git", "haproxy", "kubernetes", "litellm", "none", "vllm-local"}
 
 
 @dataclass
@@ -140,9 +141,17 @@ def _litellm(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         yield Stage(entry, of, caller, there, elsewhere)
 
 
+@contextlib.contextmanager
+def _git(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    team, caller = TeamRepository.make(folder / "team"), Caller()
+    of = context(folder, "http://chat.invalid", Shape(), team.options(), caller)
+    yield Stage(entry, of, caller, Shape(replicas=2, engine={"max_num_seqs": 8}))
+
+
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
     "emulated": _emulated,
     "haproxy": _haproxy,
+    "git": _git,
     "kubernetes": _kubernetes,
     "litellm": _litellm,
     "none": _none,
@@ -308,6 +317,7 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "azure-ml": {**azure, "arm_url": url},
         "haproxy": {"socket": url.removeprefix("http://")},
         "kubernetes": {"server": url, "token": "t"},
+        "git": {"repository": f"{url}/deploy.git", "fields": FIELDS},
     }.get(entry.name, {})
     of = context(tmp_path, url, Shape(replicas=1), options)
     live: LiveState | None = None

@@ -247,7 +247,7 @@ def test_a_high_risk_is_not_taken_in_slack(store: Store, clock: VirtualClock) ->
     with store.write() as db:
         recommendations.insert(db, row)
         tokens = service.issue_tokens(db, row)  # type: ignore[arg-type]
-    assert service.redeem(tokens["approve"], action="approve", actor="slack:U0ADA", allowed=True).code == "high_risk"
+    assert service.redeem(tokens["approve"], action="approve", actor="slack:U0ADA", allowed=True).code == "wrong_door"
     assert service.decide("aaaa0001", action="approve", actor="ada", channel="page", plan_hash=HASH).accepted
 
 

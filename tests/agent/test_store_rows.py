@@ -16,6 +16,7 @@ TABLES = {
     rows.FindingRow: schema.findings,
     rows.MuteRow: schema.mutes,
     rows.EventRow: schema.events,
+    rows.FlightRow: schema.flights,
     rows.CalibrationRow: schema.calibrations,
     rows.RecommendationRow: schema.recommendations,
     rows.ApprovalRow: schema.approvals,
@@ -41,6 +42,7 @@ KINDS: dict[type, tuple[type, ...]] = {
     sa.Integer: (int,),
     sa.BigInteger: (int,),
     sa.JSON: (dict,),
+    sa.LargeBinary: (bytes,),
 }
 
 

@@ -49,6 +49,7 @@ PLAN = PlanFacts(
     policy_hash=RAILS.hash,
     needs=(),
     by_hand=False,
+    by_merge=False,
     direction="grow",
     risk="low",
     approvers=frozenset(("ada",)),

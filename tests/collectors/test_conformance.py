@@ -54,7 +54,9 @@ def options_of(make: Any) -> type[BaseModel]:
 
 
 def test_our_own_are_registered() -> None:
-    assert {"vllm", "llamacpp", "litellm", "haproxy", "probe", "host", "prometheus", "azure-monitor"} <= set(REGISTERED)
+    assert {"vllm", "llamacpp", "litellm", "haproxy", "probe", "host", "prometheus", "azure-monitor", "otlp"} <= set(
+        REGISTERED
+    )
 
 
 @pytest.mark.parametrize("name", REGISTERED)

@@ -1,0 +1,1 @@
+"""The system ``git``: changes by pull request."""

@@ -1,0 +1,1 @@
+"""OTLP over HTTP: metrics and request spans that applications and model servers push."""
