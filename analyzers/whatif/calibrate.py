@@ -33,7 +33,7 @@ from collectors.window import Window
 _LEAST_REQUESTS = 30
 #: Loads whose logarithms (running sequences, lengths) round to the same multiple of this are one.
 _SAME_LOAD = 0.05
-#: Requests in one evaluation: exact enough, and a fit stays within about two seconds.
+#: Requests in one evaluation: exact enough, and a fit stays within about a second.
 REPLAYED = 24_000
 
 
