@@ -82,7 +82,7 @@ def status(store: Store, settings: Settings, now: float) -> View:
 def endpoints(store: Store, settings: Settings, now: float) -> View:
     """Every endpoint against its objective."""
     with store.read() as db:
-        rows = [_endpoint(db, settings, e, now) for e in settings.endpoints]
+        rows = [endpoint_now(db, settings, e, now) for e in settings.endpoints]
         watched = control.leader(db, "leader") is not None
     return {"schema_version": SCHEMA_VERSION, "watched": watched, "endpoints": rows}
 
@@ -91,7 +91,7 @@ def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
     """One endpoint with its series for charts. Raises KeyError."""
     chosen = settings.endpoint(name)
     with store.read() as db:
-        view = _endpoint(db, settings, chosen, now)
+        view = endpoint_now(db, settings, chosen, now)
         rows = _recent(db, settings, chosen, now, 0.0)
         view["series"] = [point(w) for w in rows]
         view["recommendations"] = [_brief(r) for r in recommendations.listed(db, endpoint=name, limit=20)]
@@ -144,7 +144,8 @@ def _recent(db: sa.Connection, settings: Settings, e: EndpointSettings, now: flo
     return judged(db, e.name, e.sources, start, now, width)
 
 
-def _endpoint(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float) -> View:
+def endpoint_now(db: sa.Connection, settings: Settings, e: EndpointSettings, now: float) -> View:
+    """One endpoint, as it is now."""
     known = fleet.get(db, e.name)
     rows = _recent(db, settings, e, now, (known["last_change_at"] or 0.0) if known else 0.0)
     observed = [w for w in rows if w.coverage > 0]
@@ -253,7 +254,7 @@ def _muted(row: Mapping[str, Any] | None) -> View | None:
 def references(store: Store, settings: Settings, now: float, name: str | None = None) -> View:
     """Each production endpoint, or one, beside its reference; and how much of each reference is used."""
     with store.read() as db:
-        seen = [_endpoint(db, settings, e, now) for e in settings.endpoints]
+        seen = [endpoint_now(db, settings, e, now) for e in settings.endpoints]
     compared = [e for e in seen if e["reference"] is not None and name in (None, e["name"])]
     used = [e for e in seen if e["reference_use"] is not None]
     return {

@@ -28,6 +28,11 @@ def get(db: sa.Connection, endpoint: str) -> Row | None:
     return one(EndpointRow, row)
 
 
+def by_name(db: sa.Connection) -> dict[str, Row]:
+    """All endpoints that were seen."""
+    return {row["endpoint"]: row for row in every(EndpointRow, db.execute(sa.select(_E)).mappings())}
+
+
 def changed(db: sa.Connection, endpoint: str, now: float) -> None:
     db.execute(sa.update(_E).where(_E.c.endpoint == endpoint).values(last_change_at=now))
 

@@ -9,12 +9,13 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
-from fastapi import BackgroundTasks, FastAPI, Form, HTTPException, Path, Request
+from fastapi import BackgroundTasks, FastAPI, Form, HTTPException, Path, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from agent import views
 from agent.approvals import ACTIONS
+from agent.overview import FleetFilter, Order, overview
 from agent.report import environment
 from agent.slack.receive import MAX_BODY, ClickError
 from agent.store import control, fleet, mutes, outbox
@@ -43,6 +44,7 @@ def create_app(governor: Governor) -> FastAPI:
     _health(app, governor)
     _slack(app, governor)
     _receivers(app, governor)
+    _overview(app, governor, guard)
     _pages(app, governor, guard)
     _decisions(app, governor, guard)
     _mutes(app, governor, guard)
@@ -112,6 +114,32 @@ async def _bounded(request: Request, limit: int) -> bytes | None:
     return b"".join(parts)
 
 
+def _overview(app: FastAPI, governor: Governor, guard: Guard) -> None:
+    def find(wanted: FleetFilter) -> dict[str, Any]:
+        return overview(governor.store, governor.settings, governor.clock.now(), wanted)
+
+    @app.get("/index.json")
+    async def as_json(
+        text: str = "",
+        state: str = "",
+        order: Order = "worst",
+        page: Annotated[int | None, Query(ge=1, le=10**6)] = None,
+    ) -> Response:
+        """The fleet; without a page all of it."""
+        return JSONResponse(await asyncio.to_thread(find, FleetFilter(text, state, order, page)))
+
+    @app.get("/", response_class=HTMLResponse)
+    async def html(
+        request: Request,
+        text: str = "",
+        state: str = "",
+        order: Order = "worst",
+        page: Annotated[int, Query(ge=1, le=10**6)] = 1,
+    ) -> Response:
+        data = await asyncio.to_thread(find, FleetFilter(text, state, order, page))
+        return await asyncio.to_thread(_render, request, governor, guard, "overview.html", data)
+
+
 def _pages(app: FastAPI, governor: Governor, guard: Guard) -> None:
     for path, (template, view) in _views(governor).items():
         _page(app, governor, guard, path, template, view)
@@ -141,10 +169,6 @@ def _views(governor: Governor) -> dict[str, tuple[str, _View]]:
     """Path to template and view. A view returns None, or raises KeyError, for what is not there."""
     store, settings, clock = governor.store, governor.settings, governor.clock
 
-    def overview() -> dict[str, Any]:
-        data = views.endpoints(store, settings, clock.now())
-        return data | {"open": views.recommendation_list(store, states=OPEN)["recommendations"]}
-
     def changes() -> dict[str, Any]:
         return views.change_list(store) | {"accuracy": views.accuracy(store)["accuracy"]}
 
@@ -153,7 +177,6 @@ def _views(governor: Governor) -> dict[str, tuple[str, _View]]:
             return {"schema_version": views.SCHEMA_VERSION, "reports": outbox.reports(db)}
 
     return {
-        "/": ("overview.html", overview),
         "/endpoints/{name}": ("endpoint.html", lambda name: views.endpoint(store, settings, name, clock.now())),
         "/recommendations": ("recommendations.html", lambda: views.recommendation_list(store)),
         "/recommendations/{identity}": (

@@ -103,6 +103,24 @@ def test_a_recommendation_is_approved_by_clicking(browser: Browser, daemon: Daem
     assert {urlsplit(url).hostname for url in asked} == {"127.0.0.1"}
 
 
+def test_no_page_is_wider_than_a_phone_in_light_or_dark(browser: Browser, daemon: Daemon) -> None:
+    daemon.until(lambda: daemon.json("/endpoints/chat.json")["endpoint"]["series"], "windows are there")
+    (advice,) = daemon.json("/recommendations.json")["recommendations"]
+    paths = ("/", "/?text=chat&order=cost", "/endpoints/chat", "/recommendations", f"/recommendations/{advice['id']}", "/changes",
+             "/tunes", "/savings", "/reports", "/status")  # fmt: skip
+    for scheme in ("light", "dark"):
+        context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
+        page = context.new_page()
+        said, _ = _listen(page)
+        for path in paths:
+            page.goto(f"http://127.0.0.1:{daemon.settings.web.port}{path}")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+        page.goto(f"http://127.0.0.1:{daemon.settings.web.port}/")
+        _keep(page, f"page_phone_{scheme}.png")
+        context.close()
+        assert said == []
+
+
 def _listen(page: Page) -> tuple[list[str], list[str]]:
     """What the console complains about, and every address that is asked for, as it happens."""
     said: list[str] = []
