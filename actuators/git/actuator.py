@@ -25,7 +25,7 @@ from actuators.base import (
 )
 from actuators.git.forge import Forge, ForgeName
 from actuators.shape import Autoscaling, Operation, Plan, Shape, difference
-from collectors.git.client import OURS, CommitNote, GitAccount, GitError, GitRepository
+from collectors.git.client import OURS, CommitNote, GitAccount, GitError, shared
 from collectors.git.fields import FieldError, FieldPath, Value, replaced, value_of
 
 _TROUBLE = {
@@ -112,7 +112,7 @@ class GitFiles:
             ) from None
         self._fields = {name: FieldPath.parse(place) for name, place in self.options.fields.items()}
         self._files = sorted({field.file for field in self._fields.values()})
-        self._repository = GitRepository(self.options, context.state_dir)
+        self._repository = shared(context.sessions, self.options, context.state_dir)
 
     # -- reading ---------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from collectors.sessions import Sessions
 from collectors.text import clean
 
 #: What Flyball signs its commits with.
@@ -82,16 +83,26 @@ class CommitNote:
 
 
 class GitRepository:
-    """See the module. Calls come one at a time."""
+    """See the module. Shared by all endpoints of the repository: commands come one at a time, and who asks while a fetch is under way gets
+    what that one brings."""
 
     def __init__(self, account: GitAccount, folder: Path) -> None:
         self.account = account
         self._folder = folder / "repository.git"
         self._turn = asyncio.Lock()
+        self._committing = asyncio.Lock()
+        self._fetching: asyncio.Task[str] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def fetch(self) -> str:
         """Bring the branch and ours here; returns the branch's tip. Raises GitError."""
+        self._of_this_loop()
+        if self._fetching is None or self._fetching.done():
+            self._fetching = asyncio.create_task(self._fetch())
+            self._fetching.add_done_callback(_heard)
+        return await asyncio.shield(self._fetching)
+
+    async def _fetch(self) -> str:
         if not (self._folder / "HEAD").exists():
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             await self._git("init", "--quiet", "--bare", str(self._folder), bare=False)
@@ -174,6 +185,11 @@ class GitRepository:
 
     async def commit(self, base: str, files: Mapping[str, str], text: str) -> str:
         """A commit on top of ``base`` with these files changed; the same for the same. Nothing is pushed. Raises GitError."""
+        self._of_this_loop()
+        async with self._committing:  # it has one index
+            return await self._commit(base, files, text)
+
+    async def _commit(self, base: str, files: Mapping[str, str], text: str) -> str:
         index = {"GIT_INDEX_FILE": str(self._folder / "flyball.index")}
         await self._git("read-tree", base, env=index)
         for path, content in sorted(files.items()):
@@ -213,7 +229,8 @@ class GitRepository:
         if program is None:
             raise GitError("missing", "there is no `git` command; install git")
         where = ("--git-dir", str(self._folder)) if bare else ()
-        async with self._lock():
+        self._of_this_loop()
+        async with self._turn:
             process = await asyncio.create_subprocess_exec(
                 program, *where, *words,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -237,12 +254,12 @@ class GitRepository:
             raise GitError("invalid", f"git {words[0]} told more than {_MOST} bytes")
         return out.decode("utf-8", "replace")
 
-    def _lock(self) -> asyncio.Lock:
-        """Of the loop that asks."""
+    def _of_this_loop(self) -> None:
+        """Locks and the fetch under way belong to the loop that asks."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._loop, self._turn = loop, asyncio.Lock()
-        return self._turn
+            self._loop, self._fetching = loop, None
+            self._turn, self._committing = asyncio.Lock(), asyncio.Lock()
 
     def _error(self, command: str, said: str) -> GitError:
         lines = [line for line in said.splitlines() if line.strip() and not line.startswith(("hint:", "To "))]
@@ -280,3 +297,16 @@ class GitRepository:
                 "GIT_CONFIG_VALUE_0": f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}",
             }
         return found
+
+
+def shared(sessions: Sessions, account: GitAccount, folder: Path) -> GitRepository:
+    """One for all endpoints of it; its copy stands with the first of them."""
+    token = None if account.token is None else account.token.get_secret_value()
+    key = ("git", account.repository, account.branch, account.username, str(account.ssh_key_file), token)
+    return sessions.get(key, lambda: GitRepository(account, folder))
+
+
+def _heard(task: asyncio.Task[str]) -> None:
+    """Whoever waited for it may be gone."""
+    if not task.cancelled():
+        task.exception()

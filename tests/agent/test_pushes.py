@@ -445,3 +445,9 @@ def test_how_a_sender_is_pointed_here() -> None:
     listed = flyball("discover", "otlp")
     assert listed.returncode == 2
     assert "flyball permissions otlp" in listed.stderr
+
+
+def test_a_live_check_asks_nothing_of_one_who_pushes(tmp_path: Path) -> None:
+    told = flyball("check", "--live", "-c", str(settings(tmp_path)), env=ENV)
+    assert "actuator" in told.stdout + told.stderr, "nobody answers at its address"
+    assert "otlp" not in told.stdout + told.stderr
