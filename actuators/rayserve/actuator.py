@@ -13,7 +13,18 @@ from typing import Any, ClassVar, NoReturn
 
 from pydantic import Field, ValidationError
 
-from actuators.base import Actuator, ActuatorError, LiveState, Owner, Progress, Receipt, Step, SystemContext, Trouble
+from actuators.base import (
+    Actuator,
+    ActuatorError,
+    CannotPlan,
+    LiveState,
+    Owner,
+    Progress,
+    Receipt,
+    Step,
+    SystemContext,
+    Trouble,
+)
 from actuators.rayserve import planning
 from actuators.rayserve.planning import ServeTerms, entry_of, with_fields
 from actuators.shape import Operation, Plan, Shape
@@ -71,6 +82,9 @@ class RayServeDeployment:
 
     async def live(self) -> LiveState:
         _, application, deployment = await self._found()
+        if deployment is None:
+            version, detail = self._version(application, None), f"{application.status} {application.message[:1000]}"
+            return LiveState(Shape(), version, ready=False, detail=detail)
         shape = planning.shape_of(application, deployment)
         running = len(deployment.running)
         # where the external scaler was disabled, Serve keeps to its count, whatever is configured
@@ -92,11 +106,16 @@ class RayServeDeployment:
 
     async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         _, application, deployment = await self._found()
+        if deployment is None:
+            text = f"{application.name} is {application.status}: {application.message[:300] or 'wait until it runs'}"
+            raise CannotPlan("NO_DEPLOYMENT", text, trouble=Trouble.CONFLICT)
         return planning.plan(self._terms(), application, deployment, live, wanted)
 
     async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
         """The configuration as it was stated: also what it left to the code."""
         _, application, deployment = await self._found()
+        if deployment is None:
+            return planning.restored(plan, live)
         back = planning.plan(self._terms(), application, deployment, live, plan.before)
         return planning.as_stated(back, plan.undo.get("fields", {}))
 
@@ -147,17 +166,14 @@ class RayServeDeployment:
     def _terms(self) -> ServeTerms:
         return ServeTerms(self.context.endpoint, self.options.dashboard.rstrip("/"), self.options.rollout_s)
 
-    async def _found(self) -> tuple[ServeState, ServeApplication, ServeDeployment]:
+    async def _found(self) -> tuple[ServeState, ServeApplication, ServeDeployment | None]:
+        """None: Serve has none of the application's deployments now, as its configuration is being taken up or has failed."""
         state, application = await self._application()
         name = self._name(application)
         deployment = None if name is None else application.deployments.get(name)
-        if deployment is None:
-            there = ", ".join(application.deployments) or "none yet"
-            text = f"application {self.application}: set actuator.options.deployment; there are: {there}"
-            trouble = Trouble.CONFLICT if application.status == "DEPLOYING" else Trouble.INVALID
-            raise ActuatorError(
-                "NO_DEPLOYMENT", f"{text}. {application.status} {application.message[:300]}", trouble=trouble
-            )
+        if deployment is None and application.deployments:
+            text = f"application {self.application}: set actuator.options.deployment; there are: {', '.join(application.deployments)}"
+            raise ActuatorError("NO_DEPLOYMENT", text)
         return state, application, deployment
 
     async def _application(self) -> tuple[ServeState, ServeApplication]:
@@ -175,7 +191,7 @@ class RayServeDeployment:
     def _name(self, application: ServeApplication) -> str | None:
         return self.options.deployment or application.ingress
 
-    def _version(self, application: ServeApplication, deployment: ServeDeployment) -> str:
+    def _version(self, application: ServeApplication, deployment: ServeDeployment | None) -> str:
         return planning.version_of(application, deployment, self._counted())
 
     def _counted(self) -> int:
@@ -190,7 +206,11 @@ class RayServeDeployment:
         self._writes.write_text(json.dumps(self._counted() + 1), encoding="utf-8")
 
     def _unmoved(
-        self, operation: Operation, application: ServeApplication, deployment: ServeDeployment, last: Receipt | None
+        self,
+        operation: Operation,
+        application: ServeApplication,
+        deployment: ServeDeployment | None,
+        last: Receipt | None,
     ) -> None:
         expected = last.leaves if last is not None else operation.args.get("version")
         if expected is not None and self._version(application, deployment) != expected:
@@ -218,10 +238,10 @@ def _known(operation: Operation) -> None:
         raise ActuatorError("UNKNOWN_OPERATION", f"ray-serve knows no step {operation.name!r}: plan again")
 
 
-def _is_so(operation: Operation, application: ServeApplication, deployment: ServeDeployment) -> bool:
+def _is_so(operation: Operation, application: ServeApplication, deployment: ServeDeployment | None) -> bool:
     """Whether what the step writes is there already."""
     if operation.name == "scale":
-        return bool(deployment.target == operation.args["replicas"])
+        return deployment is not None and bool(deployment.target == operation.args["replicas"])
     fields: Mapping[str, Any] = operation.args["fields"]
     entry = entry_of(application.stated, operation.args["deployment"])
     return all(entry.get(name) == value for name, value in fields.items())

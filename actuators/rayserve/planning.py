@@ -54,9 +54,9 @@ def autoscaling_of(config: Body) -> Autoscaling | None:
     return Autoscaling(int(scaling.get("min_replicas", 1)), int(scaling.get("max_replicas", 1)), targets)
 
 
-def version_of(application: ServeApplication, deployment: ServeDeployment, writes: int) -> str:
+def version_of(application: ServeApplication, deployment: ServeDeployment | None, writes: int) -> str:
     """Of what is configured. The external scaler leaves no trace but the count, so Flyball's own ``writes`` tell two visits apart."""
-    count = deployment.target if application.external else None
+    count = deployment.target if application.external and deployment is not None else None
     rests_on = [writes, application.deployed_at, application.stated, application.external, count]
     return hashlib.sha256(json.dumps(rests_on, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -105,6 +105,22 @@ def as_stated(plan: Plan, before: Body) -> Plan:
         for o in plan.operations
     ]
     return replace(plan, operations=tuple(operations))
+
+
+def restored(plan: Plan, live: LiveState) -> Plan:
+    """The way back of a configuration that failed: as it was stated, whatever Serve has of it now."""
+    operations = tuple(
+        replace(
+            o,
+            args={**o.args, "version": live.version, "fields": dict(plan.undo.get("fields", {}))},
+            summary=f"configure {o.args['application']}/{o.args['deployment']} as it was stated before",
+        )
+        for o in plan.operations
+        if o.name == "configure"
+    )
+    return replace(
+        plan, before=live.shape, after=plan.before, version=live.version, operations=operations, undo={}, finish=()
+    )
 
 
 def entry_of(stated: Body, deployment: str) -> Body:

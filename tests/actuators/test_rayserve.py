@@ -204,6 +204,14 @@ def test_a_configuration_that_fails_is_a_failed_step_with_the_traceback(place: P
     place.serve.applications["chat"].failed = "Traceback: no module named app"
     step = asyncio.run(place.make().done(plan.operations[0], receipt))
     assert (step.progress, "no module named app" in step.detail) == (Progress.FAILED, True)
+    live = place.live()  # Serve lists no deployment any more
+    assert (live.shape, live.ready) == (Shape(), False)
+    with pytest.raises(CannotPlan, match="no module named app"):
+        asyncio.run(place.make().plan(live, Shape(replicas=3)))
+    back = asyncio.run(place.make().back(plan, [receipt], live))
+    assert [s.progress for s in asyncio.run(carry_out(place.make, back, "b"))] == [Progress.DONE]
+    assert place.stated == STATED
+    assert place.live().ready
 
 
 def test_an_application_of_a_program_is_only_seen(tmp_path: Path) -> None:
