@@ -42,7 +42,7 @@ compiled: setup
 unit: setup
 	$(BIN)/pytest -n 4 --dist worksteal -m "not real" tests
 
-# With the real parts that .ci/run installs: a vLLM server, PostgreSQL, Prometheus, HAProxy, a LiteLLM proxy, Chromium.
+# With the real parts that .ci/run installs: a vLLM server, PostgreSQL, Prometheus, HAProxy, a LiteLLM proxy, Ray Serve, Chromium.
 test-real: setup
 	$(BIN)/pytest -m real tests
 
@@ -56,6 +56,8 @@ requirements:
 	  pyproject.toml --extra silicon -c requirements/dev.txt -o requirements/silicon.txt
 	printf 'litellm[proxy]==1.106.2\nprometheus-client\n' | uv pip compile --universal --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-header --quiet - -o requirements/litellm.txt
+	echo 'ray[serve]==2.60.0' | uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --no-annotate --no-header --quiet - -o requirements/ray-serve.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

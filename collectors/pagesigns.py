@@ -35,6 +35,8 @@ def _store(preset: str) -> str:
 _PROBE = "No source reads it: measure from outside with `sources: {probe: {}}`"
 _BEHIND = "It tells nothing of the engine: give the address of the engine behind it, or measure from outside with `sources: {probe: {}}`"
 _PROXY = "It tells nothing of the engine: give the address of the engine behind it; `sources: {litellm: {}}` reads the proxy's own counts"
+_BALANCER = "It tells nothing of the engine: give the address of the engine behind it; `sources: {haproxy: {}}` reads the balancer's own counts"
+_SERVE = "It tells nothing of the engine: give the address of the engine behind it; `sources: {ray-serve: {}}` reads Serve's own counts"
 
 #: The most telling first: a page may have signs of several (a router that is a Python program).
 SIGNS: tuple[PageSign, ...] = (
@@ -72,10 +74,10 @@ SIGNS: tuple[PageSign, ...] = (
         _names("nv_(?:inference|gpu|cpu|model|energy|cache|pinned)"),
     ),
     PageSign("the LiteLLM proxy's", _PROXY, _names("litellm_")),
-    PageSign("HAProxy's", _BEHIND, _names("haproxy_")),
+    PageSign("HAProxy's", _BALANCER, _names("haproxy_")),
     PageSign("Envoy's", _BEHIND, _names("envoy_")),
     PageSign("NGINX's", _BEHIND, _names("nginx_")),
-    PageSign("Ray's, without any vLLM on it", _BEHIND, _names("ray_")),
+    PageSign("Ray's, without any vLLM on it", _SERVE, _names("ray_")),
     PageSign("TEI's (Text Embeddings Inference)", _PROBE, _names("te_(?:request|queue|embed|batch)")),
     PageSign("LMDeploy's", _PROBE, _names("lmdeploy:")),
     PageSign("TensorRT-LLM's", _PROBE, _names("trtllm_")),

@@ -85,11 +85,14 @@ class HAProxyBackend:
         return planning.plan(self._terms(), await self._servers(), self._text(), live, wanted)
 
     async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
-        """To just those servers that were in rotation, which a count does not say."""
+        """To just those servers that were in rotation, which a count does not say; in the file too, where it was written already."""
         servers = await self._servers()
         there = {s.name for s in servers}
         names = [name for name in plan.undo.get("servers", ()) if name in there]
-        return planning.plan(self._terms(), servers, self._text(), live, plan.before, names)
+        back = planning.plan(self._terms(), servers, None, live, plan.before, names)
+        written = any(receipt.handle.get("step") == "persist" for receipt in done)
+        kept = planning.taken_back(plan) if written and self.options.config is not None else ()
+        return replace(back, operations=(*back.operations, *kept))
 
     async def clear(self, operation: Operation, last: Receipt | None) -> None:
         _known(operation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actuators.base import CannotPlan, LiveState
 from actuators.haproxy.configtext import UneditableLine, with_servers
@@ -51,7 +51,10 @@ def plan(
     wanted: Shape,
     names: Sequence[str] | None = None,
 ) -> Plan:
-    """``text``: HAProxy's file. ``names``: just which servers are to be in rotation. Raises ``CannotPlan``."""
+    """``text``: HAProxy's file. ``names``: just which servers are to be in rotation, on a way back: it leaves the file alone.
+
+    Raises ``CannotPlan``.
+    """
     _check(terms, servers, live.shape, wanted)
     limits = {k: v for k, v in wanted.engine.items() if live.shape.engine.get(k) != v}
     lifted = [k for k in live.shape.engine if k not in wanted.engine]
@@ -60,7 +63,7 @@ def plan(
     then = list(names) if names is not None else _chosen(terms, servers, now, wanted.replicas or 0)
     steps = _steps(terms, live, now, then, values)
     finish: tuple[Operation, ...] = ()
-    if steps and terms.path is not None:
+    if steps and terms.path is not None and names is None:
         finish = (_persist(terms, text or "", now, then, values),)
     keeps = (
         f"and in {terms.path} after the verdict"
@@ -149,6 +152,27 @@ def _steps(
             text = f"take {terms.backend}/{name} out of rotation"
             steps.append(Operation("maint", {**of, "server": name}, _SET_S, text))
     return steps
+
+
+def taken_back(plan: Plan) -> tuple[Operation, ...]:
+    """What the plan wrote into the file, as it was before."""
+    serving, engine = plan.undo.get("servers", ()), plan.before.engine
+    return tuple(
+        replace(
+            step,
+            args={
+                "changes": {
+                    server: {
+                        name: server not in serving if name == "disabled" else engine.get(f"{name}.{server}", 0)
+                        for name in values
+                    }
+                    for server, values in step.args["changes"].items()
+                }
+            },
+            summary="write what was there before into HAProxy's file again",
+        )
+        for step in plan.finish
+    )
 
 
 def _persist(

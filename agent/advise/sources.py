@@ -39,7 +39,9 @@ _LITELLM = {
 #: What an endpoint is an instance of, by the system that runs it.
 _OPTION_OF = {
     "azure-ml": DeploymentOption.MANAGED,
+    "haproxy": DeploymentOption.DISTRIBUTED,
     "kubernetes": DeploymentOption.DISTRIBUTED,
+    "ray-serve": DeploymentOption.DISTRIBUTED,
     "vllm-local": DeploymentOption.SELF_HOSTED,
 }
 

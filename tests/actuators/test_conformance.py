@@ -28,11 +28,12 @@ from tests.fakes.haproxy import FakeHAProxy, FakeServer
 from tests.fakes.haproxy.runtime import FORCED
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
 from tests.fakes.litellm import MASTER_KEY, FakeProxy
+from tests.fakes.rayserve import FakeApplication, FakeRayServe
 
 REGISTERED = sorted(
     [*entry_points(group="flyball.actuators"), *entry_points(group="flyball.emulations")], key=lambda e: e.name
 )
-OURS = {"azure-ml", "emulated", "git", "haproxy", "kubernetes", "litellm", "none", "vllm-local"}
+OURS = {"azure-ml", "emulated", "git", "haproxy", "kubernetes", "litellm", "none", "ray-serve", "vllm-local"}
 
 
 @dataclass
@@ -148,6 +149,16 @@ def _git(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
     yield Stage(entry, of, caller, Shape(replicas=2, engine={"max_num_seqs": 8}))
 
 
+@contextlib.contextmanager
+def _ray_serve(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    serve = FakeRayServe(FakeApplication("chat", stated={"name": "chat", "import_path": "app:app"}), start_s=0.05)
+    with serve as url:
+        caller = Caller()
+        of = context(folder, url, Shape(), {"dashboard": url}, caller)
+        shape = asyncio.run(entry.load()(of).live()).shape
+        yield Stage(entry, of, caller, shape.with_(replicas=2, engine={"max_concurrency": 7}))
+
+
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
     "emulated": _emulated,
     "haproxy": _haproxy,
@@ -155,6 +166,7 @@ STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager
     "kubernetes": _kubernetes,
     "litellm": _litellm,
     "none": _none,
+    "ray-serve": _ray_serve,
     "vllm-local": _vllm_local,
     "azure-ml": _azure_ml,
 }
@@ -318,6 +330,7 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "haproxy": {"socket": url.removeprefix("http://")},
         "kubernetes": {"server": url, "token": "t"},
         "git": {"repository": f"{url}/deploy.git", "fields": FIELDS},
+        "ray-serve": {"dashboard": url},
     }.get(entry.name, {})
     of = context(tmp_path, url, Shape(replicas=1), options)
     live: LiveState | None = None

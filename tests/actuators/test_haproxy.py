@@ -152,6 +152,30 @@ def test_the_way_back_is_to_just_the_servers_that_were_there(place: Place) -> No
     asyncio.run(story())
 
 
+def test_who_wants_a_kept_change_back_has_the_file_back_too(place: Place) -> None:
+    async def story() -> None:
+        before = await place.make().live()
+        plan = await place.make().plan(before, before.shape.with_(replicas=2, engine={"weight.a": 5}))
+        done = [Receipt({"step": o.name}) for o in plan.operations]
+        await carry_out(place.make, plan)
+        live = await place.make().live()
+        early = await place.make().back(plan, done, live)
+        assert "persist" not in [o.name for o in early.operations], "nothing was written yet"
+        place.file.unlink()
+        assert (await place.make().back(plan, done, live)).operations == early.operations, "no file stands in the way"
+        place.file.write_text(FILE)
+        done.append(await place.make().do(plan.finish[0], "c/9", None))
+        back = await place.make().back(plan, done, await place.make().live())
+        assert [o.name for o in back.operations] == ["set", "drain", "maint", "persist"]
+        assert back.finish == ()
+        await carry_out(place.make, back, "b")
+        assert (await place.make().live()).shape == before.shape
+
+    asyncio.run(story())
+    states = [server_of(place.file.read_text(), "be", name) for name in ("a", "b", "c")]
+    assert states == [server_of(FILE, "be", name) for name in ("a", "b", "c")]
+
+
 def test_a_kill_before_or_after_any_command_is_resumed_and_nothing_is_sent_twice(tmp_path: Path) -> None:
     """The connection breaks at the n-th write, before it is carried out and after."""
 

@@ -43,7 +43,8 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
         "token": "t",
         "arm_url": url,
         "metrics_url": url,
-    }
+    },
+    "ray-serve": lambda url: {"dashboard": url, "metrics": [url]},
 }
 
 
@@ -54,9 +55,18 @@ def options_of(make: Any) -> type[BaseModel]:
 
 
 def test_our_own_are_registered() -> None:
-    assert {"vllm", "llamacpp", "litellm", "haproxy", "probe", "host", "prometheus", "azure-monitor", "otlp"} <= set(
-        REGISTERED
-    )
+    assert {
+        "vllm",
+        "llamacpp",
+        "litellm",
+        "haproxy",
+        "ray-serve",
+        "probe",
+        "host",
+        "prometheus",
+        "azure-monitor",
+        "otlp",
+    } <= set(REGISTERED)
 
 
 @pytest.mark.parametrize("name", REGISTERED)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from agent import views
 from agent.clock import WallClock
 from collectors.base import ScrapeTarget
+from collectors.http import Http
 from collectors.plan import TrafficPlan
 from collectors.traffic.thread import simulate
 from tests.agent.daemons import Daemon, flyball
@@ -21,13 +23,46 @@ from tests.agent.daemons import Daemon, flyball
 
 @contextmanager
 def traffic(plan: TrafficPlan, url: str, headers: Mapping[str, str]) -> Iterator[None]:
-    """The plan's requests for as long as the block lasts. Some may fail."""
+    """The plan's requests, of OpenAI's API, for as long as the block lasts. Some may fail."""
+    with _meanwhile(lambda: simulate(plan, ScrapeTarget("traffic", url, headers), WallClock(), lambda _record: None)):
+        yield
+
+
+@contextmanager
+def posts(url: str, rates: Sequence[float], each_s: float) -> Iterator[None]:
+    """So many plain POSTs a second, one rate after the other and again, however long each one takes. Some may fail."""
+
+    async def send() -> None:
+        http, going = Http(), set[asyncio.Task[Any]]()
+        try:
+            for rate in itertools.cycle(rates):
+                for _ in range(round(rate * each_s)):
+                    going = {task for task in going if not task.done()}
+                    going.add(asyncio.create_task(_posted(http, url)))
+                    await asyncio.sleep(1 / rate)
+        finally:
+            for task in going:
+                task.cancel()
+            await asyncio.gather(*going, return_exceptions=True)
+            await http.aclose()
+
+    with _meanwhile(send):
+        yield
+
+
+async def _posted(http: Http, url: str) -> None:
+    with suppress(OSError, ValueError):
+        await http.call("POST", url, json={}, timeout_s=8.0)
+
+
+@contextmanager
+def _meanwhile(work: Callable[[], Coroutine[Any, Any, Any]]) -> Iterator[None]:
+    """In a thread with a loop of its own."""
     loop = asyncio.new_event_loop()
     over = asyncio.Event()
 
     async def send() -> None:
-        target = ScrapeTarget("traffic", url, headers)
-        sending = asyncio.create_task(simulate(plan, target, WallClock(), lambda _record: None))
+        sending = asyncio.create_task(work())
         await over.wait()
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)

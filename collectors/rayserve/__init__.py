@@ -1,0 +1,1 @@
+"""Ray Serve: its applications by the dashboard's REST API, and Ray's metrics of them."""
