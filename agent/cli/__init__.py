@@ -6,6 +6,7 @@ Heavy modules are imported where they are used, so that `flyball --help` and the
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -39,7 +40,6 @@ app = typer.Typer(
     help="The governor for deployed AI models: watches, replays, resizes with approval, verifies, and undoes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -81,6 +81,27 @@ advise.add(app)
 tune.add(app)
 calibrate.add(app)
 emulate.add(app)
+#: The commands as people need them.
+PANELS: Mapping[str, tuple[str, ...]] = {
+    "Begin": ("demo", "init", "check", "discover", "permissions", "slack"),
+    "Run": ("run", "status", "pause", "resume", "deploy", "db"),
+    "See": ("endpoints", "findings", "forecast", "scorecard", "reference", "spend", "savings", "report", "recorder"),
+    "Decide": ("recommendations", "changes", "schedules", "unfreeze", "audit"),
+    "Ask what if, and measure": ("whatif", "advise", "simulate", "tune", "calibrate", "emulate"),
+}
+
+
+def _arrange() -> None:
+    """Put each command under its panel."""
+    places = {name: panel for panel, names in PANELS.items() for name in names}
+    for command in app.registered_commands:
+        assert command.callback is not None
+        command.rich_help_panel = places[command.name or command.callback.__name__]
+    for group in app.registered_groups:
+        group.rich_help_panel = places[str(group.name)]
+
+
+_arrange()
 
 
 def main() -> None:

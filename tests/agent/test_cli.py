@@ -18,7 +18,7 @@ import structlog
 from typer.testing import CliRunner, Result
 
 from agent import plugins
-from agent.cli import app, main, output
+from agent.cli import PANELS, app, main, output
 from agent.cli.inspect import opened
 from agent.clock import WallClock
 from agent.store import Store, changes, control, fleet, recommendations, schema
@@ -554,6 +554,16 @@ def test_json_goes_to_standard_output_alone(config: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, cwd=config.parent, timeout=60, check=False)
     assert json.loads(ended.stdout)["schema_version"] == 1
     assert ended.stderr == ""
+
+
+def test_help_has_the_commands_by_what_they_are_for_and_completion_is_there() -> None:
+    said = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100"}).stdout
+    places = [said.index(f"─ {panel} ─") for panel in PANELS]
+    assert places == sorted(places)
+    for panel, names in PANELS.items():
+        part = said[said.index(f"─ {panel} ─") :].partition("╰")[0]
+        assert {line.split()[1] for line in part.splitlines() if line.startswith("│ ") and line[2] != " "} == set(names)
+    assert "--install-completion" in said
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["recommendations", "--help"], ["check", "--help"]])
