@@ -57,8 +57,8 @@ _FACTORS = (0.2, 1.0, 5.0)
 _SPEED = np.array([1.0] * EXPERT_SHARE + [0.0] * (UNKNOWNS - EXPERT_SHARE))
 #: Overheads that are tried, from this one up to the longest time that was seen.
 _LEAST_OVERHEAD_S, _OVERHEADS = 1e-4, 40
-#: Another valley is taken where its cost is lower than by this factor.
-_CLEARLY = 0.8
+#: Another valley is taken where its cost is lower than by this factor, and left alone where a few steps do not bring it so near.
+_CLEARLY, _PROMISING = 0.8, 2.0
 #: An overhead that is larger by this factor (a logarithm) is another one.
 _FAR = math.log(3.0)
 #: A single client is another regime, with kernels of its own for a batch of one: what it saw holds for others to within this.
@@ -245,7 +245,9 @@ def fit(observations: Sequence[Observation], engine: EngineModel, prior: Prior, 
     # the longer the fixed time, the less of a first token's time is waiting, and the surer is what was seen.
     for far in (problem.with_best_overhead(at) for at in (solved.theta, prior.centre)):
         if far[OVERHEAD] > solved.theta[OVERHEAD] + _FAR:
-            other = problem.solved(far)
+            other = problem.solved(far, _ROUGH_STEPS)
+            if other.cost < _PROMISING * solved.cost:
+                other = problem.solved(other.theta)
             if other.cost < _CLEARLY * solved.cost:
                 solved = other
     if _misfit(problem.compared(solved.theta)):  # not on the data: engines of another speed are tried
