@@ -43,8 +43,12 @@ unit: setup
 	$(BIN)/pytest -n 4 --dist worksteal -m "not real" tests
 
 # With the real parts that .ci/run installs: a vLLM server, PostgreSQL, Prometheus, HAProxy, a LiteLLM proxy, Ray Serve, Chromium.
+# What mostly waits runs side by side; what runs or measures a model server by itself afterwards, whatever came of the first.
 test-real: setup
-	$(BIN)/pytest -m real tests
+	@status=0; \
+	$(BIN)/pytest -n 3 --dist loadfile -m "real and not alone" tests || status=1; \
+	$(BIN)/pytest -m "real and alone" tests || status=1; \
+	exit $$status
 
 # Pins versions and hashes from pyproject.toml; needs `uv` on the PATH.
 requirements:

@@ -21,7 +21,7 @@ from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
 from tests.agent.test_emulate import ask, file, twin
 from tests.agent.test_whatif_ensemble import KNOWN
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
 def run(*words: object) -> dict[str, Any]:

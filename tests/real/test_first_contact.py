@@ -24,7 +24,7 @@ from tests.actuators.support import free_port
 from tests.agent.daemons import ROOT, Daemon, flyball, running
 from tests.real.vllm_parts import serving
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.real, pytest.mark.alone, pytest.mark.timeout(1500)]
 
 NAME, STATED, TRUE = "chat", 64, 4
 #: They would all run at once if the settings were right; as it is, most of them wait for seconds, on a faster machine too.

@@ -21,7 +21,7 @@ from tests.agent.daemons import Daemon, flyball, running, write_settings
 from tests.real.test_reference_on_vllm import _capacity, _send
 from tests.real.vllm_parts import LARGER, MODEL_NAME, serving, tiny_model
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.real, pytest.mark.alone, pytest.mark.timeout(1200)]
 
 WINDOW_S, SLOTS, TOKEN = 4.0, 16, "0123456789abcdef-of-the-engine"
 DAY, QUARTER_S = (0.15, 0.4, 0.6, 0.3), 15.0

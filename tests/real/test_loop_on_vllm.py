@@ -36,7 +36,7 @@ from tests.agent.daemons import ROOT, Daemon, flyball, running, write_settings
 from tests.real.vllm_parts import MODEL_NAME, off_one_core, vllm_options
 
 # Five to eight minutes on two cores. Two vLLM servers at once can stall a slower machine for minutes, hence the limit.
-pytestmark = [pytest.mark.real, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.real, pytest.mark.alone, pytest.mark.timeout(2400)]
 
 NAME = "chat"
 USER = "U0REAL123"

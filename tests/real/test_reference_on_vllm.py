@@ -27,7 +27,7 @@ from collectors.traffic.thread import simulate
 from tests.agent.daemons import Daemon, flyball, running, write_settings
 from tests.real.vllm_parts import LARGER, MODEL_NAME, serving, tiny_model
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.real, pytest.mark.alone, pytest.mark.timeout(1200)]
 
 SLOWER, DEARER, SLOTS = 1.5, 2.0, 16
 TERMS = ("base_s", "per_sequence_s", "per_context_token_s", "per_prefill_token_s", "per_prefill_context_token_s")

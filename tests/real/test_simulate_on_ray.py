@@ -23,7 +23,7 @@ import pytest
 from tests.collectors.exact import Exact, exact
 from tests.real.ray_cluster import CPUS, RayCluster, two_nodes
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.alone, pytest.mark.timeout(300)]
 
 ENDLESS = ("--concurrency", "4", "--duration", "600", "--output-tokens", "fixed:5")
 

@@ -26,7 +26,7 @@ from tests.actuators.support import free_port
 from tests.agent.daemons import ROOT
 from tests.real.vllm_parts import LARGER, MODEL_NAME, vllm_options
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.real, pytest.mark.alone, pytest.mark.timeout(1500)]
 
 NAME = "tuned"
 SPACE = {"replicas": [1, 2], "engine": {"max_num_seqs": [1, 2, 8]}}

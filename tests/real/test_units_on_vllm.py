@@ -19,7 +19,7 @@ from collectors.window import Reading
 from tests.collectors.clocks import MachineClock
 from tests.real.vllm_parts import MODEL_NAME, serving
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.alone, pytest.mark.timeout(900)]
 REQUESTS, OUTPUT = 12, 160
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 

@@ -16,7 +16,7 @@ from actuators.vllm_local.processes import Processes
 from tests.actuators.support import call, carry_out, context, free_port
 from tests.real.vllm_parts import MODEL_NAME, vllm_options
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.alone, pytest.mark.timeout(900)]
 
 
 class _Stream(threading.Thread):

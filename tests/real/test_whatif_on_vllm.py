@@ -53,7 +53,7 @@ from tests.actuators.support import carry_out, context, free_port
 from tests.agent.daemons import ROOT, flyball, running, write_settings
 from tests.real.vllm_parts import LARGER, MODEL_NAME, vllm_options
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.real, pytest.mark.alone, pytest.mark.timeout(1800)]
 
 NAME = "chat"
 SLOTS, FEW = 16, 1
