@@ -331,12 +331,13 @@ def print_answer(answer: Mapping[str, Any]) -> None:
     made.add_column("", min_width=2)
     made.add_column("candidate", overflow="fold", min_width=12)
     goodput = any(row.goodput_per_s is not None for row in found)
+    saturates = any(row.saturates != 0 for row in found)  # a column that says nothing is left out
     for each in (
         "$/h",
         *(heading(name).replace(" ", "\n") for name in metrics),
         *(["goodput\n/s"] if goodput else []),
-        "saturates",
-        "objective",
+        *(["satu-\nrates"] if saturates else []),
+        "objec-\ntive",
     ):
         made.add_column(each, justify="right", no_wrap=True)
     for row in found:
@@ -346,7 +347,7 @@ def print_answer(answer: Mapping[str, Any]) -> None:
             money(row.usd_per_hour),
             *(_figure(row.figures.get(name), wide) for name in metrics),
             *([number(row.goodput_per_s)] if goodput else []),
-            _saturates(row),
+            *([_saturates(row)] if saturates else []),
             _COLOURED.get(row.verdict or "", row.verdict or "-"),
         )
     stdout.print(made)

@@ -250,9 +250,9 @@ def test_the_table(tmp_path: Path, engine: Path) -> None:
     arguments = ("--trace", trace(tmp_path, "0,100,3"), "--engine", engine, "--candidate", "replicas=2")
     text = run(*arguments, "--objective", "ttft_p90=0.2", "--usd-per-replica-hour", 2).stdout
     rows = [line.split() for line in text.splitlines()]
-    assert ["1", "1", "replica", "$2.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "no", "met"] in rows
-    assert ["2", "replicas=2", "$4.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "no", "met"] in rows
-    assert ["1", "1", "replica", "-", "0.11", "0.11", "0.01", "0.13", "7.69", "no", "-"] in [
+    assert ["1", "1", "replica", "$2.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "met"] in rows
+    assert ["2", "replicas=2", "$4.00", "0.11", "0.11", "0.01", "0.13", "0.11", "7.69", "met"] in rows
+    assert ["1", "1", "replica", "-", "0.11", "0.11", "0.01", "0.13", "7.69", "-"] in [
         line.split() for line in run(*arguments).stdout.splitlines()
     ]
 
