@@ -95,6 +95,15 @@ def load(series: Sequence[Point], marks: Sequence[Mapping[str, Any]] = ()) -> st
     return svg(_with_marks(lines, series, None, marks).properties(width=_WIDTH, height=_HEIGHT))
 
 
+def cache(series: Sequence[Point], marks: Sequence[Mapping[str, Any]] = ()) -> str:
+    """How full the KV cache is, over time."""
+    y = alt.Y("v:Q", title="KV cache in use", axis=alt.Axis(tickCount=4, format="%"), scale=alt.Scale(domain=[0, 1]))
+    lines = alt.Chart(alt.InlineData(list(_steps(series, "kv_usage_mean")))).mark_line(strokeWidth=1.6, color=_BLUE)
+    return svg(
+        _with_marks(lines.encode(x=_time(series), y=y), series, None, marks).properties(width=_WIDTH, height=_HEIGHT)
+    )
+
+
 def forecast(past: Sequence[Point], coming: Sequence[Point]) -> str:
     """Requests per second that came, and those to come with their interval.
 

@@ -209,12 +209,11 @@ def _charts(e: EndpointSettings, series: Sequence[Mapping[str, Any]], marks: Seq
         return []
     from agent import charts
 
-    names = {"ttft": "time to first token", "itl": "gap between tokens", "e2e": "end to end"}
     drawn = [charts.load(series, marks)]
     for target in e.wanted().targets:
         metric = target.metric.removesuffix("_s")
-        if metric in names:
-            drawn.append(charts.latency(series, metric, target.limit, names[metric], marks))
+        if metric in ("ttft", "itl", "e2e"):
+            drawn.append(charts.latency(series, metric, target.limit, wording(target.name).partition(",")[0], marks))
     return drawn
 
 

@@ -37,6 +37,8 @@ _VERIFIED: WeakKeyDictionary[Store, audit_table.AuditCheckpoint] = WeakKeyDictio
 MISSED_WINDOWS = 3
 #: What happened to an endpoint is shown for so long.
 EVENTS_S = 7 * 86_400.0
+#: What an endpoint's charts can look back over.
+SPANS: Mapping[str, float] = {"day": 86_400.0, "week": 7 * 86_400.0, "month": 30 * 86_400.0}
 View = dict[str, Any]
 
 
@@ -87,12 +89,18 @@ def endpoints(store: Store, settings: Settings, now: float) -> View:
     return {"schema_version": SCHEMA_VERSION, "watched": watched, "endpoints": rows}
 
 
-def endpoint(store: Store, settings: Settings, name: str, now: float) -> View:
-    """One endpoint with its series for charts. Raises KeyError."""
+def endpoint(store: Store, settings: Settings, name: str, now: float, span: str = "") -> View:
+    """One endpoint with its series for charts. span: one of ``SPANS``; else the span that it is judged by. Raises KeyError."""
     chosen = settings.endpoint(name)
     with store.read() as db:
         view = endpoint_now(db, settings, chosen, now)
-        rows = _recent(db, settings, chosen, now, 0.0)
+        if span in SPANS:
+            from agent import spend  # takes a while to import
+
+            rows = spend.rows(db, settings, chosen, now - SPANS[span], now)[-2 * spend.POINTS :]
+        else:
+            rows = _recent(db, settings, chosen, now, 0.0)
+        view["span"] = span if span in SPANS else ""
         view["series"] = [point(w) for w in rows]
         view["recommendations"] = [_brief(r) for r in recommendations.listed(db, endpoint=name, limit=20)]
         view["changes"] = [_change(r) for r in changes.listed(db, endpoint=name, purpose="change", limit=20)]

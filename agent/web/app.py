@@ -22,6 +22,7 @@ from agent.store import control, fleet, mutes, outbox
 from agent.store.recommendations import OPEN
 from agent.tune import page as tune_page
 from agent.web.guard import SESSION, SESSION_S, Guard, address_of, local_path
+from analyzers.words import wording
 from collectors.receiver import Push
 from collectors.text import clean
 
@@ -45,6 +46,7 @@ def create_app(governor: Governor) -> FastAPI:
     _slack(app, governor)
     _receivers(app, governor)
     _overview(app, governor, guard)
+    _endpoint(app, governor, guard)
     _pages(app, governor, guard)
     _decisions(app, governor, guard)
     _mutes(app, governor, guard)
@@ -140,6 +142,26 @@ def _overview(app: FastAPI, governor: Governor, guard: Guard) -> None:
         return await asyncio.to_thread(_render, request, governor, guard, "overview.html", data)
 
 
+def _endpoint(app: FastAPI, governor: Governor, guard: Guard) -> None:
+    async def find(name: str, span: str) -> dict[str, Any]:
+        try:
+            return await asyncio.to_thread(
+                views.endpoint, governor.store, governor.settings, name, governor.clock.now(), span
+            )
+        except KeyError:
+            raise HTTPException(404, "there is no such thing here") from None
+
+    @app.get("/endpoints/{name}.json")
+    async def as_json(name: str, span: str = "") -> Response:
+        """One endpoint. span: what its series looks back over, ``day``, ``week`` or ``month``."""
+        return JSONResponse(await find(name, span))
+
+    @app.get("/endpoints/{name}", response_class=HTMLResponse)
+    async def html(request: Request, name: str, span: str = "") -> Response:
+        data = await find(name, span)
+        return await asyncio.to_thread(_render, request, governor, guard, "endpoint.html", data)
+
+
 def _pages(app: FastAPI, governor: Governor, guard: Guard) -> None:
     for path, (template, view) in _views(governor).items():
         _page(app, governor, guard, path, template, view)
@@ -177,7 +199,6 @@ def _views(governor: Governor) -> dict[str, tuple[str, _View]]:
             return {"schema_version": views.SCHEMA_VERSION, "reports": outbox.reports(db)}
 
     return {
-        "/endpoints/{name}": ("endpoint.html", lambda name: views.endpoint(store, settings, name, clock.now())),
         "/recommendations": ("recommendations.html", lambda: views.recommendation_list(store)),
         "/recommendations/{identity}": (
             "recommendation.html",
@@ -245,11 +266,13 @@ def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]
         marks = [{"at": c["applied_at"], "what": "changed"} for c in e["changes"] if c["applied_at"]]
         own = {mark["at"] for mark in marks}
         marks += [{"at": v["at"], "what": "event"} for v in e["events"] if v["at"] not in own]
-        drawn = [charts.load(e["series"], marks)] if e["series"] else []
+        drawn = [charts.load(e["series"], marks), charts.cache(e["series"], marks)] if e["series"] else []
         for goal in e["objective"]:
             metric = goal["target"].split("_")[0]
             if metric in ("ttft", "itl", "e2e") and e["series"]:
-                drawn.append(charts.latency(e["series"], metric, goal["limit"], metric.upper(), marks))
+                drawn.append(
+                    charts.latency(e["series"], metric, goal["limit"], wording(goal["target"]).partition(",")[0], marks)
+                )
         return drawn
     if template == "recommendation.html":
         r = data["recommendation"]

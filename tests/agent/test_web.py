@@ -583,6 +583,26 @@ def test_the_api_describes_itself(made: Make) -> None:
 # -- how an endpoint stands ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("span", "days", "width_s"), [("day", 1, 300.0), ("week", 7, 3600.0), ("month", 30, 3600.0)])
+def test_an_endpoints_charts_look_back_as_far_as_is_asked(made: Make, span: str, days: int, width_s: float) -> None:
+    governor, client = made(filled=False)
+    with governor.store.write() as db:
+        fleet.saw_shape(db, "chat", shape_row(NOW))
+        for width in (300.0, 3600.0):
+            kept = int(min(days, 2 if width == 300.0 else 30) * 86_400 / width)
+            begin = NOW // 3600 * 3600 - kept * width
+            windows.save(db, [window(begin + i * width, duration_s=width) for i in range(kept)])
+    found = client.get(f"/endpoints/chat.json?span={span}").json()["endpoint"]
+    assert found["span"] == span
+    assert found["series"][0]["start"] >= NOW - days * 86_400
+    assert found["series"][-1]["start"] - found["series"][0]["start"] > 0.9 * days * 86_400 - 7200
+    assert width_s in {point["duration_s"] for point in found["series"]}
+    page = client.get(f"/endpoints/chat?span={span}").text
+    assert f"<b>a {span}</b>" in page
+    assert page.count("<svg") == 3, "load, KV cache, time to first token"
+    assert client.get("/endpoints/chat.json?span=century").json()["endpoint"]["span"] == ""
+
+
 def _between(page: str, begin: str, end: str) -> str:
     """The words of the first part of a page from ``begin`` to ``end``."""
     return " ".join(re.sub("<[^>]*>", " ", begin + page.partition(begin)[2].partition(end)[0]).split())
