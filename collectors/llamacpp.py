@@ -20,6 +20,7 @@ from collectors.door import check_number
 from collectors.exposition import Exposition, MetricsPage
 from collectors.http import Http, HttpStream, check_status
 from collectors.pagesigns import told_apart
+from collectors.series import share
 from collectors.text import clean
 from collectors.window import CollectError, Reading
 
@@ -145,9 +146,8 @@ def values_of(samples: MetricsPage) -> tuple[dict[str, float], dict[str, float]]
     if processed is not None and cached is not None:
         counters["prompt_tokens"] = processed + cached
     gauges = _known(samples, _GAUGES)
-    usage = gauges.get("kv_usage")
-    if usage is not None and usage > 1.001:
-        raise CollectError("invalid_value", f"the KV cache is used to {usage}, and its whole is 1")
+    if "kv_usage" in gauges:
+        gauges["kv_usage"] = share("the KV cache's usage", gauges["kv_usage"])
     return counters, gauges
 
 

@@ -25,13 +25,6 @@ def _names(names: str) -> re.Pattern[bytes]:
     return re.compile(rb"^(?:# (?:HELP|TYPE) )?(?:" + names.encode() + rb")", re.MULTILINE)
 
 
-def _store(preset: str) -> str:
-    return (
-        f"Flyball reads it through a Prometheus: `sources: {{prometheus: {{url: ..., preset: [{preset}]}}}}`; "
-        "without one, measure from outside: `sources: {probe: {}}`"
-    )
-
-
 _PROBE = "No source reads it: measure from outside with `sources: {probe: {}}`"
 _BEHIND = "It tells nothing of the engine: give the address of the engine behind it, or measure from outside with `sources: {probe: {}}`"
 _PROXY = "It tells nothing of the engine: give the address of the engine behind it; `sources: {litellm: {}}` reads the proxy's own counts"
@@ -58,8 +51,8 @@ SIGNS: tuple[PageSign, ...] = (
         "or measure from outside with `sources: {probe: {}}`",
         _names("ray_vllm[_:]"),
     ),
-    PageSign("SGLang's", _store("sglang"), _names("sglang[:_]")),
-    PageSign("TGI's (Text Generation Inference)", _store("tgi"), _names("tgi_")),
+    PageSign("SGLang's", "Read it with `sources: {sglang: {}}`", _names("sglang[:_]")),
+    PageSign("TGI's (Text Generation Inference)", "Read it with `sources: {tgi: {}}`", _names("tgi_")),
     PageSign("llama.cpp's", "Read it with `sources: {llamacpp: {}}`", _names("llamacpp:")),
     PageSign(
         "Dynamo's frontend or a worker of it",
@@ -69,8 +62,8 @@ SIGNS: tuple[PageSign, ...] = (
     ),
     PageSign(
         "Triton's",
-        "Of a model on its vLLM backend, start it with `--metrics-config` so that vLLM's names are there too; "
-        "otherwise measure from outside with `sources: {probe: {}}`",
+        "Read it with `sources: {triton: {url: ...}}`; of a model on its vLLM backend, start it with `--metrics-config` so that vLLM's "
+        "names are there too",
         _names("nv_(?:inference|gpu|cpu|model|energy|cache|pinned)"),
     ),
     PageSign("the LiteLLM proxy's", _PROXY, _names("litellm_")),
@@ -78,7 +71,11 @@ SIGNS: tuple[PageSign, ...] = (
     PageSign("Envoy's", _BEHIND, _names("envoy_")),
     PageSign("NGINX's", _BEHIND, _names("nginx_")),
     PageSign("Ray's, without any vLLM on it", _SERVE, _names("ray_")),
-    PageSign("TEI's (Text Embeddings Inference)", _PROBE, _names("te_(?:request|queue|embed|batch)")),
+    PageSign(
+        "TEI's (Text Embeddings Inference)",
+        "Read it with `sources: {tei: {}}`",
+        _names("te_(?:request|queue|embed|batch)"),
+    ),
     PageSign("LMDeploy's", _PROBE, _names("lmdeploy:")),
     PageSign("TensorRT-LLM's", _PROBE, _names("trtllm_")),
     PageSign(

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from collectors.base import Scope, ScrapeTarget, SourceContext
 from collectors.discovery import Support
-from collectors.door import GREATEST, check_histogram, total
 from collectors.exposition import Exposition, Labels, MetricsPage, SeriesList
 from collectors.http import Http, check_clock
 from collectors.pagesigns import told_apart
 from collectors.prefixcache import PrefixCacheContext, PrefixCacheCount, cached_tokens
+from collectors.series import added_up, histogram_of, share, summed
 from collectors.text import clean
 from collectors.window import CollectError, Histogram, Reading
 
@@ -311,14 +311,14 @@ def _cached(
     for names in _PREFIX_CACHES:
         for name in names:
             hits, queries = (
-                _first(_sum(samples, f"{name}_{part}{end}") for end in _ENDINGS) for part in ("hits", "queries")
+                _first(summed(samples, f"{name}_{part}{end}") for end in _ENDINGS) for part in ("hits", "queries")
             )
             if hits is not None:
                 texts = (help_texts.get(f"{name}_{part}{end}", "") for part in ("hits", "queries") for end in _ENDINGS)
                 recent = name == _PREFIX_CACHES[0][0]
                 counts.append(PrefixCacheCount(hits, queries, " ".join(texts), recent))
                 break
-    first_tokens = _sum(samples, _HISTOGRAMS["ttft_s"][0] + "_count")
+    first_tokens = summed(samples, _HISTOGRAMS["ttft_s"][0] + "_count")
     context = PrefixCacheContext(
         prompt_tokens, first_tokens, running, _whole(facts.get("block_size", "")), facts.get("engine_version")
     )
@@ -348,14 +348,14 @@ def _counters(samples: _EngineSeries, http: Iterable[tuple[Labels, float]]) -> d
     counters: dict[str, float] = {}
     for name, spellings in _COUNTERS.items():
         for spelling in spellings:
-            value = _sum(samples, spelling)
+            value = summed(samples, spelling)
             if value is not None:
                 counters[name] = value
                 break
-    finished = _sum(samples, _FINISHED)
+    finished = summed(samples, _FINISHED)
     if finished is not None:
-        failed = _total(_HTTP, [value for labels, value in http if _is_failure(labels)])
-        broken = _sum(samples, _FINISHED, finished_reason="error") or 0.0
+        failed = added_up(_HTTP, [value for labels, value in http if _is_failure(labels)])
+        broken = summed(samples, _FINISHED, finished_reason="error") or 0.0
         if failed is not None:
             counters["requests"] = finished + failed
             counters["errors"] = broken + failed
@@ -368,39 +368,21 @@ def _is_failure(labels: Labels) -> bool:
 
 def _gauges(samples: _EngineSeries) -> dict[str, float]:
     gauges: dict[str, float] = {}
-    running = _sum(samples, _RUNNING)
+    running = summed(samples, _RUNNING)
     if running is not None:
         gauges["running"] = running
     # Requests that wait for something else than capacity (an adapter, a transfer) are no reason to grow.
-    waiting = _sum(samples, _WAITING_BY_REASON, reason="capacity")
+    waiting = summed(samples, _WAITING_BY_REASON, reason="capacity")
     if waiting is None:
-        waiting = _sum(samples, _WAITING)
-        swapped = _sum(samples, _SWAPPED)  # v0 moved running sequences out to wait for memory
+        waiting = summed(samples, _WAITING)
+        swapped = summed(samples, _SWAPPED)  # v0 moved running sequences out to wait for memory
         waiting = waiting + swapped if waiting is not None and swapped is not None else waiting
     if waiting is not None:
         gauges["waiting"] = waiting
-    usage = next((value for name in _KV_USAGE if (value := _sum(samples, name)) is not None), None)
+    usage = next((value for name in _KV_USAGE if (value := summed(samples, name)) is not None), None)
     if usage is not None:
-        if usage > 1.001:
-            raise CollectError("invalid_value", f"the KV cache is used to {usage}, and its whole is 1")
-        gauges["kv_usage"] = min(1.0, usage)
+        gauges["kv_usage"] = share("the KV cache's usage", usage)
     return gauges
-
-
-def _sum(samples: _EngineSeries, name: str, **labels: str) -> float | None:
-    """The sum over all series with these labels; None where there is none, or where one is NaN."""
-    values = [
-        value for found, value in samples.get(name, ()) if all(found.get(key) == want for key, want in labels.items())
-    ]
-    return _total(name, values) if values else None
-
-
-def _total(name: str, values: Sequence[float]) -> float | None:
-    """Raises CollectError on values that a count cannot have."""
-    if any(value < 0 or value > GREATEST for value in values):
-        raise CollectError("invalid_value", f"{name} is {min(values)}, which cannot be")
-    added = total(name, values)
-    return None if math.isnan(added) else added
 
 
 def _histograms(samples: _EngineSeries) -> dict[str, Histogram]:
@@ -408,38 +390,11 @@ def _histograms(samples: _EngineSeries) -> dict[str, Histogram]:
     for name, spellings in _HISTOGRAMS.items():
         for spelling in spellings:
             if spelling + "_bucket" in samples:
-                histogram = _histogram(spelling, samples)
+                histogram = histogram_of(spelling, samples)
                 if histogram is not None:
                     histograms[name] = histogram
                 break
     return histograms
-
-
-def _histogram(name: str, samples: _EngineSeries) -> Histogram | None:
-    added = _sum(samples, name + "_sum")
-    if name + "_sum" not in samples or name + "_count" not in samples:
-        raise CollectError("truncated", f"{name} has buckets but no sum or no count: half of a page")
-    counts: dict[float, float] = {}
-    for labels, value in samples[name + "_bucket"]:
-        try:
-            edge = float(labels.get("le", ""))
-        except ValueError as error:
-            raise CollectError(
-                "invalid_value", f"{name} has a bucket without a number for its edge: {error}"
-            ) from error
-        if math.isnan(edge):
-            raise CollectError("invalid_value", f"{name} has a bucket whose edge is no number")
-        counts[edge] = counts.get(edge, 0.0) + value
-    if added is None or any(math.isnan(count) for count in counts.values()):
-        return None
-    edges, reached = zip(*sorted(counts.items()), strict=True)
-    if edges[-1] != math.inf:
-        raise CollectError("truncated", f"{name} has no +Inf bucket: half of a page")
-    if len(edges) == 1:
-        return None  # legal, and says nothing of how long anything took
-    histogram = Histogram(edges[:-1], reached, added)
-    check_histogram(name, histogram)
-    return histogram
 
 
 def _started_at(samples: _EngineSeries, mine: _EngineSeries) -> float | None:

@@ -58,6 +58,10 @@ def test_our_own_are_registered() -> None:
     assert {
         "vllm",
         "llamacpp",
+        "sglang",
+        "tgi",
+        "tei",
+        "triton",
         "litellm",
         "haproxy",
         "ray-serve",

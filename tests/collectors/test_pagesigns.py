@@ -16,13 +16,13 @@ from collectors.window import CollectError, Reading
 
 #: A line that such a program writes, and what must be said: whose it is, and the next step.
 FOREIGN = {
-    'sglang:num_running_reqs{model_name="q",engine_type="unified"} 3.0': ("SGLang", "preset: [sglang]"),
-    "tgi_queue_size 0": ("TGI", "preset: [tgi]"),
+    'sglang:num_running_reqs{model_name="q",engine_type="unified"} 3.0': ("SGLang", "sources: {sglang: {}}"),
+    "tgi_queue_size 0": ("TGI", "sources: {tgi: {}}"),
     'dynamo_frontend_inflight_requests{model="q"} 1': ("Dynamo", "probe"),
     'ray_vllm_num_requests_waiting{model_name="q",WorkerId="8f"} 0.0': ("Ray", "ray_vllm_"),
     'ray_serve_num_ongoing_http_requests{node_id="8f"} 0.0': ("Ray", "behind it"),
     "llamacpp:tokens_predicted_total 91": ("llama.cpp", "{llamacpp: {}}"),
-    'nv_inference_request_success{model="q",version="1"} 4': ("Triton", "probe"),
+    'nv_inference_request_success{model="q",version="1"} 4': ("Triton", "{triton: {url: ...}}"),
     'litellm_requests_metric_total{model="q"} 4.0': ("LiteLLM", "behind it"),
     'haproxy_backend_current_queue{proxy="q"} 0': ("HAProxy", "behind it"),
     'vllm:num_requests_waiting{server="http://10.1.0.7:8000"} 0.0': ("router", "server"),
