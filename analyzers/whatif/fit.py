@@ -65,9 +65,9 @@ _FAR = math.log(3.0)
 _ALONE: Mapping[str, float] = {"itl_s": 0.1, "e2e_s": 0.1, "ttft_s": 0.15, SPREAD: 0.0}
 #: Steps of the solver at most; and to see which of several starts is the best.
 _STEPS, _ROUGH_STEPS = 20, 6
-#: Beyond so many requests in one evaluation, only one of so many points on the solver's way has a Jacobian by differences, which takes an
-#: evaluation for each unknown. On few requests there is little to save, and the valley is flat.
-_MANY_REQUESTS, _FRESH = 10_000, 3
+#: Beyond so many requests in one evaluation, of at least so many loads, only one of so many points on the solver's way has a Jacobian by
+#: differences, which takes an evaluation for each unknown. On few requests there is little to save, and on few loads the valley is flat.
+_MANY_REQUESTS, _MANY_LOADS, _FRESH = 10_000, 8, 3
 _STEP = 0.03  # replays are piecewise smooth: a smaller difference would see their steps
 
 
@@ -312,7 +312,8 @@ class _Problem:
         self._prior = prior
         self._free = np.flatnonzero(prior.doubt > 0.0)
         self._observations = [(o, _engine_of(o, engine), features(o.workload, o.running)) for o in observations]
-        self._many = sum(len(o.workload) for o in observations) > _MANY_REQUESTS
+        requests = sum(len(o.workload) for o in observations)
+        self._many = requests > _MANY_REQUESTS and len(observations) >= _MANY_LOADS
         self._limited = any(engine.limits.kv_tokens is not None for _, engine, _ in self._observations)
         outside = [part.seen for o in observations if not o.inside for part in o.parts]
         times = [seen["ttft_s"][0] for seen in outside if "ttft_s" in seen]
