@@ -12,6 +12,7 @@ import structlog
 from fastapi import BackgroundTasks, FastAPI, Form, HTTPException, Path, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from agent import views
 from agent.approvals import ACTIONS
@@ -42,6 +43,7 @@ def create_app(governor: Governor) -> FastAPI:
     guard = Guard(governor.settings.web, governor.settings.people, governor.clock, governor.pushes.receivers)
     app.middleware("http")(guard)
     app.mount("/static", StaticFiles(packages=[("agent", "web/static")]), name="static")
+    _errors(app, governor, guard)
     _health(app, governor)
     _slack(app, governor)
     _receivers(app, governor)
@@ -50,8 +52,20 @@ def create_app(governor: Governor) -> FastAPI:
     _pages(app, governor, guard)
     _decisions(app, governor, guard)
     _mutes(app, governor, guard)
+    _brakes(app, governor, guard)
     _login(app, governor, guard)
     return app
+
+
+def _errors(app: FastAPI, governor: Governor, guard: Guard) -> None:
+    @app.exception_handler(StarletteHTTPException)
+    async def say(request: Request, error: StarletteHTTPException) -> Response:
+        """To a browser as a page, to programs as JSON."""
+        wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.endswith(".json")
+        if not wants_page:
+            return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)
+        told = {"text": str(error.detail), "identity": None}
+        return await asyncio.to_thread(_render, request, governor, guard, "refused.html", told, error.status_code)
 
 
 def _health(app: FastAPI, governor: Governor) -> None:
@@ -349,6 +363,47 @@ def _mutes(app: FastAPI, governor: Governor, guard: Guard) -> None:
 
         if not await asyncio.to_thread(write):
             raise HTTPException(404, "there is no such thing here")
+        return RedirectResponse(f"/endpoints/{name}", 303)
+
+
+def _brakes(app: FastAPI, governor: Governor, guard: Guard) -> None:
+    @app.post("/pause")
+    async def pause(
+        request: Request,
+        action: Annotated[str, Form()] = "",
+        reason: Annotated[str, Form(max_length=500)] = "",
+        csrf: Annotated[str, Form()] = "",
+    ) -> Response:
+        """Stop the next operation, or let operations go on. A pause says why."""
+        if not guard.form_is_ours(request, csrf) or action not in ("pause", "resume"):
+            raise HTTPException(403, "this form did not come from this page; load it again")
+        if action == "pause" and not reason.strip():
+            raise HTTPException(422, "say why nothing should be applied")
+        actor, now = guard.actor(request), governor.clock.now()
+
+        def write() -> None:
+            with governor.store.write() as db:
+                if action == "pause":
+                    control.pause(db, now=now, by=actor, reason=clean(reason))
+                else:
+                    control.resume(db, now=now, by=actor)
+
+        await asyncio.to_thread(write)
+        return RedirectResponse("/status", 303)
+
+    @app.post("/endpoints/{name}/unfreeze")
+    async def unfreeze(request: Request, name: str, csrf: Annotated[str, Form()] = "") -> Response:
+        """Let changes be applied again to an endpoint that a rollback froze."""
+        if not guard.form_is_ours(request, csrf):
+            raise HTTPException(403, "this form did not come from this page; load it again")
+        actor, now = guard.actor(request), governor.clock.now()
+
+        def write() -> bool:
+            with governor.store.write() as db:
+                return fleet.unfreeze(db, name, now=now, by=actor)
+
+        if not await asyncio.to_thread(write):
+            raise HTTPException(404, f"{clean(name)} is not frozen")
         return RedirectResponse(f"/endpoints/{name}", 303)
 
 

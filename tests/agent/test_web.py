@@ -603,6 +603,44 @@ def test_an_endpoints_charts_look_back_as_far_as_is_asked(made: Make, span: str,
     assert client.get("/endpoints/chat.json?span=century").json()["endpoint"]["span"] == ""
 
 
+def test_a_pause_and_a_thaw_by_clicks(made: Make) -> None:
+    governor, client = made()
+    key = _key(client, "/status")
+    assert client.post("/pause", data={"action": "pause", "reason": " ", "csrf": key}).status_code == 422
+    assert client.post("/pause", data={"action": "pause", "reason": "fire drill", "csrf": "x"}).status_code == 403
+    assert client.post("/pause", data={"action": "stop", "csrf": key}).status_code == 403
+    assert client.post("/pause", data={"action": "pause", "reason": "fire <drill>", "csrf": key}).status_code == 303
+    assert "fire &lt;drill&gt;" in client.get("/status").text
+    with governor.store.read() as db:
+        paused = control.paused(db)
+    assert paused is not None
+    assert paused["by"] == "page:127.0.0.1"
+    assert client.post("/pause", data={"action": "resume", "csrf": key}).status_code == 303
+    assert client.get("/status.json").json()["paused"] is None
+    with governor.store.write() as db:
+        fleet.freeze(db, "chat", reason="rolled back", now=NOW, by="flyball")
+    assert "unfreeze" in client.get("/endpoints/chat").text
+    assert client.post("/endpoints/chat/unfreeze", data={"csrf": "x"}).status_code == 403
+    assert client.get("/endpoints/chat/unfreeze").status_code == 405
+    assert client.post("/endpoints/chat/unfreeze", data={"csrf": key}).headers["location"] == "/endpoints/chat"
+    assert client.get("/endpoints/chat.json").json()["endpoint"]["frozen"] is None
+    assert client.post("/endpoints/chat/unfreeze", data={"csrf": key}).status_code == 404
+    with governor.store.read() as db:
+        done = [(e["action"], e["actor"]) for e in audit.entries(db)]
+    assert [a for a, who in done if who == "page:127.0.0.1"][:3] == ["unfreeze", "resume", "pause"]
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/endpoints/nobody", "/recommendations/none"])
+def test_what_is_not_there_is_a_page_for_people_and_json_for_programs(made: Make, path: str) -> None:
+    _, client = made()
+    page = client.get(path, headers={"accept": "text/html,*/*"})
+    assert page.status_code == 404
+    assert "<h1>Not done</h1>" in page.text
+    assert 'href="/"' in page.text
+    program = client.get(path, headers={"accept": "application/json"})
+    assert (program.status_code, list(program.json())) == (404, ["detail"])
+
+
 def _between(page: str, begin: str, end: str) -> str:
     """The words of the first part of a page from ``begin`` to ``end``."""
     return " ".join(re.sub("<[^>]*>", " ", begin + page.partition(begin)[2].partition(end)[0]).split())
