@@ -11,10 +11,13 @@ import sqlalchemy as sa
 
 from agent.store import flights
 from agent.store.rows import FlightRow
+from analyzers.whatif.traffic import LEAST_RECORDED, RecordedLengths
 from collectors.otlp.prefixes import HASH_BYTES
 from collectors.workload import Workload
 
 SCHEMA_VERSION = 1
+#: So many recorded requests tell how lengths go together.
+_MOST_LENGTHS = 5_000
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 
@@ -34,6 +37,12 @@ class Flights:
     """Of the same requests: TTFT, end-to-end and queue as quantiles and mean; None where no request tells."""
     notes: Sequence[str]
     """What was left out, and what is not known."""
+
+
+def lengths(db: sa.Connection, endpoint: str, start: float, end: float) -> RecordedLengths | None:
+    """Prompts and answers as they came together, of the newest requests that were recorded in that time. None: too few were."""
+    found = np.array(flights.lengths(db, endpoint, start, end, _MOST_LENGTHS), np.int64).reshape(-1, 2)
+    return None if found.shape[0] < LEAST_RECORDED else RecordedLengths(found[:, 0], found[:, 1])
 
 
 def stretch(db: sa.Connection, endpoint: str, start: float, end: float) -> Flights:

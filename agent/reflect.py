@@ -23,7 +23,7 @@ from opentelemetry.trace import Tracer
 from actuators.base import ActuatorError, LiveState
 from actuators.none import ReadOnlyActuator
 from actuators.shape import Plan, Shape
-from agent import events
+from agent import events, recorder
 from agent.cases import guardrails_of, obstacle_of
 from agent.horizon import Horizons
 from agent.metrics import Metrics
@@ -519,7 +519,9 @@ class Reflector:
             calibrated = self._calibrated(watched, kind, s, now, write)
         except CannotPredict as refused:
             return Refusal(refused)
-        basis = Basis(s.shape, s.objective, watched.catalogue, found.error)
+        with self._store.read() as db:
+            together = recorder.lengths(db, s.endpoint, s.start, s.end)
+        basis = Basis(s.shape, s.objective, watched.catalogue, found.error, lengths=together)
         return Replayer(kind, calibrated, s.windows, basis, self._settings.decide.seed)
 
     def _calibrated(

@@ -235,7 +235,7 @@ def _of_endpoint(
     since_s, speed = grammar.span(given.since or "7d"), grammar.positive(given.speed, "--speed") or 1.0
     with opened(given.config) as (store, settings):
         found = predictions.evidence(store, settings, given.endpoint, since_s, WallClock().now())
-        work = found.kind.workload(found.windows, seed=settings.decide.seed, scale=speed)
+        work = found.traffic(seed=settings.decide.seed, speed=speed)
         others = [e.name for e in settings.endpoints if e.role == "reference" and e.name != given.endpoint]
         seen = [found, *(predictions.evidence(store, settings, name, since_s, WallClock().now()) for name in others)]
         own = [offer for telemetry in seen if (offer := sources.present(telemetry, settings, notes)) is not None]

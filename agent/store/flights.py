@@ -54,6 +54,19 @@ def listed(db: sa.Connection, endpoint: str, side: str, start: float, end: float
         after = (rows[-1]["arrived_at"], rows[-1]["id"])
 
 
+def lengths(db: sa.Connection, endpoint: str, start: float, end: float, most: int) -> list[tuple[int, int]]:
+    """Prompt and output tokens of the newest requests that arrived within ``start``..``end`` and were answered; ``most`` of them."""
+    c = _T.c
+    query = (
+        sa.select(c.prompt_tokens, c.output_tokens)
+        .where(c.endpoint == endpoint, c.arrived_at >= start, c.arrived_at < end, c.error.is_(None))
+        .where(c.prompt_tokens > 0, c.output_tokens > 0)
+        .order_by(c.arrived_at.desc())
+        .limit(most)
+    )
+    return [(prompt, output) for prompt, output in db.execute(query)]
+
+
 def summaries(db: sa.Connection, start: float = 0.0, end: float = 1e12) -> list[FlightSummary]:
     """Of each endpoint and each side that measured, of what arrived within ``start``..``end``."""
     c, count = _T.c, sa.func.count()

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from actuators.shape import Shape
+from agent import recorder
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store, changes, fleet, windows
 from agent.store import evidence as store_evidence
@@ -32,6 +33,7 @@ from analyzers.strict import nearest
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.engine import Router
 from analyzers.whatif.predict import Ensemble, replicas_of
+from analyzers.whatif.traffic import RecordedLengths
 from collectors.window import Window
 from collectors.workload import Workload
 
@@ -54,6 +56,13 @@ class Telemetry:
     catalogue: Catalogue
     vocabulary: Vocabulary
     """What may be written of its shape."""
+    lengths: RecordedLengths | None
+    """Of requests that the flight recorder holds. None: too few, or none."""
+
+    def traffic(self, *, seed: int, speed: float = 1.0) -> Workload:
+        """Drawn from the whole span, at ``speed`` times its rate. Raises CannotPredict."""
+        drawn = self.kind.workload(self.windows, seed=seed, scale=speed)
+        return drawn if self.lengths is None else self.lengths.dealt(drawn, seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,7 @@ def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, no
         known = fleet.get(db, endpoint)
         rows = _span(db, chosen, end - since_s, end, width)
         error = changes.measured_error(db, endpoint)
+        together = recorder.lengths(db, endpoint, end - since_s, end)
     changed = known["last_change_at"] if known is not None else None
     settled = end - since_s if changed is None else changed + chosen.verify.warmup_s
     return Telemetry(
@@ -96,6 +106,7 @@ def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, no
         error=error,
         catalogue=catalogue_of(settings, chosen),
         vocabulary=vocabulary_of(settings, chosen),
+        lengths=together,
     )
 
 
@@ -124,7 +135,7 @@ def question(
     """Calibrate, and draw the traffic. Raises CannotPredict where the windows do not support it."""
     return Question(
         kind=found.kind,
-        workload=found.kind.workload(found.windows, seed=seed, scale=speed),
+        workload=found.traffic(seed=seed, speed=speed),
         calibrated=calibrated(found),
         basis=Basis(found.shape, objective, found.catalogue, found.error, router),
         curves=curves,

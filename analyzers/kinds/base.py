@@ -12,7 +12,7 @@ from analyzers.objective import Objective
 from analyzers.policy import Catalogue, Policy
 from analyzers.prediction import AutoscaledDay, Bar, LoadCourse, Miss, Prediction
 from analyzers.whatif.engine import Router
-from analyzers.whatif.traffic import on_course
+from analyzers.whatif.traffic import RecordedLengths, on_course
 from collectors.window import Window
 from collectors.workload import Workload
 
@@ -72,6 +72,8 @@ class Basis:
     error: Mapping[str, float | None]
     """The method's measured relative error by metric (median, from the ledger)."""
     router: Router = "round_robin"
+    lengths: RecordedLengths | None = None
+    """Of requests that were recorded one by one. None: none were, and prompts and answers are drawn independently of each other."""
 
 
 C = TypeVar("C", bound=Calibration)
@@ -161,5 +163,7 @@ class Replayer:
     def _workload(self, factor: float) -> Workload:
         if factor not in self._workloads:
             made = self._kind.workload(self._windows, seed=self._seed, scale=factor)
+            if self._basis.lengths is not None:
+                made = self._basis.lengths.dealt(made, seed=self._seed)
             self._workloads[factor] = made if self._change is None else self._change(made)
         return self._workloads[factor]

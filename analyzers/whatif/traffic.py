@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def workload_from_windows(
     no quiet time. Windows observed as empty are quiet time. Where more than ``max_requests`` are expected, windows are taken
     evenly over the span, whole and in order, so that rates stay what they were; of a single window, a shorter piece.
     Lengths: the window's ``prompt_length`` and ``output_length`` sketches, else those of all windows, else mean tokens per request.
-    Prompt and output lengths are drawn independently of each other: windows do not hold their joint distribution.
+    Prompt and output lengths are drawn independently of each other: windows do not hold their joint distribution, ``RecordedLengths`` do.
     lengths: whether they matter; where not, each request is of one token in and out.
     Raises CannotPredict ``NO_TRAFFIC`` where no rate or no lengths are known.
     """
@@ -62,6 +63,52 @@ def workload_from_windows(
         columns.append(of_length.draw(busiest, 1, rng))
     prompt, output, prefix = (np.concatenate(column) for column in zip(*columns, strict=True))
     return Workload(np.concatenate(arrivals), prompt, output, prefix)
+
+
+#: Lengths are dealt among so many neighbours: they are of one time of day.
+_NEIGHBOURS = 512
+#: Fewer recorded requests do not tell how lengths go together.
+LEAST_RECORDED = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedLengths:
+    """Requests' prompts and answers as they came together: (n,) tokens each."""
+
+    prompt_tokens: Ints
+    output_tokens: Ints
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens.shape != self.output_tokens.shape or self.prompt_tokens.ndim != 1:
+            raise ValueError("recorded lengths: as many prompts as answers, one of each a request")
+
+    def dealt(self, workload: Workload, *, seed: int) -> Workload:
+        """The workload with its answers dealt anew among neighbours, so that a long prompt has the answer that such prompts had.
+
+        How many tokens there are of each length stays as it was, everywhere: windows tell that, and records, which may be a sample, how
+        lengths go together. By ranks: Iman and Conover 1982, "A distribution-free approach to inducing rank correlation".
+        """
+        if self.prompt_tokens.size < LEAST_RECORDED:
+            return workload
+        rng = np.random.default_rng(seed)
+        output = workload.output_tokens.copy()
+        for begin in range(0, len(workload), _NEIGHBOURS):
+            part = slice(begin, begin + _NEIGHBOURS)
+            prompts, answers = workload.prompt_tokens[part], np.sort(output[part])
+            picked = rng.integers(0, self.prompt_tokens.size, prompts.size)
+            place = np.empty(prompts.size, np.int64)
+            place[_in_order(self.output_tokens[picked], rng)] = np.arange(prompts.size)
+            dealt = np.empty_like(answers)
+            dealt[_in_order(prompts, rng)] = answers[place[_in_order(self.prompt_tokens[picked], rng)]]
+            output[part] = dealt
+        arrival, prompt, prefix = workload.arrival_s, workload.prompt_tokens, workload.prefix_tokens
+        return Workload(arrival, prompt, output, prefix, workload.session)
+
+
+def _in_order(values: Ints, rng: np.random.Generator) -> Ints:
+    """Where the least stands, then the next; equal ones in any order."""
+    order: Ints = np.lexsort((rng.random(values.size), values))
+    return order
 
 
 def scaled(workload: Workload, factor: float) -> Workload:

@@ -10,6 +10,7 @@ import pytest
 
 from agent import recorder
 from agent.store import Store, flights
+from analyzers.whatif.traffic import RecordedLengths
 from collectors.flight import FlightRecord
 from collectors.traces import read
 from tests.agent.daemons import invoke, write_settings
@@ -90,6 +91,22 @@ def test_what_was_seen_is_of_those_that_tell_it(store: Store) -> None:
         "count": 10, "mean": pytest.approx(0.55), "p50": pytest.approx(0.55), "p95": pytest.approx(0.955), "p99": pytest.approx(0.991),
     }  # fmt: skip
     assert found.seen["e2e_s"] is None
+
+
+def test_lengths_are_those_of_the_newest_that_were_answered(store: Store) -> None:
+    def lengths(start: float, end: float) -> RecordedLengths | None:
+        with store.read() as db:
+            return recorder.lengths(db, "chat", AT + start, AT + end)
+
+    answered = [record(i, i, prompt_tokens=100 + i, output_tokens=i) for i in range(1, 201)]
+    broken = [record(900 + i, 5.0, error="500", prompt_tokens=1, output_tokens=1) for i in range(150)]
+    silent = [record(2000 + i, 6.0, output_tokens=None) for i in range(150)]
+    stretch(store, *answered, *broken, *silent)
+    found = lengths(0, 1e4)
+    assert found is not None
+    assert sorted(found.output_tokens.tolist()) == list(range(1, 201))
+    assert (found.prompt_tokens - found.output_tokens == 100).all(), "of one request each"
+    assert lengths(0, 50) is None, "49 tell nothing"
 
 
 def test_nothing_to_replay_is_said(store: Store) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from agent.cli import app, output
 from agent.clock import WallClock
-from agent.store import Store, fleet, windows
+from agent.store import Store, fleet, flights, windows
 from agent.whatif import predictions, replays
 from agent.whatif.candidates import candidates
 from analyzers import grammar
@@ -25,6 +25,7 @@ from analyzers.kinds.results import ReplayTraffic
 from analyzers.objective import Objective
 from analyzers.whatif.engine import replay
 from analyzers.whatif.model import EngineLimits, EngineModel, IterationCost
+from collectors.flight import FlightRecord
 from collectors.traces import write_trace
 from tests.agent.telemetry import MODEL, SETTINGS, SHAPE
 from tests.analyzers.whatif.reference_server import poisson
@@ -507,6 +508,29 @@ def test_older_telemetry_is_read_as_rolled_up(own: Path) -> None:
     ends = np.array([w.end for w in found.windows])
     starts = np.array([w.start for w in found.windows])
     assert np.all(starts[1:] >= ends[:-1] - 1e-6), "a minute is counted twice"
+
+
+def test_recorded_requests_tell_how_an_endpoints_lengths_go_together(own: Path) -> None:
+    from agent.configfile import load
+
+    store, now = Store(f"sqlite:///{own.parent}/flyball.db"), WallClock().now()
+    settings = load(own).settings
+    before = predictions.evidence(store, settings, "chat", 3600.0, now)
+    assert before.lengths is None
+    records = [
+        FlightRecord(f"{i:032x}", "server", now - 600 + i, prompt_tokens=10 * i, output_tokens=i) for i in range(1, 301)
+    ]
+    with store.write() as db:
+        flights.keep(db, [("chat", each) for each in records])
+    after = predictions.evidence(store, settings, "chat", 3600.0, now)
+    store.close()
+    plain, dealt = before.traffic(seed=1), after.traffic(seed=1)
+    assert np.array_equal(plain.prompt_tokens, dealt.prompt_tokens)
+    assert np.array_equal(np.sort(plain.output_tokens), np.sort(dealt.output_tokens))
+    first = slice(0, 512)
+    together = [float(np.corrcoef(w.prompt_tokens[first], w.output_tokens[first])[0, 1]) for w in (plain, dealt)]
+    assert together[0] < 0.3
+    assert together[1] > together[0] + 0.3
 
 
 def test_the_answer_says_what_the_trace_was_read_as(engine: Path, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from analyzers.prediction import CannotPredict
-from analyzers.whatif.traffic import scaled, workload_from_windows
+from analyzers.whatif.traffic import RecordedLengths, scaled, workload_from_windows
 from collectors.sketch import Sketch
 from collectors.window import Window
+from collectors.workload import Ints, Workload
 
 RNG = np.random.default_rng(5)
 PROMPTS = RNG.lognormal(6.0, 0.8, 5000)
@@ -96,3 +97,49 @@ def test_no_traffic_is_refused(seen: list[Window]) -> None:
     with pytest.raises(CannotPredict) as caught:
         workload_from_windows(seen, seed=1)
     assert caught.value.code == "NO_TRAFFIC"
+
+
+# -- lengths that were recorded together --------------------------------------------------------------------------------
+
+
+def _drawn(n: int = 4000) -> Workload:
+    rng = np.random.default_rng(3)
+    prompt = np.concatenate([rng.integers(10, 100, n // 2), rng.integers(1000, 2000, n - n // 2)])
+    return Workload(np.arange(n) * 0.1, prompt, rng.integers(1, 300, n), np.zeros(n, np.int64))
+
+
+def _rank_correlation(one: Ints, other: Ints) -> float:
+    return float(np.corrcoef(one.argsort().argsort(), other.argsort().argsort())[0, 1])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_recorded_lengths_bring_prompts_and_answers_together_and_change_no_length(sign: int) -> None:
+    rng = np.random.default_rng(1)
+    prompt = rng.lognormal(5.0, 1.0, 500)
+    output = prompt**sign * np.exp(rng.normal(0.0, 0.3, 500)) * 1000
+    recorded = RecordedLengths(prompt.astype(np.int64), output.astype(np.int64))
+    before = _drawn()
+    after = recorded.dealt(before, seed=7)
+    assert np.array_equal(after.prompt_tokens, before.prompt_tokens)
+    assert np.array_equal(after.arrival_s, before.arrival_s)
+    for part in (slice(0, 2048), slice(2048, 4000)):
+        assert np.array_equal(np.sort(after.output_tokens[part]), np.sort(before.output_tokens[part])), (
+            "at each time of day"
+        )
+    near = slice(0, 512)
+    seen = _rank_correlation(recorded.prompt_tokens, recorded.output_tokens)
+    assert abs(_rank_correlation(before.prompt_tokens[near], before.output_tokens[near])) < 0.15
+    assert _rank_correlation(after.prompt_tokens[near], after.output_tokens[near]) == pytest.approx(seen, abs=0.05)
+    assert np.array_equal(recorded.dealt(before, seed=7).output_tokens, after.output_tokens)
+
+
+def test_lengths_that_have_nothing_to_do_with_each_other_stay_so_and_a_few_records_tell_nothing() -> None:
+    rng = np.random.default_rng(2)
+    apart = RecordedLengths(rng.integers(1, 1000, 2000), rng.integers(1, 1000, 2000))
+    work = _drawn()
+    dealt = apart.dealt(work, seed=1)
+    assert abs(_rank_correlation(dealt.prompt_tokens[:512], dealt.output_tokens[:512])) < 0.15
+    few = RecordedLengths(np.arange(1, 51), np.arange(1, 51))
+    assert few.dealt(work, seed=1) is work
+    with pytest.raises(ValueError, match="as many prompts as answers"):
+        RecordedLengths(np.arange(3), np.arange(4))
