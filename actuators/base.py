@@ -10,12 +10,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+
+from pydantic import BaseModel, ValidationError
 
 from actuators.shape import Operation, Plan, Shape
 from collectors.clock import Clock
 from collectors.http import HttpCall
+from collectors.options import problems_of
 from collectors.sessions import Sessions
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +227,15 @@ class ActuatorError(Exception):
 
 class CannotPlan(ActuatorError):
     """No plan leads there: the shape is not allowed, not supported, or not complete."""
+
+
+def options_of(model: type[M], context: SystemContext, system: str) -> M:
+    """The system's options. Raises ActuatorError ``BAD_OPTIONS`` with each problem and its field."""
+    try:
+        return model(**context.options)
+    except ValidationError as error:
+        text = f"endpoint {context.endpoint}, {system}: {problems_of(error, model)}"
+        raise ActuatorError("BAD_OPTIONS", text) from None
 
 
 #: What the entry point must be: called once for each endpoint that names the system.

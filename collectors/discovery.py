@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from collectors.clock import Clock
 from collectors.http import HttpCall
+from collectors.options import problems_of
 from collectors.sessions import Sessions
+from collectors.window import CollectError
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +83,11 @@ class System(Protocol):
 
     def permissions(self) -> str:
         """The least role, policy or manifest, ready to be applied."""
+
+
+def options_of(model: type[M], given: Mapping[str, Any], system: str) -> M:
+    """What ``flyball discover SYSTEM`` was given. Raises CollectError ``settings`` with each problem and its field."""
+    try:
+        return model(**given)
+    except ValidationError as error:
+        raise CollectError("settings", f"{system}: {problems_of(error, model)}") from error

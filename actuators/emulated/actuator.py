@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from actuators.base import (
     Actuator,
@@ -18,6 +18,7 @@ from actuators.base import (
     Step,
     SystemContext,
     Trouble,
+    options_of,
 )
 from actuators.emulated.endpoint import CACHING, ENGINE_LIMITS, MAX_REPLICAS
 from actuators.shape import Operation, Plan, Shape
@@ -49,13 +50,7 @@ class EmulatedActuator:
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
-        try:
-            self.options = Options(**context.options)
-        except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            known = ", ".join(Options.model_fields)
-            text = f"endpoint {context.endpoint}, emulated: {problems} (known: {known})"
-            raise ActuatorError("BAD_OPTIONS", text) from None
+        self.options = options_of(Options, context, "emulated")
         self._url = (self.options.admin_url or context.url).rstrip("/") + "/emulated/shape"
 
     async def live(self) -> LiveState:

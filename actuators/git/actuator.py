@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from actuators.base import (
     Actuator,
@@ -22,6 +22,7 @@ from actuators.base import (
     Step,
     SystemContext,
     Trouble,
+    options_of,
 )
 from actuators.git.forge import Forge, ForgeName
 from actuators.shape import Autoscaling, Operation, Plan, Shape, difference
@@ -102,14 +103,7 @@ class GitFiles:
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
-        try:
-            self.options = Options(**context.options)
-        except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            known = ", ".join(Options.model_fields)
-            raise ActuatorError(
-                "BAD_OPTIONS", f"endpoint {context.endpoint}, git: {problems} (known: {known})"
-            ) from None
+        self.options = options_of(Options, context, "git")
         self._fields = {name: FieldPath.parse(place) for name, place in self.options.fields.items()}
         self._files = sorted({field.file for field in self._fields.values()})
         self._repository = shared(context.sessions, self.options, context.state_dir)

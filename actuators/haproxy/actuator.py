@@ -6,21 +6,31 @@ where the settings name it. A step compares before it writes, so that one under 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from actuators.base import Actuator, ActuatorError, LiveState, Progress, Receipt, Step, SystemContext, Trouble
+from actuators.base import (
+    Actuator,
+    ActuatorError,
+    LiveState,
+    Progress,
+    Receipt,
+    Step,
+    SystemContext,
+    Trouble,
+    options_of,
+)
 from actuators.haproxy import planning
 from actuators.haproxy.configtext import UneditableLine, server_of, with_servers
 from actuators.haproxy.planning import BackendTerms
 from actuators.shape import Operation, Plan, Shape
 from actuators.textfile import read_text, replace_text
+from actuators.writes import WriteCount
 from collectors.haproxy.client import ADDRESS, NAME, BackendServer, HAProxyClient, HAProxyError, shared
 
 _TROUBLE = {"denied": Trouble.DENIED, "missing": Trouble.DRIFT, "unreachable": Trouble.UNREACHABLE}
@@ -56,15 +66,9 @@ class HAProxyBackend:
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
-        try:
-            self.options = Options(**context.options)
-        except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            known = ", ".join(Options.model_fields)
-            text = f"endpoint {context.endpoint}, haproxy: {problems} (known: {known})"
-            raise ActuatorError("BAD_OPTIONS", text) from None
+        self.options = options_of(Options, context, "haproxy")
         self.backend = self.options.backend or context.endpoint
-        self._writes = context.state_dir / "haproxy-writes.json"
+        self._writes = WriteCount(context.state_dir / "haproxy-writes.json")
 
     async def live(self) -> LiveState:
         servers = await self._servers()
@@ -122,7 +126,7 @@ class HAProxyBackend:
         if not _is_so(operation, servers):
             self._unmoved(operation, servers, last)
             await self._change(operation, servers)
-            self._count()
+            self._writes.add()
         return Receipt(handle, leaves=self._version(await self._servers()))
 
     async def done(self, operation: Operation, receipt: Receipt) -> Step:
@@ -167,18 +171,7 @@ class HAProxyBackend:
         return servers
 
     def _version(self, servers: Sequence[BackendServer]) -> str:
-        return planning.version_of(servers, self._counted())
-
-    def _counted(self) -> int:
-        try:
-            return int(json.loads(self._writes.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return 0
-
-    def _count(self) -> None:
-        """After the write: whoever dies between the two finds it done, under the version before."""
-        self._writes.parent.mkdir(parents=True, exist_ok=True)
-        self._writes.write_text(json.dumps(self._counted() + 1), encoding="utf-8")
+        return planning.version_of(servers, self._writes.value)
 
     def _unmoved(self, operation: Operation, servers: Sequence[BackendServer], last: Receipt | None) -> None:
         """Raises ``ActuatorError`` where somebody else wrote since the plan. Of a step of several writes a part may be done."""

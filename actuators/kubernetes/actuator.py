@@ -9,9 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NoReturn
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from actuators.base import Actuator, ActuatorError, LiveState, Progress, Receipt, Step, SystemContext, Trouble
+from actuators.base import (
+    Actuator,
+    ActuatorError,
+    LiveState,
+    Progress,
+    Receipt,
+    Step,
+    SystemContext,
+    Trouble,
+    options_of,
+)
 from actuators.kubernetes import planning, spec
 from actuators.kubernetes.planning import Terms, patch_of
 from actuators.shape import Operation, Plan, Shape
@@ -63,13 +73,7 @@ class KubernetesWorkload:
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
-        try:
-            self.options = Options(**context.options)
-        except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            known = ", ".join(Options.model_fields)
-            text = f"endpoint {context.endpoint}, kubernetes: {problems} (known: {known})"
-            raise ActuatorError("BAD_OPTIONS", text) from None
+        self.options = options_of(Options, context, "kubernetes")
 
     async def live(self) -> LiveState:
         return self._live(await self._workload(fresh=False))

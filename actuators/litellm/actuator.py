@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from actuators.base import (
     Actuator,
@@ -26,6 +26,7 @@ from actuators.base import (
     Step,
     SystemContext,
     Trouble,
+    options_of,
 )
 from actuators.litellm import planning
 from actuators.litellm.planning import GroupTerms
@@ -69,13 +70,7 @@ class LiteLLMGroup:
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
-        try:
-            self.options = Options(**context.options)
-        except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            known = ", ".join(Options.model_fields)
-            text = f"endpoint {context.endpoint}, litellm: {problems} (known: {known})"
-            raise ActuatorError("BAD_OPTIONS", text) from None
+        self.options = options_of(Options, context, "litellm")
         self.group = self.options.group or context.model or context.endpoint
 
     async def live(self) -> LiveState:

@@ -7,11 +7,10 @@ done once also where its answer was lost.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from actuators.base import (
     Actuator,
@@ -24,10 +23,12 @@ from actuators.base import (
     Step,
     SystemContext,
     Trouble,
+    options_of,
 )
 from actuators.rayserve import planning
 from actuators.rayserve.planning import ServeTerms, entry_of, with_fields
 from actuators.shape import Operation, Plan, Shape
+from actuators.writes import WriteCount
 from collectors.rayserve.client import (
     DashboardSettings,
     RayServeClient,
@@ -70,15 +71,9 @@ class RayServeDeployment:
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
-        try:
-            self.options = Options(**context.options)
-        except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            known = ", ".join(Options.model_fields)
-            text = f"endpoint {context.endpoint}, ray-serve: {problems} (known: {known})"
-            raise ActuatorError("BAD_OPTIONS", text) from None
+        self.options = options_of(Options, context, "ray-serve")
         self.application = self.options.application or context.endpoint
-        self._writes = context.state_dir / "ray-serve-writes.json"
+        self._writes = WriteCount(context.state_dir / "ray-serve-writes.json")
 
     async def live(self) -> LiveState:
         _, application, deployment = await self._found()
@@ -133,7 +128,7 @@ class RayServeDeployment:
                 await self._write(operation, state, application)
             except RayServeError as error:
                 self._raise(error)
-            self._count()
+            self._writes.add()
             _, application, deployment = await self._found()
         return Receipt({"step": operation.name, "token": token}, leaves=self._version(application, deployment))
 
@@ -192,18 +187,7 @@ class RayServeDeployment:
         return self.options.deployment or application.ingress
 
     def _version(self, application: ServeApplication, deployment: ServeDeployment | None) -> str:
-        return planning.version_of(application, deployment, self._counted())
-
-    def _counted(self) -> int:
-        try:
-            return int(json.loads(self._writes.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return 0
-
-    def _count(self) -> None:
-        """After the write: whoever dies between the two finds it done."""
-        self._writes.parent.mkdir(parents=True, exist_ok=True)
-        self._writes.write_text(json.dumps(self._counted() + 1), encoding="utf-8")
+        return planning.version_of(application, deployment, self._writes.value)
 
     def _unmoved(
         self,

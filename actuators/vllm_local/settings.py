@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from actuators.base import ActuatorError, SystemContext
+from actuators.base import ActuatorError, SystemContext, options_of
 from actuators.shape import EngineValue
 
 #: What the actuator itself decides, so that nobody else may.
@@ -65,14 +65,7 @@ class Options(BaseModel):
 
 def parse(context: SystemContext) -> Options:
     """The validated options. Raises ``ActuatorError`` with each problem and its field."""
-    try:
-        return Options(**context.options)
-    except ValidationError as error:
-        known = ", ".join(Options.model_fields)
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ActuatorError(
-            "BAD_OPTIONS", f"endpoint {context.endpoint}, vllm-local: {problems} (known: {known})"
-        ) from None
+    return options_of(Options, context, "vllm-local")
 
 
 def listen_address(options: Options, context: SystemContext) -> tuple[str, int]:

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support, options_of
 from collectors.haproxy.client import ADDRESS, BackendServer, shared
 from collectors.window import CollectError
 
@@ -52,7 +52,7 @@ class HAProxySystem:
     )
 
     async def discover(self, context: DiscoveryContext) -> AsyncIterator[DiscoveredEndpoint]:
-        options = _options(context.options)
+        options = options_of(BackendDiscoveryOptions, context.options, "haproxy")
         client = shared(context.sessions, options.socket)
         rows = await client.statistics()
         taken: set[str] = set()
@@ -73,7 +73,7 @@ class HAProxySystem:
             if "socket" not in of and not held:
                 return []  # it is read by HTTP, which asks for nothing of this host
             stated = {k: v for k, v in of.items() if k in ("socket", "config") and v is not None}
-        options = _options(stated)
+        options = options_of(BackendDiscoveryOptions, stated, "haproxy")
         client = shared(context.sessions, options.socket)
         try:
             level = await client.level()
@@ -129,15 +129,6 @@ def found(
     if options.config is None:
         notes.append("a reload of HAProxy loses what is changed: name its file in the option config")
     return DiscoveredEndpoint(name, settings, "\n".join(notes))
-
-
-def _options(given: Mapping[str, Any]) -> BackendDiscoveryOptions:
-    try:
-        return BackendDiscoveryOptions(**given)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        known = ", ".join(BackendDiscoveryOptions.model_fields)
-        raise CollectError("settings", f"haproxy: {problems} (known: {known})") from error
 
 
 _ROLE = f"""\

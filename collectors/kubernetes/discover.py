@@ -7,13 +7,12 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support, options_of
 from collectors.kubernetes.access import ClusterSettings
 from collectors.kubernetes.client import KubernetesClient, shared
 from collectors.kubernetes.workloads import ENGINES, ClusterWorkload, containers, inventory, names_engine
-from collectors.window import CollectError
 
 _VLLM_PORT = 8000
 
@@ -66,7 +65,7 @@ class KubernetesSystem:
     )  # fmt: skip
 
     async def discover(self, context: DiscoveryContext) -> AsyncIterator[DiscoveredEndpoint]:
-        options = _options(context)
+        options = options_of(ClusterDiscoveryOptions, context.options, "kubernetes")
         client = shared(context.sessions, _cluster(options), context.http, context.clock)
         known = inventory(context.sessions, client)
         taken: set[str] = set()
@@ -83,7 +82,7 @@ class KubernetesSystem:
         cluster = (
             ClusterSettings(**{k: v for k, v in stated.items() if k in ClusterSettings.model_fields}) if entry else None
         )
-        options = _options(context)
+        options = options_of(ClusterDiscoveryOptions, context.options, "kubernetes")
         client = shared(context.sessions, cluster or _cluster(options), context.http, context.clock)
         namespace = stated.get("namespace") or (client.namespace if entry else options.namespace)
         return [await _permission(client, need, namespace) for need in _NEEDS if _concerns(need, stated, entry)]
@@ -199,15 +198,6 @@ def _model(workload: ClusterWorkload) -> str | None:
         if "serve" in words[:-1]:
             return words[words.index("serve") + 1]
     return None
-
-
-def _options(context: DiscoveryContext) -> ClusterDiscoveryOptions:
-    try:
-        return ClusterDiscoveryOptions(**context.options)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        known = ", ".join(ClusterDiscoveryOptions.model_fields)
-        raise CollectError("settings", f"kubernetes: {problems} (known: {known})") from error
 
 
 def _cluster(options: ClusterDiscoveryOptions) -> ClusterSettings:

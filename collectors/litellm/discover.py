@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr
 
-from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support, options_of
 from collectors.litellm.client import (
     DEPLOYMENTS,
     KEY_VARIABLE,
@@ -21,7 +21,6 @@ from collectors.litellm.client import (
     ProxySettings,
     shared,
 )
-from collectors.window import CollectError
 
 _SEES = (DEPLOYMENTS, ROUTER, METRICS)
 
@@ -59,7 +58,7 @@ class LiteLLMSystem:
     )
 
     async def discover(self, context: DiscoveryContext) -> AsyncIterator[DiscoveredEndpoint]:
-        options = _options(context.options)
+        options = options_of(ProxyDiscoveryOptions, context.options, "litellm")
         groups: dict[str, list[ProxyDeployment]] = {}
         for one in await _client(context, options, options.url, {}).deployments():
             groups.setdefault(one.group, []).append(one)
@@ -80,7 +79,7 @@ class LiteLLMSystem:
             url, key = str(entry["url"]), entry.get("api_key")
             headers = {} if key is None else {"Authorization": f"Bearer {_text(key)}"}
         own = {k: v for k, v in held.items() if k in (*ProxySettings.model_fields, "config") and v is not None}
-        options = _options(own if entry is not None else context.options)
+        options = options_of(ProxyDiscoveryOptions, own if entry is not None else context.options, "litellm")
         client = _client(context, options, url or options.url, headers)
         only_source = entry is not None and actuator.get("system") != self.name
         seen = [await _page(client, path) for path in ((METRICS,) if only_source else _SEES)]
@@ -154,15 +153,6 @@ def _client(
 ) -> LiteLLMClient:
     settings = ProxySettings(key=options.key, key_file=options.key_file)
     return shared(context.sessions, url, settings, headers, context.http)
-
-
-def _options(given: Mapping[str, Any]) -> ProxyDiscoveryOptions:
-    try:
-        return ProxyDiscoveryOptions(**given)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        known = ", ".join(ProxyDiscoveryOptions.model_fields)
-        raise CollectError("settings", f"litellm: {problems} (known: {known})") from error
 
 
 _ROLE = f"""\

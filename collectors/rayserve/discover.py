@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support
+from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support, options_of
 from collectors.rayserve.client import (
     APPLICATIONS,
     DashboardSettings,
@@ -50,7 +50,7 @@ class RayServeSystem:
     )
 
     async def discover(self, context: DiscoveryContext) -> AsyncIterator[DiscoveredEndpoint]:
-        options = _options(context.options)
+        options = options_of(ServeDiscoveryOptions, context.options, "ray-serve")
         state = await _client(context, options).state()
         for application in state.applications.values():
             yield found(application, state, options)
@@ -63,7 +63,7 @@ class RayServeSystem:
             of = actuator.get("options") if actuator.get("system") == self.name else None
             stated = dict(of or (entry.get("sources") or {}).get(self.name) or {})
             stated = {k: v for k, v in stated.items() if k in DashboardSettings.model_fields and v is not None}
-        client = _client(context, _options(stated))
+        client = _client(context, options_of(ServeDiscoveryOptions, stated, "ray-serve"))
         try:
             await client.state()
         except CollectError as error:
@@ -118,15 +118,6 @@ def found(application: ServeApplication, state: ServeState, options: ServeDiscov
 def _client(context: DiscoveryContext, options: DashboardSettings) -> RayServeClient:
     own = DashboardSettings(**{name: getattr(options, name) for name in DashboardSettings.model_fields})
     return shared(context.sessions, own, context.http)
-
-
-def _options(given: Mapping[str, Any]) -> ServeDiscoveryOptions:
-    try:
-        return ServeDiscoveryOptions(**given)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        known = ", ".join(ServeDiscoveryOptions.model_fields)
-        raise CollectError("settings", f"ray-serve: {problems} (known: {known})") from error
 
 
 _ROLE = f"""\
