@@ -36,7 +36,6 @@ from agent.store.control import Lead, LostLease
 from agent.store.evidence import judged
 from agent.watch import WatchedEndpoint
 from agent.wiring import policy_of
-from analyzers.choice import serving
 from analyzers.finding import Finding, Reason
 from analyzers.finding import Kind as FindingKind
 from analyzers.findings import EVENT_S, analyze
@@ -494,7 +493,7 @@ class Reflector:
             price = watched.catalogue.per_replica_hour(s.shape)
             basis = Basis(s.shape, s.objective, watched.catalogue, found.error)
             own = CalibratedEndpoint(endpoint.name, KINDS[endpoint.kind], fit.calibrated, basis, price)
-            replicas = max(1, round(serving(s, s.shape) or 1.0))
+            replicas = max(1, round(s.serving(s.shape) or 1.0))
             made = compare(own, reference, s, replicas, self._settings.decide.seed)
             known = _KnownComparison(now, fit.calibrated, reference.calibrated, made)
             self._comparisons[endpoint.name] = known
@@ -806,7 +805,7 @@ def _load(s: Situation) -> float | None:
     """Requests in one replica, on average."""
     running = [w.mean("running") for w in s.windows]
     known = [r for r in running if r is not None]
-    replicas = serving(s, s.shape)
+    replicas = s.serving(s.shape)
     return sum(known) / len(known) / replicas if known and replicas else None
 
 

@@ -311,6 +311,8 @@ class Watcher:
     ) -> list[Window]:
         """The windows of one builder. One that cannot be made is counted, and costs only itself."""
         closed: list[Window] = []
+        if watched.live is not None and watched.live.serving is not None:
+            builder.settle(watched.live.serving)
         # The reading after a window's end brings its last seconds: with a source that is read seldom, that comes late.
         for index in builder.ended(now - lag_of(watched.collectors[source]), gaps):
             try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from actuators.shape import Autoscaling, Schedule, Shape
-from analyzers.autoscaling.targets import TunedTargets, tuned_targets
+from analyzers.autoscaling.targets import SEASONAL, TunedTargets, tuned_targets
 from analyzers.finding import Reason
 from analyzers.forecast.history import DAY_S, STEP_S
 from analyzers.forecast.horizon import Horizon, busiest_rate
@@ -22,8 +23,10 @@ from analyzers.situation import Situation
 from analyzers.words import lasting
 from collectors.workload import Floats
 
-#: Days are replayed again for an autoscaler's settings after so long.
-RESEARCH_S = 6 * 3600.0
+#: Days are replayed again for an autoscaler's settings after so long; the load of the last hours, under a breach, after a quarter of an hour.
+RESEARCH_S, RESEARCH_LATE_S = 6 * 3600.0, 900.0
+#: Without a season a breach is searched under so many quarters of an hour of the busiest one seen, each third of them grown.
+UNDER_BREACH_SLOTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,24 +143,35 @@ class Ahead:
             courses.append((day.days, daily_course(needed, counts, steps, self._s.policy.max_step_replicas)))
         return schedule_of(courses, self._horizon.days[0].zone, self._horizon.start_s) if courses else None
 
-    def targets(self) -> TunedTargets | None:
+    def targets(self, *, late: bool) -> TunedTargets | None:
         """The cheapest targets and least count of the endpoint's own autoscaler that hold the objective in each hour of each kind of day, at
-        the most to expect. None: no season is known, the present ones are they, none do, or no replay tells what it goes by.
+        the most to expect. None: the present ones are they, none do, or no replay tells what it goes by; or no season is known.
 
+        late: under a breach, where without a season the busiest quarter of an hour seen, and its growth, stand for the days.
         Days are replayed for it, so that what was found serves for ``RESEARCH_S``.
         """
         bounds = self._s.shape.autoscaling
-        if bounds is None or not self._s.policy.tune_autoscaler or not self._horizon.days:
+        if bounds is None or not self._s.policy.tune_autoscaler or not (self._horizon.days or late):
             return None
+        lasts_s = RESEARCH_S if self._horizon.days else RESEARCH_LATE_S
         known = self._capacities.targets
-        if known is None or self._s.end - known.at >= RESEARCH_S:
+        if known is None or self._s.end - known.at >= lasts_s:
             known = self._capacities.targets = TargetSearch(self._s.end, self._searched(bounds))
         return known.found
 
+    @property
+    def targets_found(self) -> TunedTargets | None:
+        """By the last search."""
+        return None if self._capacities.targets is None else self._capacities.targets.found
+
     def _searched(self, bounds: Autoscaling) -> TunedTargets | None:
-        days = []
+        days: list[tuple[LoadCourse, int]] = []
         busiest, mean = (of(self._horizon.windows, "requests") for of in (busiest_rate, mean_rate))
         above = busiest / mean if busiest and mean else 1.0  # a course is of the windows' own mean rate
+        if not self._horizon.days:
+            grown = self._s.policy.growth
+            factors = (above * (grown if slot % 3 == 2 else 1.0) for slot in range(UNDER_BREACH_SLOTS))
+            days.append((LoadCourse(STEP_S, tuple(factors)), 1))
         for day in self._horizon.days:
             demand = self._horizon.multiple(day.upper)
             if demand is None:
@@ -172,9 +186,17 @@ class Ahead:
 
         step = self._s.policy.max_step_replicas
         fewest = max(self._s.policy.min_replicas, min(1, bounds.least), bounds.least - step)
-        counts = sorted({bounds.least, *range(fewest, min(bounds.least + step, bounds.most) + 1)})
+        served = math.floor(
+            self._s.serving(self._s.shape) or 0.0
+        )  # a least count up to those that there are moves no machine
+        counts = sorted({bounds.least, *range(fewest, min(max(bounds.least, served) + step, bounds.most) + 1)})
+        course = (
+            SEASONAL
+            if self._horizon.days
+            else f"two hours of the busiest load seen, and of {self._s.policy.growth:g} times it"
+        )
         try:
-            return tuned_targets(self._s.shape, counts, follow)
+            return tuned_targets(self._s.shape, counts, follow, course, laxer=bool(self._horizon.days))
         except CannotPredict:
             return None
 

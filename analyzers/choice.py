@@ -6,6 +6,7 @@ more; where one does not, none of its kind with fewer replicas. What is chosen i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -53,6 +54,20 @@ class Judgement:
     """Feasible also at the grown load, by the high end: what a smaller shape must be."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """While something waited, on average: requests that ran, those that waited, and the replicas that served."""
+
+    running: float
+    waiting: float
+    replicas: float
+
+    @property
+    def share(self) -> float:
+        """All of them over those that ran."""
+        return (self.running + self.waiting) / self.running
+
+
 class Choice:
     """The allowed shapes, and what is known of each so far."""
 
@@ -85,7 +100,7 @@ class Choice:
         better = [j for j in self._nearest() if j.worst is not None and j.worst < at_present * (1 - WORTHWHILE_RELIEF)]
         if not better:
             if self._below_bound():
-                return None, [AUTOSCALER_TOO_LAX]
+                return self._with_more_at_least()
             text = (
                 "no allowed shape is predicted to meet the objective and to be clearly better than the present one; "
                 "widen the policy, or ease the objective"
@@ -98,25 +113,56 @@ class Choice:
     def by_observation(self, doubts: Sequence[Reason]) -> tuple[Judgement | None, list[Reason]]:
         """So many more replicas as would run what waits: all that can be said where the model is refuted, or the settings are wrong."""
         if self._below_bound():
-            return None, [*doubts, AUTOSCALER_TOO_LAX]
+            raised, reasons = self._with_more_at_least()
+            return raised, [*doubts, *reasons]
         present = most_replicas(self._s.shape) or 0
         more = [shape for shape in self._others if _is_but_replicas(shape, self._s.shape, least=present + 1)]
-        queued = [w for w in self._s.windows if (w.mean("waiting") or 0.0) >= 1]
-        run, wait = (sum(w.mean(n) or 0.0 for w in queued) for n in ("running", "waiting"))
-        if len(queued) < QUEUED_WINDOWS or run <= 0:
+        queue = self._queue()
+        if queue is None:
             text = "no request waits for a free place, so that more replicas would not help; nothing is proposed on the model's word"
             return None, [*doubts, Reason("NOTHING_BY_OBSERVATION", text)]
         if not more:
             text = "more replicas would help what waits, and the policy allows none; nothing is proposed on the model's word"
             return None, [*doubts, Reason("NOTHING_BY_OBSERVATION", text)]
-        needed = present * (run + wait) / run
+        needed = present * queue.share
         more.sort(key=lambda shape: most_replicas(shape) or 0)
         shape = next((shape for shape in more if (most_replicas(shape) or 0) >= needed), more[-1])
+        return self._by_queue(shape, queue, needed), list(doubts)
+
+    def _with_more_at_least(self) -> tuple[Judgement | None, list[Reason]]:
+        """The same autoscaler, with so many replicas at the least as would run what waits while it runs fewer than it may. None: nothing
+        waits, or the policy allows no more than it runs anyway."""
+        bounds, queue = self._s.shape.autoscaling, self._queue()
+        if bounds is None or queue is None or not self._s.policy.tune_autoscaler:
+            return None, [AUTOSCALER_TOO_LAX]
+        needed = queue.replicas * queue.share
+        least = min(math.ceil(needed - 0.01), bounds.least + self._s.policy.max_step_replicas, bounds.most)
+        shape = self._s.shape.with_(autoscaling=replace(bounds, least=least))
+        if least <= max(bounds.least, queue.replicas) or violations(
+            shape, self._s.shape, self._s.policy, self._catalogue
+        ):
+            return None, [AUTOSCALER_TOO_LAX]
+        text = (
+            f"its autoscaler runs {queue.replicas:.2g} replicas, fewer than its bounds allow, while {queue.waiting:.0f} requests wait: what it "
+            f"goes by tells it too little or too late; no fewer than {least}, until a target is found that holds"
+        )
+        return self._by_queue(shape, queue, needed), [Reason("MORE_AT_LEAST", text, {"least": float(least)})]
+
+    def _queue(self) -> _Queue | None:
+        """What waited, over the windows in which something did. None: in too few to be helped by replicas."""
+        queued = [w for w in self._s.windows if (w.mean("waiting") or 0.0) >= 1]
+        run, wait = (sum(w.mean(n) or 0.0 for w in queued) for n in ("running", "waiting"))
+        if len(queued) < QUEUED_WINDOWS or run <= 0:
+            return None
+        n = len(queued)
+        return _Queue(run / n, wait / n, sum(w.targets for w in queued) / n)
+
+    def _by_queue(self, shape: Shape, queue: _Queue, needed: float) -> Judgement:
         why = (
-            f"{wait / len(queued):.1f} requests wait while {run / len(queued):.1f} run: {needed:.1f} replicas would run them all; "
+            f"{queue.waiting:.1f} requests wait while {queue.running:.1f} run: {needed:.1f} replicas would run them all; "
             "by what was observed, not replayed"
         )
-        return _as(_unjudged(self._s, shape, self._catalogue), "BY_OBSERVATION", why), list(doubts)
+        return _as(_unjudged(self._s, shape, self._catalogue), "BY_OBSERVATION", why)
 
     def _relieving(self) -> list[Shape]:
         """What may be proposed under a breach: not fewer machines of the size that there is, whatever limits a replay would give them."""
@@ -127,7 +173,7 @@ class Choice:
 
     def _below_bound(self) -> bool:
         """Whether an autoscaler ran clearly fewer replicas than it might."""
-        count = None if self._s.shape.autoscaling is None else serving(self._s, self._s.shape)
+        count = None if self._s.shape.autoscaling is None else self._s.serving(self._s.shape)
         return count is not None and count < (most_replicas(self._s.shape) or 0) - 0.5
 
     def _nearest(self) -> list[Judgement]:
@@ -232,7 +278,7 @@ class Choice:
     def retargeted(self, *, cheaper: bool) -> Judgement | None:
         """Other targets or another least count for the autoscaler that sets the replicas: cheaper ones where the present ones hold, or
         under a breach the ones that hold where the present ones do not."""
-        tuned = self.ahead.targets() if self.ahead is not None else None
+        tuned = self.ahead.targets(late=not cheaper) if self.ahead is not None else None
         if self.ahead is None or tuned is None or tuned.present.held != cheaper:
             return None
         if violations(tuned.shape, self._s.shape, self._s.policy, self._catalogue):
@@ -480,7 +526,7 @@ def refuted(s: Situation, at_present: Prediction | None, predictor: Predictor | 
 
 def as_served(s: Situation) -> Shape:
     """The present shape as a replay can run it: under an autoscaler with the replicas that it ran on average."""
-    count = None if s.shape.autoscaling is None else serving(s, s.shape)
+    count = None if s.shape.autoscaling is None else s.serving(s.shape)
     return s.shape if count is None else s.shape.with_(replicas=max(1, round(count)), autoscaling=None)
 
 
@@ -521,25 +567,15 @@ def cost_of(s: Situation, catalogue: Catalogue, shape: Shape) -> float | None:
     if money_of(s, catalogue, s.shape).per_hour is not None:
         return money_of(s, catalogue, shape).per_hour
     return (
-        (shape.schedule.mean if shape.schedule is not None else serving(s, shape))
+        (shape.schedule.mean if shape.schedule is not None else s.serving(shape))
         if shape.size == s.shape.size
         else None
     )
 
 
-def serving(s: Situation, shape: Shape) -> float | None:
-    """Replicas on average: those of the shape; under an autoscaler, those that were observed, within the shape's bounds."""
-    if shape.autoscaling is None:
-        return None if shape.replicas is None else float(shape.replicas)
-    bounds = shape.autoscaling
-    seen = [(min(max(w.targets, bounds.least), bounds.most), w.duration_s) for w in s.windows if w.coverage > 0]
-    seconds = sum(duration for _, duration in seen)
-    return sum(count * duration for count, duration in seen) / seconds if seconds else None
-
-
 def money_of(s: Situation, catalogue: Catalogue, shape: Shape) -> Money:
     """What the shape costs, and what a token and a request cost on it at the load observed: reserved, whether used or not."""
-    per_hour = catalogue.per_hour(shape, serving(s, shape))
+    per_hour = catalogue.per_hour(shape, s.serving(shape))
     hours = s.evidence.coverage * (s.end - s.start) / 3600
     if per_hour is None or hours <= 0:
         return Money(per_hour, None, None)

@@ -24,7 +24,6 @@ from analyzers.choice import (
     money_of,
     refuted,
     replayed_whole,
-    serving,
 )
 from analyzers.finding import Finding, Reason
 from analyzers.findings import missing_evidence
@@ -174,7 +173,7 @@ def _choose(
 def _why(s: Situation, chosen: Judgement, ahead: Ahead | None, *, told: bool, alone: bool) -> Reason | None:
     """Why that shape. told: the signals say it already. alone: there are none."""
     schedule = chosen.option.shape.schedule
-    tuned = ahead.targets() if ahead is not None else None
+    tuned = ahead.targets_found if ahead is not None else None
     if tuned is not None and chosen.option.shape == tuned.shape:
         return Reason("TARGETS_WOULD_DO", tuned.why(), {"replicas_mean": tuned.day.replicas_mean})
     if told:
@@ -440,7 +439,7 @@ def _risk(s: Situation, direction: Direction, proposed: Option) -> tuple[Risk, l
 
 def _never_seen(s: Situation, proposed: Option) -> str | None:
     """That a smaller shape rests on a limit which is only stated, and was never reached. None: it does not."""
-    before, after = serving(s, s.shape), serving(s, proposed.shape)
+    before, after = s.serving(s.shape), s.serving(proposed.shape)
     running = proposed.prediction.metrics.get("running_mean") if proposed.prediction is not None else None
     slots = s.shape.engine.get("max_num_seqs")
     if not (s.stated and before and after and running) or proposed.shape.engine.get("max_num_seqs") != slots:

@@ -61,6 +61,15 @@ class Situation:
         told = sum(w.coverage_of(metric) * w.duration_s for w in self.windows)
         return min(1.0, told / span) if span > 0 else 0.0
 
+    def serving(self, shape: Shape) -> float | None:
+        """Replicas on average: those of the shape; under an autoscaler, those that were observed, within the shape's bounds."""
+        if shape.autoscaling is None:
+            return None if shape.replicas is None else float(shape.replicas)
+        bounds = shape.autoscaling
+        seen = [(min(max(w.targets, bounds.least), bounds.most), w.duration_s) for w in self.windows if w.coverage > 0]
+        seconds = sum(duration for _, duration in seen)
+        return sum(count * duration for count, duration in seen) / seconds if seconds else None
+
     @property
     def provisional(self) -> bool:
         """Whether less was seen than a decision to go smaller needs."""

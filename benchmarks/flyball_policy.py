@@ -256,7 +256,9 @@ class FlyballPolicy:
         if not self._scenario.dark(at_s):
             self._collector.told += [span] if self._below is None else _by_replica(span, self._control.ready)
             due |= self._misses(span)
-        if due or self._under_way or self._scheduled:
+        if (
+            due or self._under_way or self._scheduled or self._below is not None
+        ):  # who comes and goes is noticed within the minute
             await self._clock.advance(self._scenario.starts_at + at_s - self._clock.now())
             await self._cycle(due)
 

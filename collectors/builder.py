@@ -167,6 +167,17 @@ class WindowBuilder:
         if target in self._present:
             self._present[target].gone = at
 
+    def settle(self, serving: int) -> None:
+        """The system says that so many replicas serve. Where as many speak, whoever fell silent without failing was removed: it is not
+        missed, and its share of the load is the others' now."""
+        there = {target: presence for target, presence in self._present.items() if presence.gone is None}
+        newest = max((presence.last for presence in there.values()), default=0.0)
+        silent = {t: p for t, p in there.items() if p.last <= newest - self._window_s and not p.failing}
+        speaking = {target.partition("#")[0] for target, p in there.items() if target not in silent and not p.failing}
+        if len(speaking) >= serving:
+            for presence in silent.values():
+                presence.gone = presence.last
+
     def observe(
         self,
         at: float,

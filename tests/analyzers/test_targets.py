@@ -42,14 +42,23 @@ def day(shape: Shape, holds_up_to: float) -> AutoscaledDay:
 
 
 @pytest.mark.parametrize(
-    ("holds_up_to", "wanted"), [(20.0, 16.0), (4.5, None), (3.0, 2.8), (0.1, None), (1000.0, 40.0)]
+    ("holds_up_to", "wanted"),
+    [(8.5, 8.0), (4.5, None), (3.0, 2.8), (0.1, None), (20.0, 12.0), (1000.0, 12.0)],
 )
-def test_the_largest_target_that_holds_every_hour_is_found(holds_up_to: float, wanted: float | None) -> None:
+def test_the_target_that_takes_the_fewest_replicas_and_holds_every_hour_is_found(
+    holds_up_to: float, wanted: float | None
+) -> None:
+    """Beyond 12 one saves nothing, for one replica stays: the smallest of those that cost the same answers soonest."""
     found = tuned_targets(SHAPE, [1], lambda shape: day(shape, holds_up_to))
     got = None if found is None or found.shape.autoscaling is None else found.shape.autoscaling.targets[TARGET]
-    assert got == wanted or (
-        wanted == 40.0 and got in (12.0, 14.0)
-    )  # beyond 12 a target saves nothing: one replica stays
+    assert got == wanted
+
+
+def test_no_larger_target_is_tried_where_none_is_wanted() -> None:
+    assert tuned_targets(SHAPE, [1], lambda shape: day(shape, 20.0), laxer=False) is None
+    found = tuned_targets(SHAPE, [1], lambda shape: day(shape, 3.0), laxer=False)
+    assert found is not None
+    assert found.shape.autoscaling == Autoscaling(1, 6, {TARGET: 2.8})
 
 
 @given(st.floats(0.5, 60.0), st.floats(0.5, 60.0))
@@ -117,7 +126,18 @@ def horizon() -> Horizon:
     return Horizon(found, hour(requests=60 * 14.4), 1800.0, 3600.0, start_s=120.0, days=days_of(history, found, "UTC"))
 
 
-def decide(holds_up_to: float, *, late: bool = False, policy: Policy | None = None) -> Decision:
+def unseasonal() -> Horizon:
+    """Two hours of a steady load were seen."""
+    steady = np.full(8, 8.0)
+    history = LoadHistory(0.0, {"requests": steady, "prompt_tokens": 100 * steady, "output_tokens": 50 * steady})
+    found = forecast(history, growth=1.2)
+    assert found is not None
+    return Horizon(found, hour(requests=60 * 8.0), 1800.0, 3600.0, start_s=120.0)
+
+
+def decide(
+    holds_up_to: float, *, late: bool = False, policy: Policy | None = None, load: Horizon | None = None
+) -> Decision:
     courses: list[LoadCourse] = []
 
     def follow(shape: Shape, course: LoadCourse) -> AutoscaledDay:
@@ -128,7 +148,7 @@ def decide(holds_up_to: float, *, late: bool = False, policy: Policy | None = No
         return promise(0.3 if (most_replicas(shape) or 0) >= 2 else 0.5)
 
     seen = hour(ttft=[3.0] * 10, running=20.0) if late else hour(running=None)
-    s = situation(seen, shape=SHAPE, policy=policy or Policy(), horizon=horizon(), per_hour=None)
+    s = situation(seen, shape=SHAPE, policy=policy or Policy(), horizon=load or horizon(), per_hour=None)
     decision = recommend(s, analyze(s), Catalogue(prices={"small": 2.0}), Whole(predict, follow))
     for course in courses:
         assert course.duration_s in (86_400.0, 7200.0)
@@ -162,6 +182,20 @@ def test_under_a_breach_that_an_autoscaler_makes_by_being_late_a_tighter_target_
     assert advice is not None
     assert advice.direction == "grow"
     assert [r.code for r in advice.reasons][-1] == "TARGETS_WOULD_DO"
+
+
+def test_under_a_breach_no_season_is_waited_for() -> None:
+    """What was seen so far shows whether a tighter target would have held; a laxer one, which saves, needs a season."""
+    decision = decide(2.0, late=True, load=unseasonal())
+    assert proposed(decision).targets == {TARGET: 2.0}
+    assert decision.recommendation is not None
+    reason = decision.recommendation.reasons[-1]
+    assert reason.code == "TARGETS_WOULD_DO"
+    assert "two hours of the busiest load seen, and of 1.2 times it" in reason.text
+    for quiet in (decide(10.0, load=unseasonal()), decide(10.0, late=True, load=unseasonal())):
+        advice = quiet.recommendation
+        found = None if advice is None else advice.proposed.shape.autoscaling
+        assert found is None or found.targets == {TARGET: 4.0}
 
 
 def test_no_target_is_touched_where_the_policy_says_so_or_the_present_one_is_best() -> None:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from actuators.shape import Autoscaling, Shape
-from analyzers.choice import money_of, serving
+from analyzers.choice import money_of
 from analyzers.findings import analyze
 from analyzers.money import Cost, Price, Tariff, Total, Unit, Usage, parts
 from analyzers.policy import Catalogue, Policy, candidates, most_replicas
 from analyzers.prediction import Prediction
-from analyzers.recommend import recommend
+from analyzers.recommend import Decision, recommend
 from analyzers.words import and_unknown
 from collectors.window import Window
 from tests.analyzers.situations import Whole, hour, promise, situation
@@ -73,8 +73,8 @@ SCALED = Shape(size="small", engine={"max_num_seqs": 10}, autoscaling=Autoscalin
 
 def test_an_autoscaled_endpoint_costs_what_was_there() -> None:
     s = situation(shape=SCALED)  # two replicas in each window
-    assert serving(s, SCALED) == 2.0
-    assert serving(s, SCALED.with_(autoscaling=Autoscaling(3, 4))) == 3.0
+    assert s.serving(SCALED) == 2.0
+    assert s.serving(SCALED.with_(autoscaling=Autoscaling(3, 4))) == 3.0
     money = money_of(s, CATALOGUE, SCALED)
     assert money.per_hour == 2.0
     assert money.per_request == pytest.approx(2.0 / 3600)
@@ -104,7 +104,19 @@ def test_a_breach_under_an_autoscaler_at_its_bound_raises_the_bound() -> None:
 
 
 def test_a_wider_bound_is_not_proposed_where_the_autoscaler_does_not_use_the_one_it_has() -> None:
-    s = situation(hour(ttft=[3.0] * 10, waiting=6.0), shape=SCALED, policy=Policy(max_replicas=8, max_step_replicas=4))
-    decision = recommend(s, analyze(s), CATALOGUE, Whole(lambda shape, _: promise(4.0 / (most_replicas(shape) or 1))))
-    assert decision.recommendation is None
-    assert [r.code for r in decision.hold][-1:] == ["AUTOSCALER_TOO_LAX"]
+    def decide(waiting: float, policy: Policy) -> Decision:
+        s = situation(hour(ttft=[3.0] * 10, waiting=waiting, running=12.0), shape=SCALED, policy=policy)
+        return recommend(s, analyze(s), CATALOGUE, Whole(lambda shape, _: promise(4.0 / (most_replicas(shape) or 1))))
+
+    policy = Policy(max_replicas=8, max_step_replicas=4)
+    for decision in (decide(0.0, policy), decide(6.0, replace(policy, tune_autoscaler=False))):
+        assert decision.recommendation is None
+        assert [r.code for r in decision.hold][-1:] == ["AUTOSCALER_TOO_LAX"]
+    queued = decide(6.0, policy)  # two replicas run twelve requests, and six wait: three would run them all
+    assert queued.recommendation is not None
+    assert queued.recommendation.proposed.shape.autoscaling == Autoscaling(3, 4)
+    assert queued.recommendation.proposed.verdict == "chosen"
+    assert [r.code for r in queued.recommendation.reasons][-1] == "MORE_AT_LEAST"
+    many = decide(600.0, policy).recommendation
+    assert many is not None
+    assert many.proposed.shape.autoscaling == Autoscaling(4, 4)

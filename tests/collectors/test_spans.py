@@ -163,3 +163,34 @@ def test_a_name_that_nobody_knows_is_kept() -> None:
     window = only(b.close(T0 + 60))
     assert window.count("my_counter") == pytest.approx(20.0)
     assert window.gauges["my_gauge"].mean == 3.0
+
+
+@pytest.mark.parametrize(
+    ("serving", "coverage"),
+    [(1, 1.0), (3, pytest.approx(1 / 3)), (None, pytest.approx(1 / 3))],
+)
+def test_who_fell_silent_was_removed_where_the_system_says_that_fewer_serve(
+    serving: int | None, coverage: float
+) -> None:
+    """An autoscaler took two of three replicas away: the load of the one that stays is all that there is, and not a third of it."""
+    b = builder()
+    for i, there in enumerate(("abc", "abc", "a")):
+        for name in there:
+            b.span(span(i, target=name, requests=30.0))
+        if serving is not None:
+            b.settle(3 if i < 2 else serving)
+        (window,) = b.close(T0 + 60 * (i + 1))
+    assert window.coverage == coverage
+    assert window.rate("requests") == pytest.approx(0.5 / window.coverage)
+
+
+def test_who_fails_is_missed_whatever_the_system_says() -> None:
+    b = builder()
+    for name in "ab":
+        b.span(span(0, target=name))
+    b.close(T0 + 60)
+    b.span(span(1, target="a"))
+    b.failed("b", T0 + 90, "timeout")
+    b.settle(1)
+    (window,) = b.close(T0 + 120)
+    assert window.coverage == pytest.approx(0.5)
