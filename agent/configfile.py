@@ -263,6 +263,15 @@ def _resolve(reading: _ConfigFile, value: Any, loc: Loc = ()) -> Any:
     return _REFERENCE.sub(from_environment, value)
 
 
+def secret_of(reference: str, base: Path) -> str:
+    """What a reference stands for that is given beside a file, relative to the folder ``base``. Raises ``BadSettings``."""
+    reading = _ConfigFile(reference, {}, base, [], set(), secrets=frozenset({()}))
+    value: str = _resolve(reading, reference)
+    if reading.problems:
+        raise BadSettings(reading.problems)
+    return value
+
+
 _WRITTEN_OUT = ("a secret is written into the file", "Refer to it: ${NAME} from the environment, or file:PATH")
 
 

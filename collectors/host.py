@@ -63,7 +63,7 @@ class HostCollector:
                 gauges=gauges,
                 started_at=psutil.boot_time(),
                 facts={"cpus": str(psutil.cpu_count()), "memory_bytes": str(memory.total)}
-                | ({"gpus": str(len(self._gpus))} if self._gpus else {}),
+                | (_names(self._gpus) if self._gpus else {}),
             )
         ]
 
@@ -101,6 +101,15 @@ def _handles() -> list[Any]:
         return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError:  # no driver, no GPU, or not allowed
         return []
+
+
+def _names(gpus: Sequence[Any]) -> dict[str, str]:
+    """How many there are, and what they are called where all are called alike."""
+    try:
+        names = {str(pynvml.nvmlDeviceGetName(gpu)) for gpu in gpus}
+    except pynvml.NVMLError:
+        names = set()
+    return {"gpus": str(len(gpus))} | ({"gpu": names.pop()} if len(names) == 1 else {})
 
 
 def _memory_share(gpu: Any) -> float:

@@ -19,6 +19,8 @@ class PageSign:
     """The next step of whoever wants to watch an endpoint there."""
     pattern: re.Pattern[bytes]
     """Found in its page, in a sample or in a comment of one."""
+    source: str | None = None
+    """The collector that reads the server behind this very address by it. None: there is none."""
 
 
 def _names(names: str) -> re.Pattern[bytes]:
@@ -37,6 +39,7 @@ SIGNS: tuple[PageSign, ...] = (
         "vLLM's",
         "Read it with `sources: {vllm: {}}`",
         re.compile(rb'^vllm:\w+\{[^}\n]*model_name="', re.MULTILINE),
+        source="vllm",
     ),
     PageSign(
         "the vLLM production stack's router, which has vLLM's names by server and no model_name label",
@@ -51,9 +54,9 @@ SIGNS: tuple[PageSign, ...] = (
         "or measure from outside with `sources: {probe: {}}`",
         _names("ray_vllm[_:]"),
     ),
-    PageSign("SGLang's", "Read it with `sources: {sglang: {}}`", _names("sglang[:_]")),
-    PageSign("TGI's (Text Generation Inference)", "Read it with `sources: {tgi: {}}`", _names("tgi_")),
-    PageSign("llama.cpp's", "Read it with `sources: {llamacpp: {}}`", _names("llamacpp:")),
+    PageSign("SGLang's", "Read it with `sources: {sglang: {}}`", _names("sglang[:_]"), source="sglang"),
+    PageSign("TGI's (Text Generation Inference)", "Read it with `sources: {tgi: {}}`", _names("tgi_"), source="tgi"),
+    PageSign("llama.cpp's", "Read it with `sources: {llamacpp: {}}`", _names("llamacpp:"), source="llamacpp"),
     PageSign(
         "Dynamo's frontend or a worker of it",
         "No source reads Dynamo's own names. A vLLM or SGLang worker of it may have a metrics page of its own "
@@ -75,6 +78,7 @@ SIGNS: tuple[PageSign, ...] = (
         "TEI's (Text Embeddings Inference)",
         "Read it with `sources: {tei: {}}`",
         _names("te_(?:request|queue|embed|batch)"),
+        source="tei",
     ),
     PageSign("LMDeploy's", _PROBE, _names("lmdeploy:")),
     PageSign("TensorRT-LLM's", _PROBE, _names("trtllm_")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,17 +36,62 @@ def add(app: typer.Typer) -> None:
 
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write it.")] = DEFAULT_CONFIG,
+    url: Annotated[
+        str | None, typer.Option(help="Look at this server, and write what it tells: http://HOST:PORT.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the endpoint. Default: its model's.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="By reference, as it will stand in the file: '${VLLM_API_KEY}' or file:PATH.")
+    ] = None,
+    accelerator: Annotated[
+        str | None, typer.Option(help="What it runs on, such as H100: a server seldom tells.")
+    ] = None,
+    usd_per_replica_hour: Annotated[float | None, typer.Option(min=0, help="What one replica costs.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
 ) -> None:
-    """Write a commented settings file to start from."""
+    """Write a commented settings file to start from; with --url of a server, from what it tells.
+
+    The server is only read: its metrics page and its list of models.
+    """
     if path.exists() and not force:
         raise fail(f"{path} is there already; edit it, or write over it with --force", 2)
-    example = files("agent").joinpath("flyball.example.yaml").read_text(encoding="utf-8")
+    stated = {
+        "name": name,
+        "api_key": api_key,
+        "accelerator": accelerator,
+        "usd_per_replica_hour": usd_per_replica_hour,
+    }
+    if url is None:
+        if given := next((option for option, value in stated.items() if value is not None), None):
+            raise fail(f"--{given.replace('_', '-')} is of the server at --url, which is not given", 2)
+        settings = files("agent").joinpath("flyball.example.yaml").read_text(encoding="utf-8")
+    else:
+        settings = _of_server(url, path.parent, stated)
     try:
-        path.write_text(example, encoding="utf-8")
+        path.write_text(settings, encoding="utf-8")
     except OSError as error:
         raise fail(f"{path} cannot be written: {error.strerror}", 2) from error
-    console.print(f"Wrote {path}. Set your endpoint's url and objective, then: flyball check -c {path} --live")
+    if url is None:
+        console.print(f"Wrote {path}. Set your endpoint's url and objective, then: flyball check -c {path} --live")
+    else:
+        stdout.print(text(settings), highlight=False, soft_wrap=True, end="")
+        console.print(f"Wrote {path}. Set the objective and the price, then: flyball run -c {path}")
+
+
+def _of_server(url: str, folder: Path, stated: dict[str, Any]) -> str:
+    """The settings' text for the server there. Ends the command where nothing can be learned from it."""
+    import asyncio
+
+    from agent.configfile import BadSettings, secret_of
+    from agent.first_settings import UnknownServer, describe, written
+
+    try:
+        key = None if stated["api_key"] is None else secret_of(stated["api_key"], folder)
+        with warnings_on_stderr():
+            found = asyncio.run(describe(url.rstrip("/"), key))
+        return written(found, **stated)
+    except (UnknownServer, BadSettings) as error:
+        raise fail(str(error), 1 if isinstance(error, UnknownServer) else 2) from error
 
 
 def check(
