@@ -31,6 +31,7 @@ from agent.cli import (
     slack,
     spend,
     tune,
+    watch,
     whatif,
 )
 from agent.cli.output import fail
@@ -65,6 +66,7 @@ setup.add(app)
 discover.add(app)
 operate.add(app)
 inspect.add(app)
+watch.add(app)
 audit.add(app)
 schedules.add(app)
 findings.add(app)
@@ -85,7 +87,18 @@ emulate.add(app)
 PANELS: Mapping[str, tuple[str, ...]] = {
     "Begin": ("demo", "init", "check", "discover", "permissions", "slack"),
     "Run": ("run", "status", "pause", "resume", "deploy", "db"),
-    "See": ("endpoints", "findings", "forecast", "scorecard", "reference", "spend", "savings", "report", "recorder"),
+    "See": (
+        "watch",
+        "endpoints",
+        "findings",
+        "forecast",
+        "scorecard",
+        "reference",
+        "spend",
+        "savings",
+        "report",
+        "recorder",
+    ),
     "Decide": ("recommendations", "changes", "schedules", "unfreeze", "audit"),
     "Ask what if, and measure": ("whatif", "advise", "simulate", "tune", "calibrate", "emulate"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -15,10 +16,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import structlog
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from agent import plugins
-from agent.cli import PANELS, app, main, output
+from agent.cli import PANELS, app, main, output, watch
 from agent.cli.inspect import opened
 from agent.clock import WallClock
 from agent.store import Store, changes, control, fleet, recommendations, schema
@@ -209,6 +211,38 @@ def test_endpoints_show_what_was_seen(config: Path, filled: Store) -> None:
     assert row["label"] == "2 x small, max_num_seqs=64"
     assert row["money"]["usd_per_month"] == 1460.0
     assert [f["code"] for f in row["findings"]] == ["LOW_OCCUPANCY"]
+
+
+def test_watch_says_what_is_waited_for_before_anything_is_known(config: Path) -> None:
+    said = run("watch", "-c", config).stdout
+    assert "1 endpoint: 1 not judged; cost not known" in said
+    assert "it was not read yet" in said
+    assert "Nobody watches" in said
+
+
+def test_watch_shows_each_endpoint_and_what_waits(config: Path, filled: Store) -> None:
+    said = run("watch", "chat", "-c", config).stdout
+    assert "$1,460 a month" in said
+    assert re.search(r"requests +[\d.]+/s +.*█", said), "a number and its last windows"
+    assert re.search(r"TTFT p95 .* of 1 s (met|missed)", said)
+    assert re.search(r"waits for you aaaa0001 +chat: replicas 2 → 1", said)
+    assert run("watch", "caht", "-c", config).exit_code == 2
+
+
+def test_watch_keeps_to_the_lines_of_a_terminal(config: Path, filled: Store) -> None:
+    config.write_text(SETTINGS + SETTINGS.partition("endpoints:")[2].replace("name: chat", "name: other"))
+    with opened(config) as (store, settings):
+        view = watch._seen(store, settings, WallClock().now(), None)
+    short, tall = (_lines(watch._screen(view, height)) for height in (12, 80))
+    assert "and 1 more, less urgent" in short
+    assert "more, less urgent" not in tall
+
+
+def _lines(shown: Any) -> str:
+    console = Console(width=120, file=io.StringIO())
+    console.print(shown)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def test_one_recommendation_whole_and_by_the_beginning_of_its_id(config: Path, filled: Store) -> None:
