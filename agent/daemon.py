@@ -67,7 +67,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-        self._settings = loaded.settings
+        self._loaded = loaded
         self._next: Governor | None = None
         self._reported: float | None = None
         """The end of the newest period whose report is there, or has nothing to report."""
@@ -79,7 +79,7 @@ class Daemon:
         watchdog = asyncio.create_task(self._watchdog(), name="watchdog")
         try:
             while not self._stop.is_set():
-                governor, self._next = self._next or self._make(self._settings), None
+                governor, self._next = self._next or self._make(self._loaded), None
                 await self._serve(governor, watchdog)
         finally:
             watchdog.cancel()
@@ -111,10 +111,11 @@ class Daemon:
 
         threading.Thread(target=wait, name="signals", daemon=True).start()
 
-    def _make(self, settings: Settings) -> Governor:
+    def _make(self, loaded: SettingsFile) -> Governor:
         """All parts for these settings; nothing runs yet. Raises PluginError, ActuatorError, or OSError on the certificates' file."""
+        settings = loaded.settings
         http = Http(ca_file=settings.tls_ca_file, monotonic=self._clock.monotonic)
-        return Governor(settings, self._store, self._clock, holder=self._holder, http=http)
+        return Governor(settings, self._store, self._clock, holder=self._holder, http=http, referred=loaded.resolved)
 
     async def _serve(self, governor: Governor, watchdog: asyncio.Task[None]) -> None:
         """Run under one set of settings until told to stop, or until new ones are accepted."""
@@ -160,7 +161,7 @@ class Daemon:
         try:
             loaded, wrong = await asyncio.to_thread(_read_settings, self._path)  # thousands of endpoints take a while
             problems = [*map(str, wrong), *self._obstacles(loaded.settings)]
-            governor = self._make(loaded.settings) if not problems else None
+            governor = self._make(loaded) if not problems else None
         except BadSettings as error:
             problems, governor = [str(problem) for problem in error.problems], None
         except (PluginError, ActuatorError, OSError) as error:
@@ -170,16 +171,16 @@ class Daemon:
                 log.error("reload_refused", problem=problem)
             systemd.notify("READY=1", "STATUS=new settings refused, the old ones go on")
             return False
-        self._settings, self._next = loaded.settings, governor
+        self._loaded, self._next = loaded, governor
         log.info("reloaded", endpoints=len(loaded.settings.endpoints))
         return True
 
     def _obstacles(self, settings: Settings) -> list[str]:
         """What stands against these settings, right as they may be."""
         found = []
-        if settings.database != self._settings.database:
+        if settings.database != self._loaded.settings.database:
             found.append("the database cannot be changed while running; restart Flyball")
-        if (settings.web.host, settings.web.port) != (self._settings.web.host, self._settings.web.port):
+        if (settings.web.host, settings.web.port) != (self._loaded.settings.web.host, self._loaded.settings.web.port):
             found += cannot_listen(settings.web)
         return found
 

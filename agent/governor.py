@@ -67,8 +67,11 @@ class Governor:
         holder: str,
         http: Http,
         make_watched: Callable[[Settings, EndpointSettings, Environment], WatchedEndpoint] = watched_of,
+        referred: frozenset[str] = frozenset(),
     ) -> None:
+        """referred: what stood for references in the settings' file, and so may be secret wherever it is."""
         self.settings = settings
+        self.referred = referred
         self.store = store
         self.clock = clock
         self.environment = Environment(http, clock)

@@ -16,13 +16,16 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from agent import views
 from agent.approvals import ACTIONS
+from agent.effective import effective
 from agent.overview import FleetFilter, Order, overview
 from agent.report import environment
 from agent.slack.receive import MAX_BODY, ClickError
 from agent.store import control, fleet, mutes, outbox
 from agent.store.recommendations import OPEN
 from agent.tune import page as tune_page
+from agent.web import live
 from agent.web.guard import SESSION, SESSION_S, Guard, address_of, local_path
+from agent.web.playground import LEAST_TIMES, MOST_TIMES, Playground
 from analyzers.words import wording
 from collectors.receiver import Push
 from collectors.text import clean
@@ -33,6 +36,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+#: Pages that renew themselves while they are looked at.
+LIVE = (
+    "overview.html", "endpoint.html", "recommendations.html", "recommendation.html", "changes.html", "change.html", "status.html",
+    "tunes.html", "tune.html",
+)  # fmt: skip
 #: No report has a larger number: the largest of the database.
 MOST_REPORTS = 2**63 - 1
 
@@ -54,6 +62,9 @@ def create_app(governor: Governor) -> FastAPI:
     _mutes(app, governor, guard)
     _brakes(app, governor, guard)
     _login(app, governor, guard)
+    _whatif(app, governor, guard)
+    _page(app, governor, guard, "/docs", "api.html", lambda: _routes(app))
+    live.add(app, governor.store, governor.clock)
     return app
 
 
@@ -223,6 +234,7 @@ def _views(governor: Governor) -> dict[str, tuple[str, _View]]:
         "/tunes": ("tunes.html", lambda: views.tune_list(store)),
         "/tunes/{identity}": ("tune.html", lambda identity: views.tune(store, identity)),
         "/status": ("status.html", lambda: views.status(store, settings, clock.now())),
+        "/settings": ("settings.html", lambda: effective(settings, governor.referred)),
         "/savings": ("savings.html", lambda: views.saving_list(store)),
         "/reports": ("reports.html", reports),
     }
@@ -266,7 +278,7 @@ def _render(
     drawn = tune_page.drawn(data["tune"]) if template == "tune.html" else {"drawn": _drawn(governor, template, data)}
     html = environment().get_template(template).render(
         **data, now=governor.clock.now(), csrf=guard.csrf(), login=guard.asks, pause=pause, path=request.url.path, open_states=OPEN,
-        **drawn, modes={e.name: e.mode for e in governor.settings.endpoints},
+        **drawn, live=template in LIVE, modes={e.name: e.mode for e in governor.settings.endpoints},
     )  # fmt: skip
     return HTMLResponse(html, status)
 
@@ -301,6 +313,57 @@ def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]
         chart = charts.promises([r for r in rows if "_p95" in r["metric"]])
         return [chart] if chart else []
     return []
+
+
+def _whatif(app: FastAPI, governor: Governor, guard: Guard) -> None:
+    playground = Playground(governor.settings, governor.store, governor.clock)
+
+    def candidate_of(replicas: str, size: str, changes: str) -> str:
+        pairs = (f"{name}={value}" for name, value in (("replicas", replicas), ("size", size)) if value)
+        return ",".join((*pairs, *(part for part in (changes.strip(),) if part)))
+
+    async def data(endpoint: str, replicas: str, size: str, changes: str, times: float) -> dict[str, Any]:
+        form = playground.form(endpoint)
+        asked = {"replicas": replicas, "size": size, "changes": changes, "times": times}
+        answer = None
+        if endpoint:
+            answer = await playground.ask(endpoint, candidate_of(replicas.strip(), size, changes), times)
+        return {"schema_version": views.SCHEMA_VERSION, "form": form, "asked": asked, "answer": answer}
+
+    for path, shown in (("/whatif.json", False), ("/whatif", True)):
+
+        async def ask(
+            request: Request,
+            endpoint: str = "",
+            replicas: Annotated[str, Query(max_length=12)] = "",
+            size: Annotated[str, Query(max_length=200)] = "",
+            changes: Annotated[str, Query(max_length=500)] = "",
+            times: Annotated[float, Query(ge=LEAST_TIMES, le=MOST_TIMES)] = 1.0,
+            shown: bool = shown,
+        ) -> Response:
+            """An endpoint's own traffic, at a multiple of it, on another shape. Without an endpoint: what may be asked."""
+            found = await data(endpoint, replicas, size, changes, times)
+            if not shown:
+                return JSONResponse(found)
+            return await asyncio.to_thread(_render, request, governor, guard, "playground.html", found)
+
+        app.add_api_route(path, ask, methods=["GET"], name=f"what if at {path}")
+
+
+def _routes(app: FastAPI) -> dict[str, Any]:
+    """What programs may ask, from the OpenAPI document."""
+    rows = []
+    for path, methods in app.openapi()["paths"].items():
+        for method, told in methods.items():
+            takes = [
+                {"name": p["name"], "least": p["schema"].get("minimum"), "most": p["schema"].get("maximum")}
+                for p in told.get("parameters", ())
+            ]
+            what = told.get("description") or told["summary"]
+            rows.append(
+                {"path": path, "method": method.upper(), "what": what, "takes": takes, "form": "requestBody" in told}
+            )
+    return {"schema_version": views.SCHEMA_VERSION, "routes": rows}
 
 
 def _decisions(app: FastAPI, governor: Governor, guard: Guard) -> None:

@@ -35,7 +35,7 @@ WRONG_HERE, WRONG_AT_ALL, WRONG_S = 5, 30, 60.0
 _OPEN = ("/healthz", "/readyz", "/slack/actions", "/login", "/static/")
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; form-action 'self'; "
+        "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; form-action 'self'; "
         "base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",

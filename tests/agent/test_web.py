@@ -22,11 +22,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.cases import guardrails_of
 from agent.clock import VirtualClock
+from agent.effective import MASK, effective
 from agent.governor import Governor
 from agent.report import weekly
 from agent.settings import Settings
 from agent.store import Store, audit, control, events, fleet, recommendations, schema, tunes, windows
 from agent.tune.history import told
+from agent.web import live
 from agent.web.app import create_app
 from agent.web.guard import SESSION
 from collectors.http import Http
@@ -46,7 +48,12 @@ PAGES = (
     "/savings",
     "/status",
     "/reports",
+    "/whatif",
+    "/settings",
+    "/docs",
 )
+#: The one script that there is.
+OUR_SCRIPT = '<script src="/static/live.js" defer></script>'
 ENDPOINT = {
     "name": "chat",
     "url": "http://127.0.0.1:1",
@@ -243,8 +250,9 @@ def test_text_from_elsewhere_is_text(made: Make, path: str) -> None:
         fleet.source_health(db, [source])
     page = client.get(path).text
     assert NASTY not in page
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
+    assert "<script" not in page.replace(OUR_SCRIPT, "")
+    if path not in ("/whatif", "/settings", "/docs"):  # which show nothing of the store
+        assert "&lt;script&gt;" in page
 
 
 def test_a_report_is_served_as_it_was_written(made: Make, tmp_path: Path) -> None:
@@ -393,7 +401,8 @@ def test_every_answer_binds_the_browser(made: Make, path: str) -> None:
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "frame-ancestors 'none'" in policy
-    assert "script-src" not in policy  # none is allowed at all
+    assert "script-src 'self';" in policy  # no inline script, and none from elsewhere
+    assert "connect-src 'self';" in policy
     assert headers["x-content-type-options"] == "nosniff"
 
 
@@ -783,3 +792,98 @@ def test_what_happened_is_told_newest_first(made: Make) -> None:
     assert [e["text"].split(":")[0] for e in told[1:]] == ["Flyball's change cccc0002", "Flyball's change cccc0001"]
     page = client.get("/endpoints/chat").text
     assert "engine_version &lt;0.9&gt; → 0.10" in page
+
+
+# -- what if, settings, programs, and live updates ------------------------------------------------------------------------
+
+
+def test_the_playground_answers_for_an_endpoint_as_the_command_does(made: Make) -> None:
+    _, client = made()
+    asked = client.get("/whatif.json?endpoint=chat&replicas=3&times=1.5").json()
+    answer = asked["answer"]
+    assert asked["form"]["names"] == ["chat"]
+    if answer["refused"] is None:
+        assert [c["candidate"] for c in answer["candidates"]] == ["present", "replicas=3"]
+    else:
+        assert answer["refused"], "why there is none"
+    page = client.get("/whatif?endpoint=chat&replicas=3").text
+    assert "as now" in page or "No answer" in page
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "why"),
+    [
+        ("endpoint=caht", 200, "chat"),
+        ("endpoint=chat&changes=no_such_argument=3", 200, "no_such_argument"),
+        ("endpoint=chat&replicas=many", 200, "replicas"),
+        ("endpoint=chat&times=1e9", 422, "times"),
+        ("endpoint=chat&times=nan", 422, "times"),
+    ],
+)
+def test_what_cannot_be_asked_of_the_playground_is_said(made: Make, query: str, status: int, why: str) -> None:
+    _, client = made()
+    answer = client.get(f"/whatif.json?{query}")
+    assert answer.status_code == status
+    assert why in (answer.text if status == 422 else answer.json()["answer"]["refused"])
+
+
+def test_settings_are_shown_without_a_secret(made: Make) -> None:
+    governor, client = made(token=TOKEN)
+    governor.referred = frozenset({"http://127.0.0.1:1"})  # as if the endpoint's address had come from a reference
+    client.post("/login", data={"token": TOKEN})
+    told = client.get("/settings.json").json()
+    assert TOKEN not in json.dumps(told)
+    assert told["settings"]["web"]["token"] == MASK
+    assert told["settings"]["endpoints"][0]["url"] == MASK
+    page = client.get("/settings").text
+    assert TOKEN not in page
+    assert "collect.interval_s" in page
+
+
+def test_options_of_plugins_are_shown_only_where_they_are_declared_and_no_secrets() -> None:
+    sources = {
+        "prometheus": {"url": "http://p", "token": "canary-1", "unheard_of": "canary-2"},
+        "no-such": {"a": "canary-3"},
+    }
+    stated = {**ENDPOINT, "sources": sources}
+    told = effective(Settings(database="postgresql+psycopg://me:canary-4@h/d", endpoints=[stated]), ())
+    assert "canary" not in json.dumps(told)
+    assert told["settings"]["endpoints"][0]["sources"]["prometheus"]["url"] == "http://p"
+
+
+def test_each_route_is_told_to_programs(made: Make) -> None:
+    _, client = made()
+    page = client.get("/docs").text
+    paths = client.get("/openapi.json").json()["paths"]
+    assert len(paths) > 20
+    assert all(f"<code>{path}</code>" in page for path in paths)
+
+
+def test_a_stream_says_when_there_is_something_new(tmp_path: Path, sqlite_template: Path) -> None:
+    (tmp_path / "flyball.db").write_bytes(sqlite_template.read_bytes())
+    store = Store(f"sqlite:///{tmp_path}/flyball.db")
+    clock = VirtualClock(NOW)
+
+    async def listen() -> list[str]:
+        events = live.Pulse(store, clock).events()
+        heard = [await anext(events)]
+        for _ in range(2):
+            waits = asyncio.ensure_future(anext(events))
+            while not waits.done():
+                await clock.advance(live.LOOK_S)
+                await asyncio.sleep(0.001)  # the look is in a thread
+            heard.append(waits.result())
+            if len(heard) == 2:
+                fill(store, now=NOW)
+        await events.aclose()
+        return heard
+
+    heard = asyncio.run(listen())
+    store.close()
+    assert heard == ["retry: 3000\n\n", ": nothing new\n\n", "data: changed\n\n"]
+
+
+def test_no_more_listen_than_there_is_room_for(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MOST_STREAMS", 0)
+    _, client = made()
+    assert client.get("/events").status_code == 503
