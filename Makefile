@@ -53,9 +53,9 @@ test-real: setup
 # Pins versions and hashes from pyproject.toml; needs `uv` on the PATH.
 requirements:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade --quiet \
-	  pyproject.toml --extra azure --extra forecast --extra postgres --extra ray --group dev -o requirements/dev.txt
+	  pyproject.toml --extra aws --extra azure --extra forecast --extra postgres --extra ray --group dev -o requirements/dev.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \
-	  pyproject.toml --extra azure --extra postgres -c requirements/dev.txt -o requirements/run.txt
+	  pyproject.toml --extra aws --extra azure --extra postgres -c requirements/dev.txt -o requirements/run.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet \
 	  pyproject.toml --extra silicon -c requirements/dev.txt -o requirements/silicon.txt
 	printf 'litellm[proxy]==1.106.2\nprometheus-client\n' | uv pip compile --universal --python-version 3.11 --generate-hashes \

@@ -7,9 +7,19 @@ import json
 from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from actuators.base import Actuator, ActuatorError, CannotPlan, LiveState, Receipt, Step, SystemContext, Trouble
+from actuators.base import (
+    Actuator,
+    ActuatorError,
+    CannotPlan,
+    LiveState,
+    Receipt,
+    Step,
+    SystemContext,
+    Trouble,
+    options_of,
+)
 from actuators.shape import Operation, Plan, Shape
 from collectors.discovery import Support
 
@@ -26,9 +36,13 @@ SUPPORT = Support(
 
 
 class Options(BaseModel):
-    """The system ``none`` has no settings."""
+    """Settings of the system ``none``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    health: bool = True
+    """Whether its address is asked for `/health` and `/v1/models`. False where it has neither, as a cloud's API for models: then it counts as
+    ready, and its sources tell whether it serves. Default: it is asked."""
 
 
 class ReadOnlyActuator:
@@ -40,17 +54,14 @@ class ReadOnlyActuator:
 
     def __init__(self, context: SystemContext) -> None:
         self.context = context
-        try:
-            Options(**context.options)
-        except ValidationError as error:
-            fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
-            text = f"endpoint {context.endpoint}, none: {fields} is not known: the system none has no options"
-            raise ActuatorError("BAD_OPTIONS", text) from None
+        self.options = options_of(Options, context, self.system)
 
     async def live(self) -> LiveState:
         shape = self.context.shape
         text = json.dumps(shape.as_dict(), sort_keys=True)
         version = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if not self.options.health:
+            return LiveState(shape, version, ready=True)
         problems = []
         for path in ("/health", "/v1/models"):
             problem = await self._problem(path)

@@ -22,6 +22,7 @@ from actuators.shape import Autoscaling, Operation, Plan, Purchase, Shape
 from actuators.vllm_local.actuator import teardown
 from tests.actuators.git_parts import FIELDS, TeamRepository
 from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
+from tests.fakes.aws import IDENTITY, REGION, FakeAws
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.ml import endpoint_id
 from tests.fakes.haproxy import FakeHAProxy, FakeServer
@@ -33,7 +34,19 @@ from tests.fakes.rayserve import FakeApplication, FakeRayServe
 REGISTERED = sorted(
     [*entry_points(group="flyball.actuators"), *entry_points(group="flyball.emulations")], key=lambda e: e.name
 )
-OURS = {"azure-ml", "emulated", "git", "haproxy", "kubernetes", "litellm", "none", "ray-serve", "vllm-local"}
+OURS = {
+    "azure-ml",
+    "ec2",
+    "emulated",
+    "git",
+    "haproxy",
+    "kubernetes",
+    "litellm",
+    "none",
+    "ray-serve",
+    "sagemaker",
+    "vllm-local",
+}
 
 
 @dataclass
@@ -159,7 +172,38 @@ def _ray_serve(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         yield Stage(entry, of, caller, shape.with_(replicas=2, engine={"max_concurrency": 7}))
 
 
+@contextlib.contextmanager
+def _sagemaker(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    with FakeAws(update_s=0.05) as aws:
+        aws.endpoint("chat")
+        caller = _reads_and_writes(aws)
+        of = context(folder, aws.url, Shape(), {"region": REGION, "aws_url": aws.url}, Caller())
+        shape = asyncio.run(entry.load()(of).live()).shape
+        made_of = {"accelerator_count": 4, "cpus": 48.0, "memory_gb": 206.158}
+        yield Stage(entry, of, caller, shape.with_(replicas=2, size="ml.g4dn.12xlarge", **made_of))
+
+
+@contextlib.contextmanager
+def _ec2(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    with FakeAws(stop_s=0.05) as aws:
+        caller = _reads_and_writes(aws)
+        options = {"region": REGION, "aws_url": aws.url, "instance": aws.instance("g4dn.xlarge")}
+        of = context(folder, aws.url, Shape(), options, Caller())
+        shape = asyncio.run(entry.load()(of).live()).shape
+        made_of = {"cpus": 8.0, "memory_gb": 34.36}
+        there = shape.with_(size="g4dn.2xlarge", **made_of)
+        yield Stage(entry, of, caller, there, there.with_(size="g4dn.4xlarge", cpus=16.0, memory_gb=68.719))
+
+
+def _reads_and_writes(aws: FakeAws) -> Caller:
+    """All of Amazon's calls are POSTs: they are told as HTTP's methods would be."""
+    caller = Caller()
+    aws.heard = lambda _service, action, write: caller.sent.append(("POST" if write else "GET", action))
+    return caller
+
+
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
+    "ec2": _ec2,
     "emulated": _emulated,
     "haproxy": _haproxy,
     "git": _git,
@@ -167,9 +211,17 @@ STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager
     "litellm": _litellm,
     "none": _none,
     "ray-serve": _ray_serve,
+    "sagemaker": _sagemaker,
     "vllm-local": _vllm_local,
     "azure-ml": _azure_ml,
 }
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who we are to Amazon."""
+    for name, value in IDENTITY.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(params=REGISTERED, ids=lambda e: e.name)
@@ -331,6 +383,8 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "kubernetes": {"server": url, "token": "t"},
         "git": {"repository": f"{url}/deploy.git", "fields": FIELDS},
         "ray-serve": {"dashboard": url},
+        "sagemaker": {"region": REGION, "aws_url": url},
+        "ec2": {"region": REGION, "aws_url": url, "instance": "i-0123"},
     }.get(entry.name, {})
     of = context(tmp_path, url, Shape(replicas=1), options)
     live: LiveState | None = None

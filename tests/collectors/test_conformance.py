@@ -21,6 +21,7 @@ from collectors.sessions import Sessions
 from collectors.window import CollectError, Reading, Span
 from tests.collectors.clocks import SetClock
 from tests.collectors.servers import answering, serve
+from tests.fakes.aws import IDENTITY
 from tests.fakes.azure import Cloud
 from tests.fakes.azure.ml import endpoint_id
 
@@ -44,6 +45,7 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
         "arm_url": url,
         "metrics_url": url,
     },
+    "cloudwatch": lambda url: {"region": "eu-west-1", "endpoint": "chat", "aws_url": url},
     "ray-serve": lambda url: {"dashboard": url, "metrics": [url]},
 }
 
@@ -69,6 +71,7 @@ def test_our_own_are_registered() -> None:
         "host",
         "prometheus",
         "azure-monitor",
+        "cloudwatch",
         "otlp",
     } <= set(REGISTERED)
 
@@ -83,7 +86,10 @@ def test_its_options_refuse_what_they_do_not_know_and_explain_each_field(name: s
 
 
 @pytest.mark.parametrize("name", REGISTERED)
-def test_it_reads_or_raises_collect_error_and_nothing_else(name: str) -> None:
+def test_it_reads_or_raises_collect_error_and_nothing_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in IDENTITY.items():
+        monkeypatch.setenv(variable, value)
+
     async def read(url: str) -> None:
         http = Http()
         try:
