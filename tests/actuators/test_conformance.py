@@ -21,19 +21,20 @@ from actuators.emulated.fleet import EmulatedFleet, EmulatedSpec
 from actuators.shape import Autoscaling, Operation, Plan, Purchase, Shape
 from actuators.vllm_local.actuator import teardown
 from tests.actuators.git_parts import FIELDS, TeamRepository
-from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
+from tests.actuators.support import STANDIN, Caller, carry_out, context, eventually, free_port, reach
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.ml import endpoint_id
 from tests.fakes.haproxy import FakeHAProxy, FakeServer
 from tests.fakes.haproxy.runtime import FORCED
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
 from tests.fakes.litellm import MASTER_KEY, FakeProxy
+from tests.fakes.nomad import FakeNomad, NomadCluster, service_job
 from tests.fakes.rayserve import FakeApplication, FakeRayServe
 
 REGISTERED = sorted(
     [*entry_points(group="flyball.actuators"), *entry_points(group="flyball.emulations")], key=lambda e: e.name
 )
-OURS = {"azure-ml", "emulated", "git", "haproxy", "kubernetes", "litellm", "none", "ray-serve", "vllm-local"}
+OURS = {"azure-ml", "emulated", "git", "haproxy", "kubernetes", "litellm", "nomad", "none", "ray-serve", "vllm-local"}
 
 
 @dataclass
@@ -159,12 +160,25 @@ def _ray_serve(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         yield Stage(entry, of, caller, shape.with_(replicas=2, engine={"max_concurrency": 7}))
 
 
+@contextlib.contextmanager
+def _nomad(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    cluster = NomadCluster(time.time)
+    cluster.register(service_job())
+    with FakeNomad(cluster) as url:
+        caller = Caller()
+        of = context(folder, url, Shape(), {"address": url}, caller)
+        asyncio.run(eventually(lambda: asyncio.to_thread(lambda: asyncio.run(entry.load()(of).live()).ready)))
+        shape = asyncio.run(entry.load()(of).live()).shape
+        yield Stage(entry, of, caller, shape.with_(replicas=2, memory_gb=2.0, engine={"cpu_mhz": 700}))
+
+
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
     "emulated": _emulated,
     "haproxy": _haproxy,
     "git": _git,
     "kubernetes": _kubernetes,
     "litellm": _litellm,
+    "nomad": _nomad,
     "none": _none,
     "ray-serve": _ray_serve,
     "vllm-local": _vllm_local,
@@ -330,6 +344,7 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "haproxy": {"socket": url.removeprefix("http://")},
         "kubernetes": {"server": url, "token": "t"},
         "git": {"repository": f"{url}/deploy.git", "fields": FIELDS},
+        "nomad": {"address": url},
         "ray-serve": {"dashboard": url},
     }.get(entry.name, {})
     of = context(tmp_path, url, Shape(replicas=1), options)

@@ -44,6 +44,7 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
         "arm_url": url,
         "metrics_url": url,
     },
+    "nomad": lambda url: {"address": url},
     "ray-serve": lambda url: {"dashboard": url, "metrics": [url]},
 }
 
@@ -65,6 +66,7 @@ def test_our_own_are_registered() -> None:
         "litellm",
         "haproxy",
         "ray-serve",
+        "nomad",
         "probe",
         "host",
         "prometheus",
