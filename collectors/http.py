@@ -41,7 +41,9 @@ _GRACE_S = 5.0
 _MAX_SKEW_S = 300.0
 #: Kinds that mean that there was no answer at all.
 #: What carries a secret in a request, and how short one cannot be: a word such as Bearer is none.
-_SECRET_HEADERS = frozenset(("authorization", "api-key", "x-api-key", "x-litellm-api-key", "proxy-authorization"))
+_SECRET_HEADERS = frozenset(
+    ("authorization", "api-key", "x-api-key", "x-litellm-api-key", "x-nomad-token", "proxy-authorization")
+)
 _SHORTEST_SECRET = 7
 _NO_ANSWER = frozenset(("down", "dns", "tls", "timeout"))
 

@@ -32,6 +32,7 @@ _BEHIND = "It tells nothing of the engine: give the address of the engine behind
 _PROXY = "It tells nothing of the engine: give the address of the engine behind it; `sources: {litellm: {}}` reads the proxy's own counts"
 _BALANCER = "It tells nothing of the engine: give the address of the engine behind it; `sources: {haproxy: {}}` reads the balancer's own counts"
 _SERVE = "It tells nothing of the engine: give the address of the engine behind it; `sources: {ray-serve: {}}` reads Serve's own counts"
+_NOMAD = "It tells nothing of the engine: give the address of an allocation; `sources: {nomad: {}}` reads what Nomad knows of a job"
 
 #: The most telling first: a page may have signs of several (a router that is a Python program).
 SIGNS: tuple[PageSign, ...] = (
@@ -71,6 +72,7 @@ SIGNS: tuple[PageSign, ...] = (
     ),
     PageSign("the LiteLLM proxy's", _PROXY, _names("litellm_")),
     PageSign("HAProxy's", _BALANCER, _names("haproxy_")),
+    PageSign("Nomad's, of an agent", _NOMAD, _names("nomad_")),
     PageSign("Envoy's", _BEHIND, _names("envoy_")),
     PageSign("NGINX's", _BEHIND, _names("nginx_")),
     PageSign("Ray's, without any vLLM on it", _SERVE, _names("ray_")),

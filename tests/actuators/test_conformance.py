@@ -21,7 +21,7 @@ from actuators.emulated.fleet import EmulatedFleet, EmulatedSpec
 from actuators.shape import Autoscaling, Operation, Plan, Purchase, Shape
 from actuators.vllm_local.actuator import teardown
 from tests.actuators.git_parts import FIELDS, TeamRepository
-from tests.actuators.support import STANDIN, Caller, carry_out, context, free_port, reach
+from tests.actuators.support import Caller, STANDIN, carry_out, context, eventually, free_port, reach
 from tests.fakes.aws import IDENTITY, REGION, FakeAws
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.ml import endpoint_id
@@ -29,6 +29,7 @@ from tests.fakes.haproxy import FakeHAProxy, FakeServer
 from tests.fakes.haproxy.runtime import FORCED
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
 from tests.fakes.litellm import MASTER_KEY, FakeProxy
+from tests.fakes.nomad import FakeNomad, NomadCluster, service_job
 from tests.fakes.rayserve import FakeApplication, FakeRayServe
 
 REGISTERED = sorted(
@@ -42,6 +43,7 @@ OURS = {
     "haproxy",
     "kubernetes",
     "litellm",
+    "nomad",
     "none",
     "ray-serve",
     "sagemaker",
@@ -202,6 +204,18 @@ def _reads_and_writes(aws: FakeAws) -> Caller:
     return caller
 
 
+@contextlib.contextmanager
+def _nomad(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    cluster = NomadCluster(time.time)
+    cluster.register(service_job())
+    with FakeNomad(cluster) as url:
+        caller = Caller()
+        of = context(folder, url, Shape(), {"address": url}, caller)
+        asyncio.run(eventually(lambda: asyncio.to_thread(lambda: asyncio.run(entry.load()(of).live()).ready)))
+        shape = asyncio.run(entry.load()(of).live()).shape
+        yield Stage(entry, of, caller, shape.with_(replicas=2, memory_gb=2.0, engine={"cpu_mhz": 700}))
+
+
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
     "ec2": _ec2,
     "emulated": _emulated,
@@ -209,6 +223,7 @@ STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager
     "git": _git,
     "kubernetes": _kubernetes,
     "litellm": _litellm,
+    "nomad": _nomad,
     "none": _none,
     "ray-serve": _ray_serve,
     "sagemaker": _sagemaker,
@@ -382,6 +397,7 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "haproxy": {"socket": url.removeprefix("http://")},
         "kubernetes": {"server": url, "token": "t"},
         "git": {"repository": f"{url}/deploy.git", "fields": FIELDS},
+        "nomad": {"address": url},
         "ray-serve": {"dashboard": url},
         "sagemaker": {"region": REGION, "aws_url": url},
         "ec2": {"region": REGION, "aws_url": url, "instance": "i-0123"},

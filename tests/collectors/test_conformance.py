@@ -46,6 +46,7 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
         "metrics_url": url,
     },
     "cloudwatch": lambda url: {"region": "eu-west-1", "endpoint": "chat", "aws_url": url},
+    "nomad": lambda url: {"address": url},
     "ray-serve": lambda url: {"dashboard": url, "metrics": [url]},
 }
 
@@ -67,6 +68,7 @@ def test_our_own_are_registered() -> None:
         "litellm",
         "haproxy",
         "ray-serve",
+        "nomad",
         "probe",
         "host",
         "prometheus",

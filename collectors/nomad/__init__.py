@@ -1,0 +1,1 @@
+"""Nomad: its jobs and allocations by the HTTP API, and what its agents measure of them."""
