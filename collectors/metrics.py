@@ -53,6 +53,8 @@ _TABLE = (
     Metric("replicas", "gauge", "replicas", "sum", "that serve"),
     Metric("kv_usage", "gauge", "1", "mean", "of the KV cache"),
     Metric("ptu_usage", "gauge", "1", "max", "of provisioned throughput: from 1 on, calls are refused"),
+    Metric("ttft_mean_s", "gauge", "s", "mean", "of requests, from a source that tells no distribution"),
+    Metric("itl_mean_s", "gauge", "s", "mean", "likewise, between output tokens"),
     Metric("cpu_usage", "gauge", "1", "mean", "of the host, or of what the replica may use"),
     Metric("memory_usage", "gauge", "1", "mean", "of the host, or of what the replica may use"),
     Metric("gpu_usage", "gauge", "1", "mean", "share of time in which the GPU did something"),

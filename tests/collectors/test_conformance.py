@@ -22,6 +22,7 @@ from collectors.window import CollectError, Reading, Span
 from tests.collectors.clocks import SetClock
 from tests.collectors.servers import answering, serve
 from tests.fakes.azure import Cloud
+from tests.fakes.azure.cloud import SUBSCRIPTION
 from tests.fakes.azure.ml import endpoint_id
 
 DECLARED = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
@@ -39,6 +40,13 @@ REGISTERED: dict[str, Any] = {
 NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
     "azure-monitor": lambda url: {
         "resource": endpoint_id(Cloud(time.time), Cloud(time.time).add("chat")),
+        "credential": "token",
+        "token": "t",
+        "arm_url": url,
+        "metrics_url": url,
+    },
+    "azure-openai": lambda url: {
+        "resource": f"/subscriptions/{SUBSCRIPTION}/resourceGroups/g/providers/Microsoft.CognitiveServices/accounts/a/deployments/d",
         "credential": "token",
         "token": "t",
         "arm_url": url,
@@ -69,6 +77,7 @@ def test_our_own_are_registered() -> None:
         "host",
         "prometheus",
         "azure-monitor",
+        "azure-openai",
         "otlp",
     } <= set(REGISTERED)
 
