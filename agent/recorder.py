@@ -11,13 +11,17 @@ import sqlalchemy as sa
 
 from agent.store import flights
 from agent.store.rows import FlightRow
+from analyzers.objective import answered
 from analyzers.whatif.traffic import LEAST_RECORDED, RecordedLengths
 from collectors.otlp.prefixes import HASH_BYTES
+from collectors.window import Window
 from collectors.workload import Workload
 
 SCHEMA_VERSION = 1
 #: So many recorded requests tell how lengths go together.
 _MOST_LENGTHS = 5_000
+#: A span with more requests is drawn from its windows; and of a whole one, at most such a share may not be there.
+_MOST_WHOLE, _LEFT_OUT = 50_000, 0.1
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 
@@ -43,6 +47,25 @@ def lengths(db: sa.Connection, endpoint: str, start: float, end: float) -> Recor
     """Prompts and answers as they came together, of the newest requests that were recorded in that time. None: too few were."""
     found = np.array(flights.lengths(db, endpoint, start, end, _MOST_LENGTHS), np.int64).reshape(-1, 2)
     return None if found.shape[0] < LEAST_RECORDED else RecordedLengths(found[:, 0], found[:, 1])
+
+
+def whole(db: sa.Connection, endpoint: str, windows: Sequence[Window]) -> Workload | None:
+    """The requests of a span, one by one, where the recorder holds about all that were answered in it. None: it does not.
+
+    The first arrives at the second in which it did: quiet time before it is none of the traffic's.
+    """
+    seen = [n for w in windows if w.coverage > 0 and (n := answered(w)) is not None]
+    if not seen or not 0 < sum(seen) <= _MOST_WHOLE:
+        return None
+    start, end = windows[0].start, windows[-1].end
+    known = [row["requests"] for row in flights.summaries(db, start, end) if row["endpoint"] == endpoint]
+    if max(known, default=0) < (1 - _LEFT_OUT) * sum(seen):
+        return None
+    try:
+        found = stretch(db, endpoint, start, end).workload
+    except NoFlights:
+        return None
+    return found if abs(len(found) / sum(seen) - 1) <= _LEFT_OUT else None
 
 
 def stretch(db: sa.Connection, endpoint: str, start: float, end: float) -> Flights:

@@ -44,6 +44,7 @@ from analyzers.kinds.base import Basis, Calibration, Kind, Replayer
 from analyzers.kinds.registry import KINDS
 from analyzers.objective import attainment, total
 from analyzers.path import Capacities
+from analyzers.policy import Catalogue
 from analyzers.prediction import CannotPredict, Predictor, Refusal
 from analyzers.premortem import Premortem
 from analyzers.recommend import (
@@ -62,6 +63,7 @@ from analyzers.reference import CalibratedEndpoint, ReferenceComparison, compare
 from analyzers.situation import Situation
 from analyzers.turning import turning_points
 from collectors.clock import Clock
+from collectors.workload import Workload
 
 log = structlog.get_logger()
 
@@ -342,11 +344,12 @@ class Reflector:
                 _keep_shape(db, endpoint.name, live, watched.price_per_hour, now)
             found = self._evidence(watched, live, now)
             predictor = self._predictor(watched, found, now, self._store.write)
-            made = request(found.situation, wanted, watched.catalogue, predictor, by)
+            catalogue = _with_spill(watched.catalogue, predictor)
+            made = request(found.situation, wanted, catalogue, predictor, by)
             beside = self._beside_reference(watched, found, now, self._store.write)
             comparison = beside.known.comparison if isinstance(beside, _ReferenceView) else None
-            tried = premortem_of(made, found.situation, watched.catalogue, predictor)
-            turning = turning_points(made, found.situation, watched.catalogue, predictor)
+            tried = premortem_of(made, found.situation, catalogue, predictor)
+            turning = turning_points(made, found.situation, catalogue, predictor)
             return replace(made, premortem=tried, turning=turning, reference=comparison)
 
         advice = await asyncio.to_thread(advise)
@@ -441,18 +444,19 @@ class Reflector:
             if resting is not None or not quiet:
                 return findings, resting or Decision(None, lacking)
         predictor = self._predictor(watched, found, now, write)
+        catalogue = _with_spill(watched.catalogue, predictor)
         fit = self._fits.get(situation.endpoint)
         known = self._capacities_of(situation, fit)
         if lacking:
-            coming = before_the_load(situation, findings, watched.catalogue, predictor, known.capacities)
+            coming = before_the_load(situation, findings, catalogue, predictor, known.capacities)
             return findings, coming or Decision(None, lacking)
-        decision = recommend(situation, findings, watched.catalogue, predictor, known.capacities)
+        decision = recommend(situation, findings, catalogue, predictor, known.capacities)
         advice = decision.recommendation
         if advice is not None:
             if advice.fingerprint not in known.premortems:
-                tried = premortem_of(advice, situation, watched.catalogue, predictor, known.capacities)
+                tried = premortem_of(advice, situation, catalogue, predictor, known.capacities)
                 known.premortems[advice.fingerprint] = tried
-                known.turning[advice.fingerprint] = turning_points(advice, situation, watched.catalogue, predictor)
+                known.turning[advice.fingerprint] = turning_points(advice, situation, catalogue, predictor)
             decision = replace(
                 decision,
                 recommendation=replace(
@@ -514,17 +518,24 @@ class Reflector:
     def _predictor(self, watched: WatchedEndpoint, found: _Evidence, now: float, write: _Write) -> Predictor:
         """The endpoint's kind, calibrated on this evidence."""
         s, kind = found.situation, KINDS[watched.settings.kind]
-        try:
-            calibrated = self._calibrated(watched, kind, s, now, write)
-        except CannotPredict as refused:
-            return Refusal(refused)
         with self._store.read() as db:
             together = recorder.lengths(db, s.endpoint, s.start, s.end)
+            recorded = recorder.whole(db, s.endpoint, s.windows) if kind.bursts else None
+        try:
+            calibrated = self._calibrated(watched, kind, s, recorded, now, write)
+        except CannotPredict as refused:
+            return Refusal(refused)
         basis = Basis(s.shape, s.objective, watched.catalogue, found.error, lengths=together)
-        return Replayer(kind, calibrated, s.windows, basis, self._settings.decide.seed)
+        return Replayer(kind, calibrated, s.windows, basis, self._settings.decide.seed, recorded=recorded)
 
     def _calibrated(
-        self, watched: WatchedEndpoint, kind: Kind[Any], situation: Situation, now: float, write: _Write
+        self,
+        watched: WatchedEndpoint,
+        kind: Kind[Any],
+        situation: Situation,
+        recorded: Workload | None,
+        now: float,
+        write: _Write,
     ) -> Calibration:
         """The calibration for this evidence: the last one (also of the daemon before this one) while it holds, or a new one."""
         name, n = situation.endpoint, len(situation.windows)
@@ -534,7 +545,7 @@ class Reflector:
         if fit is None or not fit.holds(key, now, n, _load(situation)):
             accelerator = situation.shape.accelerator
             hardware = watched.catalogue.hardware.get(accelerator) if accelerator is not None else None
-            fit = _Fit(kind.calibrate(situation.windows, situation.shape, hardware), now, n)
+            fit = _Fit(kind.calibrate(situation.windows, situation.shape, hardware, recorded), now, n)
             with write() as db:
                 fleet.keep_calibration(db, name, key=fit.calibrated.key, now=now, body=fit.calibrated.as_dict())
         self._fits[name] = fit
@@ -799,6 +810,11 @@ def _keep_shape(db: sa.Connection, endpoint: str, live: LiveState, per_hour: flo
         "price_per_hour": per_hour,
     }
     fleet.saw_shape(db, endpoint, row)
+
+
+def _with_spill(catalogue: Catalogue, predictor: Predictor) -> Catalogue:
+    """With what the load observed would cost elsewhere, where a shape has no room for all of it."""
+    return replace(catalogue, spill=predictor.spill) if isinstance(predictor, Replayer) else catalogue
 
 
 def _load(s: Situation) -> float | None:

@@ -188,6 +188,8 @@ class PolicySettings(_Section):
     """Names under `sizes` that may be proposed beside the current one. Default: none."""
     engine: dict[str, list[EngineValue]] = {}
     """Values that may be proposed, by engine argument: `max_num_seqs: [64, 128, 256]`. Default: none."""
+    purchase: list[Annotated[int, Field(ge=1)]] = []
+    """Amounts that may be proposed of what is bought, in its unit (tokens a minute, or provisioned throughput units). Default: none."""
     max_step_replicas: int = Field(2, ge=1)
     """Replicas added or removed in one change, at most. Default: 2."""
     budget_per_month: Dollars | None = None
@@ -314,8 +316,9 @@ class EndpointSettings(_Section):
     """Its address, with http:// or https:// and no path behind the server's root."""
     model: str | None = None
     """The model's name as the server knows it. Default: the only one that it serves."""
-    kind: Literal["engine", "vm"] = "engine"
-    """How it responds to load: `engine` batches continuously (vLLM, SGLang, TGI), `vm` is any other server. Default: engine."""
+    kind: Literal["engine", "vm", "quota", "ptu"] = "engine"
+    """How it responds to load: `engine` batches continuously (vLLM, SGLang, TGI), `vm` is any other server, `quota` is paid for by the token
+    under a rate limit, `ptu` is provisioned throughput. Default: engine."""
     role: Literal["production", "reference"] = "production"
     """`reference` is the yardstick that others are compared with. Default: production."""
     reference: str | None = None
@@ -329,7 +332,8 @@ class EndpointSettings(_Section):
     sources: dict[str, dict[str, Any]] = Field(default={"vllm": {}}, min_length=1)
     """Where its telemetry comes from, by collector, with that collector's own settings. The first one is judged. Default: vllm."""
     objective: dict[str, Duration] = {}
-    """What must hold: ttft_p95_s, itl_p95_s, e2e_p99_s ... in seconds, or as 200ms, 5m; error_rate as a share. A number without a unit that can
+    """What must hold: ttft_p95_s, itl_p95_s, e2e_p99_s ... in seconds, or as 200ms, 5m; error_rate as a share, and of the kinds quota and ptu
+    throttle_rate, the share of calls that are refused. A number without a unit that can
     hardly be seconds (TTFT above 60, ITL above 5, end to end above 600) is refused."""
     shape: ShapeSettings = ShapeSettings()
     """What it runs on, where its system cannot tell."""
@@ -340,7 +344,10 @@ class EndpointSettings(_Section):
     usd_per_1k_cached_input_tokens: Dollars | None = None
     """US dollars per 1,000 prompt tokens that the vendor's cache held. Default: as any other prompt token."""
     usd_per_1k_output_tokens: Dollars | None = None
-    """US dollars per 1,000 tokens of answers, where it is billed by the token. Default: it is not."""
+    """US dollars per 1,000 tokens of answers, where it is billed by the token. Default: it is not. Of the kind `ptu`, all three are of what
+    spills over to another deployment."""
+    usd_per_ptu_hour: Dollars | None = None
+    """US dollars per hour of one unit of provisioned throughput, at the rate that you really pay (a reservation's, say). Default: unknown."""
     bill: BillSettings | None = None
     """The vendor's own report of what it costs. Default: none is read."""
     actuator: ActuatorSettings = ActuatorSettings()
@@ -370,6 +377,14 @@ class EndpointSettings(_Section):
         for name, limit in value.items():
             Target.parse(name, limit, with_unit=has_unit(written[name]))
         return value
+
+    @model_validator(mode="after")
+    def _refused(self) -> EndpointSettings:
+        if "throttle_rate" in self.objective and self.kind not in ("quota", "ptu"):
+            raise Conflict(
+                ("objective", "throttle_rate"), f"{self.name}: only the kinds quota and ptu are judged by it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _exercised(self) -> EndpointSettings:

@@ -23,7 +23,7 @@ from agent.spool import Spool
 from agent.store import Store, fleet, windows
 from agent.store.windows import Entry
 from analyzers.money import Tariff, Usage
-from analyzers.policy import Catalogue
+from analyzers.policy import Catalogue, ptus_of
 from collectors.base import NO_SERIES, Collector, FleetMember, ScrapeTarget
 from collectors.builder import WindowBuilder
 from collectors.clock import Clock
@@ -87,6 +87,8 @@ class WatchedEndpoint:
     """What its use is billed by: that, and tokens."""
     reserved: float | None = None
     """Replicas, as they were last seen; None: not known."""
+    ptus: float | None = None
+    """Units of provisioned throughput, as they were last seen; None: it has none, or they are not known."""
     live: LiveState | None = None
     replicas: Mapping[str, str] = field(default_factory=dict)
     """Name to address, as the system last said: they are read on while it says nothing."""
@@ -108,7 +110,14 @@ class WatchedEndpoint:
         scaled = live.shape.autoscaling is not None  # then nobody states the count: it is what serves
         unknown = {
             name: getattr(stated, name)
-            for name in ("size", "accelerator", "accelerator_count", *(() if scaled else ("replicas",)))
+            for name in (
+                "size",
+                "accelerator",
+                "accelerator_count",
+                "purchase",
+                "tier",
+                *(() if scaled else ("replicas",)),
+            )
             if getattr(live.shape, name) is None and getattr(stated, name) is not None
         }
         shape = live.shape.with_(
@@ -124,16 +133,16 @@ class WatchedEndpoint:
         shape = self.live.shape
         self.replicas = dict(live.targets)
         self.tariff, self.billed = self.catalogue.tariff(shape), self.catalogue.billed(shape)
-        self.reserved = live.serving if shape.replicas is None else shape.replicas
+        self.reserved, self.ptus = live.serving if shape.replicas is None else shape.replicas, ptus_of(shape)
 
     @property
     def price_per_hour(self) -> float | None:
         """US dollars of the whole endpoint, as it is now; None: unknown."""
-        return self.tariff.cost(Usage(hours=1.0, replica_hours=self.reserved)).usd
+        return self.tariff.cost(Usage(hours=1.0, replica_hours=self.reserved, ptu_hours=self.ptus)).usd
 
     def entry_of(self, window: Window) -> windows.Entry:
         """A window with what its time cost, by the prices and the replicas of now."""
-        return windows.entry_of(window, self.billed, self.reserved)
+        return windows.entry_of(window, self.billed, self.reserved, self.ptus)
 
     def targets(self) -> list[ScrapeTarget]:
         """Each replica where the system knows them, otherwise the one address."""

@@ -36,6 +36,7 @@ def policy_of(endpoint: EndpointSettings) -> Policy:
         max_replicas=p.max_replicas,
         sizes=tuple(p.sizes),
         engine={name: tuple(values) for name, values in p.engine.items()},
+        purchase=tuple(p.purchase),
         max_step_replicas=p.max_step_replicas,
         budget_per_month=p.budget_per_month,
         budget_per_hour=p.budget_per_hour,
@@ -90,6 +91,7 @@ def catalogue_of(settings: Settings, endpoint: EndpointSettings) -> Catalogue:
         own_size=endpoint.shape.size,
         own_price=endpoint.usd_per_replica_hour,
         by_token=token_prices(endpoint),
+        per_ptu_hour=endpoint.usd_per_ptu_hour,
     )
 
 

@@ -112,10 +112,11 @@ class Ahead:
         return self._horizon.forecast.season_s is not None
 
     def room(self, shape: Shape) -> Room:
-        """What ``shape`` must carry, where it is smaller: one that differs in nothing but replicas until the next change could be made,
-        any other the whole day."""
-        slots = len(self._demand)
-        if self.path is not None and with_most(self._s.shape, most_replicas(shape) or 0) == shape:
+        """What ``shape`` must carry, where it is smaller: one that differs in nothing but replicas, or what is bought, until the next change
+        could be made, any other the whole day."""
+        slots, present = len(self._demand), self._s.shape
+        counted = self.path is not None and with_most(present, most_replicas(shape) or 0) == shape
+        if counted or (shape.purchase is not None and shape.with_(purchase=present.purchase) == present):
             slots = min(slots, self._horizon.slots(self._horizon.cooldown_s + self._horizon.lead_s))
         factor = float(self._demand[:slots].max())
         return Room(self._predictor, factor, f"{self._load(factor)}, {self._until(slots)}")

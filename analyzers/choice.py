@@ -10,15 +10,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from actuators.shape import Autoscaling, Schedule, Shape
+from actuators.shape import Autoscaling, Purchase, Schedule, Shape
 from analyzers.ahead import Ahead, Room
 from analyzers.finding import Finding, Reason
-from analyzers.money import HOURS_PER_MONTH, per_1k_tokens, per_request
+from analyzers.money import HOURS_PER_MONTH, Usage, per_1k_tokens, per_request
 from analyzers.objective import Target, attainment, total
-from analyzers.policy import Catalogue, most_replicas, violations, with_most
+from analyzers.policy import Catalogue, most_replicas, units_of, violations, with_most
 from analyzers.prediction import CannotPredict, Miss, Prediction, Predictor
 from analyzers.recommendation import Money, Option
-from analyzers.screening import MAX_SATURATION, bar, latency_targets, worst_of
+from analyzers.screening import MAX_SATURATION, bar, replayed_targets, worst_of
 from analyzers.search import by_kind, key, least_replicas
 from analyzers.situation import Situation
 from analyzers.words import figure, phrase
@@ -166,10 +166,10 @@ class Choice:
 
     def _relieving(self) -> list[Shape]:
         """What may be proposed under a breach: not fewer machines of the size that there is, whatever limits a replay would give them."""
-        present = most_replicas(self._s.shape) or 0
+        present = units_of(self._s.shape) or 0
         if self._below_bound():  # a wider bound would change nothing
             return [c for c in self._others if not _is_but_replicas(c, self._s.shape, least=0)]
-        return [c for c in self._others if c.size != self._s.shape.size or (most_replicas(c) or 0) >= present]
+        return [c for c in self._others if c.size != self._s.shape.size or (units_of(c) or 0) >= present]
 
     def _below_bound(self) -> bool:
         """Whether an autoscaler ran clearly fewer replicas than it might."""
@@ -323,7 +323,7 @@ class Choice:
 
     def _cheapest(self, shapes: Sequence[Shape], suits: Callable[[Shape], bool | None]) -> list[Judgement]:
         """All that suit, cost least, and of those touch least. The cost of each is known."""
-        best = (float("inf"), 0)
+        best = (float("inf"), 0, 0)
         found: list[Judgement] = []
         for group in sorted(by_kind(shapes), key=lambda group: self._outlay(group[0])[1]):
             within = [shape for shape in group if self._outlay(shape) <= best]
@@ -334,9 +334,9 @@ class Choice:
                 best = outlay
         return found
 
-    def _outlay(self, shape: Shape) -> tuple[float, int]:
-        """The cost, and how much a change to it touches."""
-        return self._costs[key(shape)] or 0.0, touched(shape, self._s.shape)
+    def _outlay(self, shape: Shape) -> tuple[float, int, int]:
+        """The cost, how much a change to it touches, and how much is bought: a rate limit that costs nothing is to be no larger."""
+        return self._costs[key(shape)] or 0.0, touched(shape, self._s.shape), bought(shape)
 
     def _meets(self, shape: Shape) -> bool | None:
         judged = self._known(shape, roomy=False)
@@ -407,7 +407,7 @@ class Choice:
 
 def _judge(s: Situation, shape: Shape, catalogue: Catalogue, predictor: Predictor, room: Room | None) -> Judgement:
     """Whether it meets the objective with margin, and has this room beside. No further than is needed to deny it."""
-    known, targets = _unjudged(s, shape, catalogue), latency_targets(s)
+    known, targets = _unjudged(s, shape, catalogue), replayed_targets(s)
     try:
         got = predictor.screen(shape, 1.0, bar(s, "mid"))
         if isinstance(got, Miss):
@@ -440,9 +440,9 @@ def _unjudged(s: Situation, shape: Shape, catalogue: Catalogue) -> Judgement:
 
 
 def _by_prediction(known: Judgement, got: Prediction, s: Situation) -> Judgement:
-    unknown = [t.name for t in latency_targets(s) if t.name not in got.metrics]
+    unknown = [t.name for t in replayed_targets(s) if t.name not in got.metrics]
     known = replace(known, option=replace(known.option, prediction=got))
-    if unknown or not latency_targets(s):
+    if unknown or not replayed_targets(s):
         return _unknown(known, unknown)
     worst, name = worst_of(s, got, "mid")
     known = replace(known, worst=worst)
@@ -552,20 +552,28 @@ def touched(shape: Shape, current: Shape) -> int:
     )
 
 
-def _count(shape: Shape) -> tuple[int | None, Autoscaling | None, Schedule | None]:
-    return shape.replicas, shape.autoscaling, shape.schedule
+def bought(shape: Shape) -> int:
+    """0: nothing is."""
+    return shape.purchase.amount if shape.purchase is not None else 0
 
 
-def _preference(judged: Judgement, current: Judgement) -> tuple[float, int, float]:
-    """Cheapest; then the one that touches least; then the one with more room."""
+def _count(shape: Shape) -> tuple[int | None, Autoscaling | None, Schedule | None, Purchase | None]:
+    return shape.replicas, shape.autoscaling, shape.schedule, shape.purchase
+
+
+def _preference(judged: Judgement, current: Judgement) -> tuple[float, int, int, float]:
+    """Cheapest; then the one that touches least; then the one with more room, or that buys less."""
     cost = judged.cost if judged.cost is not None else float("inf")
-    return cost, touched(judged.option.shape, current.option.shape), judged.worst or 0.0
+    shape = judged.option.shape
+    return cost, touched(shape, current.option.shape), bought(shape), judged.worst or 0.0
 
 
 def cost_of(s: Situation, catalogue: Catalogue, shape: Shape) -> float | None:
     """US dollars per hour; where the present size has no price, replicas of that size instead."""
     if money_of(s, catalogue, s.shape).per_hour is not None:
         return money_of(s, catalogue, shape).per_hour
+    if shape.purchase is not None:
+        return None if catalogue.spill is not None and catalogue.spill(shape) is not None else float(bought(shape))
     return (
         (shape.schedule.mean if shape.schedule is not None else s.serving(shape))
         if shape.size == s.shape.size
@@ -581,5 +589,10 @@ def money_of(s: Situation, catalogue: Catalogue, shape: Shape) -> Money:
         return Money(per_hour, None, None)
     prompt, output = (total(s.windows, name) for name in ("prompt_tokens", "output_tokens"))
     tokens = None if prompt is None or output is None else prompt + output
-    spent = per_hour * hours
+    spent: float | None = per_hour * hours
+    if shape.purchase is not None and shape.purchase.unit != "ptu":  # the tokens are what is paid for
+        used = Usage(
+            prompt_tokens=prompt, cached_prompt_tokens=total(s.windows, "cached_prompt_tokens"), output_tokens=output
+        )
+        spent = catalogue.billed(shape).cost(used).usd
     return Money(per_hour, per_1k_tokens(spent, tokens), per_request(spent, s.evidence.requests))

@@ -10,7 +10,7 @@ from statistics import median
 from analyzers.contradictions import contradictions
 from analyzers.finding import Finding, Kind, Reason, Severity
 from analyzers.money import per_month
-from analyzers.objective import Attainment, Target, attainment, sustained_breach, told_s, total
+from analyzers.objective import SHARES, Attainment, Target, attainment, sustained_breach, told_s, total
 from analyzers.situation import Situation
 from analyzers.trend import at_comparable_load, in_one_step, step, trend
 from analyzers.words import between, figure, lasting, phrase
@@ -62,7 +62,7 @@ def missing_evidence(s: Situation) -> list[Reason]:
 def _low_coverage(s: Situation) -> Iterator[Reason]:
     """What the objective needs must have been observed, each metric for itself: a source may lose some and keep the others."""
     needed = s.policy.min_coverage
-    metrics = ["requests", *("errors" if t.metric == "error_rate" else t.metric for t in s.objective.targets)]
+    metrics = ["requests", *(SHARES.get(t.metric, t.metric) for t in s.objective.targets)]
     shares = {m: s.coverage_of(m) for m in metrics}
     name, least = min(shares.items(), key=lambda item: item[1])
     if least < needed:
@@ -162,6 +162,19 @@ def _saturation(s: Situation) -> Iterator[Finding]:
         numbers = {"share_of_windows": share, "preemptions": preemptions or 0.0}
         text = f"the KV cache was full in {share:.0%} of the windows, with {preemptions or 0:.0f} preemptions"
         yield _finding(s, "saturation", "warning", Reason("KV_CACHE_FULL", text, numbers))
+    refused, share = showing(
+        lambda w: None if (n := w.count("throttled")) is None or not w.count("requests") else n >= 1
+    )
+    if refused and s.shape.purchase is not None:
+        throttled, calls = (total(refused, name) or 0.0 for name in ("throttled", "requests"))
+        numbers = {"throttled": throttled, "requests": calls, "share_of_windows": share}
+        text = f"{throttled:,.0f} of {calls:,.0f} calls were refused for a rate or quota, in {share:.0%} of the windows"
+        yield _finding(s, "saturation", "warning", Reason("RATE_LIMITED", text, numbers))
+    used, share = showing(lambda w: None if (g := w.gauges.get("ptu_usage")) is None else g.maximum >= 1.0)
+    if used:
+        numbers = {"ptu_usage_mean": _mean(used, "ptu_usage"), "share_of_windows": share}
+        text = f"the provisioned throughput was all in use in {share:.0%} of the windows"
+        yield _finding(s, "saturation", "warning", Reason("PTU_FULL", text, numbers))
     slots = s.shape.engine.get("max_num_seqs")
     if isinstance(slots, int) and s.shape.replicas:
         room = slots * s.shape.replicas

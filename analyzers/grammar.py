@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from analyzers.objective import Objective, Target
+from analyzers.objective import SHARES, Objective, Target
 from analyzers.strict import nearest
 from analyzers.whatif.model import EngineModel
 from collectors.durations import has_unit, seconds_of
@@ -93,7 +93,7 @@ def objective(texts: Sequence[str]) -> Objective:
             limit = math.nan
         if not separator or not math.isfinite(limit):
             raise BadQuestion(f"--objective {text}: write NAME=DURATION, such as ttft_p95=0.5 or ttft_p95=500ms")
-        full = name if name == "error_rate" or name.endswith("_s") else f"{name}_s"
+        full = name if name in SHARES or name.endswith("_s") else f"{name}_s"
         try:
             targets[full] = Target.parse(full, limit, with_unit=has_unit(value))
         except ValueError as error:

@@ -30,6 +30,7 @@ _SHAPE = (
     "MIN_REPLICAS",
     "MAX_REPLICAS",
     "STEP",
+    "PURCHASE",
     "SIZE",
     "ENGINE",
     "BUDGET_MONTH",

@@ -52,14 +52,21 @@ class Usage:
     requests: float | None = None
 
     @classmethod
-    def of(cls, window: Window, replicas: float | None = None) -> Usage:
-        """Of an endpoint over a window, with so many replicas; None: not known. Tokens that were seen in a part of it only are not known."""
+    def of(cls, window: Window, replicas: float | None = None, ptus: float | None = None) -> Usage:
+        """Of an endpoint over a window, with so many replicas or units of provisioned throughput; None: not known.
+
+        Tokens that were seen in a part of it only are not known.
+        """
         hours = window.duration_s / 3600.0
         counted = {
             name: window.count(name) if window.coverage_of(name) >= _WHOLE else None
             for name in ("prompt_tokens", "cached_prompt_tokens", "output_tokens", "requests")
         }
-        return cls(hours=hours, replica_hours=None if replicas is None else replicas * hours, **counted)
+        reserved = {
+            name: None if count is None else count * hours
+            for name, count in (("replica_hours", replicas), ("ptu_hours", ptus))
+        }
+        return cls(hours=hours, **reserved, **counted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ from collectors.window import Range, Window
 _CRUMBS = 1e-9
 
 
+#: Shares of the requests that a target may bound, and the counter of each: what failed, and what was refused for a rate or a quota.
+SHARES = {"error_rate": "errors", "throttle_rate": "throttled"}
+
 #: A number without a unit that is above this many seconds was meant in milliseconds.
 _MOST_BARE_S = {"ttft": 60.0, "queue": 60.0, "itl": 5.0, "tpot": 5.0, "e2e": 600.0}
 
@@ -34,7 +37,7 @@ class Target:
 
     @classmethod
     def parse(cls, name: str, limit: float, *, with_unit: bool = False) -> Target:
-        """From a settings key: ``ttft_p95_s``, ``itl_p99_s``, ``e2e_p90_s``, ``tpot_p50_s``, ``queue_p95_s``, ``error_rate``.
+        """From a settings key: ``ttft_p95_s``, ``itl_p99_s``, ``e2e_p90_s``, ``tpot_p50_s``, ``queue_p95_s``, ``error_rate``, ``throttle_rate``.
 
         with_unit: whether the limit (in seconds) was written with its unit; a bare number may be one of milliseconds.
         Raises ValueError on any other name, and on a limit that cannot be met or cannot be meant.
@@ -47,17 +50,17 @@ class Target:
                 f"{name}: {limit:g} s is more than anybody waits for that; did you mean {limit / 1000:g} s ({limit:g}ms)? "
                 f"Where seconds are meant, write {limit:g}s"
             )
-        if name == "error_rate":
+        if name in SHARES:
             if limit >= 1:
-                raise ValueError(f"error_rate: a share below 1 is expected, not {limit} (1 % is 0.01)")
-            return cls("error_rate", None, limit)
+                raise ValueError(f"{name}: a share below 1 is expected, not {limit} (1 % is 0.01)")
+            return cls(name, None, limit)
         parts = name.split("_")
         if len(parts) == 3 and parts[0] in ("ttft", "itl", "tpot", "e2e", "queue") and parts[2] == "s":
             digits = parts[1].removeprefix("p")
             if parts[1].startswith("p") and digits.replace(".", "", 1).isdigit() and 0 < float(digits) < 100:
                 return cls(f"{parts[0]}_s", float(digits) / 100, limit)
         raise ValueError(
-            f"{name}: expected error_rate, or ttft, itl, tpot, e2e or queue with a percentile, such as ttft_p95_s"
+            f"{name}: expected {', '.join(SHARES)}, or ttft, itl, tpot, e2e or queue with a percentile, such as ttft_p95_s"
         )
 
 
@@ -137,6 +140,12 @@ def total(windows: Sequence[Window], counter: str) -> float | None:
     return sum(known) if known else None
 
 
+def answered(window: Window) -> float | None:
+    """Requests that were taken and ended: those that were refused for a rate or a quota mostly come again. None: unknown."""
+    requests, refused = window.count("requests"), window.count("throttled")
+    return None if requests is None else max(0.0, requests - (refused or 0.0))
+
+
 def mean_rate(windows: Sequence[Window], counter: str) -> float | None:
     """Per second in which the counter was told: a window that tells it in a part counts for that part. None: unknown."""
     increase, seconds = total(windows, counter), told_s(windows, counter)
@@ -177,12 +186,13 @@ def attainment(windows: Sequence[Window], target: Target) -> Attainment:
 
 
 def _of_what_ended(windows: Sequence[Window], target: Target) -> Attainment:
-    if target.metric == "error_rate":
-        known = [w for w in windows if w.count("errors") is not None and w.count("requests") is not None]
-        errors, requests = total(known, "errors"), total(known, "requests")
-        if errors is None or not requests:
+    if target.metric in SHARES:
+        counter = SHARES[target.metric]
+        known = [w for w in windows if w.count(counter) is not None and w.count("requests") is not None]
+        bad, requests = total(known, counter), total(known, "requests")
+        if bad is None or not requests:
             return Attainment(target, None, None, None, requests or 0.0)
-        share = min(1.0, errors / requests)
+        share = min(1.0, bad / requests)
         return Attainment(target, share, share, share / target.limit, requests)
     assert target.quantile is not None  # parse() gives every latency target one
     if any(target.quantile in w.quantiles.get(target.metric, {}) for w in windows):

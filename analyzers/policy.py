@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -17,6 +17,8 @@ class Policy:
     max_replicas: int | None = None
     sizes: Sequence[str] = ()
     engine: Mapping[str, Sequence[EngineValue]] = field(default_factory=dict)
+    purchase: Sequence[int] = ()
+    """Amounts that may be bought instead, in the unit of the present purchase."""
     max_step_replicas: int = 2
     budget_per_month: float | None = None
     budget_per_hour: float | None = None
@@ -47,7 +49,11 @@ class Catalogue:
     own_price: float | None = None
     """US dollars per replica-hour of the size that the endpoint has now, where ``prices`` does not have it."""
     by_token: Mapping[Unit, float] = field(default_factory=dict)
-    """US dollars per 1,000 tokens of each kind, where the endpoint is billed so."""
+    """US dollars per 1,000 tokens of each kind, where the endpoint is billed so. Of provisioned throughput: of what spills over."""
+    per_ptu_hour: float | None = None
+    """US dollars per hour of one unit of provisioned throughput."""
+    spill: Callable[[Shape], Usage | None] | None = None
+    """What spills over of a shape in an hour at the load observed, to be paid for by the token. None: nothing does, or it is not asked."""
 
     def with_size(self, shape: Shape, size: str | None) -> Shape:
         """The shape on that size, with the cores and accelerators that the size is known to have."""
@@ -67,12 +73,22 @@ class Catalogue:
         return self.own_price if shape.size == self.own_size else None
 
     def tariff(self, shape: Shape) -> Tariff:
-        """What the shape is paid for by. Without a price where none is known."""
-        return Tariff.of({Unit.REPLICA_HOUR: self.per_replica_hour(shape)})
+        """What the shape is reserved at: a rate limit for nothing. Without a price where none is known."""
+        if shape.purchase is None:
+            return Tariff.of({Unit.REPLICA_HOUR: self.per_replica_hour(shape)})
+        if shape.purchase.unit == "ptu":
+            return Tariff.of({Unit.PTU_HOUR: self.per_ptu_hour})
+        return Tariff.of({Unit.HOUR: 0.0}, "a rate limit costs nothing")
 
     def billed(self, shape: Shape) -> Tariff:
-        """What its use is billed by: replica-hours, tokens, or both. Without a price where none is known."""
-        return Tariff((*self.tariff(shape).prices, *Tariff.of(self.by_token).prices))
+        """What its use is billed by: what is reserved, tokens, or both. Without a price where none is known.
+
+        Tokens that spill over from provisioned throughput are billed to the deployment that serves them.
+        """
+        if shape.purchase is not None and shape.purchase.unit == "ptu":
+            return self.tariff(shape)
+        tokens = Tariff.of(self.by_token).prices
+        return Tariff(tokens if shape.purchase is not None else (*self.tariff(shape).prices, *tokens))
 
     def per_hour(self, shape: Shape, serving: float | None = None) -> float | None:
         """US dollars per hour of the whole shape, reserved whether used or not; None where unknown.
@@ -82,7 +98,12 @@ class Catalogue:
         replicas = serving if shape.replicas is None else shape.replicas
         if shape.schedule is not None:
             replicas = shape.schedule.mean
-        return self.tariff(shape).cost(Usage(hours=1.0, replica_hours=replicas)).usd
+        reserved = self.tariff(shape).cost(Usage(hours=1.0, replica_hours=replicas, ptu_hours=ptus_of(shape)))
+        spilled = self.spill(shape) if self.spill is not None else None
+        if spilled is None or reserved.usd is None:
+            return reserved.usd
+        beside = Tariff.of(self.by_token).cost(spilled).usd
+        return None if beside is None else reserved.usd + beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +133,16 @@ class RuleVerdict:
         return cls(rule, word, yes if otherwise is None else otherwise, numbers)
 
 
+def ptus_of(shape: Shape) -> float | None:
+    """Units of provisioned throughput. None: it has none."""
+    return float(shape.purchase.amount) if shape.purchase is not None and shape.purchase.unit == "ptu" else None
+
+
+def units_of(shape: Shape) -> int | None:
+    """How much there is at most of what is varied: the amount that is bought, or replicas. None: not known."""
+    return shape.purchase.amount if shape.purchase is not None else most_replicas(shape)
+
+
 def violations(shape: Shape, current: Shape, policy: Policy, catalogue: Catalogue) -> list[str]:
     """The rules that a shape breaks, each as one sentence."""
     return [v.text for v in shape_rules(shape, current, policy, catalogue) if v.verdict == "no"]
@@ -120,11 +151,27 @@ def violations(shape: Shape, current: Shape, policy: Policy, catalogue: Catalogu
 def shape_rules(shape: Shape, current: Shape, policy: Policy, catalogue: Catalogue) -> list[RuleVerdict]:
     """Every rule that looks at shapes alone, with its verdict: those of ``analyzers.guardrails`` are these and more."""
     return [
-        *_count_rules(shape, current, policy),
+        *(_count_rules(shape, current, policy) if shape.purchase is None else ()),
+        _purchase_rule(shape, current, policy),
         _size_rule(shape, current, policy),
         _engine_rule(shape, current, policy),
         *_budget_rules(shape, policy, catalogue),
     ]
+
+
+def _purchase_rule(shape: Shape, current: Shape, policy: Policy) -> RuleVerdict:
+    wanted, present = shape.purchase, current.purchase
+    if wanted is None and present is None:
+        return RuleVerdict("PURCHASE", "yes", "nothing is bought, and nothing was", {})
+    if wanted is None or present is None or wanted.unit != present.unit:
+        text = "provisioned throughput, a rate limit and replicas do not become each other in place: it is another deployment"
+        return RuleVerdict("PURCHASE", "no", text, {})
+    numbers = {"amount": float(wanted.amount)}
+    if wanted == present:
+        return RuleVerdict("PURCHASE", "yes", "what is bought stays as it is", numbers)
+    allowed = wanted.amount in policy.purchase
+    said = f"{wanted.amount} {wanted.unit} is {'' if allowed else 'not '}among the policy's amounts (policy.purchase)"
+    return RuleVerdict.of("PURCHASE", allowed, said, amount=float(wanted.amount))
 
 
 def _size_rule(shape: Shape, current: Shape, policy: Policy) -> RuleVerdict:
@@ -251,6 +298,16 @@ def candidates(current: Shape, policy: Policy, catalogue: Catalogue) -> list[Sha
                 if shape != current and not violations(shape, current, policy, catalogue):
                     found.append(shape)
     return found
+
+
+def purchases(current: Shape, policy: Policy, catalogue: Catalogue) -> list[Shape]:
+    """Every amount that the policy allows to be bought, the present one first."""
+    bought = current.purchase
+    if bought is None:
+        return [current]
+    amounts = sorted(set(policy.purchase) - {bought.amount})
+    shapes = [current.with_(purchase=replace(bought, amount=amount)) for amount in amounts]
+    return [current, *(s for s in shapes if not violations(s, current, policy, catalogue))]
 
 
 def _known(engine: Mapping[str, EngineValue], name: str) -> list[EngineValue]:

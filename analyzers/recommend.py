@@ -19,6 +19,7 @@ from analyzers.choice import (
     Choice,
     Judgement,
     as_served,
+    bought,
     cost_of,
     current_of,
     money_of,
@@ -30,7 +31,7 @@ from analyzers.findings import missing_evidence
 from analyzers.money import per_month
 from analyzers.objective import attainment, mean_rate, total
 from analyzers.path import Capacities
-from analyzers.policy import Catalogue, candidates, most_replicas, violations, with_most
+from analyzers.policy import Catalogue, candidates, most_replicas, units_of, violations, with_most
 from analyzers.prediction import CannotPredict, Prediction, Predictor
 from analyzers.premortem import Premortem, premortem
 from analyzers.recommendation import Direction, ObservedTarget, Option, Recommendation, Risk
@@ -117,8 +118,8 @@ def recommend(
     capacities: what replicas of this calibration and traffic are known to carry, where it was asked before.
     """
     lacking = missing_evidence(s)
-    if most_replicas(s.shape) is None:
-        text = "the replica count is not known; set shape.replicas or shape.autoscaling, or an actuator"
+    if units_of(s.shape) is None:
+        text = "neither replicas nor what is bought are known; set shape.replicas, shape.autoscaling or shape.purchase, or an actuator"
         lacking.append(Reason("UNKNOWN_SHAPE", text))
     lacking += [f.reason for f in findings if f.kind == "contradiction" and f.severity == "critical"]
     if lacking:
@@ -364,6 +365,8 @@ def _recommendation(
     if before is None or after is None:
         before, after = cost_of(s, catalogue, current.shape), cost_of(s, catalogue, proposed.shape)
     direction: Direction = "reshape"
+    if before == after:  # a rate limit costs nothing, whatever it is
+        before, after = (float(bought(option.shape)) for option in (current, proposed))
     if before is not None and after is not None and before != after:
         direction = "grow" if after > before else "shrink"
     hourly = (current.money.per_hour, proposed.money.per_hour)

@@ -13,15 +13,15 @@ from analyzers.situation import Situation
 MAX_SATURATION = 0.1
 
 
-def latency_targets(s: Situation) -> list[Target]:
-    """The objective's targets that a replay can predict."""
-    return [t for t in s.objective.targets if t.quantile is not None]
+def replayed_targets(s: Situation) -> list[Target]:
+    """The objective's targets that a replay can predict: what fails is nothing that it knows of."""
+    return [t for t in s.objective.targets if t.metric != "error_rate"]
 
 
 def bar(s: Situation, end: Literal["mid", "high"], *, margin: float | None = None) -> Bar:
     """By the middle of a prediction a few draws may saturate; by its high end, none. margin: default the policy's."""
     room = 1 - (s.policy.margin if margin is None else margin)
-    limits = {t.name: t.limit * room for t in latency_targets(s)}
+    limits = {t.name: t.limit * room for t in replayed_targets(s)}
     return Bar(limits, end, MAX_SATURATION if end == "mid" else 0.0)
 
 
@@ -45,7 +45,7 @@ def carries(
         return None
     if isinstance(got, Miss):
         return False
-    targets = latency_targets(s)
+    targets = replayed_targets(s)
     if not targets or any(t.name not in got.metrics for t in targets):
         return None
     room = 1 - (s.policy.margin if margin is None else margin)

@@ -28,7 +28,7 @@ ENGINE_ARGUMENTS = (
     "enable_chunked_prefill",
     "max_concurrency",
 )
-_COUNTS = ("replicas", "least", "most", "accelerator_count")
+_COUNTS = ("replicas", "least", "most", "accelerator_count", "purchase")
 _AMOUNTS = ("cpus", "memory_gb")
 _TEXTS = ("tier", "region")
 FIELDS = (*_COUNTS, "size", "accelerator", *_AMOUNTS, *_TEXTS)
@@ -63,6 +63,10 @@ def changed_shape(changes: Mapping[str, Value], base: Shape, known: Vocabulary, 
     shape = _hardware(base, wanted, known.catalogue)
     shape = _counted(shape, wanted)
     more: dict[str, Any] = {name: _amount(name, wanted[name]) for name in _AMOUNTS if name in wanted}
+    if "purchase" in wanted:
+        if shape.purchase is None:
+            raise BadQuestion("purchase: nothing is bought here; give replicas=")
+        more["purchase"] = replace(shape.purchase, amount=grammar.whole(wanted["purchase"], "purchase"))
     more |= {name: str(wanted[name]) for name in _TEXTS if name in wanted}
     return shape.with_(engine=engine, **more)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from analyzers.finding import Reason
 from analyzers.objective import mean_rate
 from analyzers.policy import Catalogue
 from analyzers.prediction import Predictor
 from analyzers.recommendation import Recommendation
-from analyzers.screening import carries, latency_targets
+from analyzers.screening import carries, replayed_targets
 from analyzers.situation import Situation
-from analyzers.words import lasting, phrase
+from analyzers.words import figure, lasting, phrase
 
 #: Loads are tried up to so many times the one that was observed, and down to one in so many, to this ratio.
 WIDEST, RATIO = 8.0, 1.05
@@ -70,14 +71,17 @@ def _limit(advice: Recommendation, s: Situation) -> Reason | None:
     if prediction is None:
         return None
     end = "mid" if advice.direction == "grow" else "high"
-    known = [t for t in latency_targets(s) if t.name in prediction.metrics]
+    known = [t for t in replayed_targets(s) if t.name in prediction.metrics]
     nearest = max(known, key=lambda t: getattr(prediction.metrics[t.name], end) / t.limit, default=None)
     if nearest is None:
         return None
     needed = getattr(prediction.metrics[nearest.name], end) / (1 - s.policy.margin)
     if needed >= nearest.limit:
         return None
-    text = f"with a limit of the {phrase(nearest.name)} below {lasting(needed)} (now {lasting(nearest.limit)}), it would not do"
+    said = lasting if nearest.quantile is not None else partial(figure, nearest.name)
+    text = (
+        f"with a limit of the {phrase(nearest.name)} below {said(needed)} (now {said(nearest.limit)}), it would not do"
+    )
     return Reason("LIMIT", text, {"limit": needed})
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from analyzers.objective import Objective, Target, attainment, mean_rate, merged, told_s, total
+from analyzers.objective import SHARES, Objective, Target, answered, attainment, mean_rate, merged, told_s, total
 from analyzers.prediction import Prediction
 from analyzers.sequential import log_bayes_factor
 from analyzers.words import figure, phrase
@@ -281,11 +281,12 @@ def _load_ratio(before: Sequence[Window], after: Sequence[Window]) -> float | No
 
 
 def _rate(windows: Sequence[Window]) -> float | None:
-    """Arrivals per second: the requests that ended, and those by which the backlog grew. A shape that chokes ends fewer."""
-    requests = total(windows, "requests")
+    """Arrivals per second: the requests that were answered, and those by which the backlog grew. A shape that chokes ends fewer."""
+    known = [n for w in windows if (n := answered(w)) is not None]
     observed = told_s(windows, "requests")
-    if requests is None or observed <= 0:
+    if not known or observed <= 0:
         return None
+    requests = sum(known)
     backlog = [
         sum(w.gauges[g].last for g in ("running", "waiting"))
         for w in windows
@@ -308,7 +309,7 @@ def _tokens_per_request(windows: Sequence[Window], name: str) -> float | None:
     lengths = merged(windows, f"{name}_length")
     if lengths is not None and lengths.mean is not None:
         return lengths.mean
-    tokens, requests = total(windows, f"{name}_tokens"), total(windows, "requests")
+    tokens, requests = total(windows, f"{name}_tokens"), sum(answered(w) or 0.0 for w in windows)
     return tokens / requests if tokens is not None and requests else None
 
 
@@ -386,6 +387,8 @@ def observed_metric(windows: Sequence[Window], metric: str) -> float | None:
     if sketch is not None:
         value = sketch.quantile(q)
         return sketch.bounds(q)[0] if value is None else value  # beyond the source's last bound: at least that
+    if metric in SHARES:
+        return attainment(windows, Target(metric, None, 1.0)).observed
     counters: Mapping[str, str] = {"requests_per_s": "requests", "output_tokens_per_s": "output_tokens"}
     if metric in counters:
         return mean_rate(windows, counters[metric])

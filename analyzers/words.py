@@ -38,6 +38,10 @@ METRICS = {
 }
 _PLAIN = {
     "error_rate": "share of errors",
+    "throttle_rate": "share of calls refused for a rate or quota",
+    "spill_rate": "share of calls that spill over",
+    "ptu_usage_mean": "provisioned throughput in use, on average",
+    "ptu_usage_max": "provisioned throughput in use, at most",
     "output_tokens_per_s": "output tokens a second",
     "requests_per_s": "requests a second",
     "goodput_per_s": "requests a second within the objective",
@@ -47,7 +51,9 @@ _PLAIN = {
     "kv_usage_max": "KV cache in use, at most",
     "usd_per_1k_tokens": "$ per 1,000 tokens",
 }
-_SHARES = frozenset(("error_rate", "kv_usage_mean", "kv_usage_max"))
+_SHARES = frozenset(
+    ("error_rate", "throttle_rate", "spill_rate", "kv_usage_mean", "kv_usage_max", "ptu_usage_mean", "ptu_usage_max")
+)
 _QUANTILE = re.compile(r"(?P<metric>[a-z0-9]+)_p(?P<percent>[0-9.]+)_s")
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 
+from actuators.arm import actuator_error, provisioning, unsettled
 from actuators.azure_ml import planning
 from actuators.azure_ml.planning import Pace, Region
 from actuators.azure_ml.spec import (
@@ -25,7 +26,6 @@ from actuators.azure_ml.spec import (
     name_of,
     owner_of,
     properties_of,
-    provisioning,
     setting_of,
     shape_of,
     size_of,
@@ -46,21 +46,10 @@ from actuators.base import (
 from actuators.shape import Operation, Plan, Shape
 from collectors.azure.client import AUTOSCALE_VERSION, ML_VERSION, AcceptedWrite, AzureClient, shared
 from collectors.azure.credentials import AzureAccount
-from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState, inventory
 from collectors.azure.names import EndpointId
 from collectors.azure.sizes import VmSize, cores_needed, size_catalogue
 from collectors.window import CollectError
-
-_TROUBLE = {
-    "conflict": Trouble.CONFLICT,
-    "quota": Trouble.QUOTA,
-    "capacity": Trouble.CAPACITY,
-    "throttled": Trouble.THROTTLED,
-    "denied": Trouble.DENIED,
-    "credentials": Trouble.DENIED,
-    "unreachable": Trouble.UNREACHABLE,
-}
 
 
 class Options(AzureAccount):
@@ -189,7 +178,7 @@ class AzureMl:
         try:
             handle = await kind.do(operation.args, token)
         except CollectError as error:
-            raise _actuator_error(error) from error
+            raise actuator_error(error) from error
         finally:
             self._changed()
         return Receipt({**handle, "token": token})
@@ -200,7 +189,7 @@ class AzureMl:
         try:
             progress = await (await self._client()).operation(handle)
         except CollectError as error:
-            raise _actuator_error(error) from error
+            raise actuator_error(error) from error
         if progress.state == "running":
             return Step(Progress.PENDING, "Azure is at it", progress.again_in_s)
         if progress.error is not None:
@@ -239,7 +228,7 @@ class AzureMl:
 
     def _done_scale(self, args: Args, state: EndpointState) -> Step:
         deployment = state.deployment(args["deployment"])
-        step = _settled(deployment, args["deployment"])
+        step = unsettled(deployment, args["deployment"])
         if step is None and deployment is not None and count_of(deployment) != args["capacity"]:
             return Step(
                 Progress.FAILED, f"{args['deployment']} has {count_of(deployment)} instances: somebody else changed it"
@@ -275,7 +264,7 @@ class AzureMl:
         return (await self._write("PUT", self.id.deployment(args["deployment"]), body, token)).handle
 
     def _done_create(self, args: Args, state: EndpointState) -> Step:
-        step = _settled(state.deployment(args["deployment"]), args["deployment"])
+        step = unsettled(state.deployment(args["deployment"]), args["deployment"])
         return step or Step(Progress.DONE, f"{args['capacity']} x {args['size']} wait for traffic")
 
     @staticmethod
@@ -336,7 +325,7 @@ class AzureMl:
         return (await self._write("PUT", self.id.path, body, token)).handle
 
     def _done_traffic(self, args: Args, state: EndpointState) -> Step:
-        step = _settled(state.body, f"endpoint {self.id.name}")
+        step = unsettled(state.body, f"endpoint {self.id.name}")
         if step is None and state.traffic != _taken(args["to"]):
             return Step(Progress.FAILED, f"traffic is {state.traffic}: somebody else changed it")
         return step or Step(Progress.DONE, f"traffic is {state.traffic}")
@@ -427,14 +416,14 @@ class AzureMl:
         try:
             return shared(context.sessions, self.id.subscription, self.options, context.http, context.clock)
         except CollectError as error:
-            raise _actuator_error(error) from error
+            raise actuator_error(error) from error
 
     async def _state(self, *, fresh: bool) -> EndpointState:
         client = await self._client()
         try:
             return await inventory(self.context.sessions, client).endpoint(self.id, fresh=fresh)
         except CollectError as error:
-            raise _actuator_error(error) from error
+            raise actuator_error(error) from error
 
     async def _read(self) -> EndpointState:
         return await self._state(fresh=True)
@@ -446,7 +435,7 @@ class AzureMl:
         except CollectError as error:
             if error.kind == "denied":
                 return {}
-            raise _actuator_error(error) from error
+            raise actuator_error(error) from error
 
     async def _region(self, state: EndpointState, *, fresh: bool = False) -> Region:
         sizes = await self._sizes(state)
@@ -454,7 +443,7 @@ class AzureMl:
             quotas = await size_catalogue(self.context.sessions, await self._client()).quotas(state.region, fresh=fresh)
         except CollectError as error:
             if error.kind != "denied":
-                raise _actuator_error(error) from error
+                raise actuator_error(error) from error
             quotas = {}
         return Region(sizes, quotas)
 
@@ -515,18 +504,6 @@ class AzureMl:
         return found
 
 
-def _settled(body: Body | None, what: str) -> Step | None:
-    """PENDING or FAILED by its provisioning state; None where it has come to a good end."""
-    if body is None:
-        return Step(Progress.FAILED, f"{what} is gone")
-    state = provisioning(body)
-    if state == "Succeeded":
-        return None
-    if state in ("Failed", "Canceled"):
-        return Step(Progress.FAILED, f"{what} is {state}: its deployment logs say why")
-    return Step(Progress.PENDING, f"{what} is {state}")
-
-
 def _under_way(deployment: Body) -> Mapping[str, str]:
     """The handle of the operation that the service itself notes on a deployment: it outlives a lost answer."""
     noted = (properties_of(deployment).get("properties") or {}).get("AzureAsyncOperationUri")
@@ -535,12 +512,6 @@ def _under_way(deployment: Body) -> Mapping[str, str]:
 
 def _taken(traffic: Mapping[str, int]) -> dict[str, int]:
     return {name: share for name, share in sorted(traffic.items()) if share}
-
-
-def _actuator_error(error: CollectError) -> ActuatorError:
-    trouble = _TROUBLE.get(error.kind, Trouble.INVALID)
-    again = error.retry_after_s if isinstance(error, AzureError) else None
-    return ActuatorError(f"AZURE_{error.kind.upper()}", error.detail, trouble=trouble, retry_after_s=again)
 
 
 def _options(context: SystemContext) -> Options:

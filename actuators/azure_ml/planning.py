@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actuators.arm import digest
 from actuators.azure_ml.spec import (
     MARK,
     Body,
     autoscaling_of,
     count_of,
     default_of,
-    digest,
     main_of,
     name_of,
     profiles_of,

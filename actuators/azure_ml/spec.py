@@ -5,11 +5,10 @@ Pure: bodies in, values out. The main deployment is the one that takes the traff
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from actuators.arm import digest, is_settled, provisioning
 from actuators.base import Owner
 from actuators.shape import Autoscaling, Shape
 from collectors.azure.inventory import EndpointState
@@ -19,7 +18,6 @@ Body = Mapping[str, Any]
 
 #: Set on a deployment that Flyball made, so that it removes its own and nobody else's.
 MARK = ("created-by", "flyball")
-_SETTLED = frozenset(("succeeded", "failed", "canceled"))
 _READ_ONLY = ("provisioningState", "scoringUri", "swaggerUri", "properties")
 
 
@@ -39,10 +37,6 @@ def count_of(deployment: Body) -> int | None:
 def size_of(deployment: Body) -> str | None:
     size = properties_of(deployment).get("instanceType")
     return size if isinstance(size, str) else None
-
-
-def provisioning(body: Body) -> str:
-    return str(properties_of(body).get("provisioningState", "unknown"))
 
 
 def main_of(state: EndpointState) -> Body | None:
@@ -121,7 +115,7 @@ def busy(state: EndpointState) -> str | None:
         (f"endpoint {state.id.name}", state.body),
         *((f"deployment {name_of(d)}", d) for d in state.deployments),
     ):
-        if provisioning(body).lower() not in _SETTLED:
+        if not is_settled(body):
             return f"{what} is {provisioning(body)}"
     return None
 
@@ -141,11 +135,6 @@ def version_of(state: EndpointState) -> str:
         "autoscale": settings,
     }
     return digest(whole)
-
-
-def digest(value: Any) -> str:
-    text = json.dumps(_known(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def writable(body: Body) -> dict[str, Any]:
@@ -170,10 +159,3 @@ def writable(body: Body) -> dict[str, Any]:
 
 def _service_key(name: str) -> bool:
     return name.startswith("azureml.") or name in ("AzureAsyncOperationUri", "createdAt", "createdBy", "lastModifiedAt")
-
-
-def _known(value: Any) -> Any:
-    """Without what is empty: the service leaves out today what it sent as null yesterday."""
-    if isinstance(value, Mapping):
-        return {k: kept for k, v in value.items() if (kept := _known(v)) not in (None, {}, [])}
-    return [_known(v) for v in value] if isinstance(value, list | tuple) else value

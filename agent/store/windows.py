@@ -53,9 +53,9 @@ def save(db: sa.Connection, windows: Sequence[Window], tariffs: Mapping[str, Tar
     return save_entries(db, [entry_of(w, known.get(w.endpoint, Tariff())) for w in windows])
 
 
-def entry_of(window: Window, tariff: Tariff, replicas: float | None = None) -> Entry:
-    """At a tariff, with so many replicas; None: not known."""
-    return Entry(window, tariff.cost(Usage.of(window, replicas)).usd)
+def entry_of(window: Window, tariff: Tariff, replicas: float | None = None, ptus: float | None = None) -> Entry:
+    """At a tariff, with so many replicas or units of provisioned throughput; None: not known."""
+    return Entry(window, tariff.cost(Usage.of(window, replicas, ptus)).usd)
 
 
 def save_entries(db: sa.Connection, entries: Sequence[Entry]) -> int:

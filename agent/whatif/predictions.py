@@ -167,12 +167,16 @@ def shapes(found: Telemetry, texts: Sequence[str], notes: list[str]) -> list[tup
     return tried
 
 
-def _price(shape: Shape, present: Shape, catalogue: Catalogue) -> float | None:
-    """US dollars per hour of the whole shape. The present size's own price holds for nothing that is built differently."""
-    built = (shape.size, shape.accelerator, shape.accelerator_count)
+def _price(shape: Shape, on: Question) -> float | None:
+    """US dollars per hour of the whole shape, what spills over included. The present size's own price holds for nothing built differently."""
+    built, present = (shape.size, shape.accelerator, shape.accelerator_count), on.basis.present
     if shape.size is None and built != (present.size, present.accelerator, present.accelerator_count):
         return None
-    return catalogue.per_hour(shape)
+    try:
+        spilled = on.kind.spill(shape, on.workload, on.calibrated, on.basis)
+    except CannotPredict:
+        return None
+    return replace(on.basis.catalogue, spill=lambda _: spilled).per_hour(shape)
 
 
 # -- predicting ---------------------------------------------------------------------------------------------------------
@@ -192,7 +196,7 @@ def predicted(on: Question, named: tuple[str, Shape]) -> CandidateOutcome:
         "candidate": name,
         "label": shape.label(),
         "shape": shape.as_dict(),
-        "usd_per_hour": _price(shape, on.basis.present, on.basis.catalogue),
+        "usd_per_hour": _price(shape, on),
         "prediction": None,
         "saturates": None,
         "misfit": dict(on.calibrated.misfit),

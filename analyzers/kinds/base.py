@@ -8,11 +8,12 @@ from typing import Any, Protocol, TypeVar
 
 from actuators.shape import Shape
 from analyzers.hardware import Hardware
+from analyzers.money import Usage
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue, Policy
-from analyzers.prediction import AutoscaledDay, Bar, LoadCourse, Miss, Prediction
+from analyzers.prediction import AutoscaledDay, Bar, CannotPredict, LoadCourse, Miss, Prediction
 from analyzers.whatif.engine import Router
-from analyzers.whatif.traffic import RecordedLengths, on_course
+from analyzers.whatif.traffic import RecordedLengths, on_course, scaled
 from collectors.window import Window
 from collectors.workload import Workload
 
@@ -85,12 +86,22 @@ class Kind(Protocol[C]):
     @property
     def name(self) -> str: ...
 
+    @property
+    def bursts(self) -> bool:
+        """Whether seconds decide, and not minutes: then requests that were recorded one by one stand above those drawn from windows."""
+        ...
+
     def key(self, facts: Mapping[str, str], shape: Shape) -> str:
         """Of the calibration that evidence of ``shape`` with these facts needs."""
         ...
 
-    def calibrate(self, windows: Sequence[Window], shape: Shape, hardware: Hardware | None) -> C:
-        """Learn from what served ``windows`` on ``shape``. Raises CannotPredict that says what is missing."""
+    def calibrate(
+        self, windows: Sequence[Window], shape: Shape, hardware: Hardware | None, recorded: Workload | None = None
+    ) -> C:
+        """Learn from what served ``windows`` on ``shape``. recorded: the requests of these windows, one by one, where all are known.
+
+        Raises CannotPredict that says what is missing.
+        """
         ...
 
     def read(self, data: Mapping[str, Any]) -> C:
@@ -119,6 +130,10 @@ class Kind(Protocol[C]):
         """The workload under the shape's own autoscaler. Raises CannotPredict."""
         ...
 
+    def spill(self, shape: Shape, workload: Workload, calibrated: C, basis: Basis) -> Usage | None:
+        """What of the workload is served elsewhere in an hour, and paid for by the token. None: nothing can be. Raises CannotPredict."""
+        ...
+
 
 class Replayer:
     """A ``Predictor`` of one endpoint's shapes under the traffic that its windows saw, or a multiple of it."""
@@ -131,13 +146,17 @@ class Replayer:
         basis: Basis,
         seed: int,
         change: Callable[[Workload], Workload] | None = None,
+        recorded: Workload | None = None,
     ) -> None:
+        """recorded: the requests of ``windows``, one by one, in place of those drawn."""
         self._kind: Kind[Any] = kind
         self._calibrated = calibrated
         self._windows = windows
         self._basis = basis
         self._seed = seed
         self._change = change
+        self._recorded = recorded
+        self._spilled: dict[str, Usage | None] = {}
         self._workloads: dict[float, Workload] = {}
 
     def knobs(self, shape: Shape, policy: Policy, catalogue: Catalogue, /) -> list[Shape]:
@@ -158,12 +177,25 @@ class Replayer:
         return Replayer(self._kind, self._calibrated, windows, self._basis, self._seed, self._change)
 
     def changed(self, change: Callable[[Workload], Workload], /) -> Replayer:
-        return Replayer(self._kind, self._calibrated, self._windows, self._basis, self._seed, change)
+        return Replayer(self._kind, self._calibrated, self._windows, self._basis, self._seed, change, self._recorded)
+
+    def spill(self, shape: Shape) -> Usage | None:
+        """What of the load observed is served elsewhere in an hour. None: nothing can be, or it cannot be told."""
+        known = repr(shape)
+        if known not in self._spilled:
+            try:
+                self._spilled[known] = self._kind.spill(shape, self._workload(1.0), self._calibrated, self._basis)
+            except CannotPredict:
+                self._spilled[known] = None
+        return self._spilled[known]
 
     def _workload(self, factor: float) -> Workload:
         if factor not in self._workloads:
-            made = self._kind.workload(self._windows, seed=self._seed, scale=factor)
-            if self._basis.lengths is not None:
+            if self._recorded is not None:
+                made = scaled(self._recorded, factor)
+            else:
+                made = self._kind.workload(self._windows, seed=self._seed, scale=factor)
+            if self._basis.lengths is not None and self._recorded is None:
                 made = self._basis.lengths.dealt(made, seed=self._seed)
             self._workloads[factor] = made if self._change is None else self._change(made)
         return self._workloads[factor]

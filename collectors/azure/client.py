@@ -25,6 +25,7 @@ ML_VERSION = "2024-10-01"
 AUTOSCALE_VERSION = "2022-10-01"
 RESOURCES_VERSION = "2021-04-01"
 PERMISSIONS_VERSION = "2022-04-01"
+COGNITIVE_VERSION = "2025-09-01"
 METRICS_VERSION = "2024-02-01"
 _TIMEOUT_S = 20.0
 #: Requests of one subscription that are under way at once: far below ARM's own limits.
@@ -89,9 +90,9 @@ class AzureClient:
             url = body.get("nextLink") or None
         raise AzureError("invalid", f"GET {path}: more than {_MOST_PAGES} pages, so probably a loop")
 
-    async def post(self, path: str, version: str) -> dict[str, Any]:
+    async def post(self, path: str, version: str, body: Any = None) -> dict[str, Any]:
         """An action that only reads, such as listKeys."""
-        return _object(await self._arm_call("POST", self._url(path, version, {})), f"POST {path}")
+        return _object(await self._arm_call("POST", self._url(path, version, {}), body), f"POST {path}")
 
     async def query(self, path: str, version: str, body: Any) -> AsyncIterator[dict[str, Any]]:
         """The answers to a question that is posted, page after page: each page's address is posted to again."""
@@ -149,8 +150,9 @@ class AzureClient:
         start: str,
         end: str,
         filter_: str,
+        aggregation: str = "average,maximum",
     ) -> list[dict[str, Any]]:
-        """Azure Monitor's batch: one-minute averages of up to 50 resources of one region, one answer for each."""
+        """Azure Monitor's batch: one-minute values of up to 50 resources of one region, one answer for each."""
         base = self.account.metrics_url.replace("{region}", region)
         query = {
             "api-version": METRICS_VERSION,
@@ -159,7 +161,7 @@ class AzureClient:
             "interval": "PT1M",
             "metricnamespace": namespace,
             "metricnames": ",".join(names),
-            "aggregation": "average,maximum",
+            "aggregation": aggregation,
             "filter": filter_,
             "top": "1000",
         }  # fmt: skip

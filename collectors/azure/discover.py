@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel
 
 from collectors.azure.client import ML_VERSION, AzureClient, shared
 from collectors.azure.credentials import AzureAccount
+from collectors.azure.entries import (
+    SubscriptionOptions,
+    access,
+    account_in,
+    client_of,
+    free_name,
+    key_reference,
+    options_in,
+)
 from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState, inventory
 from collectors.azure.names import ML, EndpointId
-from collectors.azure.permissions import permitted, role
+from collectors.azure.permissions import ML_ROLE
 from collectors.azure.sizes import VmSize, size_catalogue
 from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support
 from collectors.window import CollectError
 
 
-class DiscoveryOptions(AzureAccount):
+class DiscoveryOptions(SubscriptionOptions):
     """What ``flyball discover azure-ml`` takes: the account, and which subscription."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    subscription: str = Field(default="", pattern=r"^([0-9a-fA-F-]{36})?$")
-    """The subscription's id."""
     workspace: str | None = None
     """Only of this workspace. Default: of all that can be seen."""
 
@@ -51,8 +54,8 @@ class AzureMlSystem:
     )
 
     async def discover(self, context: DiscoveryContext) -> AsyncIterator[DiscoveredEndpoint]:
-        options = _options(context)
-        client = _client(context, options)
+        options = options_in(DiscoveryOptions, context, self.name)
+        client = client_of(context, options)
         path = f"/subscriptions/{client.subscription}/providers/{ML}/workspaces"
         taken: set[str] = set()
         async for workspace in client.pages(path, ML_VERSION):
@@ -69,20 +72,21 @@ class AzureMlSystem:
     async def permitted(self, context: DiscoveryContext, entry: Mapping[str, Any] | None) -> Sequence[Permission]:
         """``entry``: an endpoint's settings, whose actuator or source names the resource."""
         if entry is None:
-            options = _options(context)
-            return await permitted(_client(context, options), None)
+            options = options_in(DiscoveryOptions, context, self.name)
+            return await ML_ROLE.permitted(client_of(context, options), None)
         stated = dict(
             (entry.get("actuator") or {}).get("options") or (entry.get("sources") or {}).get("azure-monitor") or {}
         )
         try:
             id_ = EndpointId.parse(str(stated.get("resource", "")))
-            account = AzureAccount(**{k: v for k, v in stated.items() if k in AzureAccount.model_fields})
+            account = account_in(stated)
         except ValueError as error:
             raise CollectError("settings", f"azure-ml: {error}") from error
-        return await permitted(shared(context.sessions, id_.subscription, account, context.http, context.clock), id_)
+        client = shared(context.sessions, id_.subscription, account, context.http, context.clock)
+        return await ML_ROLE.permitted(client, id_.workspace_path)
 
     def permissions(self) -> str:
-        return role()
+        return ML_ROLE.definition()
 
 
 async def _sizes(context: DiscoveryContext, client: AzureClient, region: str) -> Mapping[str, VmSize]:
@@ -101,16 +105,14 @@ def found(
     """An endpoint as an entry of the settings. Secrets stand in it by reference only."""
     url = str((state.body.get("properties") or {}).get("scoringUri") or "")
     parts = urlsplit(url)
-    name = _name(state.id, taken)
-    stated = account.model_dump(mode="json", exclude_defaults=True, include=set(AzureAccount.model_fields))
-    secrets = {k: f"${{AZURE_{k.upper()}}}" for k in ("client_secret", "token", "metrics_token") if stated.get(k)}
-    access = {"resource": state.id.path, **stated, **secrets}
+    name = free_name(state.id.name, state.id.workspace, taken)
+    reached = access(account, state.id.path)
     settings: dict[str, Any] = {
         "name": name,
         "url": f"{parts.scheme}://{parts.netloc}",
-        "api_key": f"${{{re.sub(r'[^A-Z0-9]+', '_', name.upper())}_KEY}}",
-        "sources": {"azure-monitor": access},
-        "actuator": {"system": "azure-ml", "options": dict(access)},
+        "api_key": key_reference(name),
+        "sources": {"azure-monitor": reached},
+        "actuator": {"system": "azure-ml", "options": dict(reached)},
         "kind": "vm",
         "mode": "observe",
     }
@@ -133,29 +135,3 @@ def _note(state: EndpointState, sizes: Mapping[str, VmSize]) -> str:
         price = "" if size.usd_per_replica_hour is None else f"usd_per_replica_hour: {size.usd_per_replica_hour:g}, "
         lines.append(f"sizes: {{{size.name}: {{{price}cpus: {size.cores}}}}}")
     return "\n".join(lines)
-
-
-def _name(id_: EndpointId, taken: set[str]) -> str:
-    """The endpoint's own, with its workspace, or a number, where that is not enough to tell it apart."""
-    own = re.sub(r"[^a-z0-9._-]+", "-", id_.name.lower())[:50]
-    longer = re.sub(r"[^a-z0-9._-]+", "-", f"{id_.name}-{id_.workspace}".lower())[:60]
-    names = itertools.chain((own, longer), (f"{longer}-{n}" for n in itertools.count(2)))
-    return next(name for name in names if name not in taken)
-
-
-def _options(context: DiscoveryContext) -> DiscoveryOptions:
-    try:
-        options = DiscoveryOptions(**context.options)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise CollectError("settings", f"azure-ml: {problems}") from error
-    if not options.subscription:
-        raise CollectError(
-            "settings", "azure-ml: say which subscription: --option subscription=ID (`az account show --query id`)"
-        )
-    return options
-
-
-def _client(context: DiscoveryContext, options: DiscoveryOptions) -> AzureClient:
-    account = AzureAccount(**options.model_dump(include=set(AzureAccount.model_fields)))
-    return shared(context.sessions, options.subscription.lower(), account, context.http, context.clock)

@@ -23,6 +23,8 @@ _QUOTA_TEXT = re.compile(
 )
 _CAPACITY_TEXT = re.compile(r"lack of .{0,40}capacity|not available in location|insufficient capacity", re.IGNORECASE)
 _BUSY = ("Conflict", "AnotherOperationInProgress", "RequestConflict", "OperationNotAllowed", "ResourceNotReady")
+#: Whose role has the actions of a provider; those of the others are in each.
+_SYSTEMS = {"azure-openai": "microsoft.cognitiveservices/"}
 _ACTION = re.compile(r"perform action '([^']+)'(?: over scope '([^']+)')?")
 
 
@@ -64,8 +66,9 @@ def of_error(error: Mapping[str, Any], what: str, status: int = 0, retry_after_s
     action = _ACTION.search(text)
     if kind == "denied" and action is not None:
         scope = f" on {action[2]}" if action[2] else ""
+        system = next((s for s, provider in _SYSTEMS.items() if action[1].lower().startswith(provider)), "azure-ml")
         detail = (
-            f"{what}: the identity lacks {action[1]}{scope}; grant it (`flyball permissions azure-ml` prints the role)"
+            f"{what}: the identity lacks {action[1]}{scope}; grant it (`flyball permissions {system}` prints the role)"
         )
     return AzureError(kind, detail, code=code, action=action[1] if action else None, retry_after_s=retry_after_s)
 

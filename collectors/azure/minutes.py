@@ -10,19 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
 
 from collectors.azure.client import AzureClient
 from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState
 from collectors.azure.names import DEPLOYMENTS, ENDPOINTS
+from collectors.azure.questions import BATCH, MetricQuestion, MetricSeries, ask
 from collectors.window import Gauge, Range
 
-#: Azure answers for so many resources of one region at once.
-BATCH = 50
-#: Where Azure drops series without a word; as many as were asked for means that some may lack.
-_MOST_SERIES = 1000
 _QUANTILES = {
     0.5: "RequestLatency_P50",
     0.9: "RequestLatency_P90",
@@ -37,16 +32,9 @@ _USES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    namespace: str
-    metrics: tuple[str, ...]
-    filter: str
-
-
-_REQUESTS = _Question(ENDPOINTS, ("RequestsPerMinute",), "deployment eq '*' and statusCode eq '*'")
-_LATENCY = _Question(ENDPOINTS, ("RequestLatency", *_QUANTILES.values()), "deployment eq '*'")
-_MACHINES = _Question(DEPLOYMENTS, (*_USES, "DeploymentCapacity"), "instanceId eq '*'")
+_REQUESTS = MetricQuestion(ENDPOINTS, ("RequestsPerMinute",), "deployment eq '*' and statusCode eq '*'")
+_LATENCY = MetricQuestion(ENDPOINTS, ("RequestLatency", *_QUANTILES.values()), "deployment eq '*'")
+_MACHINES = MetricQuestion(DEPLOYMENTS, (*_USES, "DeploymentCapacity"), "instanceId eq '*'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +50,6 @@ class Minute:
     """Shares 0..1 over the instances that take traffic; ``replicas`` is how many there are."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Series:
-    """One line of an answer: its dimensions in lower case, and average and maximum by the minute's start."""
-
-    metric: str
-    labels: Mapping[str, str]
-    average: Mapping[float, float]
-    maximum: Mapping[float, float]
-
-
 async def read(
     client: AzureClient, states: Sequence[EndpointState], start: float, end: float
 ) -> dict[str, list[Minute] | AzureError]:
@@ -82,9 +60,9 @@ async def read(
             batch = here[first : first + BATCH]
             by_path = {state.id.path: state for state in batch}
             machines = {state.id.deployment(name): state for state in batch for name in state.traffic}
-            requests = await _ask(client, region, _REQUESTS, list(by_path), start, end)
-            latency = await _ask(client, region, _LATENCY, list(by_path), start, end)
-            uses = await _ask(client, region, _MACHINES, list(machines), start, end)
+            requests = await ask(client, region, _REQUESTS, list(by_path), start, end)
+            latency = await ask(client, region, _LATENCY, list(by_path), start, end)
+            uses = await ask(client, region, _MACHINES, list(machines), start, end)
             for path, state in by_path.items():
                 answers = [requests[path], latency[path], *(uses[m] for m, s in machines.items() if s is state)]
                 failed = next((a for a in answers[:2] if isinstance(a, AzureError)), None)
@@ -100,65 +78,10 @@ def _by_region(states: Sequence[EndpointState]) -> dict[str, list[EndpointState]
     return found
 
 
-async def _ask(
-    client: AzureClient, region: str, question: _Question, resources: Sequence[str], start: float, end: float
-) -> dict[str, list[_Series] | AzureError]:
-    """By resource. One that spoils the answer for all is found by halves, and costs the others nothing."""
-    if not resources:
-        return {}
-    if len(resources) > BATCH:
-        parts = [resources[i : i + BATCH] for i in range(0, len(resources), BATCH)]
-        return {k: v for part in parts for k, v in (await _ask(client, region, question, part, start, end)).items()}
-    try:
-        answers = await client.metrics(
-            region,
-            resources,
-            namespace=question.namespace,
-            names=question.metrics,
-            start=_iso(start),
-            end=_iso(end),
-            filter_=question.filter,
-        )
-    except AzureError as error:
-        if len(resources) == 1 or error.kind not in ("invalid", "missing", "denied"):
-            return dict.fromkeys(resources, error)
-        half = len(resources) // 2
-        first = await _ask(client, region, question, resources[:half], start, end)
-        return first | await _ask(client, region, question, resources[half:], start, end)
-    by_id = {str(answer.get("resourceid", "")).lower(): answer for answer in answers}
-    return {resource: _lines(by_id.get(resource.lower()), resource) for resource in resources}
-
-
-def _lines(answer: Mapping[str, Any] | None, resource: str) -> list[_Series] | AzureError:
-    if answer is None:
-        return AzureError("missing", f"Azure Monitor answered, and not for {resource}")
-    lines = []
-    for metric in answer.get("value") or ():
-        name = str((metric.get("name") or {}).get("value", ""))
-        series = metric.get("timeseries") or ()
-        if len(series) >= _MOST_SERIES:
-            return AzureError(
-                "invalid", f"{name} of {resource} has {len(series)} series or more, and Azure drops the rest: not used"
-            )
-        for line in series:
-            labels = {
-                str((label.get("name") or {}).get("value", "")).lower(): str(label.get("value", ""))
-                for label in line.get("metadatavalues") or ()
-            }
-            points = [(at, p) for p in line.get("data") or () if (at := _time(p.get("timeStamp"))) is not None]
-            lines.append(_Series(name, labels, _values(points, "average"), _values(points, "maximum")))
-    return lines
-
-
-def _values(points: Sequence[tuple[float, Mapping[str, Any]]], how: str) -> dict[float, float]:
-    """Without what is null, or can be no measurement."""
-    return {at: float(p[how]) for at, p in points if isinstance(p.get(how), int | float) and p[how] >= 0}
-
-
 # -- one endpoint ------------------------------------------------------------------------------------------------------
 
 
-def _minutes(lines: Sequence[_Series]) -> Iterator[Minute]:
+def _minutes(lines: Sequence[MetricSeries]) -> Iterator[Minute]:
     for start in sorted({at for line in lines for at in line.average}):
         here = [line for line in lines if start in line.average]
         minute = Minute(start, _counts(here, start), _quantiles(here, start), _gauges(here, start))
@@ -166,7 +89,7 @@ def _minutes(lines: Sequence[_Series]) -> Iterator[Minute]:
             yield minute
 
 
-def _requests(lines: Sequence[_Series], start: float) -> dict[str, float]:
+def _requests(lines: Sequence[MetricSeries], start: float) -> dict[str, float]:
     """By deployment."""
     found: dict[str, float] = defaultdict(float)
     for line in lines:
@@ -175,7 +98,7 @@ def _requests(lines: Sequence[_Series], start: float) -> dict[str, float]:
     return dict(found)
 
 
-def _counts(lines: Sequence[_Series], start: float) -> dict[str, float]:
+def _counts(lines: Sequence[MetricSeries], start: float) -> dict[str, float]:
     by_code: dict[str, float] = defaultdict(float)
     for line in lines:
         if line.metric == "RequestsPerMinute":
@@ -198,7 +121,7 @@ def _counts(lines: Sequence[_Series], start: float) -> dict[str, float]:
     return counts
 
 
-def _quantiles(lines: Sequence[_Series], start: float) -> dict[float, Range]:
+def _quantiles(lines: Sequence[MetricSeries], start: float) -> dict[float, Range]:
     """The quantile of all lies between those of the deployments; where one that served does not tell its own, nobody knows."""
     served = {name for name, n in _requests(lines, start).items() if n > 0}
     found = {}
@@ -212,7 +135,7 @@ def _quantiles(lines: Sequence[_Series], start: float) -> dict[float, Range]:
     return found
 
 
-def _gauges(lines: Sequence[_Series], start: float) -> dict[str, Gauge]:
+def _gauges(lines: Sequence[MetricSeries], start: float) -> dict[str, Gauge]:
     found = {}
     for metric, name in _USES.items():
         here = [line for line in lines if line.metric == metric]
@@ -225,15 +148,3 @@ def _gauges(lines: Sequence[_Series], start: float) -> dict[str, Gauge]:
     if instances:
         found["replicas"] = Gauge(float(len(instances)), float(len(instances)), float(len(instances)))
     return found
-
-
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _time(text: Any) -> float | None:
-    try:
-        moment = datetime.fromisoformat(str(text))
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

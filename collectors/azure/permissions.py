@@ -1,4 +1,4 @@
-"""What Flyball must be allowed to do on an online endpoint: the least role, and which part of it an identity has.
+"""What Flyball must be allowed to do on Azure's systems: the least role of each, and which part of it an identity has.
 
 Azure tells what an identity may do at a place, without anything being tried.
 """
@@ -8,64 +8,110 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from collectors.azure.accounts import ACCOUNTS, COGNITIVE
 from collectors.azure.client import PERMISSIONS_VERSION, AzureClient
-from collectors.azure.names import DEPLOYMENTS, ENDPOINTS, ML, EndpointId
+from collectors.azure.names import DEPLOYMENTS, ENDPOINTS, ML
 from collectors.discovery import Permission
 
-#: Each action, what it is for, where it is needed, and the sentence for people.
-ACTIONS: tuple[tuple[str, Literal["see", "change"], Literal["subscription", "workspace"], str], ...] = (
-    ("Microsoft.Authorization/permissions/read", "see", "subscription", "say which permission lacks"),
-    (
-        "Microsoft.Resources/subscriptions/resources/read",
-        "see",
-        "subscription",
-        "know what has changed, in one list for all",
-    ),
-    (f"{ML}/workspaces/read", "see", "subscription", "find workspaces"),
-    (f"{ENDPOINTS}/read", "see", "workspace", "read endpoints and their traffic"),
-    (f"{DEPLOYMENTS}/read", "see", "workspace", "read deployments: size, count, state"),
-    (f"{ML}/locations/mfeOperationsStatus/read", "see", "subscription", "follow long operations"),
-    (f"{ML}/locations/mfeOperationResults/read", "see", "subscription", "follow long operations"),
-    (f"{ML}/locations/vmSizes/read", "see", "subscription", "know the VM sizes of a region, and their prices"),
-    (f"{ML}/locations/usages/read", "see", "subscription", "know how many cores are free"),
-    ("Microsoft.Insights/Metrics/Read", "see", "subscription", "read metrics, many endpoints with each question"),
-    ("Microsoft.Insights/AutoscaleSettings/Read", "see", "subscription", "know who owns the count"),
-    (f"{ENDPOINTS}/write", "change", "workspace", "move traffic"),
-    (f"{DEPLOYMENTS}/write", "change", "workspace", "change the count, deploy another size"),
-    (f"{DEPLOYMENTS}/delete", "change", "workspace", "delete the old deployment after the verdict"),
-    ("Microsoft.Insights/AutoscaleSettings/Write", "change", "subscription", "tune an autoscaler's bounds"),
+#: An action, what it is for, where it is needed, and the sentence for people.
+RoleAction = tuple[str, Literal["see", "change"], Literal["subscription", "resource"], str]
+
+
+@dataclass(frozen=True, slots=True)
+class AzureRole:
+    """The least that one system needs."""
+
+    name: str
+    description: str
+    actions: tuple[RoleAction, ...]
+
+    def definition(self, subscription: str = "SUBSCRIPTION-ID") -> str:
+        """As ``az role definition create --role-definition`` takes it; without the actions of ``change`` to observe only."""
+        return json.dumps(
+            {
+                "Name": self.name,
+                "Description": self.description,
+                "Actions": [action for action, *_ in self.actions],
+                "AssignableScopes": [f"/subscriptions/{subscription}"],
+            },
+            indent=2,
+        )
+
+    async def permitted(self, client: AzureClient, resource: str | None) -> list[Permission]:
+        """Each action with its verdict: at one resource's path, or without one of discovery alone. Raises ``AzureError``."""
+        subscription = f"/subscriptions/{client.subscription}"
+        scopes = {"subscription": await _granted(client, subscription)}
+        if resource is not None:
+            scopes["resource"] = await _granted(client, resource)
+        found = []
+        for action, what_for, scope, why in self.actions:
+            if scope not in scopes:
+                continue
+            granted = allows(scopes[scope], action)
+            at = subscription if scope == "subscription" or resource is None else resource
+            found.append(Permission(action, what_for, granted, "" if granted else f"needed on {at} to {why}"))
+        return found
+
+
+_ASK: RoleAction = ("Microsoft.Authorization/permissions/read", "see", "subscription", "say which permission lacks")
+_METRICS: RoleAction = (
+    "Microsoft.Insights/Metrics/Read",
+    "see",
+    "subscription",
+    "read metrics, many resources with each question",
 )
 
+ML_ROLE = AzureRole(
+    "Flyball",
+    "Sees online endpoints and their metrics, and changes their size and count.",
+    (
+        _ASK,
+        (
+            "Microsoft.Resources/subscriptions/resources/read",
+            "see",
+            "subscription",
+            "know what has changed, in one list for all",
+        ),
+        (f"{ML}/workspaces/read", "see", "subscription", "find workspaces"),
+        (f"{ENDPOINTS}/read", "see", "resource", "read endpoints and their traffic"),
+        (f"{DEPLOYMENTS}/read", "see", "resource", "read deployments: size, count, state"),
+        (f"{ML}/locations/mfeOperationsStatus/read", "see", "subscription", "follow long operations"),
+        (f"{ML}/locations/mfeOperationResults/read", "see", "subscription", "follow long operations"),
+        (f"{ML}/locations/vmSizes/read", "see", "subscription", "know the VM sizes of a region, and their prices"),
+        (f"{ML}/locations/usages/read", "see", "subscription", "know how many cores are free"),
+        _METRICS,
+        ("Microsoft.Insights/AutoscaleSettings/Read", "see", "subscription", "know who owns the count"),
+        (f"{ENDPOINTS}/write", "change", "resource", "move traffic"),
+        (f"{DEPLOYMENTS}/write", "change", "resource", "change the count, deploy another size"),
+        (f"{DEPLOYMENTS}/delete", "change", "resource", "delete the old deployment after the verdict"),
+        ("Microsoft.Insights/AutoscaleSettings/Write", "change", "subscription", "tune an autoscaler's bounds"),
+    ),
+)
 
-def role(subscription: str = "SUBSCRIPTION-ID") -> str:
-    """The least role, as ``az role definition create --role-definition`` takes it; without the lines of ``change`` to observe only."""
-    return json.dumps(
-        {
-            "Name": "Flyball",
-            "Description": "Sees online endpoints and their metrics, and changes their size and count.",
-            "Actions": [action for action, *_ in ACTIONS],
-            "AssignableScopes": [f"/subscriptions/{subscription}"],
-        },
-        indent=2,
-    )
-
-
-async def permitted(client: AzureClient, endpoint: EndpointId | None) -> list[Permission]:
-    """Each action with its verdict: of one endpoint, or without one of discovery alone. Raises ``AzureError``."""
-    subscription = f"/subscriptions/{client.subscription}"
-    scopes = {"subscription": await _granted(client, subscription)}
-    if endpoint is not None:
-        scopes["workspace"] = await _granted(client, endpoint.workspace_path)
-    found = []
-    for action, what_for, scope, why in ACTIONS:
-        if scope not in scopes:
-            continue
-        granted = allows(scopes[scope], action)
-        at = subscription if scope == "subscription" or endpoint is None else endpoint.workspace_path
-        found.append(Permission(action, what_for, granted, "" if granted else f"needed on {at} to {why}"))
-    return found
+OPENAI_ROLE = AzureRole(
+    "Flyball for Azure OpenAI",
+    "Sees model deployments and their metrics, and changes their capacity.",
+    (
+        _ASK,
+        (f"{ACCOUNTS}/read", "see", "subscription", "find accounts"),
+        (f"{ACCOUNTS}/deployments/read", "see", "resource", "read deployments: sku, capacity, limits, state"),
+        (f"{ACCOUNTS}/models/read", "see", "resource", "know which amounts a model may be given, and its quota's name"),
+        (f"{COGNITIVE}/locations/usages/read", "see", "subscription", "know how much quota is free"),
+        (f"{COGNITIVE}/locations/modelCapacities/read", "see", "subscription", "know what Azure itself has left"),
+        (
+            f"{COGNITIVE}/calculateModelCapacity/action",
+            "see",
+            "subscription",
+            "know what a unit of provisioned throughput carries",
+        ),
+        (f"{COGNITIVE}/locations/operationResults/read", "see", "subscription", "follow long operations"),
+        _METRICS,
+        (f"{ACCOUNTS}/deployments/write", "change", "resource", "change a deployment's capacity"),
+    ),
+)
 
 
 def allows(rows: Iterable[Mapping[str, Any]], action: str) -> bool:

@@ -21,10 +21,13 @@ from actuators.emulated.fleet import EmulatedFleet, EmulatedSpec
 from actuators.shape import Autoscaling, Operation, Plan, Purchase, Shape
 from actuators.vllm_local.actuator import teardown
 from tests.actuators.git_parts import FIELDS, TeamRepository
-from tests.actuators.support import Caller, STANDIN, carry_out, context, eventually, free_port, reach
+from tests.actuators.support import STANDIN, Caller, carry_out, context, eventually, free_port, reach
 from tests.fakes.aws import IDENTITY, REGION, FakeAws
 from tests.fakes.azure import Cloud, FakeAzure
+from tests.fakes.azure.cloud import SUBSCRIPTION
 from tests.fakes.azure.ml import endpoint_id
+from tests.fakes.azure.openai import add_deployment
+from tests.fakes.azure.openai import deployment_id as model_id
 from tests.fakes.haproxy import FakeHAProxy, FakeServer
 from tests.fakes.haproxy.runtime import FORCED
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
@@ -37,6 +40,7 @@ REGISTERED = sorted(
 )
 OURS = {
     "azure-ml",
+    "azure-openai",
     "ec2",
     "emulated",
     "git",
@@ -110,6 +114,21 @@ def _azure_ml(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         there = Shape(replicas=2, size="Standard_F4s_v2", cpus=4.0, region="westeurope")
         caller = Caller()
         yield Stage(entry, context(folder, azure.url, Shape(), options, caller), caller, there)
+
+
+@contextlib.contextmanager
+def _azure_openai(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    cloud = Cloud(time.time)
+    cloud.scale_s, cloud.model_quota = 0.1, {"OpenAI.GlobalStandard.gpt-4.1": 500}
+    add_deployment(cloud, "chat")
+    with FakeAzure(cloud) as azure:
+        at = model_id(cloud, "chat")
+        options = {"resource": at, "credential": "token", "token": "arm-token", "arm_url": azure.url}
+        caller = Caller()
+        of = context(folder, azure.url, Shape(), options, caller)
+        shape = asyncio.run(entry.load()(of).live()).shape
+        there, elsewhere = (shape.with_(purchase=Purchase(n, "tokens_per_minute")) for n in (90_000, 30_000))
+        yield Stage(entry, of, caller, there, elsewhere)
 
 
 @contextlib.contextmanager
@@ -229,6 +248,7 @@ STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager
     "sagemaker": _sagemaker,
     "vllm-local": _vllm_local,
     "azure-ml": _azure_ml,
+    "azure-openai": _azure_openai,
 }
 
 
@@ -368,6 +388,8 @@ def test_a_plan_of_yesterday_changes_nothing_today(stage: Stage) -> None:
 )
 def test_what_it_cannot_do_is_a_clear_refusal(stage: Stage, change: dict[str, object]) -> None:
     live = asyncio.run(stage.make().live())
+    if live.shape.with_(**change) == live.shape:
+        pytest.skip(f"{stage.entry.name} has no {', '.join(change)}")
     with pytest.raises(CannotPlan) as refused:
         asyncio.run(stage.make().plan(live, live.shape.with_(**change)))
     assert refused.value.code.isupper()
@@ -394,6 +416,12 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
     options = {
         "vllm-local": {"model": "m"},
         "azure-ml": {**azure, "arm_url": url},
+        "azure-openai": {
+            "resource": f"/subscriptions/{SUBSCRIPTION}/resourceGroups/g/providers/Microsoft.CognitiveServices/accounts/a/deployments/d",
+            "credential": "token",
+            "token": "t",
+            "arm_url": url,
+        },
         "haproxy": {"socket": url.removeprefix("http://")},
         "kubernetes": {"server": url, "token": "t"},
         "git": {"repository": f"{url}/deploy.git", "fields": FIELDS},

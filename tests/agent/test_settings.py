@@ -59,7 +59,7 @@ CASES: list[tuple[str, int | None, str, str, str]] = [
     ("endpoints: 3\n", 1, "endpoints", "is not a list", "`- `"),
     ("timezone: Mars/Olympus\n", 1, "timezone", "'Mars/Olympus' is not a time zone", ""),
     ("report:\n  schedule: monday 8\n", 2, "report.schedule", "'monday 8' is not a day and a time", ""),
-    (HEAD + "    objective: {ttft_p95: 1}\n", 4, "endpoints[0].objective", "expected error_rate, or ttft", ""),
+    (HEAD + "    objective: {ttft_p95: 1}\n", 4, "endpoints[0].objective", "expected error_rate, throttle_rate, or ttft", ""),
     (HEAD + "    objective: {error_rate: 1}\n", 4, "endpoints[0].objective", "1 % is 0.01", ""),
     (HEAD + "    mode: autopilot\n", 4, "endpoints[0].mode", "'observe', 'approve' or 'auto'", ""),
     (HEAD + "    policy: {min_replicas: 3, max_replicas: 2}\n", 4, "endpoints[0].policy.max_replicas", "is below min_replicas", ""),

@@ -279,7 +279,7 @@ def test_the_table(tmp_path: Path, engine: Path) -> None:
         (("--trace", "T", "--engine", "E", "--candidate", "usd_per_replica_hour=low"), "write US dollars"),
         (("--trace", "T", "--engine", "E", "--candidate", "engine=none.json"), "none.json: cannot be read"),
         (("--trace", "T", "--engine", "E", "--router", "random"), "router random: known: least_outstanding"),
-        (("--trace", "T", "--engine", "E", "--objective", "ttft=1"), "expected error_rate, or ttft"),
+        (("--trace", "T", "--engine", "E", "--objective", "ttft=1"), "expected error_rate, throttle_rate, or ttft"),
         (("--trace", "T", "--engine", "E", "--objective", "ttft_p95=fast"), "write NAME=DURATION"),
         (("--trace", "T", "--engine", "E", "--objective", "ttft_p95=0"), "must be above 0"),
         (("--trace", "T", "--engine", "E", "--speed", "0"), "--speed 0: give a number above 0"),

@@ -10,7 +10,7 @@ from analyzers.finding import Finding
 from analyzers.money import HOURS_PER_MONTH
 from analyzers.policy import Catalogue, candidates
 from analyzers.prediction import CannotPredict, Prediction, Predictor
-from analyzers.screening import MAX_SATURATION, latency_targets
+from analyzers.screening import MAX_SATURATION, replayed_targets
 from analyzers.situation import Situation
 
 
@@ -58,9 +58,9 @@ def _row(s: Situation, shape: Shape, predictor: Predictor) -> tuple[Shape, Predi
         now, grown = predictor.predict(shape, 1.0), predictor.predict(shape, s.policy.growth)
     except CannotPredict:
         return None
-    names = [t.name for t in latency_targets(s)]
+    names = [t.name for t in replayed_targets(s)]
     return (shape, now, grown) if all(n in p.metrics for n in names for p in (now, grown)) else None
 
 
 def _worst(s: Situation, prediction: Prediction, end: str) -> float:
-    return max(getattr(prediction.metrics[t.name], end) / t.limit for t in latency_targets(s))
+    return max(getattr(prediction.metrics[t.name], end) / t.limit for t in replayed_targets(s))

@@ -36,7 +36,7 @@ def test_names_are_read_and_written_alike(name: str, metric: str, quantile: floa
 @pytest.mark.parametrize(
     ("name", "limit", "says"),
     [
-        ("ttft_p95", 1.0, "expected error_rate, or ttft"),
+        ("ttft_p95", 1.0, "expected error_rate, throttle_rate, or ttft"),
         ("ttft_p100_s", 1.0, "expected"),
         ("ttft_p0_s", 1.0, "expected"),
         ("ttft_px_s", 1.0, "expected"),

@@ -23,7 +23,7 @@ from collectors.azure.inventory import inventory
 from collectors.azure.minutes import Minute, read
 from collectors.azure.monitor import make
 from collectors.azure.names import EndpointId
-from collectors.azure.permissions import allows, permitted, role
+from collectors.azure.permissions import ML_ROLE, allows
 from collectors.azure.sizes import cores_needed, size_catalogue
 from collectors.base import FleetMember, SourceContext
 from collectors.discovery import DiscoveryContext
@@ -468,7 +468,7 @@ def test_series_that_azure_may_have_dropped_are_not_used() -> None:
 
 
 def test_the_role_is_what_is_checked() -> None:
-    assert len(json.loads(role(SUBSCRIPTION))["Actions"]) == 15
+    assert len(json.loads(ML_ROLE.definition(SUBSCRIPTION))["Actions"]) == 15
     assert allows([{"actions": ["Microsoft.Insights/*/read"]}], "Microsoft.Insights/Metrics/Read")
     assert not allows([{"actions": ["*"], "notActions": ["*/Delete"]}], "A/B/delete")
     assert allows([{"actions": ["*"], "notActions": ["*/Delete"]}, {"actions": ["A/B/delete"]}], "A/B/delete")
@@ -479,10 +479,10 @@ def test_the_exact_permission_that_lacks_is_named() -> None:
     async def scenario() -> None:
         async with scene() as s:
             chat = s.cloud.add("chat")
-            s.cloud.actions = tuple(json.loads(role())["Actions"])
-            assert all(p.granted for p in await permitted(s.client, s.id(chat)))
+            s.cloud.actions = tuple(json.loads(ML_ROLE.definition())["Actions"])
+            assert all(p.granted for p in await ML_ROLE.permitted(s.client, s.id(chat).workspace_path))
             s.cloud.not_actions = ("Microsoft.Insights/AutoscaleSettings/Write",)
-            lacking = [p for p in await permitted(s.client, s.id(chat)) if not p.granted]
+            lacking = [p for p in await ML_ROLE.permitted(s.client, s.id(chat).workspace_path) if not p.granted]
             assert [p.name for p in lacking] == ["Microsoft.Insights/AutoscaleSettings/Write"]
             assert "tune an autoscaler's bounds" in lacking[0].detail
 
@@ -496,7 +496,7 @@ def test_the_least_role_is_enough_for_all_that_is_done() -> None:
         async with scene() as s:
             chat = s.cloud.add("chat")
             s.cloud.rate = lambda _at: 3.0
-            s.cloud.actions = tuple(json.loads(role())["Actions"])
+            s.cloud.actions = tuple(json.loads(ML_ROLE.definition())["Actions"])
             assert (await s.minutes(chat))["chat"][0].counts["requests"] == 180
             await size_catalogue(s.sessions, s.client).sizes(REGION)
             await size_catalogue(s.sessions, s.client).quotas(REGION)

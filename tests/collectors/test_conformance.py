@@ -23,6 +23,7 @@ from tests.collectors.clocks import SetClock
 from tests.collectors.servers import answering, serve
 from tests.fakes.aws import IDENTITY
 from tests.fakes.azure import Cloud
+from tests.fakes.azure.cloud import SUBSCRIPTION
 from tests.fakes.azure.ml import endpoint_id
 
 DECLARED = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
@@ -47,6 +48,13 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
     },
     "cloudwatch": lambda url: {"region": "eu-west-1", "endpoint": "chat", "aws_url": url},
     "nomad": lambda url: {"address": url},
+    "azure-openai": lambda url: {
+        "resource": f"/subscriptions/{SUBSCRIPTION}/resourceGroups/g/providers/Microsoft.CognitiveServices/accounts/a/deployments/d",
+        "credential": "token",
+        "token": "t",
+        "arm_url": url,
+        "metrics_url": url,
+    },
     "ray-serve": lambda url: {"dashboard": url, "metrics": [url]},
 }
 
@@ -74,6 +82,7 @@ def test_our_own_are_registered() -> None:
         "prometheus",
         "azure-monitor",
         "cloudwatch",
+        "azure-openai",
         "otlp",
     } <= set(REGISTERED)
 

@@ -10,6 +10,7 @@ from analyzers.autoscaling.case import breach_hours, case_of, in_time, play
 from analyzers.autoscaling.own import fleet_of
 from analyzers.hardware import Hardware
 from analyzers.kinds.base import Basis
+from analyzers.money import Usage
 from analyzers.policy import Catalogue, Policy, candidates
 from analyzers.prediction import AutoscaledDay, Bar, Miss, Prediction
 from analyzers.whatif.calibrate import CalibratedEngine, calibrate, calibration_key
@@ -23,11 +24,14 @@ class EngineKind:
     """See ``kinds.base.Kind``."""
 
     name = "engine"
+    bursts = False
 
     def key(self, facts: Mapping[str, str], shape: Shape) -> str:
         return calibration_key(facts, shape)
 
-    def calibrate(self, windows: Sequence[Window], shape: Shape, hardware: Hardware | None) -> CalibratedEngine:
+    def calibrate(
+        self, windows: Sequence[Window], shape: Shape, hardware: Hardware | None, _recorded: Workload | None = None
+    ) -> CalibratedEngine:
         return calibrate(windows, shape, prior=None, hardware=hardware)
 
     def read(self, data: Mapping[str, Any]) -> CalibratedEngine:
@@ -46,6 +50,9 @@ class EngineKind:
         self, shape: Shape, workload: Workload, calibrated: CalibratedEngine, basis: Basis, bar: Bar
     ) -> Prediction | Miss:
         return screen(shape, workload, calibrated, bar, **_how(basis))
+
+    def spill(self, _shape: Shape, _workload: Workload, _calibrated: CalibratedEngine, _basis: Basis) -> Usage | None:
+        return None
 
     def follow(
         self, shape: Shape, workload: Workload, calibrated: CalibratedEngine, basis: Basis, cold_start_s: float

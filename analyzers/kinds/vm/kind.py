@@ -18,6 +18,7 @@ from analyzers.kinds.base import Basis
 from analyzers.kinds.vm import usl
 from analyzers.kinds.vm.away import away, carried
 from analyzers.kinds.vm.usl import Point, Usl, UslFit
+from analyzers.money import Usage
 from analyzers.policy import Catalogue, Policy, candidates
 from analyzers.prediction import AutoscaledDay, Bar, CannotPredict, Interval, Miss, Prediction
 from analyzers.whatif.predict import replicas_of, widened
@@ -77,12 +78,15 @@ class VmKind:
     """See ``kinds.base.Kind``."""
 
     name = "vm"
+    bursts = False
 
     def key(self, facts: Mapping[str, str], shape: Shape) -> str:
         machine = shape.size or (f"{shape.cpus:g} cores" if shape.cpus is not None else "unknown")
         return "/".join(["vm", machine, *(f"{k}={facts[k]}" for k in sorted(facts) if k in ("model", "version"))])
 
-    def calibrate(self, windows: Sequence[Window], shape: Shape, _hardware: Hardware | None) -> CalibratedMachine:
+    def calibrate(
+        self, windows: Sequence[Window], shape: Shape, _hardware: Hardware | None, _recorded: Workload | None = None
+    ) -> CalibratedMachine:
         seen = [p for w in windows if (p := _load(w, _machines(w, shape))) is not None]
         if not seen:
             detail = (
@@ -139,6 +143,9 @@ class VmKind:
         self, shape: Shape, workload: Workload, calibrated: CalibratedMachine, basis: Basis, _bar: Bar
     ) -> Prediction | Miss:
         return self.predict(shape, workload, calibrated, basis)  # its replays cost next to nothing
+
+    def spill(self, _shape: Shape, _workload: Workload, _calibrated: CalibratedMachine, _basis: Basis) -> Usage | None:
+        return None
 
     def follow(
         self, shape: Shape, _workload: Workload, _calibrated: CalibratedMachine, _basis: Basis, _cold_start_s: float, /

@@ -205,6 +205,12 @@ class Cloud:
             "StandardNCADSA100v4Family": 0,
             "standardDSv2Family": 6,
         }
+        self.accounts: dict[str, Any] = {}
+        """Of Cognitive Services, with their model deployments (``openai.Account``)."""
+        self.model_quota: dict[str, int] = {}
+        """Units by the name of their usage."""
+        self.model_capacity: dict[tuple[str, str], int] = {}
+        """What Azure itself has left, by region and sku. Without an entry: plenty."""
         self.create_s, self.scale_s, self.update_s, self.delete_s = 480.0, 240.0, 30.0, 120.0
         self.retry_after_s = 10
         self.lag_s = 150.0

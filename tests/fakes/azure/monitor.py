@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.fakes.azure import openai
 from tests.fakes.azure.cloud import ML, Cloud, Endpoint, Refusal
 from tests.fakes.azure.server import Call, Reply, Route, paged, route
 
 _ENDPOINTS = f"{ML}/workspaces/onlineEndpoints".lower()
 _DEPLOYMENTS = f"{_ENDPOINTS}/deployments"
+ACCOUNTS = f"{openai.COGNITIVE}/accounts".lower()
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,25 @@ METRICS: dict[str, dict[str, Metric]] = {
         )
     },
 }
+_COUNTS = frozenset(("requests", "prompt", "output", "cached"))
+METRICS[ACCOUNTS] = {
+    name: Metric(
+        name,
+        "Count" if what in _COUNTS else "Percent" if what in ("usage", "cache_share") else "Milliseconds",
+        ("Total",) if what in _COUNTS else _ALL,
+        ("ModelDeploymentName", *(("StatusCode", "IsSpillover") if what == "requests" else ())),
+    )
+    for names in (openai.OPENAI_NAMES, openai.MODEL_NAMES)
+    for name, what in names.items()
+}
 Series = dict[tuple[str, ...], float | None]
 
 
-def _resource(cloud: Cloud, uri: str) -> tuple[str, Endpoint, str | None, str]:
-    """Namespace, endpoint, deployment and region of a resource id."""
+def _resource(cloud: Cloud, uri: str) -> tuple[str, Any, str | None, str]:
+    """Namespace, endpoint or account, deployment and region of a resource id."""
+    account = openai.account_of(cloud, uri)
+    if account is not None:
+        return ACCOUNTS, account, None, account.region
     match = re.match(
         rf"/?subscriptions/[^/]+/resourceGroups/([^/]+)/providers/{ML}/workspaces/([^/]+)/onlineEndpoints/([^/]+)"
         r"(?:/deployments/([^/]+))?$",
@@ -93,8 +109,11 @@ def _minute(cloud: Cloud, endpoint: Endpoint, at: float) -> Iterator[tuple[str, 
         yield name, round(rate * 60), mean, cloud.error_share(size), held
 
 
-def _values(cloud: Cloud, endpoint: Endpoint, deployment: str | None, metric: Metric, at: float) -> Series:
+def _values(cloud: Cloud, endpoint: Any, deployment: str | None, metric: Metric, at: float) -> Series:
     """By the metric's dimensions, of one minute."""
+    if isinstance(endpoint, openai.Account):
+        told = openai.series_of(cloud, endpoint, metric.name, at)
+        return {labels[: len(metric.dimensions)]: value for labels, value in told}
     found: Series = {}
     for name, requests, mean, errors, held in _minute(cloud, endpoint, at):
         if metric.name == "RequestsPerMinute":

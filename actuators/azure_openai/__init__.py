@@ -1,0 +1,1 @@
+"""The system ``azure-openai``: Azure OpenAI and Foundry model deployments."""
