@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from actuators.arm import actuator_error, is_settled, provisioning, unsettled
 from actuators.azure_openai import planning
-from actuators.azure_openai.planning import Room, capacity_of, model_of, shape_of, sku_of, version_of
+from actuators.azure_openai.planning import CapacityRoom, capacity_of, model_of, shape_of, sku_of, version_of
 from actuators.base import (
     Actuator,
     ActuatorError,
@@ -165,12 +165,12 @@ class AzureOpenAi:
             self.context.endpoint, account, deployment, live.shape, wanted, room, self.options.change_deadline_s
         )
 
-    async def _room(self, account: ModelAccount, model: Mapping[str, Any], sku: str) -> Room:
+    async def _room(self, account: ModelAccount, model: Mapping[str, Any], sku: str) -> CapacityRoom:
         accounts = await self._accounts()
         offer = await self._told(accounts.offer(account.path, model, sku))
         usage = offer.usage if offer is not None else None
         quota = None if usage is None else await self._told(accounts.quota(account.region, usage))
-        return Room(offer, quota, await self._told(accounts.available(account.region, model, sku)))
+        return CapacityRoom(offer, quota, await self._told(accounts.available(account.region, model, sku)))
 
     async def _told(self, asked: Awaitable[T | None]) -> T | None:
         """What may not be read, or is not there, is not known."""

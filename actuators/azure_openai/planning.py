@@ -38,7 +38,7 @@ _READ_ONLY = ("provisioningState", "rateLimits", "callRateLimit", "capabilities"
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class CapacityRoom:
     """What Azure says of a model in a sku, and has free of it."""
 
     offer: ModelOffer | None
@@ -126,7 +126,13 @@ def version_of(deployment: Body) -> str:
 
 
 def plan(
-    endpoint: str, account: ModelAccount, deployment: Body, live: Shape, wanted: Shape, room: Room, deadline_s: float
+    endpoint: str,
+    account: ModelAccount,
+    deployment: Body,
+    live: Shape,
+    wanted: Shape,
+    room: CapacityRoom,
+    deadline_s: float,
 ) -> Plan:
     """From what is there to ``wanted``. ``room`` is of the sku and the model that are wanted. Raises CannotPlan."""
     _check(live, wanted)
@@ -187,13 +193,15 @@ def _units(bought: Purchase, deployment: Body) -> int:
     return bought.amount // each
 
 
-def _check_offer(room: Room, capacity: int, wanted: Shape) -> None:
+def _check_offer(room: CapacityRoom, capacity: int, wanted: Shape) -> None:
     refusal = room.offer.refusal(capacity) if room.offer is not None else None
     if refusal is not None:
         raise CannotPlan("INVALID_AMOUNT", f"{wanted.tier} capacity {capacity}: {refusal}")
 
 
-def _second(endpoint: str, account: ModelAccount, deployment: Body, live: Shape, wanted: Shape, room: Room) -> Plan:
+def _second(
+    endpoint: str, account: ModelAccount, deployment: Body, live: Shape, wanted: Shape, room: CapacityRoom
+) -> Plan:
     """Another sku or version: what to create, where to send callers, what to delete."""
     assert wanted.purchase is not None
     sku = str(wanted.tier)

@@ -94,6 +94,7 @@ def _health(app: FastAPI, governor: Governor) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
+        """Flyball's own figures, in Prometheus' text format."""
         return PlainTextResponse(governor.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
@@ -163,6 +164,7 @@ def _overview(app: FastAPI, governor: Governor, guard: Guard) -> None:
         order: Order = "worst",
         page: Annotated[int, Query(ge=1, le=10**6)] = 1,
     ) -> Response:
+        """The page of /index.json."""
         data = await asyncio.to_thread(find, FleetFilter(text, state, order, page))
         return await asyncio.to_thread(_render, request, governor, guard, "overview.html", data)
 
@@ -183,6 +185,7 @@ def _endpoint(app: FastAPI, governor: Governor, guard: Guard) -> None:
 
     @app.get("/endpoints/{name}", response_class=HTMLResponse)
     async def html(request: Request, name: str, span: str = "") -> Response:
+        """The page of the same address with .json."""
         data = await find(name, span)
         return await asyncio.to_thread(_render, request, governor, guard, "endpoint.html", data)
 
@@ -260,8 +263,23 @@ def _page(app: FastAPI, governor: Governor, guard: Guard, path: str, template: s
 
     twin = "/index.json" if path == "/" else f"{path}.json"
     told = {"parameters": _parameters(path)}
-    app.add_api_route(twin, as_json, methods=["GET"], name=f"{template} as JSON", openapi_extra=told)
-    app.add_api_route(path, html, methods=["GET"], name=template, response_class=HTMLResponse, openapi_extra=told)
+    app.add_api_route(
+        twin,
+        as_json,
+        methods=["GET"],
+        name=f"{template} as JSON",
+        description=f"What {path} shows.",
+        openapi_extra=told,
+    )
+    app.add_api_route(
+        path,
+        html,
+        methods=["GET"],
+        name=template,
+        description=f"The page of {twin}.",
+        response_class=HTMLResponse,
+        openapi_extra=told,
+    )
 
 
 def _parameters(path: str) -> list[dict[str, Any]]:
@@ -359,7 +377,7 @@ def _routes(app: FastAPI) -> dict[str, Any]:
                 {"name": p["name"], "least": p["schema"].get("minimum"), "most": p["schema"].get("maximum")}
                 for p in told.get("parameters", ())
             ]
-            what = told.get("description") or told["summary"]
+            what = (told.get("description") or told["summary"]).replace("``", "")
             rows.append(
                 {"path": path, "method": method.upper(), "what": what, "takes": takes, "form": "requestBody" in told}
             )
@@ -476,6 +494,7 @@ def _login(app: FastAPI, governor: Governor, guard: Guard) -> None:
 
     @app.get("/login")
     async def ask(to: str = "/") -> Response:
+        """The form that asks for a token."""
         return form(to, "", 200)
 
     @app.post("/login")

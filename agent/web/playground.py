@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store
 from analyzers.grammar import BadQuestion
+from analyzers.objective import Objective
 from analyzers.prediction import CannotPredict
 from analyzers.strict import nearest
 from collectors.clock import Clock
@@ -66,7 +67,7 @@ class Playground:
             found = self._evidence(endpoint) if known is None else known.found
             tried = predictions.shapes(found, [candidate] if candidate else [], notes)
             if known is None:
-                on = predictions.question(found, self._chosen(endpoint).wanted(), seed=self._settings.decide.seed)
+                on = predictions.question(found, self._judged(endpoint), seed=self._settings.decide.seed)
                 known = self._known[endpoint] = _KnownEngine(found, on)
             on = known.on
             if times != 1.0:
@@ -83,7 +84,8 @@ class Playground:
             "requests": len(on.workload),
             "span_s": found.end - found.start,
             "end": found.end,
-            "objective": {t.name: t.limit for t in self._chosen(endpoint).wanted().targets},
+            "objective": {t.name: t.limit for t in self._judged(endpoint).targets},
+            "not_predicted": [t.name for t in self._chosen(endpoint).wanted().targets if t.quantile is None],
             "candidates": rows,
             "notes": notes,
         }
@@ -100,6 +102,10 @@ class Playground:
             return found
         shorter_s = max(10 * width, span_s * MOST_REQUESTS / requests)
         return predictions.evidence(self._store, self._settings, endpoint, shorter_s, now)
+
+    def _judged(self, endpoint: str) -> Objective:
+        """Of its objective what a replay tells: latencies."""
+        return Objective(tuple(t for t in self._chosen(endpoint).wanted().targets if t.quantile is not None))
 
     def _chosen(self, endpoint: str) -> EndpointSettings:
         try:

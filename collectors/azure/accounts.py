@@ -116,7 +116,7 @@ class TokenRates:
 
 
 @dataclass(slots=True)
-class _Kept:
+class _AccountSession:
     account: ModelAccount
     at: float
 
@@ -126,7 +126,7 @@ class ModelAccounts:
 
     def __init__(self, client: AzureClient) -> None:
         self._client = client
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _AccountSession] = {}
         self._failed: dict[str, tuple[float, AzureError]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._offers: dict[str, tuple[float, list[dict[str, Any]]]] = {}
@@ -149,7 +149,7 @@ class ModelAccounts:
                 raise
             self._failed.pop(key, None)
             account = ModelAccount(path, body, tuple(sorted(found, key=lambda d: str(d.get("name")))))
-            self._kept[key] = _Kept(account, clock.monotonic())
+            self._kept[key] = _AccountSession(account, clock.monotonic())
             return account
 
     def forget(self, path: str) -> None:
