@@ -314,8 +314,9 @@ class EndpointSettings(_Section):
     """Its address, with http:// or https:// and no path behind the server's root."""
     model: str | None = None
     """The model's name as the server knows it. Default: the only one that it serves."""
-    kind: Literal["engine", "vm"] = "engine"
-    """How it responds to load: `engine` batches continuously (vLLM, SGLang, TGI), `vm` is any other server. Default: engine."""
+    kind: Literal["engine", "vm", "serverless"] = "engine"
+    """How it responds to load: `engine` batches continuously (vLLM, SGLang, TGI), `vm` is any other server,
+    `serverless` is run by a platform that starts and stops instances. Default: engine."""
     role: Literal["production", "reference"] = "production"
     """`reference` is the yardstick that others are compared with. Default: production."""
     reference: str | None = None

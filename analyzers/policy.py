@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -48,6 +48,8 @@ class Catalogue:
     """US dollars per replica-hour of the size that the endpoint has now, where ``prices`` does not have it."""
     by_token: Mapping[Unit, float] = field(default_factory=dict)
     """US dollars per 1,000 tokens of each kind, where the endpoint is billed so."""
+    instances: Callable[[Shape], float | None] | None = None
+    """How many instances a platform would run of a shape, on average, at the load observed. None: a replay does not tell it."""
 
     def with_size(self, shape: Shape, size: str | None) -> Shape:
         """The shape on that size, with the cores and accelerators that the size is known to have."""

@@ -11,6 +11,7 @@ from analyzers.kinds.engine.kind import EngineKind
 from analyzers.kinds.ptu.deployment import PtuDeployment
 from analyzers.kinds.quota.deployment import QuotaDeployment
 from analyzers.kinds.serverless.function import ServerlessFunction
+from analyzers.kinds.serverless.kind import ServerlessKind
 from analyzers.kinds.system import DescribedSystem, ReplaySystem, check_version
 from analyzers.kinds.vm.kind import VmKind
 from analyzers.kinds.vm.machines import Machines
@@ -20,7 +21,7 @@ SYSTEMS: dict[str, type[DescribedSystem]] = {
     kind.kind: kind for kind in (Machines, QuotaDeployment, ServerlessFunction, PtuDeployment)
 }
 #: How endpoints are predicted from their own telemetry, by the settings' ``kind``.
-KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (EngineKind(), VmKind())}
+KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (EngineKind(), VmKind(), ServerlessKind())}
 #: What engine files of an earlier Flyball say.
 _RENAMED = {"usl": Machines.kind, "vllm": Engines.kind}
 

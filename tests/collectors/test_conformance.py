@@ -47,6 +47,7 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
     },
     "cloudwatch": lambda url: {"region": "eu-west-1", "endpoint": "chat", "aws_url": url},
     "nomad": lambda url: {"address": url},
+    "oscar": lambda url: {"cluster": url},
     "ray-serve": lambda url: {"dashboard": url, "metrics": [url]},
 }
 
@@ -69,6 +70,7 @@ def test_our_own_are_registered() -> None:
         "haproxy",
         "ray-serve",
         "nomad",
+        "oscar",
         "probe",
         "host",
         "prometheus",
