@@ -42,7 +42,7 @@ compiled: setup
 unit: setup
 	$(BIN)/pytest -n 4 --dist worksteal -m "not real" tests
 
-# With the real parts that .ci/run installs: a vLLM server, PostgreSQL, Prometheus, HAProxy, a LiteLLM proxy, Ray Serve, Chromium.
+# With the real parts that .ci/run installs: a vLLM server, PostgreSQL, Prometheus, HAProxy, a LiteLLM proxy, Ray Serve, OSCAR's client, Chromium.
 # What mostly waits runs side by side; what runs or measures a model server by itself afterwards, whatever came of the first.
 test-real: setup
 	@status=0; \
@@ -62,6 +62,8 @@ requirements:
 	  --no-annotate --no-header --quiet - -o requirements/litellm.txt
 	echo 'ray[serve]==2.60.0' | uv pip compile --universal --python-version 3.11 --generate-hashes \
 	  --no-annotate --no-header --quiet - -o requirements/ray-serve.txt
+	echo 'oscar-python==2.2.0' | uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --no-annotate --no-header --quiet - -o requirements/oscar.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -425,6 +425,7 @@ class Reflector:
             horizon=self._horizons.of(endpoint, end, changed_at),
             model=endpoint.model,
             events=happened,
+            by_platform=endpoint.kind == "serverless",
             stated=isinstance(watched.actuator, ReadOnlyActuator),
         )
         return _Evidence(situation, error)

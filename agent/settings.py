@@ -316,9 +316,9 @@ class EndpointSettings(_Section):
     """Its address, with http:// or https:// and no path behind the server's root."""
     model: str | None = None
     """The model's name as the server knows it. Default: the only one that it serves."""
-    kind: Literal["engine", "vm", "quota", "ptu"] = "engine"
+    kind: Literal["engine", "vm", "quota", "ptu", "serverless"] = "engine"
     """How it responds to load: `engine` batches continuously (vLLM, SGLang, TGI), `vm` is any other server, `quota` is paid for by the token
-    under a rate limit, `ptu` is provisioned throughput. Default: engine."""
+    under a rate limit, `ptu` is provisioned throughput, `serverless` is run by a platform that starts and stops instances. Default: engine."""
     role: Literal["production", "reference"] = "production"
     """`reference` is the yardstick that others are compared with. Default: production."""
     reference: str | None = None

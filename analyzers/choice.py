@@ -525,8 +525,8 @@ def refuted(s: Situation, at_present: Prediction | None, predictor: Predictor | 
 
 
 def as_served(s: Situation) -> Shape:
-    """The present shape as a replay can run it: under an autoscaler with the replicas that it ran on average."""
-    count = None if s.shape.autoscaling is None else s.serving(s.shape)
+    """The present shape as a replay can run it: under an autoscaler that it does not follow, with the replicas that it ran on average."""
+    count = None if s.shape.autoscaling is None or s.by_platform else s.serving(s.shape)
     return s.shape if count is None else s.shape.with_(replicas=max(1, round(count)), autoscaling=None)
 
 
@@ -575,15 +575,38 @@ def cost_of(s: Situation, catalogue: Catalogue, shape: Shape) -> float | None:
     if shape.purchase is not None:
         return None if catalogue.spill is not None and catalogue.spill(shape) is not None else float(bought(shape))
     return (
-        (shape.schedule.mean if shape.schedule is not None else s.serving(shape))
+        (shape.schedule.mean if shape.schedule is not None else _count_of(s, catalogue, shape))
         if shape.size == s.shape.size
         else None
     )
 
 
+def _count_of(s: Situation, catalogue: Catalogue, shape: Shape) -> float | None:
+    told = catalogue.instances(shape) if catalogue.instances is not None else None
+    return s.serving(shape) if told is None else told
+
+
+def of_platform(s: Situation, catalogue: Catalogue, predictor: Predictor) -> Catalogue:
+    """With the instances that a replay has of each shape, where a platform starts and stops them: those are what is paid for."""
+    if not s.by_platform:
+        return catalogue
+    known: dict[str, float | None] = {}
+
+    def instances(shape: Shape) -> float | None:
+        if key(shape) not in known:
+            try:
+                mean = predictor.predict(shape, 1.0).metrics.get("instances_mean")
+            except CannotPredict:
+                mean = None
+            known[key(shape)] = None if mean is None else mean.mid
+        return known[key(shape)]
+
+    return replace(catalogue, instances=instances)
+
+
 def money_of(s: Situation, catalogue: Catalogue, shape: Shape) -> Money:
     """What the shape costs, and what a token and a request cost on it at the load observed: reserved, whether used or not."""
-    per_hour = catalogue.per_hour(shape, s.serving(shape))
+    per_hour = catalogue.per_hour(shape, _count_of(s, catalogue, shape))
     hours = s.evidence.coverage * (s.end - s.start) / 3600
     if per_hour is None or hours <= 0:
         return Money(per_hour, None, None)

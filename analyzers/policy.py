@@ -54,6 +54,8 @@ class Catalogue:
     """US dollars per hour of one unit of provisioned throughput."""
     spill: Callable[[Shape], Usage | None] | None = None
     """What spills over of a shape in an hour at the load observed, to be paid for by the token. None: nothing does, or it is not asked."""
+    instances: Callable[[Shape], float | None] | None = None
+    """How many instances a platform would run of a shape, on average, at the load observed. None: a replay does not tell it."""
 
     def with_size(self, shape: Shape, size: str | None) -> Shape:
         """The shape on that size, with the cores and accelerators that the size is known to have."""

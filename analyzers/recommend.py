@@ -23,6 +23,7 @@ from analyzers.choice import (
     cost_of,
     current_of,
     money_of,
+    of_platform,
     refuted,
     replayed_whole,
 )
@@ -128,6 +129,7 @@ def recommend(
         at_present = predictor.predict(as_served(s), 1.0)
     except CannotPredict as error:
         return Decision(None, (Reason(error.code, error.detail),))
+    catalogue = of_platform(s, catalogue, predictor)
     ahead = Ahead.of(s, catalogue, predictor, Capacities() if capacities is None else capacities)
     choice = Choice(s, catalogue, predictor, current_of(s, catalogue, at_present), ahead)
     grow = _grow_signals(findings)
@@ -335,6 +337,7 @@ def request(s: Situation, wanted: Shape, catalogue: Catalogue, predictor: Predic
         broken = ["this is the shape that it has already"]
     if broken:
         raise ValueError("; ".join(broken))
+    catalogue = of_platform(s, catalogue, predictor)
     judged = replayed_whole(s, wanted, catalogue, predictor)
     try:
         at_present: Prediction | None = predictor.predict(s.shape, 1.0)

@@ -19,11 +19,22 @@ def key(shape: Shape) -> str:
 
 
 def by_kind(shapes: Iterable[Shape]) -> list[list[Shape]]:
-    """Groups that are alike but for their replicas, each with the fewest first."""
+    """Groups that are alike but for their replicas, each with the fewest first.
+
+    Where the least of an autoscaler is varied under one most, the most parts groups too: fewer at most and more at least are in no order.
+    """
+    every = list(shapes)
+    bounds = [shape.autoscaling for shape in every if shape.autoscaling is not None]
+    parted = len({(b.least, b.most) for b in bounds}) > len({b.most for b in bounds})
     groups: dict[str, list[Shape]] = {}
-    for shape in shapes:
-        groups.setdefault(key(_any_count(shape)), []).append(shape)
-    return [sorted(group, key=lambda shape: most_replicas(shape) or 0) for group in groups.values()]
+    for shape in every:
+        most = most_replicas(shape) if parted and shape.autoscaling is not None else None
+        groups.setdefault(f"{key(_any_count(shape))} {most}", []).append(shape)
+    return [sorted(group, key=_count) for group in groups.values()]
+
+
+def _count(shape: Shape) -> tuple[int, int]:
+    return most_replicas(shape) or 0, shape.autoscaling.least if shape.autoscaling is not None else 0
 
 
 def _any_count(shape: Shape) -> Shape:

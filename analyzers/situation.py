@@ -52,6 +52,8 @@ class Situation:
     """The model that the settings name."""
     events: Sequence[KnownEvent] = ()
     """Deployments, engines, prices, and Flyball's own changes, about the span."""
+    by_platform: bool = False
+    """Whether a platform starts and stops instances by itself, and a prediction follows it: it is then of the shape, bounds and all."""
     stated: bool = False
     """Whether the shape, its engine's limits with it, is only what the settings state: no system tells it."""
 

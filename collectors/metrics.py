@@ -45,6 +45,8 @@ _TABLE = (
     Metric("tpot_s", "distribution", "s", "sum", "of one request: (end-to-end - TTFT) / (output tokens - 1)"),
     Metric("e2e_s", "distribution", "s", "sum", "request sent to last token"),
     Metric("queue_s", "distribution", "s", "sum", "arrival at the engine to its first scheduling"),
+    Metric("cold_start_s", "distribution", "s", "sum", "an instance asked for to its first work, with nothing waiting before it"),
+    Metric("processing_s", "distribution", "s", "sum", "in a replica or an instance, the queue before it not included"),
     Metric("prefill_s", "distribution", "s", "sum", "first scheduling to first token: TTFT without the queue, of the same requests"),
     Metric("prompt_length", "distribution", "tokens", "sum", "of one request"),
     Metric("output_length", "distribution", "tokens", "sum", "of one request"),

@@ -13,6 +13,7 @@ from analyzers.kinds.ptu.kind import PtuKind
 from analyzers.kinds.quota.deployment import QuotaDeployment
 from analyzers.kinds.quota.kind import QuotaKind
 from analyzers.kinds.serverless.function import ServerlessFunction
+from analyzers.kinds.serverless.kind import ServerlessKind
 from analyzers.kinds.system import DescribedSystem, ReplaySystem, check_version
 from analyzers.kinds.vm.kind import VmKind
 from analyzers.kinds.vm.machines import Machines
@@ -22,7 +23,9 @@ SYSTEMS: dict[str, type[DescribedSystem]] = {
     kind.kind: kind for kind in (Machines, QuotaDeployment, ServerlessFunction, PtuDeployment)
 }
 #: How endpoints are predicted from their own telemetry, by the settings' ``kind``.
-KINDS: Mapping[str, Kind[Any]] = {kind.name: kind for kind in (EngineKind(), VmKind(), QuotaKind(), PtuKind())}
+KINDS: Mapping[str, Kind[Any]] = {
+    kind.name: kind for kind in (EngineKind(), VmKind(), QuotaKind(), PtuKind(), ServerlessKind())
+}
 #: What engine files of an earlier Flyball say.
 _RENAMED = {"usl": Machines.kind, "vllm": Engines.kind}
 

@@ -33,6 +33,7 @@ from tests.fakes.haproxy.runtime import FORCED
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
 from tests.fakes.litellm import MASTER_KEY, FakeProxy
 from tests.fakes.nomad import FakeNomad, NomadCluster, service_job
+from tests.fakes.oscar import PASSWORD, FakeOscar, definition
 from tests.fakes.rayserve import FakeApplication, FakeRayServe
 
 REGISTERED = sorted(
@@ -49,6 +50,7 @@ OURS = {
     "litellm",
     "nomad",
     "none",
+    "oscar",
     "ray-serve",
     "sagemaker",
     "vllm-local",
@@ -235,6 +237,18 @@ def _nomad(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         yield Stage(entry, of, caller, shape.with_(replicas=2, memory_gb=2.0, engine={"cpu_mhz": 700}))
 
 
+@contextlib.contextmanager
+def _oscar(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    oscar = FakeOscar(starts_s=0.05)
+    oscar.add(definition())
+    with oscar as url:
+        caller = Caller()
+        of = context(folder, url, Shape(), {"cluster": url, "password": PASSWORD}, caller)
+        shape = asyncio.run(entry.load()(of).live()).shape
+        there, elsewhere = (shape.with_(cpus=2.0, memory_gb=2.0, autoscaling=Autoscaling(n, 4)) for n in (1, 2))
+        yield Stage(entry, of, caller, there, elsewhere)
+
+
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
     "ec2": _ec2,
     "emulated": _emulated,
@@ -244,6 +258,7 @@ STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager
     "litellm": _litellm,
     "nomad": _nomad,
     "none": _none,
+    "oscar": _oscar,
     "ray-serve": _ray_serve,
     "sagemaker": _sagemaker,
     "vllm-local": _vllm_local,
@@ -388,6 +403,9 @@ def test_a_plan_of_yesterday_changes_nothing_today(stage: Stage) -> None:
 )
 def test_what_it_cannot_do_is_a_clear_refusal(stage: Stage, change: dict[str, object]) -> None:
     live = asyncio.run(stage.make().live())
+    if live.shape.autoscaling is not None:  # its bounds can be changed, and no count be given beside them
+        instead: dict[str, object] = {"autoscaling": Autoscaling(3, 1), "replicas": 3}
+        change = {name: instead.get(name, value) for name, value in change.items()}
     if live.shape.with_(**change) == live.shape:
         pytest.skip(f"{stage.entry.name} has no {', '.join(change)}")
     with pytest.raises(CannotPlan) as refused:
@@ -426,6 +444,7 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "kubernetes": {"server": url, "token": "t"},
         "git": {"repository": f"{url}/deploy.git", "fields": FIELDS},
         "nomad": {"address": url},
+        "oscar": {"cluster": url},
         "ray-serve": {"dashboard": url},
         "sagemaker": {"region": REGION, "aws_url": url},
         "ec2": {"region": REGION, "aws_url": url, "instance": "i-0123"},

@@ -55,6 +55,7 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
         "arm_url": url,
         "metrics_url": url,
     },
+    "oscar": lambda url: {"cluster": url},
     "ray-serve": lambda url: {"dashboard": url, "metrics": [url]},
 }
 
@@ -77,6 +78,7 @@ def test_our_own_are_registered() -> None:
         "haproxy",
         "ray-serve",
         "nomad",
+        "oscar",
         "probe",
         "host",
         "prometheus",

@@ -1,0 +1,1 @@
+"""OSCAR: a service's scale and resources, through its whole definition."""
