@@ -31,6 +31,7 @@ from agent.store.rows import JournalRow
 from agent.store.schedules import StandingSchedule
 from agent.uptake import Uptake
 from agent.watch import WatchedEndpoint, Watcher
+from agent.wayback import WayBackReview
 from analyzers.guardrails import Stage
 from analyzers.policy import RuleVerdict
 from analyzers.prediction import Prediction
@@ -75,12 +76,14 @@ class Applier:
         self._execution = Execution(store, clock)
         self._uptake = Uptake(watched, watcher, settings, store, clock)
         self._schedules = ScheduleKeeper(watched, watcher, settings, store, clock)
+        self._way_backs = WayBackReview(watched, settings, store, clock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """By endpoint: what is being done about it. Endpoints do not wait for each other."""
 
     async def cycle(self, lead: Lead) -> None:
         """Advance every change under way by what can be done now, then take up what was approved."""
         under_way, approved, due = await asyncio.to_thread(self._agenda, lead)
+        await asyncio.to_thread(self._way_backs.cycle, lead)
         for name in dict.fromkeys([*(row["endpoint"] for row in (*under_way, *approved)), *due]):
             if name not in self._tasks:
                 mine = [change for change in under_way if change["endpoint"] == name]

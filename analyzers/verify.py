@@ -84,6 +84,8 @@ class Verdict:
     """Request rate after over before."""
     comparable: bool
     scores: tuple[LedgerScore, ...] = ()
+    beyond: tuple[str, ...] = ()
+    """Promised percentiles that came surely above their whole interval, at equal load."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -92,6 +94,7 @@ class Verdict:
             "text": self.text,
             "load_ratio": self.load_ratio,
             "comparable": self.comparable,
+            "beyond_promise": list(self.beyond),
         }
 
 
@@ -113,13 +116,12 @@ def judge(
     whole = [w for w in after if w.coverage > 0.5]
     judged = _after_the_queue(before, whole)
     ratio = _load_ratio(before, judged)
-    comparable = (
-        ratio is not None and abs(ratio - 1) <= load_tolerance and _same_lengths(before, judged, load_tolerance)
-    )
+    comparable = _equal_load(before, judged, ratio, load_tolerance)
     scores = tuple(_scores(before, judged, objective, prediction, comparable))
+    beyond = _beyond_promise(before, judged, prediction) if comparable else ()
 
     def verdict(state: State, code: str, text: str) -> Verdict:
-        return Verdict(state, code, text, ratio, comparable, scores)
+        return Verdict(state, code, text + _surely(beyond, state), ratio, comparable, scores, beyond)
 
     worse = _errors_rose(before, whole) or _regression(before, judged, objective, ratio, load_tolerance)
     if worse is not None:
@@ -157,6 +159,44 @@ def judge(
     return verdict("regressed", "NO_HELP", f"{names} missed, and no better than before the change")
 
 
+@dataclass(frozen=True, slots=True)
+class RestoredVerdict:
+    """Whether an endpoint is as it was before a change that was undone."""
+
+    code: Literal["AS_BEFORE", "WORSE", "BLIND"]
+    text: str
+
+
+def judge_restored(
+    before: Sequence[Window],
+    left: Sequence[Window],
+    after: Sequence[Window],
+    objective: Objective,
+    load_tolerance: float,
+) -> RestoredVerdict:
+    """``before``: of the shape before the change; ``left``: the last ones before the way back was done, whose queue says nothing against what
+    came; ``after``: whole windows since it was warm. A breach that was there before is no fault of the way back."""
+    served = _after_the_queue(left, after)
+    if not after:
+        return RestoredVerdict("BLIND", "nothing could be read since the way back, so that nobody knows how it is")
+    if not served:
+        return RestoredVerdict(
+            "WORSE", f"{_waiting(after[-1]) or 0.0:.0f} requests of the queue that it left still wait"
+        )
+    if objective.targets and all(attainment(served, t).observed is None for t in objective.targets):
+        if _at_rest(before, served):
+            return RestoredVerdict("AS_BEFORE", "no request came since, and hardly any was due: as quiet as it was")
+        return RestoredVerdict("BLIND", "no request was served since the way back, so that nobody knows how it is")
+    ratio = _load_ratio(before, served)
+    worse = _errors_rose(before, served) or _regression(before, served, objective, ratio, load_tolerance)
+    if worse is not None:
+        return RestoredVerdict("WORSE", worse[1])
+    missed = [phrase(a.target.name) for t in objective.targets if (a := attainment(served, t)).met is False]
+    if missed:
+        return RestoredVerdict("AS_BEFORE", f"{', '.join(missed)} missed, as before the change")
+    return RestoredVerdict("AS_BEFORE", f"the objective is met {_at(ratio, load_tolerance)}")
+
+
 def _regression(
     before: Sequence[Window], after: Sequence[Window], objective: Objective, ratio: float | None, load_tolerance: float
 ) -> tuple[str, str] | None:
@@ -176,6 +216,29 @@ def _regression(
             )
             return "BREACH_AFTER_CHANGE", text
     return None
+
+
+def _surely(beyond: Sequence[str], state: State) -> str:
+    """For people, of a success that was not the one that was promised."""
+    if state != "succeeded" or not beyond:
+        return ""
+    return f"; {' and '.join(map(phrase, beyond))} came surely above what was promised"
+
+
+def _beyond_promise(
+    before: Sequence[Window], after: Sequence[Window], prediction: Prediction | None
+) -> tuple[str, ...]:
+    """By the same test as a breach, with the interval's upper end as the limit: it may be asked after every window."""
+    if prediction is None:
+        return ()
+    promised = {name: i.high for name, i in prediction.metrics.items() if _named(name) is not None and i.high > 0}
+    found = []
+    for name, high in promised.items():
+        metric, q = _named(name) or ("", 0.0)
+        target = Target(metric, q, high)
+        if attainment(after, target).met is False and surely_above(before, after, target, len(promised)):
+            found.append(name)
+    return tuple(found)
 
 
 def _errors_rose(before: Sequence[Window], after: Sequence[Window]) -> tuple[str, str] | None:
@@ -295,6 +358,16 @@ def _rate(windows: Sequence[Window]) -> float | None:
     return (requests + (backlog[-1] - backlog[0] if backlog else 0.0)) / observed
 
 
+def _equal_load(before: Sequence[Window], after: Sequence[Window], ratio: float | None, tolerance: float) -> bool:
+    """As many requests, as long ones, and as much of them found in caches."""
+    return (
+        ratio is not None
+        and abs(ratio - 1) <= tolerance
+        and _same_lengths(before, after, tolerance)
+        and _same_hits(before, after, tolerance)
+    )
+
+
 def _same_lengths(before: Sequence[Window], after: Sequence[Window], tolerance: float) -> bool:
     """Whether tokens per request stayed alike, where they are known at all."""
     for name in ("prompt", "output"):
@@ -302,6 +375,20 @@ def _same_lengths(before: Sequence[Window], after: Sequence[Window], tolerance: 
         if then and now is not None and abs(now / then - 1) > tolerance:
             return False
     return True
+
+
+def _same_hits(before: Sequence[Window], after: Sequence[Window], tolerance: float) -> bool:
+    """Whether as large a share of the prompts had to be computed, where caches tell what they held: hits that came or went make another
+    load of the same requests."""
+    then, now = _computed_share(before), _computed_share(after)
+    return not then or now is None or abs(now / then - 1) <= tolerance
+
+
+def _computed_share(windows: Sequence[Window]) -> float | None:
+    """The share of prompt tokens that no cache held. None: not told."""
+    known = [w for w in windows if w.count("cached_prompt_tokens") is not None and w.count("prompt_tokens")]
+    prompt, cached = total(known, "prompt_tokens"), total(known, "cached_prompt_tokens")
+    return 1 - min(1.0, cached / prompt) if prompt and cached is not None else None
 
 
 def _tokens_per_request(windows: Sequence[Window], name: str) -> float | None:

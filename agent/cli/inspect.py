@@ -497,6 +497,9 @@ def changes_show(
     c = view["change"]
     stdout.print(f"[bold]{c['id']}[/bold] {text(c['endpoint'])}: {text(c['before'])} → [bold]{text(c['after'])}[/bold]")
     stdout.print(f"{c['state']}: {text(c['state_reason'])}")
+    back = (c["outcome"] or {}).get("way_back")
+    if back is not None:
+        stdout.print(f"since the way back: {back['code'].lower().replace('_', ' ')}, {text(back['text'])}")
     rows = [
         [j["direction"], str(j["step"] + 1), text(j["operation"]["summary"]), j["state"], text(j["detail"])]
         for j in c["journal"]

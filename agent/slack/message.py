@@ -161,6 +161,25 @@ def change(row: Row, ledger: Sequence[Row], page_url: str) -> dict[str, Any]:
     return {"text": f"{row['endpoint']}: {what}", "blocks": [b.to_dict() for b in blocks]}
 
 
+_RESTORED = {
+    "AS_BEFORE": "after the way back it is as it was before",
+    "WORSE": "after the way back it is worse than before the change",
+    "BLIND": "after the way back nobody sees how it is",
+}
+
+
+def way_back(row: Row, page_url: str) -> dict[str, Any]:
+    """What an endpoint shows since a change was undone."""
+    told = row["outcome"]["way_back"]
+    what = _RESTORED[told["code"]]
+    foot = f"<{page_url}/changes/{row['id']}|journal and evidence>"
+    blocks: list[Block] = [
+        _section(f"*{_escape(row['endpoint'])}: {what}*\n{_escape(told['text'])}"),
+        ContextBlock(elements=[MarkdownTextObject(text=foot)]),
+    ]
+    return {"text": f"{row['endpoint']}: {what}", "blocks": [b.to_dict() for b in blocks]}
+
+
 def _kept(s: Row) -> str:
     metric, name = s["metric"], wording(s["metric"])
     came = between(metric, s["observed"], s["observed_low"], s["observed_high"])

@@ -20,6 +20,7 @@ from agent.slack.channel import Delivery, MessagePlace, SlackChannel
 from agent.slack.receive import Reply
 from agent.store import Store, changes, control, fleet, mutes, outbox, recommendations
 from agent.store.control import Lead, LostLease
+from agent.wayback import REVISION as WAY_BACK
 from analyzers.guardrails import STAGES, rule_verdicts
 from analyzers.policy import RuleVerdict
 from collectors.clock import Clock
@@ -150,6 +151,11 @@ class Sender:
         with control.leading(self._store, lead) as db:
             if item["kind"] == "change":
                 change = changes.get(db, item["subject"])
+                if change is not None and item["revision"] == WAY_BACK:
+                    place = _place(outbox.place(db, "change", change["id"])) or _place(
+                        outbox.place(db, "recommendation", change["recommendation_id"] or "")
+                    )
+                    return _Letter(message.way_back(change, self._page()), thread=place)
                 if change is not None:
                     thread = _place(outbox.place(db, "recommendation", change["recommendation_id"] or ""))
                     payload = message.change(change, changes.ledger(db, change_id=change["id"]), self._page())

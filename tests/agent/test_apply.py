@@ -444,3 +444,51 @@ def test_a_deployment_whose_process_is_gone_ends_and_freezes_nothing(tmp_path: P
             assert world.system.executed == [], "the daemon sent nothing for it"
 
     run(scenario)
+
+
+# -- after a way back ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("after", "code"),
+    [("as it was", "AS_BEFORE"), ("still slow", "WORSE"), ("gone", "BLIND"), ("changed again", "NOT_SEEN")],
+)
+def test_a_way_back_is_judged_by_what_the_endpoint_shows_since(after: str, code: str, tmp_path: Path) -> None:
+    """It ends and freezes at once; what it led to is said once it can be, in the outcome, in the audit, and to people."""
+    slack = {"slack": {"webhook_url": "https://hooks.slack.com/services/T/B/x"}}
+
+    async def scenario() -> None:
+        async with World(tmp_path, replicas=2, rate=3.0, loops=QUIET, settings=slack) as world:
+            await world.run(100)
+            on_two = 12.0 if after == "still slow" else 1.0
+            world.system.endpoint.slowdown = lambda s: 12.0 if s.replicas == 3 else on_two
+            await world.ask_and_approve(replicas=3)
+            assert await world.until_true(lambda: world.ended() and world.changes()[0]["state"] == "rolled_back", 1200)
+            assert "way_back" not in world.changes()[0]["outcome"]
+            assert world.known()["frozen_because"] is not None
+            if after == "gone":
+                world.system.collect_error = "down"
+            elif after == "changed again":
+                with world.store.write() as db:
+                    fleet.unfreeze(db, NAME, now=world.clock.now(), by="ada")
+                await world.ask_and_approve(replicas=1)
+                assert await world.until_true(lambda: len(world.changes()) == 2, 600)
+            (first,) = [c["id"] for c in world.changes() if c["state"] == "rolled_back"]
+
+            def judged() -> bool:
+                (change,) = [c for c in world.changes() if c["id"] == first]
+                return "way_back" in change["outcome"]
+
+            assert await world.until_true(judged, 7200)
+            (change,) = [c for c in world.changes() if c["id"] == first]
+            assert change["outcome"]["way_back"]["code"] == code, change["outcome"]["way_back"]
+            assert change["state"] == "rolled_back"
+            with world.store.read() as db:
+                told = [m["revision"] for m in outbox.due(db, 4e9) if m["kind"] == "change" and m["subject"] == first]
+                noted = [a["action"] for a in audit.entries(db, first)]
+            assert told == ([2] if code == "NOT_SEEN" else [2, 4])
+            assert noted.count("way_back_judged") == 1
+            if after != "gone":  # whose windows have nothing to tell the laws
+                assert_lawful(world)
+
+    run(scenario)

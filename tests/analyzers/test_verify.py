@@ -12,7 +12,16 @@ import pytest
 
 from analyzers.objective import Objective
 from analyzers.prediction import Interval, Prediction
-from analyzers.verify import ALPHA, LEAST_WINDOWS, LedgerScore, Verdict, breach_evidence, judge, observed_metric
+from analyzers.verify import (
+    ALPHA,
+    LEAST_WINDOWS,
+    LedgerScore,
+    Verdict,
+    breach_evidence,
+    judge,
+    judge_restored,
+    observed_metric,
+)
 from collectors.sketch import Sketch
 from collectors.window import Gauge, Range, Window
 from tests.analyzers.situations import hour, minute, objective, promise
@@ -294,3 +303,65 @@ def test_a_breach_is_called_soon(mean: float, windows: int) -> None:
     known = [k for k in called if k is not None]
     assert len(known) >= 198
     assert np.median(known) <= windows
+
+
+# -- equal load, promises, and the way back --------------------------------------------------------------------------------
+
+
+def cached(windows: Sequence[Window], share: float) -> list[Window]:
+    return [replace(w, counts={**w.counts, "cached_prompt_tokens": share * w.counts["prompt_tokens"]}) for w in windows]
+
+
+def test_a_load_of_which_caches_hold_another_share_is_another_load() -> None:
+    assert verdict(cached(some(5), 0.5), cached(hour(), 0.5)).comparable
+    other = verdict(cached(some(5), 0.9), cached(hour(), 0.5))
+    assert told(other) == ("pending", "LOAD_DIFFERS")
+    assert told(verdict(cached(some(5), 0.9), cached(hour(), 0.5), final=True)) == ("succeeded", "MET_AT_OTHER_LOAD")
+    assert verdict(cached(some(5), 0.9), hour()).comparable, "who does not tell is not held to it"
+
+
+def test_a_promise_is_broken_for_sure_before_a_breach_is() -> None:
+    """The objective is met, and what was promised is not: that is said, and is no regression."""
+    v = verdict(some(5), promised=promise(0.1))
+    assert told(v) == ("succeeded", "OBJECTIVE_MET")
+    assert v.beyond == ("ttft_p95_s",)
+    assert "came surely above what was promised" in v.text
+    kept = verdict(some(5), promised=promise(0.2))
+    assert kept.beyond == ()
+    assert "promised" not in kept.text
+
+
+@pytest.mark.parametrize(("mean", "at_most", "at_least"), [(1.0, 2, 0), (1.4, 40, 39)])
+def test_a_promise_is_called_broken_as_seldom_as_is_stated(mean: float, at_most: int, at_least: int) -> None:
+    """By the test of a breach, whose rates are measured above: of 40 changes, with the interval's end where the windows' mean is, and below it."""
+    rng, called = np.random.default_rng(5), 0
+
+    def noisy(i: int, ttft: float) -> Window:
+        return minute(i, ttft=[ttft * math.exp(0.1 * rng.standard_normal())] * 10)
+
+    for _ in range(40):
+        before = [noisy(i, 0.2) for i in range(60)]
+        after = [noisy(100 + i, mean * 0.3) for i in range(20)]
+        promised = promise(0.3 / 1.2)  # the upper end is 0.3 s
+        called += any(verdict(after[:n], before, promised=promised).beyond for n in range(5, 21, 5))
+    assert at_least <= called <= at_most
+
+
+def restored(after: Sequence[Window], left: Sequence[Window] = (), before: Sequence[Window] | None = None) -> str:
+    return judge_restored(hour() if before is None else before, left, after, objective(), 0.2).code
+
+
+def test_what_a_way_back_led_to() -> None:
+    assert restored(some(5)) == "AS_BEFORE"
+    assert restored(some(5, ttft=SLOW), before=hour(ttft=SLOW)) == "AS_BEFORE", "it was no better before"
+    assert restored(some(5, ttft=SLOW)) == "WORSE"
+    assert restored(some(5, errors=30.0)) == "WORSE"
+    assert restored([]) == "BLIND"
+    assert restored(some(5, requests=0.0, ttft=[])) == "BLIND"
+
+
+def test_the_queue_that_a_change_left_says_nothing_against_the_way_back() -> None:
+    left = [minute(99, waiting=50.0)]
+    going = [minute(100 + i, ttft=SLOWER, waiting=30.0 - 10.0 * i) for i in range(4)]
+    assert restored([*going, *some(4)], left) == "AS_BEFORE"
+    assert restored(going[:2], left) == "WORSE", "it has not gone yet"
