@@ -24,7 +24,10 @@ _QUOTA_TEXT = re.compile(
 _CAPACITY_TEXT = re.compile(r"lack of .{0,40}capacity|not available in location|insufficient capacity", re.IGNORECASE)
 _BUSY = ("Conflict", "AnotherOperationInProgress", "RequestConflict", "OperationNotAllowed", "ResourceNotReady")
 #: Whose role has the actions of a provider; those of the others are in each.
-_SYSTEMS = {"azure-openai": "microsoft.cognitiveservices/"}
+_SYSTEMS = {
+    "azure-openai": "microsoft.cognitiveservices/",
+    "azure-maas": "microsoft.machinelearningservices/workspaces/serverlessendpoints/",
+}
 _ACTION = re.compile(r"perform action '([^']+)'(?: over scope '([^']+)')?")
 
 

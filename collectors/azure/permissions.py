@@ -91,6 +91,16 @@ ML_ROLE = AzureRole(
     ),
 )
 
+MAAS_ROLE = AzureRole(
+    "Flyball for serverless endpoints",
+    "Sees serverless endpoints.",
+    (
+        _ASK,
+        (f"{ML}/workspaces/read", "see", "subscription", "find workspaces"),
+        (f"{ML}/workspaces/serverlessEndpoints/read", "see", "resource", "read serverless endpoints: model, state"),
+    ),
+)
+
 OPENAI_ROLE = AzureRole(
     "Flyball for Azure OpenAI",
     "Sees model deployments and their metrics, and changes their capacity.",
