@@ -25,6 +25,7 @@ from tests.actuators.support import STANDIN, Caller, carry_out, context, eventua
 from tests.fakes.aws import IDENTITY, REGION, FakeAws
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.cloud import SUBSCRIPTION
+from tests.fakes.azure.compute import add_set, add_vm
 from tests.fakes.azure.ml import add_serverless, endpoint_id
 from tests.fakes.azure.openai import add_deployment
 from tests.fakes.azure.openai import deployment_id as model_id
@@ -43,6 +44,7 @@ OURS = {
     "azure-ml",
     "azure-maas",
     "azure-openai",
+    "azure-vm",
     "ec2",
     "emulated",
     "git",
@@ -115,6 +117,18 @@ def _azure_ml(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
     with FakeAzure(cloud) as azure:
         options = {"resource": at, "credential": "token", "token": "arm-token", "arm_url": azure.url, "hold_s": 0}
         there = Shape(replicas=2, size="Standard_F4s_v2", cpus=4.0, region="westeurope")
+        caller = Caller()
+        yield Stage(entry, context(folder, azure.url, Shape(), options, caller), caller, there)
+
+
+@contextlib.contextmanager
+def _azure_vm(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    cloud = Cloud(time.time)
+    cloud.scale_s = 0.1
+    at = add_set(cloud).path
+    with FakeAzure(cloud) as azure:
+        options = {"resource": at, "credential": "token", "token": "arm-token", "arm_url": azure.url}
+        there = Shape(replicas=3, size="Standard_F4s_v2", cpus=4.0, region="westeurope")
         caller = Caller()
         yield Stage(entry, context(folder, azure.url, Shape(), options, caller), caller, there)
 
@@ -276,6 +290,7 @@ STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager
     "azure-ml": _azure_ml,
     "azure-openai": _azure_openai,
     "azure-maas": _azure_maas,
+    "azure-vm": _azure_vm,
 }
 
 
@@ -446,6 +461,12 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
     options = {
         "vllm-local": {"model": "m"},
         "azure-ml": {**azure, "arm_url": url},
+        "azure-vm": {
+            "resource": add_vm(Cloud(time.time)).path,
+            "credential": "token",
+            "token": "t",
+            "arm_url": url,
+        },
         "azure-maas": {
             "resource": add_serverless(Cloud(time.time), "mistral"),
             "credential": "token",
