@@ -25,6 +25,7 @@ ML_VERSION = "2024-10-01"
 AUTOSCALE_VERSION = "2022-10-01"
 RESOURCES_VERSION = "2021-04-01"
 PERMISSIONS_VERSION = "2022-04-01"
+COMPUTE_VERSION, SKUS_VERSION, AKS_VERSION = "2026-04-01", "2021-07-01", "2026-08-01"
 COGNITIVE_VERSION = "2025-09-01"
 METRICS_VERSION = "2024-02-01"
 _TIMEOUT_S = 20.0
@@ -105,9 +106,16 @@ class AzureClient:
             url = (answer.get("properties") or {}).get("nextLink") or None
         raise AzureError("invalid", f"POST {path}: more than {_MOST_PAGES} pages, so probably a loop")
 
-    async def write(self, method: str, path: str, version: str, body: Any = None, *, token: str = "") -> AcceptedWrite:
-        """A PUT, PATCH or DELETE. ``token``: what the operation log may be searched for, the same when it is sent again."""
+    async def write(
+        self, method: str, path: str, version: str, body: Any = None, *, token: str = "", etag: str | None = None
+    ) -> AcceptedWrite:
+        """A PUT, PATCH, DELETE, or an action that changes something.
+
+        token: what the operation log may be searched for, the same when it is sent again. etag: of what it is written over; of another
+        one Azure refuses it (``drift``).
+        """
         headers = {"x-ms-client-request-id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"flyball:{token}"))} if token else {}
+        headers |= {"if-match": etag} if etag is not None else {}
         answer = await self._arm_call(method, self._url(path, version, {}), body, headers)
         handle = {
             name: answer.headers[header]
@@ -162,9 +170,7 @@ class AzureClient:
             "metricnamespace": namespace,
             "metricnames": ",".join(names),
             "aggregation": aggregation,
-            "filter": filter_,
-            "top": "1000",
-        }  # fmt: skip
+        } | ({"filter": filter_, "top": "1000"} if filter_ else {})  # fmt: skip
         url = f"{base}/subscriptions/{self.subscription}/metrics:getBatch?{urlencode(query, quote_via=quote)}"
         answer = await self._call(self._metrics, "metrics", "POST", url, {"resourceids": list(resources)}, {})
         values = _object(answer, "metrics:getBatch").get("values")

@@ -24,14 +24,18 @@ _QUOTA_TEXT = re.compile(
 _CAPACITY_TEXT = re.compile(r"lack of .{0,40}capacity|not available in location|insufficient capacity", re.IGNORECASE)
 _BUSY = ("Conflict", "AnotherOperationInProgress", "RequestConflict", "OperationNotAllowed", "ResourceNotReady")
 #: Whose role has the actions of a provider; those of the others are in each.
-_SYSTEMS = {"azure-openai": "microsoft.cognitiveservices/"}
+_SYSTEMS: Mapping[str, tuple[str, ...]] = {
+    "azure-openai": ("microsoft.cognitiveservices/",),
+    "azure-maas": ("microsoft.machinelearningservices/workspaces/serverlessendpoints/",),
+    "azure-vm": ("microsoft.compute/", "microsoft.containerservice/"),
+}
 _ACTION = re.compile(r"perform action '([^']+)'(?: over scope '([^']+)')?")
 
 
 class AzureError(CollectError):
     """Azure refused or did not answer.
 
-    ``kind``: conflict, quota, capacity, throttled, denied, invalid, missing, unreachable, credentials. ``code`` is Azure's own.
+    ``kind``: conflict, drift, quota, capacity, throttled, denied, invalid, missing, unreachable, credentials. ``code`` is Azure's own.
     """
 
     def __init__(
@@ -95,6 +99,8 @@ def _kind(codes: list[str], text: str, status: int) -> str:
         return "denied"
     if status == 404:
         return "missing"
+    if status == 412:
+        return "drift"
     if status == 409 or any(code in _BUSY for code in codes):
         return "conflict"
     return "unreachable" if status >= 500 or status == 408 else "invalid"

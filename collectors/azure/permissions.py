@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from collectors.azure.accounts import ACCOUNTS, COGNITIVE
 from collectors.azure.client import PERMISSIONS_VERSION, AzureClient
+from collectors.azure.machines import COMPUTE, CONTAINERS
 from collectors.azure.names import DEPLOYMENTS, ENDPOINTS, ML
 from collectors.discovery import Permission
 
@@ -88,6 +89,48 @@ ML_ROLE = AzureRole(
         (f"{DEPLOYMENTS}/write", "change", "resource", "change the count, deploy another size"),
         (f"{DEPLOYMENTS}/delete", "change", "resource", "delete the old deployment after the verdict"),
         ("Microsoft.Insights/AutoscaleSettings/Write", "change", "subscription", "tune an autoscaler's bounds"),
+    ),
+)
+
+MAAS_ROLE = AzureRole(
+    "Flyball for serverless endpoints",
+    "Sees serverless endpoints.",
+    (
+        _ASK,
+        (f"{ML}/workspaces/read", "see", "subscription", "find workspaces"),
+        (f"{ML}/workspaces/serverlessEndpoints/read", "see", "resource", "read serverless endpoints: model, state"),
+    ),
+)
+
+_VM, _SET, _POOL = (
+    f"{COMPUTE}/virtualMachines",
+    f"{COMPUTE}/virtualMachineScaleSets",
+    f"{CONTAINERS}/managedClusters",
+)
+MACHINE_ROLE = AzureRole(
+    "Flyball for machines",
+    "Sees virtual machines, scale sets and node pools and their metrics, and changes their size and count.",
+    (
+        _ASK,
+        (f"{COMPUTE}/skus/read", "see", "subscription", "know the sizes of a region"),
+        (f"{COMPUTE}/locations/usages/read", "see", "subscription", "know how many cores are free"),
+        (f"{COMPUTE}/locations/operations/read", "see", "subscription", "follow long operations"),
+        (f"{CONTAINERS}/locations/operations/read", "see", "subscription", "follow long operations of pools"),
+        _METRICS,
+        ("Microsoft.Insights/AutoscaleSettings/Read", "see", "subscription", "know who owns a scale set's count"),
+        (f"{_VM}/read", "see", "resource", "find machines, and read their size"),
+        (f"{_VM}/instanceView/read", "see", "resource", "know whether a machine runs"),
+        (f"{_VM}/vmSizes/read", "see", "resource", "know which sizes its hardware has"),
+        (f"{_SET}/read", "see", "resource", "find scale sets, and read their size and count"),
+        (f"{_SET}/virtualMachines/read", "see", "resource", "know which machines are what the set says"),
+        (f"{_POOL}/read", "see", "resource", "find clusters"),
+        (f"{_POOL}/agentPools/read", "see", "resource", "read pools: size, count, bounds"),
+        (f"{_VM}/write", "change", "resource", "change a machine's size"),
+        (f"{_VM}/deallocate/action", "change", "resource", "take a machine off its hardware"),
+        (f"{_VM}/start/action", "change", "resource", "start it again"),
+        (f"{_SET}/write", "change", "resource", "change a scale set's count and size"),
+        (f"{_SET}/manualUpgrade/action", "change", "resource", "have its machines become what it says"),
+        (f"{_POOL}/agentPools/write", "change", "resource", "change a pool's count or bounds"),
     ),
 )
 

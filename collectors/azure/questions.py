@@ -6,7 +6,7 @@ What Azure leaves out is unknown, and never zero. Owns how a question is put and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +38,7 @@ class MetricSeries:
     average: Mapping[float, float]
     maximum: Mapping[float, float]
     total: Mapping[float, float]
+    minimum: Mapping[float, float] = field(default_factory=dict)
 
 
 async def ask(
@@ -87,7 +88,11 @@ def _lines(answer: Mapping[str, Any] | None, resource: str) -> list[MetricSeries
                 for label in line.get("metadatavalues") or ()
             }
             points = [(at, p) for p in line.get("data") or () if (at := _time(p.get("timeStamp"))) is not None]
-            lines.append(MetricSeries(name, labels, *(_values(points, how) for how in ("average", "maximum", "total"))))
+            lines.append(
+                MetricSeries(
+                    name, labels, *(_values(points, how) for how in ("average", "maximum", "total", "minimum"))
+                )
+            )
     return lines
 
 

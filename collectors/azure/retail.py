@@ -1,4 +1,4 @@
-"""Azure's public price list, asked for by a meter's id: what Azure itself names as the meters of a model is what it is billed by.
+"""Azure's public price list, asked for by a meter's id (what Azure itself names as the meters of a model) or by a VM size.
 
 No name of a meter is read for its meaning: they are not spelt in one way. A meter without exactly one price is not known.
 """
@@ -59,9 +59,34 @@ async def meter_prices(http: HttpCall, meters: Sequence[str], url: str = PRICES_
     return found
 
 
+async def machine_price(http: HttpCall, region: str, size: str, url: str = PRICES_URL) -> float | None:
+    """US dollars an hour of a Linux machine, pay as you go. None: the list does not have exactly one such row. Raises ``AzureError``."""
+    where = f"serviceName eq 'Virtual Machines' and armRegionName eq '{region}' and armSkuName eq '{size}' and priceType eq 'Consumption'"
+    rows = [row for row in await _listed(http, where, url) if _plain_linux(row)]
+    prices = {row.get("retailPrice") for row in rows}
+    usd = prices.pop() if len(prices) == 1 else None
+    return float(usd) if isinstance(usd, int | float) and usd > 0 else None
+
+
+def _plain_linux(row: Mapping[str, Any]) -> bool:
+    """No Windows, no host of one's own, no spot price; the meter of its own region, by the hour and from the first one on."""
+    product, names = str(row.get("productName", "")), f"{row.get('skuName', '')} {row.get('meterName', '')}"
+    other = any(word in product for word in ("Windows", "Dedicated", "CloudServices")) or any(
+        w in names for w in ("Spot", "Low Priority")
+    )
+    whole = (
+        row.get("type") == "Consumption" and row.get("unitOfMeasure") == "1 Hour" and not row.get("tierMinimumUnits")
+    )
+    return whole and not other and row.get("currencyCode") == "USD" and row.get("isPrimaryMeterRegion", True) is True
+
+
 async def _rows(http: HttpCall, meters: Sequence[str], url: str) -> list[Mapping[str, Any]]:
     wanted = " or ".join(f"meterId eq '{meter}'" for meter in meters)
-    query = {"api-version": _VERSION, "currencyCode": "'USD'", "$filter": f"priceType eq 'Consumption' and ({wanted})"}
+    return await _listed(http, f"priceType eq 'Consumption' and ({wanted})", url)
+
+
+async def _listed(http: HttpCall, where: str, url: str) -> list[Mapping[str, Any]]:
+    query = {"api-version": _VERSION, "currencyCode": "'USD'", "$filter": where}
     at: str | None = f"{url.rstrip('/')}/api/retail/prices?{urlencode(query, safe='$', quote_via=quote)}"
     rows: list[Mapping[str, Any]] = []
     for _ in range(_MOST_PAGES):

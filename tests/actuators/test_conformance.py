@@ -25,7 +25,8 @@ from tests.actuators.support import STANDIN, Caller, carry_out, context, eventua
 from tests.fakes.aws import IDENTITY, REGION, FakeAws
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.cloud import SUBSCRIPTION
-from tests.fakes.azure.ml import endpoint_id
+from tests.fakes.azure.compute import add_set, add_vm
+from tests.fakes.azure.ml import add_serverless, endpoint_id
 from tests.fakes.azure.openai import add_deployment
 from tests.fakes.azure.openai import deployment_id as model_id
 from tests.fakes.haproxy import FakeHAProxy, FakeServer
@@ -41,7 +42,9 @@ REGISTERED = sorted(
 )
 OURS = {
     "azure-ml",
+    "azure-maas",
     "azure-openai",
+    "azure-vm",
     "ec2",
     "emulated",
     "git",
@@ -116,6 +119,28 @@ def _azure_ml(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         there = Shape(replicas=2, size="Standard_F4s_v2", cpus=4.0, region="westeurope")
         caller = Caller()
         yield Stage(entry, context(folder, azure.url, Shape(), options, caller), caller, there)
+
+
+@contextlib.contextmanager
+def _azure_vm(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    cloud = Cloud(time.time)
+    cloud.scale_s = 0.1
+    at = add_set(cloud).path
+    with FakeAzure(cloud) as azure:
+        options = {"resource": at, "credential": "token", "token": "arm-token", "arm_url": azure.url}
+        there = Shape(replicas=3, size="Standard_F4s_v2", cpus=4.0, region="westeurope")
+        caller = Caller()
+        yield Stage(entry, context(folder, azure.url, Shape(), options, caller), caller, there)
+
+
+@contextlib.contextmanager
+def _azure_maas(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    cloud = Cloud(time.time)
+    with FakeAzure(cloud) as azure:
+        at, caller = add_serverless(cloud, "mistral"), Caller()
+        options = {"resource": at, "credential": "token", "token": "arm-token", "arm_url": azure.url}
+        shape = Shape(purchase=Purchase(200_000, "tokens_per_minute"))
+        yield Stage(entry, context(folder, azure.url, shape, options, caller), caller, None)
 
 
 @contextlib.contextmanager
@@ -264,6 +289,8 @@ STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager
     "vllm-local": _vllm_local,
     "azure-ml": _azure_ml,
     "azure-openai": _azure_openai,
+    "azure-maas": _azure_maas,
+    "azure-vm": _azure_vm,
 }
 
 
@@ -434,6 +461,18 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
     options = {
         "vllm-local": {"model": "m"},
         "azure-ml": {**azure, "arm_url": url},
+        "azure-vm": {
+            "resource": add_vm(Cloud(time.time)).path,
+            "credential": "token",
+            "token": "t",
+            "arm_url": url,
+        },
+        "azure-maas": {
+            "resource": add_serverless(Cloud(time.time), "mistral"),
+            "credential": "token",
+            "token": "t",
+            "arm_url": url,
+        },
         "azure-openai": {
             "resource": f"/subscriptions/{SUBSCRIPTION}/resourceGroups/g/providers/Microsoft.CognitiveServices/accounts/a/deployments/d",
             "credential": "token",

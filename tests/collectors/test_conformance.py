@@ -48,6 +48,13 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
     },
     "cloudwatch": lambda url: {"region": "eu-west-1", "endpoint": "chat", "aws_url": url},
     "nomad": lambda url: {"address": url},
+    "azure-vm": lambda url: {
+        "resource": f"/subscriptions/{SUBSCRIPTION}/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/m",
+        "credential": "token",
+        "token": "t",
+        "arm_url": url,
+        "metrics_url": url,
+    },
     "azure-openai": lambda url: {
         "resource": f"/subscriptions/{SUBSCRIPTION}/resourceGroups/g/providers/Microsoft.CognitiveServices/accounts/a/deployments/d",
         "credential": "token",
@@ -85,6 +92,7 @@ def test_our_own_are_registered() -> None:
         "azure-monitor",
         "cloudwatch",
         "azure-openai",
+        "azure-vm",
         "otlp",
     } <= set(REGISTERED)
 

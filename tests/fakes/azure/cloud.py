@@ -205,6 +205,12 @@ class Cloud:
             "StandardNCADSA100v4Family": 0,
             "standardDSv2Family": 6,
         }
+        self.machines: dict[str, Any] = {}
+        """Virtual machines, scale sets and node pools (``compute.Machine``), by their path in lower case."""
+        self.forbidden: set[str] = set()
+        """Sizes that this subscription may not have."""
+        self.serverless: dict[str, dict[str, Any]] = {}
+        """Serverless endpoints, as ARM shows them, by group, workspace and name in lower case."""
         self.accounts: dict[str, Any] = {}
         """Of Cognitive Services, with their model deployments (``openai.Account``)."""
         self.model_quota: dict[str, int] = {}

@@ -445,6 +445,44 @@ def list_skus(call: Call) -> Reply:
     return Reply(200, {"value": [{"resourceType": kind, "sku": {"name": "Default"}, "capacity": capacity}]})
 
 
+# -- serverless endpoints ----------------------------------------------------------------------------------------------
+
+
+def add_serverless(cloud: Cloud, name: str, model: str = "Mistral-large", *, state: str = "Online") -> str:
+    """One that has been there for long; its id."""
+    (group, workspace), region = next(iter(cloud.workspaces.items()))
+    at = f"{_workspace(cloud, group, workspace)}/serverlessEndpoints/{name}"
+    cloud.serverless[f"{group}/{workspace}/{name}".lower()] = {
+        "id": at,
+        "name": name,
+        "type": f"{ML}/workspaces/serverlessEndpoints",
+        "location": region,
+        "sku": {"name": "Consumption"},
+        "systemData": {"lastModifiedAt": _stamp(cloud.clock() - 86_400.0)},
+        "properties": {
+            "modelSettings": {"modelId": f"azureml://registries/azureml-mistral/models/{model}"},
+            "authMode": "Key",
+            "inferenceEndpoint": {"uri": f"https://{name}.{region}.models.ai.azure.com", "headers": {}},
+            "provisioningState": "Succeeded",
+            "endpointState": state,
+        },
+    }
+    return at
+
+
+def list_serverless(call: Call) -> Reply:
+    _in_workspace(call)
+    under = f"{call.names['group']}/{call.names['workspace']}/".lower()
+    return paged(call, [b for key, b in call.cloud.serverless.items() if key.startswith(under)], call.cloud.page)
+
+
+def get_serverless(call: Call) -> Reply:
+    body = call.cloud.serverless.get(_key(call))
+    if body is None:
+        raise Refusal(404, "ResourceNotFound", f"The Resource '{call.path}' was not found.")
+    return Reply(200, body)
+
+
 # -- the subscription --------------------------------------------------------------------------------------------------
 
 
@@ -559,6 +597,8 @@ ROUTES: list[Route] = [
     route("PATCH", _D, VERSIONS, f"{_ON}/deployments/write", patch_deployment),
     route("DELETE", _D, VERSIONS, f"{_ON}/deployments/delete", delete_deployment),
     route("GET", f"{_D}/skus", VERSIONS, f"{_ON}/deployments/skus/read", list_skus),
+    route("GET", f"{_W}/serverlessEndpoints", "2024-10-01", f"{ML}/workspaces/serverlessEndpoints/read", list_serverless),
+    route("GET", f"{_W}/serverlessEndpoints/{{endpoint}}", "2024-10-01", f"{ML}/workspaces/serverlessEndpoints/read", get_serverless),
     route("GET", f"{_L}/vmSizes", VERSIONS, f"{ML}/locations/vmsizes/read", vm_sizes),
     route("GET", f"{_L}/usages", VERSIONS, f"{ML}/locations/usages/read", usages),
     route("GET", f"{_L}/mfeOperationsStatus/{{operation}}", f"{VERSIONS} 2023-04-01-preview", f"{ML}/locations/mfeOperationsStatus/read",

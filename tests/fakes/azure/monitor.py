@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.fakes.azure import openai
+from tests.fakes.azure import compute, openai
 from tests.fakes.azure.cloud import ML, Cloud, Endpoint, Refusal
 from tests.fakes.azure.server import Call, Reply, Route, paged, route
 
 _ENDPOINTS = f"{ML}/workspaces/onlineEndpoints".lower()
 _DEPLOYMENTS = f"{_ENDPOINTS}/deployments"
 ACCOUNTS = f"{openai.COGNITIVE}/accounts".lower()
+VMS, SETS = (f"{compute.COMPUTE}/{word}".lower() for word in ("virtualMachines", "virtualMachineScaleSets"))
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,19 @@ METRICS[ACCOUNTS] = {
     for names in (openai.OPENAI_NAMES, openai.MODEL_NAMES)
     for name, what in names.items()
 }
+_VM = {
+    name: Metric(name, unit, _ALL, ())
+    for name, unit in (("Percentage CPU", "Percent"), ("Available Memory Percentage", "Percent"))
+}
+METRICS |= {VMS: _VM, SETS: _VM}
 Series = dict[tuple[str, ...], float | None]
 
 
 def _resource(cloud: Cloud, uri: str) -> tuple[str, Any, str | None, str]:
     """Namespace, endpoint or account, deployment and region of a resource id."""
+    machine = cloud.machines.get("/" + uri.strip("/").lower())
+    if machine is not None and machine.kind != "pool":
+        return (VMS if machine.kind == "vm" else SETS), machine, None, machine.body["location"]
     account = openai.account_of(cloud, uri)
     if account is not None:
         return ACCOUNTS, account, None, account.region
@@ -111,6 +120,9 @@ def _minute(cloud: Cloud, endpoint: Endpoint, at: float) -> Iterator[tuple[str, 
 
 def _values(cloud: Cloud, endpoint: Any, deployment: str | None, metric: Metric, at: float) -> Series:
     """By the metric's dimensions, of one minute."""
+    if isinstance(endpoint, compute.Machine):
+        told = {"Percentage CPU": 100 * endpoint.busy, "Available Memory Percentage": 40.0}
+        return {(): told[metric.name]} if endpoint.power == "running" else {}
     if isinstance(endpoint, openai.Account):
         told = openai.series_of(cloud, endpoint, metric.name, at)
         return {labels[: len(metric.dimensions)]: value for labels, value in told}

@@ -72,10 +72,10 @@ class FakeAzure:
     """Use as ``with FakeAzure(cloud) as azure``; ``azure.url`` is the base of ARM, of Azure Monitor and of scoring alike."""
 
     def __init__(self, cloud: Cloud | None = None) -> None:
-        from tests.fakes.azure import ml, monitor, openai  # the routes know the nouns of this module
+        from tests.fakes.azure import compute, ml, monitor, openai  # the routes know the nouns of this module
 
         self.cloud = cloud or Cloud(time.time)
-        self._routes: list[Route] = [*ml.ROUTES, *openai.ROUTES, *monitor.ROUTES]
+        self._routes: list[Route] = [*ml.ROUTES, *openai.ROUTES, *compute.ROUTES, *monitor.ROUTES]
         server = self
 
         class Handler(BaseHTTPRequestHandler):
