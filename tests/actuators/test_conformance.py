@@ -28,6 +28,7 @@ from tests.fakes.azure.cloud import SUBSCRIPTION
 from tests.fakes.azure.ml import endpoint_id
 from tests.fakes.azure.openai import add_deployment
 from tests.fakes.azure.openai import deployment_id as model_id
+from tests.fakes.docker import FakeDocker
 from tests.fakes.haproxy import FakeHAProxy, FakeServer
 from tests.fakes.haproxy.runtime import FORCED
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
@@ -42,6 +43,7 @@ REGISTERED = sorted(
 OURS = {
     "azure-ml",
     "azure-openai",
+    "docker",
     "ec2",
     "emulated",
     "git",
@@ -207,6 +209,17 @@ def _sagemaker(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
 
 
 @contextlib.contextmanager
+def _docker(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    with FakeDocker() as docker:
+        docker.run("chat", "vllm", "serve", "m")
+        caller = Caller()
+        of = context(folder, "http://chat.invalid", Shape(), {"host": docker.url}, caller)
+        shape = asyncio.run(entry.load()(of).live()).shape
+        there = shape.with_(cpus=2.0, engine={"max_num_seqs": 8})
+        yield Stage(entry, of, caller, there, there.with_(cpus=3.0))
+
+
+@contextlib.contextmanager
 def _ec2(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
     with FakeAws(stop_s=0.05) as aws:
         caller = _reads_and_writes(aws)
@@ -250,6 +263,7 @@ def _oscar(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
 
 
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
+    "docker": _docker,
     "ec2": _ec2,
     "emulated": _emulated,
     "haproxy": _haproxy,
@@ -447,6 +461,7 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "oscar": {"cluster": url},
         "ray-serve": {"dashboard": url},
         "sagemaker": {"region": REGION, "aws_url": url},
+        "docker": {"host": url},
         "ec2": {"region": REGION, "aws_url": url, "instance": "i-0123"},
     }.get(entry.name, {})
     of = context(tmp_path, url, Shape(replicas=1), options)

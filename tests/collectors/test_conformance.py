@@ -56,6 +56,7 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
         "metrics_url": url,
     },
     "oscar": lambda url: {"cluster": url},
+    "docker": lambda url: {"host": url},
     "ray-serve": lambda url: {"dashboard": url, "metrics": [url]},
 }
 
@@ -85,6 +86,7 @@ def test_our_own_are_registered() -> None:
         "azure-monitor",
         "cloudwatch",
         "azure-openai",
+        "docker",
         "otlp",
     } <= set(REGISTERED)
 
