@@ -36,6 +36,7 @@ from tests.fakes.litellm import MASTER_KEY, FakeProxy
 from tests.fakes.nomad import FakeNomad, NomadCluster, service_job
 from tests.fakes.oscar import PASSWORD, FakeOscar, definition
 from tests.fakes.rayserve import FakeApplication, FakeRayServe
+from tests.fakes.systemd import FakeSystemd
 
 REGISTERED = sorted(
     [*entry_points(group="flyball.actuators"), *entry_points(group="flyball.emulations")], key=lambda e: e.name
@@ -55,6 +56,7 @@ OURS = {
     "oscar",
     "ray-serve",
     "sagemaker",
+    "systemd",
     "vllm-local",
 }
 
@@ -231,6 +233,26 @@ def _ec2(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         yield Stage(entry, of, caller, there, there.with_(size="g4dn.4xlarge", cpus=16.0, memory_gb=68.719))
 
 
+@contextlib.contextmanager
+def _systemd(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    """No HTTP is spoken: files and processes alone."""
+    with FakeSystemd(folder, "ARGS=--max-num-seqs 4\n") as systemd:
+        options = {
+            "systemctl": list(systemd.systemctl),
+            "environment_file": str(systemd.file),
+            "arguments": "ARGS",
+            "health": None,
+        }
+        of = context(folder / "state", "http://chat.invalid", Shape(), options)
+        yield Stage(
+            entry,
+            of,
+            Caller(),
+            Shape(replicas=1, engine={"max_num_seqs": 8}),
+            Shape(replicas=1, engine={"max_num_seqs": 9}),
+        )
+
+
 def _reads_and_writes(aws: FakeAws) -> Caller:
     """All of Amazon's calls are POSTs: they are told as HTTP's methods would be."""
     caller = Caller()
@@ -275,6 +297,7 @@ STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager
     "oscar": _oscar,
     "ray-serve": _ray_serve,
     "sagemaker": _sagemaker,
+    "systemd": _systemd,
     "vllm-local": _vllm_local,
     "azure-ml": _azure_ml,
     "azure-openai": _azure_openai,
@@ -462,6 +485,7 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "ray-serve": {"dashboard": url},
         "sagemaker": {"region": REGION, "aws_url": url},
         "docker": {"host": url},
+        "systemd": {"systemctl": ["sh", "-c", f"echo Failed to connect to bus at {url} >&2; exit 1"]},
         "ec2": {"region": REGION, "aws_url": url, "instance": "i-0123"},
     }.get(entry.name, {})
     of = context(tmp_path, url, Shape(replicas=1), options)
