@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from actuators.base import CannotPlan, LiveState
+from actuators.commandline import ENGINE_LIMITS, with_engine
 from actuators.kubernetes import spec
 from actuators.shape import Autoscaling, EngineValue, Need, Operation, Plan, Shape
 from collectors.kubernetes.workloads import ClusterWorkload, quantity
@@ -93,9 +94,9 @@ def _check(workload: ClusterWorkload, live: LiveState, wanted: Shape) -> None:
         raise CannotPlan("NO_AUTOSCALER", f"{workload.id} has no autoscaler to tune; set replicas")
     if workload.autoscaler is None and (wanted.replicas is None or wanted.replicas < 0):
         raise CannotPlan("INCOMPLETE_SHAPE", f"say how many replicas of {workload.id}, not {wanted.replicas}")
-    unknown = [n for n in wanted.engine if n not in spec.ENGINE_LIMITS and wanted.engine[n] != live.shape.engine.get(n)]
+    unknown = [n for n in wanted.engine if n not in ENGINE_LIMITS and wanted.engine[n] != live.shape.engine.get(n)]
     if unknown:
-        raise CannotPlan("BAD_ENGINE_LIMIT", f"{', '.join(unknown)}: known are {', '.join(spec.ENGINE_LIMITS)}")
+        raise CannotPlan("BAD_ENGINE_LIMIT", f"{', '.join(unknown)}: known are {', '.join(ENGINE_LIMITS)}")
     _check_scaling(live.shape.autoscaling, wanted.autoscaling)
 
 
@@ -168,7 +169,7 @@ def _template(
         said.append(f"{wanted.memory_gb:.3g} GB" if wanted.memory_gb is not None else "")
     if limits:
         try:
-            change["args"] = spec.with_engine(holds, limits)
+            change["args"] = with_engine(holds, limits)
         except ValueError as error:
             raise CannotPlan("BY_HAND", f"{workload.id}: {error}") from error
         said += [f"{name}={value}" if value is not None else f"no {name}" for name, value in sorted(limits.items())]

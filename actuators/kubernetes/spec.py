@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actuators.base import Owner
-from actuators.shape import Autoscaling, EngineValue, Shape
+from actuators.commandline import argument, arguments, engine_of
+from actuators.shape import Autoscaling, Shape
 from collectors.kubernetes.workloads import ClusterWorkload, asked, containers, names_engine, quantity
 
 Body = Mapping[str, Any]
@@ -22,10 +22,6 @@ _PRODUCTS = (
     ("H200", "H200"), ("H100", "H100"), ("GH200", "GH200"), ("B200", "B200"), ("A100-SXM4-80GB", "A100-80GB"),
     ("A100-PCIE-80GB", "A100-80GB"), ("A100-80", "A100-80GB"), ("A100", "A100-40GB"),
     ("L40S", "L40S"), ("L4", "L4"), ("A10", "A10"), ("T4", "T4"),
-)  # fmt: skip
-#: Arguments of the engine that Flyball may change: whole numbers, by their vLLM names.
-ENGINE_LIMITS = (
-    "max_num_seqs", "max_num_batched_tokens", "max_model_len", "tensor_parallel_size", "pipeline_parallel_size",
 )  # fmt: skip
 
 
@@ -69,64 +65,6 @@ def shape_of(workload: ClusterWorkload, container: str | None) -> Shape:
 
 def _accelerator(product: str) -> str | None:
     return next((short for part, short in _PRODUCTS if part in product), None)
-
-
-def arguments(container: Body) -> list[str]:
-    """The engine's own arguments, also where a shell is told to run them."""
-    words = [str(w) for w in (*(container.get("command") or ()), *(container.get("args") or ()))]
-    if len(words) >= 3 and words[0].rsplit("/", 1)[-1] in ("sh", "bash") and words[1].startswith("-"):
-        try:
-            return shlex.split(words[2], comments=True)
-        except ValueError:
-            return words
-    return words
-
-
-def argument(words: Sequence[str], name: str) -> str | None:
-    """The value of ``--max-num-seqs 64`` or ``--max-num-seqs=64``; the last one counts, as it does for the engine."""
-    flag, found = f"--{name.replace('_', '-')}", None
-    for i, word in enumerate(words):
-        head, equals, value = word.partition("=")
-        if head.replace("_", "-") == flag.replace("_", "-"):
-            found = value if equals else (words[i + 1] if i + 1 < len(words) else None)
-    return found
-
-
-def engine_of(container: Body) -> dict[str, EngineValue]:
-    """Engine limits that are stated; a default is not."""
-    words = arguments(container)
-    stated = {name: argument(words, name) for name in ENGINE_LIMITS}
-    return {name: int(value) for name, value in stated.items() if value is not None and value.isdigit()}
-
-
-def with_engine(container: Body, engine: Mapping[str, EngineValue | None]) -> list[str]:
-    """The container's ``args`` with these limits; None: without that one. Raises ValueError where they stand in a shell's text."""
-    old = [str(w) for w in container.get("args") or ()]
-    if arguments(container) != [*(str(w) for w in container.get("command") or ()), *old]:
-        raise ValueError("its arguments stand in a shell's command line: change them by hand")
-    command = [str(w) for w in container.get("command") or ()]
-    if not old and not command:
-        raise ValueError("its arguments are the image's own, and `args` would replace them: state them there first")
-    if any(argument(command, name) is not None for name in engine):
-        raise ValueError("its limits stand in `command`; move them to `args`")
-    args = list(old)
-    for name, value in sorted(engine.items()):
-        args = _replaced(args, name, value)
-    return args
-
-
-def _replaced(args: list[str], name: str, value: EngineValue | None) -> list[str]:
-    flag, kept, skip = f"--{name.replace('_', '-')}", list[str](), False
-    for word in args:
-        if skip:
-            skip = False
-            continue
-        head, equals, _ = word.partition("=")
-        if head.replace("_", "-") == flag.replace("_", "-"):
-            skip = not equals
-            continue
-        kept.append(word)
-    return kept if value is None else [*kept, flag, str(value)]
 
 
 def autoscaling_of(workload: ClusterWorkload) -> Autoscaling | None:

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, Field
 
 from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support, options_of
+from collectors.engines import ENGINES
 from collectors.kubernetes.access import ClusterSettings
 from collectors.kubernetes.client import KubernetesClient, shared
-from collectors.kubernetes.workloads import ENGINES, ClusterWorkload, containers, inventory, names_engine
+from collectors.kubernetes.workloads import ClusterWorkload, containers, inventory, names_engine
 
 _VLLM_PORT = 8000
 

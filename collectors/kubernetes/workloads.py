@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from collectors.engines import name_of_engine
 from collectors.kubernetes.client import KubernetesClient, KubernetesError
 from collectors.sessions import Sessions
 
@@ -210,14 +211,10 @@ def containers(spec: Body) -> Iterator[Body]:
     yield from (c for c in spec.get("containers") or () if isinstance(c, dict))
 
 
-#: What marks a container that serves a model: its image, or the words of its command line.
-ENGINES = ("vllm", "sglang", "text-generation-inference", "llama.cpp", "llama-server")
-
-
 def names_engine(container: Body) -> bool:
     """Whether its image or its command line names an engine."""
     words = (container.get("image"), *(container.get("command") or ()), *(container.get("args") or ()))
-    return any(engine in str(word) for word in words for engine in ENGINES)
+    return name_of_engine(words) is not None
 
 
 def asked(spec: Body, resource: str) -> float:

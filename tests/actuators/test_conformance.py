@@ -29,6 +29,7 @@ from tests.fakes.azure.compute import add_set, add_vm
 from tests.fakes.azure.ml import add_serverless, endpoint_id
 from tests.fakes.azure.openai import add_deployment
 from tests.fakes.azure.openai import deployment_id as model_id
+from tests.fakes.docker import FakeDocker
 from tests.fakes.haproxy import FakeHAProxy, FakeServer
 from tests.fakes.haproxy.runtime import FORCED
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
@@ -36,6 +37,7 @@ from tests.fakes.litellm import MASTER_KEY, FakeProxy
 from tests.fakes.nomad import FakeNomad, NomadCluster, service_job
 from tests.fakes.oscar import PASSWORD, FakeOscar, definition
 from tests.fakes.rayserve import FakeApplication, FakeRayServe
+from tests.fakes.systemd import FakeSystemd
 
 REGISTERED = sorted(
     [*entry_points(group="flyball.actuators"), *entry_points(group="flyball.emulations")], key=lambda e: e.name
@@ -45,6 +47,7 @@ OURS = {
     "azure-maas",
     "azure-openai",
     "azure-vm",
+    "docker",
     "ec2",
     "emulated",
     "git",
@@ -56,6 +59,7 @@ OURS = {
     "oscar",
     "ray-serve",
     "sagemaker",
+    "systemd",
     "vllm-local",
 }
 
@@ -232,6 +236,17 @@ def _sagemaker(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
 
 
 @contextlib.contextmanager
+def _docker(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    with FakeDocker() as docker:
+        docker.run("chat", "vllm", "serve", "m")
+        caller = Caller()
+        of = context(folder, "http://chat.invalid", Shape(), {"host": docker.url}, caller)
+        shape = asyncio.run(entry.load()(of).live()).shape
+        there = shape.with_(cpus=2.0, engine={"max_num_seqs": 8})
+        yield Stage(entry, of, caller, there, there.with_(cpus=3.0))
+
+
+@contextlib.contextmanager
 def _ec2(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
     with FakeAws(stop_s=0.05) as aws:
         caller = _reads_and_writes(aws)
@@ -241,6 +256,26 @@ def _ec2(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         made_of = {"cpus": 8.0, "memory_gb": 34.36}
         there = shape.with_(size="g4dn.2xlarge", **made_of)
         yield Stage(entry, of, caller, there, there.with_(size="g4dn.4xlarge", cpus=16.0, memory_gb=68.719))
+
+
+@contextlib.contextmanager
+def _systemd(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    """No HTTP is spoken: files and processes alone."""
+    with FakeSystemd(folder, "ARGS=--max-num-seqs 4\n") as systemd:
+        options = {
+            "systemctl": list(systemd.systemctl),
+            "environment_file": str(systemd.file),
+            "arguments": "ARGS",
+            "health": None,
+        }
+        of = context(folder / "state", "http://chat.invalid", Shape(), options)
+        yield Stage(
+            entry,
+            of,
+            Caller(),
+            Shape(replicas=1, engine={"max_num_seqs": 8}),
+            Shape(replicas=1, engine={"max_num_seqs": 9}),
+        )
 
 
 def _reads_and_writes(aws: FakeAws) -> Caller:
@@ -275,6 +310,7 @@ def _oscar(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
 
 
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
+    "docker": _docker,
     "ec2": _ec2,
     "emulated": _emulated,
     "haproxy": _haproxy,
@@ -286,6 +322,7 @@ STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager
     "oscar": _oscar,
     "ray-serve": _ray_serve,
     "sagemaker": _sagemaker,
+    "systemd": _systemd,
     "vllm-local": _vllm_local,
     "azure-ml": _azure_ml,
     "azure-openai": _azure_openai,
@@ -486,6 +523,8 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "oscar": {"cluster": url},
         "ray-serve": {"dashboard": url},
         "sagemaker": {"region": REGION, "aws_url": url},
+        "docker": {"host": url},
+        "systemd": {"systemctl": ["sh", "-c", f"echo Failed to connect to bus at {url} >&2; exit 1"]},
         "ec2": {"region": REGION, "aws_url": url, "instance": "i-0123"},
     }.get(entry.name, {})
     of = context(tmp_path, url, Shape(replicas=1), options)

@@ -333,7 +333,7 @@ def test_a_promise_is_broken_for_sure_before_a_breach_is() -> None:
 
 @pytest.mark.parametrize(("mean", "at_most", "at_least"), [(1.0, 2, 0), (1.4, 40, 39)])
 def test_a_promise_is_called_broken_as_seldom_as_is_stated(mean: float, at_most: int, at_least: int) -> None:
-    """By the test of a breach, whose rates are measured above: of 40 changes, with the interval's end where the windows' mean is, and below it."""
+    """By the test of a breach, whose rates are measured above: the interval ends where the windows' mean is, or below it."""
     rng, called = np.random.default_rng(5), 0
 
     def noisy(i: int, ttft: float) -> Window:

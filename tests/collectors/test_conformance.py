@@ -63,6 +63,7 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
         "metrics_url": url,
     },
     "oscar": lambda url: {"cluster": url},
+    "docker": lambda url: {"host": url},
     "ray-serve": lambda url: {"dashboard": url, "metrics": [url]},
 }
 
@@ -93,6 +94,7 @@ def test_our_own_are_registered() -> None:
         "cloudwatch",
         "azure-openai",
         "azure-vm",
+        "docker",
         "otlp",
     } <= set(REGISTERED)
 

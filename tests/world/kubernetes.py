@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from actuators.kubernetes.spec import engine_of
+from actuators.commandline import engine_of
 from actuators.shape import Shape
 from agent.settings import EndpointSettings, Settings
 from agent.watch import WatchedEndpoint

@@ -1,0 +1,1 @@
+"""systemd: a service's environment file, and its restart."""

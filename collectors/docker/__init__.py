@@ -1,0 +1,1 @@
+"""Docker: containers of one host, and services of a swarm."""

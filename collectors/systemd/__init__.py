@@ -1,0 +1,1 @@
+"""systemd: services of this host, by ``systemctl``."""
