@@ -225,6 +225,9 @@ _SPOKEN = ("accelerator_count", "memory_gb")
 def _flat(shape: Shape) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in shape.as_dict().items():
+        if name == "purchase":
+            flat[_UNITS[value["unit"]]] = value["amount"]
+            continue
         if name == "schedule":
             flat[name] = shape.schedule.label() if shape.schedule is not None else None
             continue

@@ -198,6 +198,7 @@ def known_prices(settings: Settings) -> dict[tuple[str, Unit], float]:
     stated = {(f"size:{name}", Unit.REPLICA_HOUR): size.usd_per_replica_hour for name, size in settings.sizes.items()}
     for e in settings.endpoints:
         stated[f"endpoint:{e.name}", Unit.REPLICA_HOUR] = e.usd_per_replica_hour
+        stated[f"endpoint:{e.name}", Unit.PTU_HOUR] = e.usd_per_ptu_hour
         stated |= {(f"endpoint:{e.name}", unit): usd for unit, usd in token_prices(e).items()}
     return {key: usd for key, usd in stated.items() if usd is not None}
 

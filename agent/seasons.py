@@ -61,15 +61,25 @@ class Seasons:
 
     def _worth_reserving(self, endpoint: EndpointSettings, s: Situation, now: float) -> Finding | None:
         """By the hours of the last weeks, which change slowly."""
-        size = self._settings.sizes.get(s.shape.size or "")
-        if size is None or size.usd_per_replica_hour is None or size.usd_per_replica_hour_reserved is None:
+        prices = self._prices(endpoint, s)
+        if prices is None:
             return None
         known = self._commitments.get(endpoint.name)
         if known is None or now - known.at >= RELEARN_S:
             with self._store.read() as db:
                 hours = windows.costs(db, endpoint.name, s.source.partition("+")[0], now - COMMITMENT_S, now, 3600.0)
             known = self._commitments[endpoint.name] = _CommitmentEntry(now, tuple(hours.values()))
-        return worth_reserving(s, known.hours, size.usd_per_replica_hour, size.usd_per_replica_hour_reserved)
+        return worth_reserving(s, known.hours, *prices)
+
+    def _prices(self, endpoint: EndpointSettings, s: Situation) -> tuple[float, float] | None:
+        """US dollars an hour of a replica, or of a unit of provisioned throughput: the usual one, and where it is reserved."""
+        if s.shape.purchase is not None:
+            usual, reserved = endpoint.usd_per_ptu_hour, endpoint.usd_per_ptu_hour_reserved
+        else:
+            size = self._settings.sizes.get(s.shape.size or "")
+            usual = size.usd_per_replica_hour if size is not None else None
+            reserved = size.usd_per_replica_hour_reserved if size is not None else None
+        return None if usual is None or reserved is None else (usual, reserved)
 
     def _unlike(self, endpoint: EndpointSettings, s: Situation, now: float) -> Finding | None:
         known = self._models.get(endpoint.name)

@@ -347,7 +347,9 @@ class EndpointSettings(_Section):
     """US dollars per 1,000 tokens of answers, where it is billed by the token. Default: it is not. Of the kind `ptu`, all three are of what
     spills over to another deployment."""
     usd_per_ptu_hour: Dollars | None = None
-    """US dollars per hour of one unit of provisioned throughput, at the rate that you really pay (a reservation's, say). Default: unknown."""
+    """US dollars per hour of one unit of provisioned throughput, at the rate that you really pay. Default: unknown, and no saving is claimed."""
+    usd_per_ptu_hour_reserved: Dollars | None = None
+    """US dollars per hour of such a unit where it is reserved for a month or a year. Default: unknown, and no reservation is advised."""
     bill: BillSettings | None = None
     """The vendor's own report of what it costs. Default: none is read."""
     actuator: ActuatorSettings = ActuatorSettings()

@@ -59,9 +59,14 @@ def worth_reserving(
         return None
     days = len(known) / 24
     text = (
-        f"{found.replicas} x {s.shape.size or 'replica'} reserved would save ${found.saved_per_month:,.0f} a month: in the last {days:.0f} days "
+        f"{found.replicas} x {_what(s)} reserved would save ${found.saved_per_month:,.0f} a month: in the last {days:.0f} days "
         f"so many were there {found.share:.0%} of the time, and at ${reserved:g} in place of ${on_demand:g} an hour a reservation pays from "
         f"{reserved / on_demand:.0%} on. Reserve after the size is right: what is reserved is paid for whether it runs or not"
     )
     numbers = {"replicas": float(found.replicas), "share": found.share, "saved_per_month": found.saved_per_month}
     return Finding(s.endpoint, "cost", "info", Reason("RESERVATION_WOULD_SAVE", text, numbers), s.evidence)
+
+
+def _what(s: Situation) -> str:
+    """One of what is reserved."""
+    return "PTU" if s.shape.purchase is not None else s.shape.size or "replica"

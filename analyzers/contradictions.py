@@ -49,6 +49,8 @@ def contradictions(s: Situation) -> Iterator[tuple[Severity, Reason]]:
         yield "warning", lost
     if plateau := _plateau(s, seen):
         yield "warning", plateau
+    if limit := _other_limit(s, seen):
+        yield "warning", limit
     if other := _other_model(s, seen):
         yield "warning", other
 
@@ -183,6 +185,20 @@ def _prefill_bound(s: Situation, queued: Sequence[Window]) -> bool:
     stated = s.shape.engine.get("max_num_batched_tokens")
     budget = stated if isinstance(stated, int) else DEFAULT_MAX_NUM_BATCHED_TOKENS
     return rate * (1 - cached / prompt) * gaps.mean / s.shape.replicas >= _BUDGET_USED * budget
+
+
+def _other_limit(s: Situation, seen: Sequence[Window]) -> Reason | None:
+    """Of what is bought as a rate: answers that tell another limit than is known."""
+    bought = s.shape.purchase
+    fact = {"tokens_per_minute": "token_limit", "requests_per_minute": "request_limit"}.get(
+        bought.unit if bought else ""
+    )
+    told = next((w.facts[fact] for w in reversed(seen) if fact is not None and w.facts.get(fact)), None)
+    if bought is None or told is None or not told.isdigit() or abs(int(told) / bought.amount - 1) <= _EDGES:
+        return None
+    words = bought.unit.replace("_per_", " a ")
+    text = f"answers tell a limit of {int(told):,} {words}, and {bought.amount:,} are known: is it really that deployment that answers?"
+    return Reason("SETTINGS_CONTRADICT", text, {"told": float(told), "known": float(bought.amount)})
 
 
 def _other_model(s: Situation, seen: Sequence[Window]) -> Reason | None:

@@ -76,7 +76,7 @@ def _limit(advice: Recommendation, s: Situation) -> Reason | None:
     if nearest is None:
         return None
     needed = getattr(prediction.metrics[nearest.name], end) / (1 - s.policy.margin)
-    if needed >= nearest.limit:
+    if not 0 < needed < nearest.limit:
         return None
     said = lasting if nearest.quantile is not None else partial(figure, nearest.name)
     text = (

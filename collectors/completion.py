@@ -6,6 +6,7 @@ Each chunk is stamped as it is read, before it is parsed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from collectors.http import Http, check_status
@@ -15,6 +16,8 @@ from collectors.window import CollectError
 
 __all__ = ["PATHS", "Api", "Completion", "complete", "request_of"]
 
+#: OpenAI's names, which Azure and others have too.
+_LIMITS = {"token_limit": "x-ratelimit-limit-tokens", "request_limit": "x-ratelimit-limit-requests"}
 _MAX_STREAM = 64 * 2**20
 
 
@@ -41,4 +44,5 @@ async def complete(
                 seen.take(http.monotonic(), event)
         except ValueError as error:
             raise CollectError("broken_stream", f"the stream cannot be read: {error}") from error
-    return seen.completion(stream.sent_at)
+    told = {name: stream.headers[header] for name, header in _LIMITS.items() if stream.headers.get(header)}
+    return replace(seen.completion(stream.sent_at), limits=told)

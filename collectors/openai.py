@@ -10,7 +10,7 @@ import itertools
 import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from collectors.sse import Event
@@ -54,6 +54,8 @@ class Completion:
     first_content_at: float | None = None
     """First token that is neither reasoning nor a tool call."""
     text: str = ""
+    limits: Mapping[str, str] = field(default_factory=dict)
+    """What the answer's headers tell of the caller's rate limits: ``token_limit``, ``request_limit``, as the server wrote them."""
 
     @property
     def ttft_s(self) -> float:

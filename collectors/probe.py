@@ -111,7 +111,7 @@ class ProbeCollector:
                 at=self._context.clock.now(),
                 counters=dict(tally.counters),
                 started_at=tally.started_at,
-                facts={"model": model},
+                facts={"model": model, **done.limits},
                 samples=samples_of(done),
             )
         ]

@@ -88,7 +88,10 @@ def shape_of(account: ModelAccount, deployment: Body, rates: TokenRates | None =
     if unit_of(sku) == "ptu":
         amount = capacity
         if rates is not None:
-            engine |= {"input_tokens_per_minute_per_ptu": rates.per_unit, "output_weight": rates.weight}
+            engine |= {
+                "input_tokens_per_minute_per_ptu": round(rates.per_unit),
+                "output_weight": round(rates.weight, 2),
+            }
         spillover = properties_of(deployment).get("spilloverDeploymentName")
         engine |= {"spillover": spillover} if isinstance(spillover, str) and spillover else {}
     else:

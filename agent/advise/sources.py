@@ -11,9 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from agent.settings import Settings
+from actuators.shape import Shape
+from agent.settings import EndpointSettings, Settings
 from agent.whatif.files import engine_file
 from agent.whatif.predictions import Telemetry
 from analyzers import grammar
@@ -22,6 +24,11 @@ from analyzers.advise.options import DeploymentOption
 from analyzers.grammar import BadQuestion
 from analyzers.hardware import find
 from analyzers.kinds.engine.engines import Engines
+from analyzers.kinds.ptu.deployment import PtuDeployment
+from analyzers.kinds.ptu.kind import SPILLOVER, CalibratedPtu
+from analyzers.kinds.quota.deployment import QuotaDeployment
+from analyzers.kinds.quota.kind import CalibratedQuota, quota_of
+from analyzers.kinds.service import Speed
 from analyzers.kinds.system import SCHEMA_VERSION, ReplaySystem
 from analyzers.kinds.vm.kind import CalibratedMachine
 from analyzers.kinds.vm.machines import Machines
@@ -38,7 +45,9 @@ _LITELLM = {
 }
 #: What an endpoint is an instance of, by the system that runs it.
 _OPTION_OF = {
+    "azure-maas": DeploymentOption.MODEL_SERVICE,
     "azure-ml": DeploymentOption.MANAGED,
+    "azure-vm": DeploymentOption.SELF_HOSTED,
     "haproxy": DeploymentOption.DISTRIBUTED,
     "kubernetes": DeploymentOption.DISTRIBUTED,
     "ray-serve": DeploymentOption.DISTRIBUTED,
@@ -185,15 +194,50 @@ def present(found: Telemetry, settings: Settings, notes: list[str]) -> Deploymen
         return None
     hour = found.catalogue.per_hour(shape)
     price = None if hour is None or not shape.replicas else hour / shape.replicas
-    system = _system(learned, price)
+    if isinstance(learned, CalibratedQuota | CalibratedPtu):
+        system: ReplaySystem | None = _bought(learned, shape, chosen)
+        if system is None:
+            notes.append(
+                f"{found.endpoint} itself is not among the options: its source tells no distribution of whole calls"
+            )
+    else:
+        system = _system(learned, price)
     if system is None:
         return None
     what = "the reference server" if chosen.role == "reference" else "as it is now"
     terms = OfferTerms(option="", source="settings", min_units=1, note=f"{what}: {shape.label()}")
     option = _OPTION_OF.get(chosen.actuator.system, DeploymentOption.DEDICATED)
+    if shape.purchase is not None:
+        option = DeploymentOption.PROVISIONED if shape.purchase.unit == "ptu" else DeploymentOption.MODEL_SERVICE
     if option is DeploymentOption.SELF_HOSTED and (shape.replicas or 1) > 1:
         option = DeploymentOption.DISTRIBUTED
     return DeploymentOffer(found.endpoint, option, replace(terms, option=option.value), system)
+
+
+def _bought(learned: CalibratedQuota | CalibratedPtu, shape: Shape, chosen: EndpointSettings) -> ReplaySystem | None:
+    """What is bought, as the nearest of its callers' habits has it. None: how long an answered call takes is only known as a mean."""
+    spread = learned.habits.latency.get("e2e_s")
+    if spread is None:
+        return None
+    speed, client = Speed(np.array(spread), 0.0), learned.habits.habits[0].client
+    tokens: dict[str, Any] = {
+        "usd_per_1k_input_tokens": chosen.usd_per_1k_input_tokens,
+        "usd_per_1k_cached_input_tokens": chosen.usd_per_1k_cached_input_tokens,
+        "usd_per_1k_output_tokens": chosen.usd_per_1k_output_tokens,
+    }
+    if isinstance(learned, CalibratedQuota):
+        limits = quota_of(shape)
+        return QuotaDeployment(tokens=limits.tokens, requests=limits.requests, speed=speed, retries=client, **tokens)
+    return PtuDeployment(
+        ptus=float(shape.purchase.amount) if shape.purchase is not None else 1.0,
+        input_tokens_per_minute_per_ptu=learned.toll.per_unit,
+        output_weight=learned.toll.weight,
+        speed=speed,
+        spill=speed if shape.engine.get(SPILLOVER) else None,
+        retries=client,
+        usd_per_ptu_hour=chosen.usd_per_ptu_hour,
+        **tokens,
+    )
 
 
 def _system(learned: object, usd_per_replica_hour: float | None) -> ReplaySystem | None:

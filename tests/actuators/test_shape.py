@@ -29,7 +29,7 @@ def test_of_two_shapes_what_differs_is_said(after: Shape, said: str) -> None:
 def test_bounds_and_targets_and_purchases_are_said_one_by_one() -> None:
     before = Shape(autoscaling=Autoscaling(1, 4, {"queue": 5.0}))
     assert difference(before, Shape(autoscaling=Autoscaling(2, 4, {"queue": 2.5}))) == "queue 5 → 2.5, least 1 → 2"
-    assert difference(Shape(purchase=Purchase(100, "ptu")), Shape(purchase=Purchase(150, "ptu"))) == "amount 100 → 150"
+    assert difference(Shape(purchase=Purchase(100, "ptu")), Shape(purchase=Purchase(150, "ptu"))) == "PTU 100 → 150"
 
 
 def test_every_field_of_a_plan_is_hashed_and_comes_back_from_json() -> None:
@@ -62,3 +62,10 @@ def step_dict(step: Operation) -> dict[str, object]:
 @pytest.mark.parametrize(("free", "met"), [(None, None), (1.0, False), (2.0, True)])
 def test_a_need_is_met_or_not_or_not_known(free: float | None, met: bool | None) -> None:
     assert Need("cores", 2.0, free).met is met
+
+
+def test_what_is_bought_is_told_by_its_unit() -> None:
+    before, after = (Shape(purchase=Purchase(n, "ptu"), tier="ProvisionedManaged") for n in (25, 40))
+    assert difference(before, after) == "PTU 25 → 40"
+    other = Shape(purchase=Purchase(60_000, "tokens_per_minute"), tier="Standard")
+    assert difference(before, other) == "PTU 25 → none, tier ProvisionedManaged → Standard, tokens/min none → 60000"

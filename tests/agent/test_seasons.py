@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from actuators.shape import Purchase, Shape
 from agent.seasons import Seasons
 from agent.settings import Settings
 from agent.store import Store, windows
@@ -110,3 +111,17 @@ def test_weeks_of_the_same_replicas_are_worth_reserving_at_a_price_that_pays(
     if told:
         assert codes["RESERVATION_WOULD_SAVE"]["replicas"] == 3.0
         assert codes["RESERVATION_WOULD_SAVE"]["saved_per_month"] == pytest.approx(3 * 0.4 * 730)
+
+
+def test_provisioned_throughput_of_weeks_is_worth_reserving_too(store: Store) -> None:
+    prices = {"usd_per_ptu_hour": 1.0, "usd_per_ptu_hour_reserved": 0.6}
+    settings = Settings.model_validate({"endpoints": [{**ENDPOINT, **prices}]})
+    hours = [window(NOW - (i + 1) * 3600.0, duration_s=3600.0) for i in range(8 * 24)]
+    with store.write() as db:
+        windows.save_entries(db, [windows.entry_of(w, Tariff.of({Unit.PTU_HOUR: 1.0}), ptus=50.0) for w in hours])
+    bought = situation(shape=Shape(purchase=Purchase(50, "ptu")))
+    found = {
+        f.reason.code: f.reason.numbers for f in Seasons(settings, store).found(settings.endpoint("chat"), bought, NOW)
+    }
+    assert found["RESERVATION_WOULD_SAVE"]["replicas"] == 50.0
+    assert found["RESERVATION_WOULD_SAVE"]["saved_per_month"] == pytest.approx(50 * 0.4 * 730)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actuators.shape import Purchase, Shape
 from analyzers.commitment import Commitment, commitment, worth_reserving
 from analyzers.money import HOURS_PER_MONTH
 from tests.analyzers.situations import situation
@@ -44,6 +45,13 @@ def test_it_is_told_with_its_numbers_after_a_week() -> None:
     assert (found.kind, found.severity, found.reason.code) == ("cost", "info", "RESERVATION_WOULD_SAVE")
     assert found.reason.numbers == {"replicas": 2.0, "share": 1.0, "saved_per_month": pytest.approx(1168.0)}
     assert "2 x small reserved would save $1,168 a month" in found.reason.text
+
+
+def test_units_of_provisioned_throughput_are_reserved_as_replicas_are() -> None:
+    bought = situation(shape=Shape(purchase=Purchase(50, "ptu")))
+    found = worth_reserving(bought, [50.0] * WEEK, 1.0, 0.64)
+    assert found is not None
+    assert "50 x PTU reserved would save $13,140 a month" in found.reason.text
 
 
 @pytest.mark.parametrize(

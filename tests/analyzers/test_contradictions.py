@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actuators.shape import Shape
+from actuators.shape import Purchase, Shape
 from analyzers.finding import Finding
 from analyzers.findings import analyze
 from analyzers.objective import Target, attainment, stalled_s
@@ -253,3 +253,18 @@ def test_a_small_limit_is_seen_through_the_gaps_between_two_sequences_and_a_dip(
     rows[3] = replace(rows[3], gauges=below)
     rows[0] = replace(rows[0], gauges=below)
     assert "SETTINGS_CONTRADICT" not in found(situation([*before, *rows])), "a queue while fewer than that run"
+
+
+@pytest.mark.parametrize(
+    ("told", "refuted"), [("60000", True), ("120000", False), ("121000", False), ("n/a", False), ("", False)]
+)
+def test_answers_that_tell_another_limit_than_is_known(told: str, refuted: bool) -> None:
+    rows = [replace(w, facts={"token_limit": told}) for w in hour()]
+    bought = Shape(purchase=Purchase(120_000, "tokens_per_minute"))
+    codes = found(situation(rows, shape=bought))
+    assert ("SETTINGS_CONTRADICT" in codes) == refuted
+    if refuted:
+        assert codes["SETTINGS_CONTRADICT"].reason.numbers == {"told": 60_000.0, "known": 120_000.0}
+        assert "a limit of 60,000 tokens a minute, and 120,000 are known" in codes["SETTINGS_CONTRADICT"].reason.text
+    units = Shape(purchase=Purchase(50, "ptu"))
+    assert "SETTINGS_CONTRADICT" not in found(situation(rows, shape=units))

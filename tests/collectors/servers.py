@@ -132,13 +132,20 @@ def dated(seconds: float) -> str:
 
 
 def streaming(
-    events: Sequence[dict[str, object] | str], *, done: bool = True, cut: int | None = None, pause_s: float = 0.0
+    events: Sequence[dict[str, object] | str],
+    *,
+    done: bool = True,
+    cut: int | None = None,
+    pause_s: float = 0.0,
+    headers: str = "",
 ) -> Handler:
-    """An event stream in chunked encoding; strings are sent as they are. ``cut``: break off after so many events."""
+    """An event stream in chunked encoding; strings are sent as they are. ``cut``: break off after so many events. ``headers``: whole lines."""
 
     async def handler(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nconnection: close\r\n"
+            + headers.encode()
+            + b"\r\n"
         )
         lines = [event if isinstance(event, str) else f"data: {json.dumps(event)}\n\n" for event in events]
         for line in [*lines, *(["data: [DONE]\n\n"] if done else [])][:cut]:

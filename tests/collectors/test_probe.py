@@ -181,3 +181,12 @@ def test_completions_and_the_only_model() -> None:
 def test_no_model_or_many(models: str) -> None:
     (kind,), _ = probe(answering(models), times=1, model=None)
     assert kind == "no_model"
+
+
+def test_what_the_answers_headers_tell_of_limits_are_facts() -> None:
+    told = (
+        "x-ratelimit-limit-tokens: 60000\r\nx-ratelimit-remaining-tokens: 59000\r\nx-ratelimit-limit-requests: 360\r\n"
+    )
+    (reading,), _ = probe(streaming(chat_events(2), headers=told), times=1)
+    assert isinstance(reading, Reading)
+    assert reading.facts == {"model": "m", "token_limit": "60000", "request_limit": "360"}

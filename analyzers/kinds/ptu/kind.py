@@ -222,7 +222,7 @@ def _toll(windows: Sequence[Window], shape: Shape) -> TokenToll:
         weight = stated_weight or _USUAL_WEIGHT
         weighted = rows[:, 0] + weight * rows[:, 1]
         found = np.array([1.0, weight]) * float(np.median(used / weighted))
-        note = f"prompts and answers come in one proportion: an answer's token is taken for {weight:g} of a prompt's"
+        note = f"prompts and answers come in one proportion: an answer's token is taken for {weight:.3g} of a prompt's"
     scatter = float(np.sqrt(np.mean((rows @ found / used - 1.0) ** 2)))
     doubt = max(_LEAST_DOUBT, scatter / math.sqrt(used.size))
     return TokenToll(1.0 / float(found[0]), float(found[1] / found[0]), doubt, scatter, note)
