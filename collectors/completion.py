@@ -6,10 +6,12 @@ Each chunk is stamped as it is read, before it is parsed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from collectors.http import Http, check_status
 from collectors.openai import PATHS, Api, Completion, CompletionStream, request_of
+from collectors.ratelimits import used
 from collectors.sse import SseReader
 from collectors.window import CollectError
 
@@ -41,4 +43,4 @@ async def complete(
                 seen.take(http.monotonic(), event)
         except ValueError as error:
             raise CollectError("broken_stream", f"the stream cannot be read: {error}") from error
-    return seen.completion(stream.sent_at)
+    return replace(seen.completion(stream.sent_at), limits_used=used(stream.headers))

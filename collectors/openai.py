@@ -10,7 +10,7 @@ import itertools
 import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from collectors.sse import Event
@@ -54,6 +54,8 @@ class Completion:
     first_content_at: float | None = None
     """First token that is neither reasoning nor a tool call."""
     text: str = ""
+    limits_used: Mapping[str, float] = field(default_factory=dict)
+    """Shares of the vendor's rate limits, as the answer's headers tell them."""
 
     @property
     def ttft_s(self) -> float:

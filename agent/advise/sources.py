@@ -36,11 +36,14 @@ _LITELLM = {
     "cache_read_input_token_cost": "usd_per_1k_cached_input_tokens",
     "output_cost_per_token": "usd_per_1k_output_tokens",
 }
+#: What LiteLLM's list puts behind a price's name, by the tier of service that a call asks for.
+_TIERS = {"default": "", "flex": "_flex", "priority": "_priority", "batch": "_batches"}
 #: What an endpoint is an instance of, by the system that runs it.
 _OPTION_OF = {
     "azure-ml": DeploymentOption.MANAGED,
     "haproxy": DeploymentOption.DISTRIBUTED,
     "kubernetes": DeploymentOption.DISTRIBUTED,
+    "nomad": DeploymentOption.DEDICATED,
     "ray-serve": DeploymentOption.DISTRIBUTED,
     "vllm-local": DeploymentOption.SELF_HOSTED,
 }
@@ -89,12 +92,15 @@ def _offer(
     if not isinstance(written, dict):
         raise BadQuestion(f"offers.{name} must be an object, not {written!r}")
     data = {k: str(v) if k == "as_of" else v for k, v in {**common, **written}.items()}
-    model, engine = data.pop("model", None), data.pop("engine", None)
+    model, engine, tier = (data.pop(key, None) for key in ("model", "engine", "service_tier"))
+    if tier is not None and (model is None or tier not in _TIERS):
+        what = "is of a model of the price list; give model too" if tier in _TIERS else nearest(str(tier), _TIERS)
+        raise BadQuestion(f"offers.{name}.service_tier: {tier!r}: {what}")
     if model is not None:
-        prices = _token_prices(str(model), token_prices, f"offers.{name}")
+        prices = _token_prices(str(model), str(tier or "default"), token_prices, f"offers.{name}")
         if deprecated := prices.pop("deprecated", None):
             notes.append(f"{name}: {model} is deprecated from {deprecated} on")
-        data = {**data, **prices, **{k: v for k, v in written.items() if k != "model"}}
+        data = {**data, **prices, **{k: v for k, v in written.items() if k not in ("model", "service_tier")}}
     system: ReplaySystem | None = None
     if engine is not None:
         system = engine_file(folder / str(engine))
@@ -104,18 +110,23 @@ def _offer(
 # -- LiteLLM's list -----------------------------------------------------------------------------------------------------
 
 
-def _token_prices(model: str, path: Path | None, place: str) -> dict[str, Any]:
-    """What LiteLLM's list has of a model, with its source. A price that it does not have is absent. Raises BadQuestion."""
+def _token_prices(model: str, tier: str, path: Path | None, place: str) -> dict[str, Any]:
+    """What LiteLLM's list has of a model in a tier of service, with its source. A price that it does not have is absent.
+
+    Raises BadQuestion.
+    """
     rows, source = _litellm(path)
     if model not in rows:
         raise BadQuestion(f"{place}.model: {model!r} is not in {source}; {nearest(model, _alike(model, rows))}")
     row = rows[model]
+    named = {theirs + _TIERS[tier]: ours for theirs, ours in _LITELLM.items()}
     found: dict[str, Any] = {
-        ours: 1000.0 * row[theirs] for theirs, ours in _LITELLM.items() if row.get(theirs) is not None
+        ours: 1000.0 * row[theirs] for theirs, ours in named.items() if row.get(theirs) is not None
     }
+    of = model if tier == "default" else f"{model}, {tier}"
     if not found:
-        raise BadQuestion(f"{place}.model: {model} has no price by the token in {source}")
-    return {**found, "source": f"{source}, {model}", "deprecated": row.get("deprecation_date")}
+        raise BadQuestion(f"{place}.model: {of} has no price by the token in {source}")
+    return {**found, "source": f"{source}, {of}", "deprecated": row.get("deprecation_date")}
 
 
 def _alike(model: str, rows: Mapping[str, Any]) -> list[str]:
