@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from actuators.shape import Shape
 from agent.settings import Settings
 from agent.whatif.files import engine_file
 from agent.whatif.predictions import Telemetry
@@ -22,6 +24,9 @@ from analyzers.advise.options import DeploymentOption
 from analyzers.grammar import BadQuestion
 from analyzers.hardware import find
 from analyzers.kinds.engine.engines import Engines
+from analyzers.kinds.serverless.function import ServerlessFunction
+from analyzers.kinds.serverless.kind import IDLE_S, CalibratedFunction
+from analyzers.kinds.service import Speed
 from analyzers.kinds.system import SCHEMA_VERSION, ReplaySystem
 from analyzers.kinds.vm.kind import CalibratedMachine
 from analyzers.kinds.vm.machines import Machines
@@ -44,6 +49,7 @@ _OPTION_OF = {
     "haproxy": DeploymentOption.DISTRIBUTED,
     "kubernetes": DeploymentOption.DISTRIBUTED,
     "nomad": DeploymentOption.DEDICATED,
+    "oscar": DeploymentOption.SERVERLESS,
     "ray-serve": DeploymentOption.DISTRIBUTED,
     "vllm-local": DeploymentOption.SELF_HOSTED,
 }
@@ -196,7 +202,10 @@ def present(found: Telemetry, settings: Settings, notes: list[str]) -> Deploymen
         return None
     hour = found.catalogue.per_hour(shape)
     price = None if hour is None or not shape.replicas else hour / shape.replicas
-    system = _system(learned, price)
+    if isinstance(learned, CalibratedFunction):
+        system: ReplaySystem | None = function_of(learned, shape, found.catalogue.per_replica_hour(shape))
+    else:
+        system = _system(learned, price)
     if system is None:
         return None
     what = "the reference server" if chosen.role == "reference" else "as it is now"
@@ -205,6 +214,22 @@ def present(found: Telemetry, settings: Settings, notes: list[str]) -> Deploymen
     if option is DeploymentOption.SELF_HOSTED and (shape.replicas or 1) > 1:
         option = DeploymentOption.DISTRIBUTED
     return DeploymentOffer(found.endpoint, option, replace(terms, option=option.value), system)
+
+
+def function_of(learned: CalibratedFunction, shape: Shape, usd_per_hour: float | None) -> ServerlessFunction | None:
+    """A call's times as they were; a job's instance goes with it."""
+    bounds = shape.autoscaling
+    if bounds is None or bounds.most < 1:
+        return None
+    return ServerlessFunction(
+        concurrency=1,
+        cold_start_s=learned.cold_s.mid,
+        most=bounds.most,
+        least=0 if learned.jobs else bounds.least,
+        idle_s=0.0 if learned.jobs else IDLE_S,
+        speed=Speed(np.array(learned.run_s), 0.0),
+        usd_per_billed_hour=usd_per_hour,
+    )
 
 
 def _system(learned: object, usd_per_replica_hour: float | None) -> ReplaySystem | None:
