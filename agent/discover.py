@@ -13,6 +13,7 @@ from agent.plugins import PluginError
 from agent.wiring import Environment
 from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, System
 from collectors.http import Http
+from collectors.jobs import BatchJob, JobPlatform
 from collectors.window import CollectError
 
 
@@ -32,6 +33,24 @@ async def found_by(name: str, options: Mapping[str, Any]) -> tuple[list[Discover
     try:
         lacking = [p for p in await system.permitted(context, None) if p.granted is False]
         return [found async for found in system.discover(context)], lacking
+    except CollectError as error:
+        raise PluginError(f"{name}: {error}") from error
+    finally:
+        await environment.sessions.aclose()
+        await http.aclose()
+
+
+async def jobs_of(name: str, options: Mapping[str, Any], of: str) -> list[BatchJob]:
+    """The jobs that a system still knows of. Raises ``PluginError``, which says why not."""
+    system = system_of(name)
+    if not isinstance(system, JobPlatform):
+        able = [n for n in plugins.names(plugins.SYSTEMS) if isinstance(system_of(n), JobPlatform)]
+        raise PluginError(f"{name} tells of no jobs; these do: {', '.join(able)}")
+    clock = WallClock()
+    http = Http(monotonic=clock.monotonic)
+    environment = Environment(http, clock)
+    try:
+        return await system.jobs(DiscoveryContext(http.call, clock, environment.sessions, dict(options)), of)
     except CollectError as error:
         raise PluginError(f"{name}: {error}") from error
     finally:

@@ -11,6 +11,7 @@ from typing import Any
 
 from collectors.http import Http, check_status
 from collectors.openai import PATHS, Api, Completion, CompletionStream, request_of
+from collectors.ratelimits import used
 from collectors.sse import SseReader
 from collectors.window import CollectError
 
@@ -45,4 +46,4 @@ async def complete(
         except ValueError as error:
             raise CollectError("broken_stream", f"the stream cannot be read: {error}") from error
     told = {name: stream.headers[header] for name, header in _LIMITS.items() if stream.headers.get(header)}
-    return replace(seen.completion(stream.sent_at), limits=told)
+    return replace(seen.completion(stream.sent_at), limits=told, limits_used=used(stream.headers))

@@ -53,6 +53,8 @@ _TABLE = (
     Metric("running", "gauge", "requests", "sum", "sequences in the batch"),
     Metric("waiting", "gauge", "requests", "sum", "sequences that wait for capacity"),
     Metric("replicas", "gauge", "replicas", "sum", "that serve"),
+    Metric("token_limit_used", "gauge", "1", "max", "of the tokens that a vendor's rate limit allows, as its headers tell"),
+    Metric("request_limit_used", "gauge", "1", "max", "of the calls that a vendor's rate limit allows, as its headers tell"),
     Metric("kv_usage", "gauge", "1", "mean", "of the KV cache"),
     Metric("ptu_usage", "gauge", "1", "max", "of provisioned throughput: from 1 on, calls are refused"),
     Metric("ttft_mean_s", "gauge", "s", "mean", "of requests, from a source that tells no distribution"),

@@ -56,6 +56,8 @@ class Completion:
     text: str = ""
     limits: Mapping[str, str] = field(default_factory=dict)
     """What the answer's headers tell of the caller's rate limits: ``token_limit``, ``request_limit``, as the server wrote them."""
+    limits_used: Mapping[str, float] = field(default_factory=dict)
+    """Shares of the vendor's rate limits, as the answer's headers tell them."""
 
     @property
     def ttft_s(self) -> float:

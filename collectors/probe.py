@@ -24,7 +24,11 @@ _MAX_TARGETS = 4096
 
 SUPPORT = Support(
     title="a small request of Flyball's own, now and then",
-    sees=("TTFT, ITL and end-to-end of one request", "whether it answers"),
+    sees=(
+        "TTFT, ITL and end-to-end of one request",
+        "whether it answers",
+        "how much of a vendor's rate limits is used, by the answer's headers",
+    ),
     changes=(),
     verified="real part",
     how="a real vLLM server (CPU)",
@@ -110,6 +114,7 @@ class ProbeCollector:
                 target=target.name,
                 at=self._context.clock.now(),
                 counters=dict(tally.counters),
+                gauges=dict(done.limits_used),
                 started_at=tally.started_at,
                 facts={"model": model, **done.limits},
                 samples=samples_of(done),

@@ -28,6 +28,8 @@ from analyzers.kinds.ptu.deployment import PtuDeployment
 from analyzers.kinds.ptu.kind import SPILLOVER, CalibratedPtu
 from analyzers.kinds.quota.deployment import QuotaDeployment
 from analyzers.kinds.quota.kind import CalibratedQuota, quota_of
+from analyzers.kinds.serverless.function import ServerlessFunction
+from analyzers.kinds.serverless.kind import IDLE_S, CalibratedFunction
 from analyzers.kinds.service import Speed
 from analyzers.kinds.system import SCHEMA_VERSION, ReplaySystem
 from analyzers.kinds.vm.kind import CalibratedMachine
@@ -43,6 +45,8 @@ _LITELLM = {
     "cache_read_input_token_cost": "usd_per_1k_cached_input_tokens",
     "output_cost_per_token": "usd_per_1k_output_tokens",
 }
+#: What LiteLLM's list puts behind a price's name, by the tier of service that a call asks for.
+_TIERS = {"default": "", "flex": "_flex", "priority": "_priority", "batch": "_batches"}
 #: What an endpoint is an instance of, by the system that runs it.
 _OPTION_OF = {
     "azure-maas": DeploymentOption.MODEL_SERVICE,
@@ -50,6 +54,8 @@ _OPTION_OF = {
     "azure-vm": DeploymentOption.SELF_HOSTED,
     "haproxy": DeploymentOption.DISTRIBUTED,
     "kubernetes": DeploymentOption.DISTRIBUTED,
+    "nomad": DeploymentOption.DEDICATED,
+    "oscar": DeploymentOption.SERVERLESS,
     "ray-serve": DeploymentOption.DISTRIBUTED,
     "vllm-local": DeploymentOption.SELF_HOSTED,
 }
@@ -98,12 +104,15 @@ def _offer(
     if not isinstance(written, dict):
         raise BadQuestion(f"offers.{name} must be an object, not {written!r}")
     data = {k: str(v) if k == "as_of" else v for k, v in {**common, **written}.items()}
-    model, engine = data.pop("model", None), data.pop("engine", None)
+    model, engine, tier = (data.pop(key, None) for key in ("model", "engine", "service_tier"))
+    if tier is not None and (model is None or tier not in _TIERS):
+        what = "is of a model of the price list; give model too" if tier in _TIERS else nearest(str(tier), _TIERS)
+        raise BadQuestion(f"offers.{name}.service_tier: {tier!r}: {what}")
     if model is not None:
-        prices = _token_prices(str(model), token_prices, f"offers.{name}")
+        prices = _token_prices(str(model), str(tier or "default"), token_prices, f"offers.{name}")
         if deprecated := prices.pop("deprecated", None):
             notes.append(f"{name}: {model} is deprecated from {deprecated} on")
-        data = {**data, **prices, **{k: v for k, v in written.items() if k != "model"}}
+        data = {**data, **prices, **{k: v for k, v in written.items() if k not in ("model", "service_tier")}}
     system: ReplaySystem | None = None
     if engine is not None:
         system = engine_file(folder / str(engine))
@@ -113,18 +122,23 @@ def _offer(
 # -- LiteLLM's list -----------------------------------------------------------------------------------------------------
 
 
-def _token_prices(model: str, path: Path | None, place: str) -> dict[str, Any]:
-    """What LiteLLM's list has of a model, with its source. A price that it does not have is absent. Raises BadQuestion."""
+def _token_prices(model: str, tier: str, path: Path | None, place: str) -> dict[str, Any]:
+    """What LiteLLM's list has of a model in a tier of service, with its source. A price that it does not have is absent.
+
+    Raises BadQuestion.
+    """
     rows, source = _litellm(path)
     if model not in rows:
         raise BadQuestion(f"{place}.model: {model!r} is not in {source}; {nearest(model, _alike(model, rows))}")
     row = rows[model]
+    named = {theirs + _TIERS[tier]: ours for theirs, ours in _LITELLM.items()}
     found: dict[str, Any] = {
-        ours: 1000.0 * row[theirs] for theirs, ours in _LITELLM.items() if row.get(theirs) is not None
+        ours: 1000.0 * row[theirs] for theirs, ours in named.items() if row.get(theirs) is not None
     }
+    of = model if tier == "default" else f"{model}, {tier}"
     if not found:
-        raise BadQuestion(f"{place}.model: {model} has no price by the token in {source}")
-    return {**found, "source": f"{source}, {model}", "deprecated": row.get("deprecation_date")}
+        raise BadQuestion(f"{place}.model: {of} has no price by the token in {source}")
+    return {**found, "source": f"{source}, {of}", "deprecated": row.get("deprecation_date")}
 
 
 def _alike(model: str, rows: Mapping[str, Any]) -> list[str]:
@@ -200,6 +214,8 @@ def present(found: Telemetry, settings: Settings, notes: list[str]) -> Deploymen
             notes.append(
                 f"{found.endpoint} itself is not among the options: its source tells no distribution of whole calls"
             )
+    elif isinstance(learned, CalibratedFunction):
+        system = function_of(learned, shape, found.catalogue.per_replica_hour(shape))
     else:
         system = _system(learned, price)
     if system is None:
@@ -237,6 +253,22 @@ def _bought(learned: CalibratedQuota | CalibratedPtu, shape: Shape, chosen: Endp
         retries=client,
         usd_per_ptu_hour=chosen.usd_per_ptu_hour,
         **tokens,
+    )
+
+
+def function_of(learned: CalibratedFunction, shape: Shape, usd_per_hour: float | None) -> ServerlessFunction | None:
+    """A call's times as they were; a job's instance goes with it."""
+    bounds = shape.autoscaling
+    if bounds is None or bounds.most < 1:
+        return None
+    return ServerlessFunction(
+        concurrency=1,
+        cold_start_s=learned.cold_s.mid,
+        most=bounds.most,
+        least=0 if learned.jobs else bounds.least,
+        idle_s=0.0 if learned.jobs else IDLE_S,
+        speed=Speed(np.array(learned.run_s), 0.0),
+        usd_per_billed_hour=usd_per_hour,
     )
 
 

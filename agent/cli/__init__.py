@@ -20,6 +20,7 @@ from agent.cli import (
     findings,
     forecast,
     inspect,
+    jobs,
     operate,
     recorder,
     reference,
@@ -80,6 +81,7 @@ slack.add(app)
 simulate.add(app)
 whatif.add(app)
 advise.add(app)
+jobs.add(app)
 tune.add(app)
 calibrate.add(app)
 emulate.add(app)
@@ -100,7 +102,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "recorder",
     ),
     "Decide": ("recommendations", "changes", "schedules", "unfreeze", "audit"),
-    "Ask what if, and measure": ("whatif", "advise", "simulate", "tune", "calibrate", "emulate"),
+    "Ask what if, and measure": ("whatif", "advise", "jobs", "simulate", "tune", "calibrate", "emulate"),
 }
 
 

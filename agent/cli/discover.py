@@ -38,7 +38,7 @@ def discover(
     from agent.discover import as_yaml, found_by
 
     with warnings_on_stderr():
-        found, lacking = asyncio.run(found_by(system, _options(option)))
+        found, lacking = asyncio.run(found_by(system, options_of(option)))
     if output is Output.json:
         entries = [{"name": f.name, "note": f.note, "settings": dict(f.settings)} for f in found]
         print_json({"schema_version": 1, "system": system, "found": entries, "lacking": _as_rows(lacking)})
@@ -59,7 +59,7 @@ def permissions(system: SystemArgument) -> None:
     stdout.print(system_of(system).permissions(), markup=False, highlight=False, soft_wrap=True, end="")
 
 
-def _options(given: Sequence[str] | None) -> dict[str, Any]:
+def options_of(given: Sequence[str] | None) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for item in given or ():
         name, equals, value = item.partition("=")

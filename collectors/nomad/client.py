@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -15,6 +16,7 @@ from urllib.parse import quote, urlencode
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from collectors.http import HttpAnswer, HttpCall
+from collectors.jobs import BatchJob
 from collectors.sessions import Sessions
 from collectors.window import CollectError
 
@@ -142,6 +144,15 @@ class NomadClient:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._strange(path, error) from error
 
+    async def runs(self, stub: Body) -> list[BatchJob]:
+        """Of a batch job, by its stub: one for each allocation, wanted when the job was submitted."""
+        name = str(stub["ID"])
+        path = _job(name, "/allocations")
+        try:
+            return [_run(a, stub) for a in await self._json("GET", path)]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._strange(path, error) from error
+
     async def ports(self, allocation: str) -> Mapping[str, str]:
         """``host:port`` of an allocation, by the port's label. Asked once: an allocation does not move."""
         if allocation not in self._addresses:
@@ -263,6 +274,29 @@ class NomadClient:
             return self._settings.token_file.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             raise NomadError("denied", f"{self._settings.token_file} cannot be read: {error}") from error
+
+
+def _run(allocation: Body, stub: Body) -> BatchJob:
+    """Its tasks together: from the first one's start to the last one's end."""
+    tasks = [t for t in (allocation.get("TaskStates") or {}).values() if isinstance(t, dict)]
+    starts = [at for t in tasks if (at := _moment(t.get("StartedAt"))) is not None]
+    ends = [at for t in tasks if (at := _moment(t.get("FinishedAt"))) is not None]
+    over = allocation.get("ClientStatus") in ("complete", "failed")
+    submitted = float(stub.get("SubmitTime") or allocation["CreateTime"]) / 1e9
+    return BatchJob(
+        str(allocation["Name"]),
+        submitted,
+        min(starts, default=None),
+        max(ends, default=None) if over and len(ends) == len(tasks) else None,
+        allocation.get("ClientStatus") in ("failed", "lost"),
+    )
+
+
+def _moment(text: Any) -> float | None:
+    """Nomad says the year 1 where there is none. Raises ValueError."""
+    if not text or str(text).startswith("0001-"):
+        return None
+    return datetime.fromisoformat(str(text)).timestamp()
 
 
 def _job(name: str, rest: str = "") -> str:

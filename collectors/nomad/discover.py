@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 
 from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support, options_of
-from collectors.nomad.client import NomadClient, NomadSettings, shared
+from collectors.jobs import BatchJob
+from collectors.nomad.client import NomadClient, NomadError, NomadSettings, shared
 from collectors.nomad.jobs import UnknownPart, engine_source, port_of, task_of
 
 #: What each capability of a namespace is for.
@@ -72,6 +73,17 @@ class NomadSystem:
             for name, what_for in _NEEDS
             if what_for == "see" or held
         ]
+
+    async def jobs(self, context: DiscoveryContext, of: str) -> list[BatchJob]:
+        """See ``collectors.jobs.JobPlatform``: a batch job's, those that were dispatched from it, and its periodic ones."""
+        client = _client(context, options_of(JobDiscoveryOptions, context.options, "nomad"))
+        stubs = [s for s in await client.jobs() if s.get("ID") == of or str(s.get("ID")).startswith(f"{of}/")]
+        if not stubs:
+            raise NomadError("missing", f"{client.url} has no job {of!r} in namespace {self._space(context)}")
+        return [run for stub in stubs if stub.get("Type") in ("batch", "sysbatch") for run in await client.runs(stub)]
+
+    def _space(self, context: DiscoveryContext) -> str:
+        return str(context.options.get("namespace") or "default")
 
     def permissions(self) -> str:
         return _ROLE

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 
 from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permission, Support, options_of
+from collectors.jobs import BatchJob
 from collectors.oscar.client import SERVICES, OscarClient, OscarError, OscarSettings, shared
 from collectors.oscar.services import mode_of, section_of
 
@@ -69,6 +70,15 @@ class OscarSystem:
             )
             permissions.append(Permission(f"PUT {SERVICES}", "change", True if admin else None, detail))
         return permissions
+
+    async def jobs(self, context: DiscoveryContext, of: str) -> list[BatchJob]:
+        """See ``collectors.jobs.JobPlatform``: those of a service."""
+        client = _client(context, options_of(ServiceDiscoveryOptions, context.options, "oscar"))
+        return [
+            BatchJob(j.name, j.created_at, j.started_at, j.finished_at, j.status == "Failed")
+            for j in await client.jobs(of)
+            if j.created_at is not None
+        ]
 
     def permissions(self) -> str:
         return _ROLE

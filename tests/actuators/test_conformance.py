@@ -34,6 +34,7 @@ from tests.fakes.haproxy import FakeHAProxy, FakeServer
 from tests.fakes.haproxy.runtime import FORCED
 from tests.fakes.kubernetes import Cluster, FakeKubernetes, manifest
 from tests.fakes.litellm import MASTER_KEY, FakeProxy
+from tests.fakes.modelapis import ADMIN_KEY, FakeOpenAI
 from tests.fakes.nomad import FakeNomad, NomadCluster, service_job
 from tests.fakes.oscar import PASSWORD, FakeOscar, definition
 from tests.fakes.rayserve import FakeApplication, FakeRayServe
@@ -56,6 +57,7 @@ OURS = {
     "litellm",
     "nomad",
     "none",
+    "openai-api",
     "oscar",
     "ray-serve",
     "sagemaker",
@@ -309,6 +311,18 @@ def _oscar(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
         yield Stage(entry, of, caller, there, elsewhere)
 
 
+@contextlib.contextmanager
+def _openai_api(entry: EntryPoint, folder: Path) -> Iterator[Stage]:
+    with FakeOpenAI({"proj_a": {"tiny": (30_000, 500)}}) as url:
+        caller = Caller()
+        of = context(folder, url, Shape(), {"url": url, "key": ADMIN_KEY, "project": "proj_a"}, caller)
+        there, elsewhere = (
+            Shape(purchase=Purchase(n, "tokens_per_minute"), engine={"requests_per_minute": 900})
+            for n in (60_000, 90_000)
+        )
+        yield Stage(entry, of, caller, there, elsewhere)
+
+
 STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager[Stage]]] = {
     "docker": _docker,
     "ec2": _ec2,
@@ -319,6 +333,7 @@ STAGES: dict[str, Callable[[EntryPoint, Path], contextlib.AbstractContextManager
     "litellm": _litellm,
     "nomad": _nomad,
     "none": _none,
+    "openai-api": _openai_api,
     "oscar": _oscar,
     "ray-serve": _ray_serve,
     "sagemaker": _sagemaker,
@@ -520,6 +535,7 @@ def test_nobody_there_is_said_and_nothing_else_raised(entry: EntryPoint, tmp_pat
         "kubernetes": {"server": url, "token": "t"},
         "git": {"repository": f"{url}/deploy.git", "fields": FIELDS},
         "nomad": {"address": url},
+        "openai-api": {"url": url, "key": "k", "project": "proj_a"},
         "oscar": {"cluster": url},
         "ray-serve": {"dashboard": url},
         "sagemaker": {"region": REGION, "aws_url": url},

@@ -183,6 +183,8 @@ def test_token_prices_of_litellms_list(trace: Path, tmp_path: Path) -> None:
     row = {
         "input_cost_per_token": 4e-7,
         "output_cost_per_token": 1.6e-6,
+        "input_cost_per_token_flex": 2e-7,
+        "output_cost_per_token_flex": 8e-7,
         "deprecation_date": "2027-04-14",
         "mode": "chat",
     }
@@ -206,6 +208,13 @@ def test_token_prices_of_litellms_list(trace: Path, tmp_path: Path) -> None:
     }
     assert mini["price_source"] == "model_prices.json, azure/gpt-4.1-mini"
     assert "mini: azure/gpt-4.1-mini is deprecated from 2027-04-14 on" in told["notes"]
+    flex = asked(*words, offer("azure/gpt-4.1-mini", service_tier="flex"))
+    assert by_name(flex)["mini"]["prices"]["usd_per_1k_output_tokens"] == pytest.approx(0.0008)
+    assert by_name(flex)["mini"]["price_source"] == "model_prices.json, azure/gpt-4.1-mini, flex"
+    assert by_name(flex)["mini"]["usd_per_hour"] == pytest.approx(by_name(told)["mini"]["usd_per_hour"] / 2)
+    no_tier = run(*words, offer("azure/gpt-4.1-mini", service_tier="priority"), code=2).stderr
+    assert "azure/gpt-4.1-mini, priority has no price" in no_tier
+    assert "flex" in run(*words, offer("azure/gpt-4.1-mini", service_tier="flexy"), code=2).stderr
     own = asked(*words, offer("azure/gpt-4.1-mini", usd_per_1k_output_tokens=0.001))
     assert by_name(own)["mini"]["prices"]["usd_per_1k_output_tokens"] == 0.001
     assert "did you mean azure/gpt-4.1-mini?" in run(*words, offer("azure/gpt-4.1-mni"), code=2).stderr

@@ -64,6 +64,8 @@ NEEDED: dict[str, Callable[[str], dict[str, Any]]] = {
     },
     "oscar": lambda url: {"cluster": url},
     "docker": lambda url: {"host": url},
+    "openai-api": lambda url: {"url": url, "key": "k"},
+    "anthropic-api": lambda url: {"url": url, "key": "k"},
     "ray-serve": lambda url: {"dashboard": url, "metrics": [url]},
 }
 
@@ -87,6 +89,8 @@ def test_our_own_are_registered() -> None:
         "ray-serve",
         "nomad",
         "oscar",
+        "openai-api",
+        "anthropic-api",
         "probe",
         "host",
         "prometheus",

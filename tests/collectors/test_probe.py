@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -190,3 +191,23 @@ def test_what_the_answers_headers_tell_of_limits_are_facts() -> None:
     (reading,), _ = probe(streaming(chat_events(2), headers=told), times=1)
     assert isinstance(reading, Reading)
     assert reading.facts == {"model": "m", "token_limit": "60000", "request_limit": "360"}
+
+
+def test_how_much_of_a_vendors_limits_is_used_is_read_from_the_answer() -> None:
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in chat_events(3)) + "data: [DONE]\n\n"
+    limits = {"x-ratelimit-limit-tokens": "1000", "x-ratelimit-remaining-tokens": "900"}
+
+    async def run(url: str) -> Reading:
+        http = Http()
+        try:
+            (reading,) = await make(SourceContext("chat", "m", http, SetClock(), Sessions(), {})).read(
+                ScrapeTarget("chat", url)
+            )
+            return reading
+        finally:
+            await http.aclose()
+
+    with serve(answering(text, kind="text/event-stream", **limits)) as served:
+        assert asyncio.run(run(served.url)).gauges == {"token_limit_used": pytest.approx(0.1)}
+    with serve(streaming(chat_events(3))) as served:
+        assert asyncio.run(run(served.url)).gauges == {}

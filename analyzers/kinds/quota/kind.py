@@ -22,6 +22,8 @@ from collectors.workload import Workload
 
 #: Of the shape's ``engine``: requests a minute for each 1,000 tokens a minute. 6 is what Azure gives older models.
 REQUESTS_PER_1K, _REQUESTS_PER_1K = "requests_per_1k_tokens", 6.0
+#: Of the shape's ``engine``, instead: requests a minute, of a vendor that limits them beside tokens.
+REQUESTS = "requests_per_minute"
 #: Requests are judged over so long.
 _REQUEST_PERIOD_S = 10.0
 
@@ -124,6 +126,9 @@ def quota_of(shape: Shape) -> ApiQuota:
         raise CannotPredict("UNKNOWN_SHAPE", text)
     if bought.unit == "requests_per_minute":
         return ApiQuota(requests=QuotaLimit(bought.amount, _REQUEST_PERIOD_S))
+    requests = shape.engine.get(REQUESTS)
+    if isinstance(requests, int | float) and not isinstance(requests, bool) and requests > 0:
+        return ApiQuota(QuotaLimit(bought.amount), QuotaLimit(requests))
     ratio = shape.engine.get(REQUESTS_PER_1K, _REQUESTS_PER_1K)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not ratio > 0:
         raise CannotPredict("UNKNOWN_SHAPE", f"engine.{REQUESTS_PER_1K} must be a number above 0, not {ratio}")

@@ -38,7 +38,7 @@ _VALUES = 200
 #: Seconds that a cold start is taken for where none was ever seen: an image that is there, and one that is not.
 _COLD_PRIOR = Interval(3.0, 15.0, 90.0)
 #: An instance goes after so long without a call: Knative's stable window and its grace.
-_IDLE_S = 90.0
+IDLE_S = 90.0
 _SEEDS = (7, 8, 9)
 _TARGETS = (("e2e_s", 0.5), ("e2e_s", 0.95), ("queue_s", 0.95))
 
@@ -267,4 +267,4 @@ def _platform(shape: Shape, cold_s: float) -> Serverless:
         raise CannotPredict("UNKNOWN_SHAPE", text)
     limit = shape.engine.get("max_concurrency", 1)
     concurrency = int(limit) if isinstance(limit, int | float) and limit >= 1 else 1
-    return Serverless(concurrency, cold_s, bounds.most, min(bounds.least, bounds.most), _IDLE_S)
+    return Serverless(concurrency, cold_s, bounds.most, min(bounds.least, bounds.most), IDLE_S)

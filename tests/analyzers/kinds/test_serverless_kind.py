@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from actuators.shape import Autoscaling, Shape
+from agent.advise.sources import function_of
 from analyzers.findings import analyze
 from analyzers.kinds.base import Basis, Replayer
-from analyzers.kinds.serverless.kind import CalibratedFunction, ServerlessKind
+from analyzers.kinds.results import ReplayTraffic
+from analyzers.kinds.serverless.kind import IDLE_S, CalibratedFunction, ServerlessKind
 from analyzers.kinds.serverless.platform import Serverless, run
 from analyzers.objective import Objective
 from analyzers.policy import Catalogue, Policy
@@ -20,7 +22,7 @@ from collectors.window import Gauge, Window
 from collectors.workload import Workload
 
 KIND = ServerlessKind()
-COLD_S, IDLE_S, HOURS = 20.0, 90.0, 6
+COLD_S, HOURS = 20.0, 6
 CATALOGUE = Catalogue(own_price=0.5)
 #: A call every two minutes: most of them meet a platform without an instance.
 RATE = 1 / 120
@@ -171,3 +173,18 @@ def test_a_cold_start_that_was_never_seen_is_a_wide_prior_and_said() -> None:
     learned = KIND.calibrate(windows, SHAPE, None)
     assert (learned.cold_s.low, learned.cold_s.high) == (3.0, 90.0)
     assert [note.startswith("no cold start was seen") for note in learned.notes] == [False, True]
+
+
+def test_what_was_learned_is_an_offer_of_its_own(known: CalibratedFunction) -> None:
+    offer = function_of(known, SHAPE, 0.5)
+    assert offer is not None
+    assert (offer.cold_start_s, offer.least, offer.most, offer.idle_s) == (known.cold_s.mid, 0, 4, IDLE_S)
+    work = requests(RATE, 24 * 3600.0, 99)
+    here = KIND.predict(SHAPE, work, known, basis()).metrics["e2e_p95_s"]
+    result = offer.run(ReplayTraffic(work, OBJECTIVE)).best
+    assert here.low < (result.distribution("e2e_s").quantile(0.95) or 0.0) < here.high
+    assert offer.cost_usd(result) == pytest.approx(0.5 * result.replica_s / 3600.0)
+    jobs = function_of(KIND.calibrate(watched(0, mode="jobs"), SHAPE, None), SHAPE, None)
+    assert jobs is not None
+    assert (jobs.idle_s, jobs.usd_per_billed_hour) == (0.0, None), "a job's instance goes with it"
+    assert function_of(known, Shape(cpus=2.0), 0.5) is None

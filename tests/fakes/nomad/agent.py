@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import threading
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -107,7 +108,8 @@ class FakeNomad:
             return self.page()
         if path == "/v1/jobs":
             return [
-                {k: j.body.get(k) for k in ("ID", "Name", "Type", "Status", "Stop")} for j in self.cluster.jobs.values()
+                {k: j.body.get(k) for k in ("ID", "Name", "Type", "Status", "Stop", "SubmitTime")}
+                for j in self.cluster.jobs.values()
             ]
         if evaluation := re.fullmatch(r"/v1/evaluation/([^/]+)", path):
             if evaluation[1] not in self.cluster.evaluations:
@@ -121,7 +123,7 @@ class FakeNomad:
         return self._of_job(path)
 
     def _of_job(self, path: str) -> Any:
-        asked = re.fullmatch(r"/v1/job/([^/]+)(?:/(\w+))?", path)
+        asked = re.fullmatch(r"/v1/job/(.+?)(?:/(scale|summary|allocations|deployment|versions))?", path)
         if asked is None:
             raise Refused(404, "Invalid URL")
         name, what = asked.groups()
@@ -146,7 +148,7 @@ class FakeNomad:
     def _write(self, method: str, path: str, sent: Any) -> Any:
         if path == "/v1/jobs":
             return self.cluster.register(sent["Job"], sent["JobModifyIndex"] if sent.get("EnforceIndex") else None)
-        asked = re.fullmatch(r"/v1/job/([^/]+)/(scale|plan|revert)", path)
+        asked = re.fullmatch(r"/v1/job/(.+)/(scale|plan|revert)", path)
         if asked is None or method not in ("POST", "PUT"):
             raise Refused(405, "Invalid method")
         name, what = asked.groups()
@@ -199,7 +201,17 @@ def _stub(a: Allocation) -> dict[str, Any]:
         "DesiredStatus": a.desired,
         "JobVersion": a.version,
         "DeploymentStatus": None,
+        "TaskStates": {
+            "server": {"StartedAt": _moment(a.due), "FinishedAt": _moment(a.ended), "Failed": a.status == "failed"}
+        },
     }
+
+
+def _moment(at: float | None) -> str:
+    """With nanoseconds; the year 1 is none."""
+    if at is None:
+        return "0001-01-01T00:00:00Z"
+    return datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%S") + ".123456789Z"
 
 
 def _port(a: Allocation) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class Allocation:
     port: int
     status: str = "pending"
     desired: str = "run"
+    ended: float | None = None
+    """Of a batch job: when its task ended."""
 
 
 @dataclass
@@ -278,6 +280,7 @@ class NomadCluster:
         else:
             body |= {"Version": known.body["Version"] + 1, "CreateIndex": known.body["CreateIndex"]}
         body |= {"JobModifyIndex": self.index, "ModifyIndex": self.index, "Status": "running"}
+        body["SubmitTime"] = int(self.now() * 1e9)
         known.body = body
         known.versions = [copy.deepcopy(body), *known.versions][:KEPT]
         if any(g["Update"]["MaxParallel"] for g in body["TaskGroups"]):

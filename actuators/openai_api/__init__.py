@@ -1,0 +1,1 @@
+"""OpenAI: a project's rate limits of one model."""
