@@ -22,12 +22,12 @@ from actuators.base import (
     Trouble,
     options_of,
 )
-from actuators.kubernetes import planning, spec
+from actuators.kubernetes import planning, revisions, spec
 from actuators.kubernetes.planning import Terms, patch_of
 from actuators.shape import Operation, Plan, Shape
 from collectors.kubernetes.access import ClusterSettings
 from collectors.kubernetes.client import KubernetesClient, KubernetesError, shared
-from collectors.kubernetes.workloads import ClusterWorkload, WorkloadId, inventory, quantity
+from collectors.kubernetes.workloads import SERVING, ClusterWorkload, WorkloadId, inventory, quantity
 from collectors.window import CollectError
 
 _TROUBLE = {
@@ -48,8 +48,8 @@ class Options(ClusterSettings):
 
     namespace: str | None = None
     """Where the workload is. Default: the pod's own, or the kubeconfig's."""
-    kind: Literal["Deployment", "StatefulSet", "LeaderWorkerSet"] = "Deployment"
-    """What it is."""
+    kind: Literal["Deployment", "StatefulSet", "LeaderWorkerSet", "InferenceService", "KnativeService"] = "Deployment"
+    """What it is: KServe's `InferenceService` and a Service of Knative (`KnativeService`) set their replicas themselves."""
     name: str = ""
     """Its name. Default: the endpoint's."""
     container: str | None = None
@@ -80,6 +80,8 @@ class KubernetesWorkload:
 
     async def plan(self, live: LiveState, wanted: Shape) -> Plan:
         workload = await self._workload(fresh=False)
+        if workload.id.kind in SERVING:
+            return revisions.plan(self.context.endpoint, self.options.rollout_s, workload, live, wanted)
         free: float | None = None
         if (wanted.accelerator_count or 0) > 0:
             try:
@@ -129,7 +131,7 @@ class KubernetesWorkload:
         generation = (workload.body.get("metadata") or {}).get("generation")
         return Receipt(
             {"step": operation.name, "token": token, "generation": generation, "at": self.context.clock.now()},
-            leaves=spec.version_of(workload),
+            leaves=_version(workload),
         )
 
     async def done(self, operation: Operation, receipt: Receipt) -> Step:
@@ -142,6 +144,8 @@ class KubernetesWorkload:
             return self._resized(operation, workload)
         if not self._is_so(operation, workload):
             return self._lost(workload)
+        if operation.name == "set_serving":
+            return self._revised(workload, receipt)
         seen = "observedGeneration" in (workload.body.get("status") or {})
         if not seen and self.context.clock.now() - receipt.handle["at"] < _UNSEEN_S:
             return Step(Progress.PENDING, f"the status of {workload.id} may still be of before")
@@ -152,6 +156,17 @@ class KubernetesWorkload:
         return Step(Progress.DONE, f"{serving} serve") if ready else Step(Progress.PENDING, detail)
 
     # inside
+
+    def _revised(self, workload: ClusterWorkload, receipt: Receipt) -> Step:
+        """Whether the new revision serves. Who does not say which generation its status is of has some seconds to follow."""
+        stuck = revisions.stuck_of(workload)
+        seen = "observedGeneration" in (workload.body.get("status") or {})
+        if not seen and self.context.clock.now() - receipt.handle["at"] < _UNSEEN_S:
+            return Step(Progress.PENDING, f"the status of {workload.id} may still be of before")
+        ready, detail = revisions.ready_of(workload)
+        if ready:
+            return Step(Progress.DONE, f"{revisions.serving(workload)} pods serve")
+        return Step(Progress.PENDING, detail) if stuck is None else Step(Progress.FAILED, stuck)
 
     def _client(self) -> KubernetesClient:
         try:
@@ -171,6 +186,8 @@ class KubernetesWorkload:
             self._raise(error)
 
     def _live(self, workload: ClusterWorkload) -> LiveState:
+        if workload.id.kind in SERVING:
+            return self._serving_live(workload)
         try:
             shape = spec.shape_of(workload, self.options.container)
             holds = spec.serving_container(workload, self.options.container)
@@ -188,6 +205,19 @@ class KubernetesWorkload:
             detail=detail,
         )
 
+    def _serving_live(self, workload: ClusterWorkload) -> LiveState:
+        ready, detail = revisions.ready_of(workload)
+        port = self.options.port or spec.port_of(spec.serving_container(workload, self.options.container))
+        return LiveState(
+            revisions.shape_of(workload),
+            revisions.version_of(workload),
+            ready,
+            serving=revisions.serving(workload),
+            owner=revisions.owner_of(workload),
+            targets=spec.targets_of(workload, port) if self.options.pods else {},
+            detail=detail,
+        )
+
     def _terms(self) -> Terms:
         return Terms(
             self.context.endpoint, self.options.container, self.options.rollout_s, self.options.resize == "in_place"
@@ -202,7 +232,7 @@ class KubernetesWorkload:
             text = f"{workload.id} has {workload.spec.get('replicas')} replicas and not {operation.args['was']}"
             raise ActuatorError("STALE_PLAN", f"{text}: somebody scaled it; plan again", trouble=Trouble.DRIFT)
         expected = last.leaves if last is not None else operation.args.get("version")
-        if expected is not None and spec.version_of(workload) != expected:
+        if expected is not None and _version(workload) != expected:
             text = f"{workload.id}: somebody changed it meanwhile; plan again"
             raise ActuatorError("STALE_PLAN", text, trouble=Trouble.DRIFT)
 
@@ -213,6 +243,8 @@ class KubernetesWorkload:
                 return bool(workload.spec.get("replicas", 1) == operation.args["replicas"])
             case "set_bounds":
                 return planning.is_set(operation, workload)
+            case "set_serving":
+                return revisions.is_set(operation, workload)
             case "patch_template":
                 change = operation.args["container"]
                 holds = spec.serving_container(workload, change["name"])
@@ -222,7 +254,8 @@ class KubernetesWorkload:
 
     async def _write(self, operation: Operation, workload: ClusterWorkload, *, dry_run: bool) -> None:
         """One patch, for just the version that was read."""
-        client, body = self._client(), patch_of(operation, workload)
+        patched = revisions.patch_of if operation.name == "set_serving" else patch_of
+        client, body = self._client(), patched(operation, workload)
         path, read = workload.id.path + ("/scale" if operation.name == "scale" else ""), workload.body
         if operation.name == "set_bounds":
             read = workload.autoscaler or {}
@@ -273,7 +306,7 @@ class KubernetesWorkload:
 
     def _lost(self, workload: ClusterWorkload) -> Step:
         """What was written is not there any more."""
-        owner = spec.owner_of(workload)
+        owner = None if workload.id.kind in SERVING else spec.owner_of(workload)
         who = f"{owner.kind} {owner.name} has" if owner is not None else "somebody has"
         return Step(Progress.FAILED, f"{who} set {workload.id} back")
 
@@ -283,8 +316,12 @@ class KubernetesWorkload:
         raise ActuatorError(error.kind.upper(), error.detail, trouble=trouble, retry_after_s=after) from error
 
 
+def _version(workload: ClusterWorkload) -> str:
+    return revisions.version_of(workload) if workload.id.kind in SERVING else spec.version_of(workload)
+
+
 def _known(operation: Operation) -> None:
-    if operation.name not in ("scale", "patch_template", "resize_pods", "set_bounds"):
+    if operation.name not in ("scale", "patch_template", "resize_pods", "set_bounds", "set_serving"):
         raise ActuatorError("UNKNOWN_OPERATION", f"kubernetes knows no step {operation.name!r}: plan again")
 
 

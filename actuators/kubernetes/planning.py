@@ -11,6 +11,7 @@ import yaml
 from actuators.base import CannotPlan, LiveState
 from actuators.commandline import ENGINE_LIMITS, with_engine
 from actuators.kubernetes import spec
+from actuators.kubernetes.revisions import owned_by
 from actuators.shape import Autoscaling, EngineValue, Need, Operation, Plan, Shape
 from collectors.kubernetes.workloads import ClusterWorkload, quantity
 
@@ -83,6 +84,8 @@ def _check(workload: ClusterWorkload, live: LiveState, wanted: Shape) -> None:
     if other:
         text = f"kubernetes cannot change {', '.join(other)} of a running workload: deploy another one on those nodes"
         raise CannotPlan("UNSUPPORTED_CHANGE", text)
+    if workload.controller is not None and wanted != live.shape:
+        raise CannotPlan("OWNED", owned_by(workload, workload.controller))
     if spec.is_paused(workload):
         if wanted.autoscaling is not None or wanted.replicas != live.shape.replicas:
             raise CannotPlan("OWNED", f"somebody paused the ScaledObject of {workload.id}: resume it first")

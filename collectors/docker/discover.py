@@ -38,7 +38,7 @@ class DockerSystem:
             "a service's replicas",
         ),
         verified="real part",
-        how="a real Docker Engine 20.10 with a swarm of one; GPUs by its documentation",
+        how="a real Docker Engine 20.10, from discovery to the ledger and back, and a swarm of one; GPUs by its documentation",
     )
 
     async def discover(self, context: DiscoveryContext) -> AsyncIterator[DiscoveredEndpoint]:

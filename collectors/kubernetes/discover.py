@@ -13,7 +13,7 @@ from collectors.discovery import DiscoveredEndpoint, DiscoveryContext, Permissio
 from collectors.engines import ENGINES
 from collectors.kubernetes.access import ClusterSettings
 from collectors.kubernetes.client import KubernetesClient, shared
-from collectors.kubernetes.workloads import ClusterWorkload, containers, inventory, names_engine
+from collectors.kubernetes.workloads import KINDS, SERVING, ClusterWorkload, containers, inventory, names_engine
 
 _VLLM_PORT = 8000
 
@@ -22,6 +22,8 @@ _NEEDS = (
     ("list", "apps", "deployments", "", "see"),
     ("list", "apps", "statefulsets", "", "see"),
     ("list", "leaderworkerset.x-k8s.io", "leaderworkersets", "", "see"),
+    ("list", "serving.kserve.io", "inferenceservices", "", "see"),
+    ("list", "serving.knative.dev", "services", "", "see"),
     ("list", "autoscaling", "horizontalpodautoscalers", "", "see"),
     ("list", "keda.sh", "scaledobjects", "", "see"),
     ("list", "", "pods", "", "see"),
@@ -33,6 +35,8 @@ _NEEDS = (
     ("patch", "apps", "statefulsets", "scale", "change"),
     ("patch", "leaderworkerset.x-k8s.io", "leaderworkersets", "", "change"),
     ("patch", "leaderworkerset.x-k8s.io", "leaderworkersets", "scale", "change"),
+    ("patch", "serving.kserve.io", "inferenceservices", "", "change"),
+    ("patch", "serving.knative.dev", "services", "", "change"),
     ("patch", "autoscaling", "horizontalpodautoscalers", "", "change"),
     ("patch", "keda.sh", "scaledobjects", "", "change"),
     ("patch", "", "pods", "resize", "change"),
@@ -52,11 +56,12 @@ class KubernetesSystem:
     name: ClassVar[str] = "kubernetes"
     options: ClassVar[type[BaseModel]] = ClusterDiscoveryOptions
     support: ClassVar[Support] = Support(
-        title="Kubernetes: Deployment, StatefulSet, LeaderWorkerSet; HPA, KEDA; Argo CD, Flux",
+        title="Kubernetes: Deployment, StatefulSet, LeaderWorkerSet; HPA, KEDA; KServe, Knative; Argo CD, Flux",
         sees=("replicas that serve, and why others do not", "each pod's own metrics", "who owns the count or the manifest", "free GPUs"),
         changes=(
             "replicas",
             "an HPA's or a ScaledObject's bounds and targets",
+            "bounds, target and concurrency of a KServe InferenceService or a Knative Service, by a new revision",
             "engine limits, by a rollout",
             "CPU and memory, by a rollout or in place",
             "a patch to merge, where Argo CD or Flux owns the manifest",
@@ -71,7 +76,8 @@ class KubernetesSystem:
         known = inventory(context.sessions, client)
         taken: set[str] = set()
         for workload in await known.every():
-            if options.namespace not in (None, workload.id.namespace) or not _serves(workload):
+            made = workload.controller is not None and workload.controller[0] in KINDS  # it is found under that name
+            if options.namespace not in (None, workload.id.namespace) or made or not _serves(workload):
                 continue
             entry = found(workload, await known.services(workload.id.namespace), options, taken)
             taken.add(entry.name)
@@ -109,6 +115,8 @@ async def _permission(
 def _concerns(need: tuple[str, str, str, str, str], stated: Mapping[str, Any], entry: Mapping[str, Any] | None) -> bool:
     """Whether an endpoint has to do with it. What is not installed (KEDA, LeaderWorkerSet) is no lack."""
     _, group, resource, _, what_for = need
+    if group in ("serving.kserve.io", "serving.knative.dev"):
+        return group == KINDS.get(str(stated.get("kind")), ("",))[0].partition("/")[0]
     if resource in ("leaderworkersets", "scaledobjects"):
         return str(stated.get("kind", "")).lower() + "s" == resource
     if entry is None:
@@ -119,6 +127,8 @@ def _concerns(need: tuple[str, str, str, str, str], stated: Mapping[str, Any], e
 
 def _serves(workload: ClusterWorkload) -> bool:
     """Whether it looks like a server of models: by its label, its image, its command, or vLLM's port."""
+    if workload.id.kind == "InferenceService":
+        return True
     meta, spec = workload.body.get("metadata") or {}, workload.template.get("spec") or {}
     labels = {**(meta.get("labels") or {}), **((workload.template.get("metadata") or {}).get("labels") or {})}
     if "flyball.dev/endpoint" in labels or labels.get("app.kubernetes.io/name") in ENGINES:
@@ -157,7 +167,8 @@ def found(
         "actuator": {"system": "kubernetes", "options": options},
         "mode": "observe",
     }
-    notes = [f"{workload.id}, {workload.spec.get('replicas', 1)} replicas"]
+    serving = workload.id.kind in SERVING
+    notes = [str(workload.id) if serving else f"{workload.id}, {workload.spec.get('replicas', 1)} replicas"]
     scaler, gitops = workload.autoscaler, workload.gitops
     if scaler is not None:
         # items of a typed list come without their kind
@@ -166,7 +177,8 @@ def found(
     if gitops is not None:
         notes.append(f"{gitops[0]} owns the manifest ({gitops[1]}): changes are given as a patch")
     if not seen:
-        notes.append("no Service selects its pods: correct the url")
+        text = "it has no address yet" if serving else "no Service selects its pods"
+        notes.append(f"{text}: correct the url")
     return DiscoveredEndpoint(name, settings, "; ".join(notes))
 
 
@@ -177,7 +189,10 @@ def _source(workload: ClusterWorkload) -> str:
 
 
 def _address(workload: ClusterWorkload, services: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
-    """The Service in front, or where it would be."""
+    """The Service in front, or where it would be; of those that have an address of their own, that."""
+    told = (workload.body.get("status") or {}).get("url")
+    if workload.id.kind in SERVING:
+        return (str(told), True) if told else (f"http://{workload.id.name}.{workload.id.namespace}", False)
     labels = (workload.template.get("metadata") or {}).get("labels") or {}
     for service in services:
         spec, name = service.get("spec") or {}, (service.get("metadata") or {}).get("name")

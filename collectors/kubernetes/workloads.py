@@ -13,12 +13,17 @@ from collectors.kubernetes.client import KubernetesClient, KubernetesError
 from collectors.sessions import Sessions
 
 Body = Mapping[str, Any]
-#: Kind to the API that has it and its name in paths. LeaderWorkerSet is there where somebody installed it.
+#: Kind to the API that has it and its name in paths. All but the first two are there where somebody installed them.
 KINDS = {
     "Deployment": ("apps/v1", "deployments"),
     "StatefulSet": ("apps/v1", "statefulsets"),
     "LeaderWorkerSet": ("leaderworkerset.x-k8s.io/v1", "leaderworkersets"),
+    "InferenceService": ("serving.kserve.io/v1beta1", "inferenceservices"),
+    "KnativeService": ("serving.knative.dev/v1", "services"),
 }
+#: Kinds whose own autoscaler sets the replicas, and which make the Deployments beneath them.
+SERVING = ("InferenceService", "KnativeService")
+_KSERVE, _KNATIVE = "serving.kserve.io/inferenceservice", "serving.knative.dev/service"
 _HPAS = "/apis/autoscaling/v2/horizontalpodautoscalers"
 _SCALED_OBJECTS = "/apis/keda.sh/v1alpha1/scaledobjects"
 #: Lists are as old as this at most for those who only watch.
@@ -65,9 +70,25 @@ class ClusterWorkload:
     @property
     def template(self) -> Body:
         """The template of the pods that serve; of a LeaderWorkerSet the leader's, which is the workers' where it has none of its own."""
+        if self.id.kind == "InferenceService":
+            predictor = self.spec.get("predictor") or {}
+            model = {"name": "kserve-container", **(predictor.get("model") or {})}
+            held: Body = {"spec": {"containers": predictor.get("containers") or [model]}}
+            return held
         group = self.spec.get("leaderWorkerTemplate") or {}
         found: Body = self.spec.get("template") or group.get("leaderTemplate") or group.get("workerTemplate") or {}
         return found
+
+    @property
+    def controller(self) -> tuple[str, str] | None:
+        """Kind and name of what made it and writes it again: what is written beside that comes back. The topmost that its labels tell."""
+        meta = self.body.get("metadata") or {}
+        labels = meta.get("labels") or {}
+        for kind, label in (("InferenceService", _KSERVE), ("KnativeService", _KNATIVE)):
+            if label in labels and self.id.kind != kind:
+                return kind, str(labels[label])
+        refs = [r for r in meta.get("ownerReferences") or () if r.get("controller")]
+        return (str(refs[0].get("kind")), str(refs[0].get("name"))) if refs else None
 
     @property
     def gitops(self) -> tuple[str, str] | None:
@@ -100,7 +121,7 @@ class ClusterInventory:
             if found is None:
                 raise KubernetesError("missing", f"{id_} is not there")
             body = found
-        scaler = await self._autoscaler(id_, fresh)
+        scaler = None if id_.kind in SERVING else await self._autoscaler(id_, fresh)
         return ClusterWorkload(id_, body, scaler, await self._pods(id_, body, fresh))
 
     async def every(self) -> list[ClusterWorkload]:
@@ -167,8 +188,13 @@ class ClusterInventory:
 
     async def _pods(self, id_: WorkloadId, body: Body, fresh: bool) -> tuple[Body, ...]:
         labels = ((body.get("spec") or {}).get("selector") or {}).get("matchLabels") or {}
-        if id_.kind == "LeaderWorkerSet":
-            labels = {"leaderworkerset.sigs.k8s.io/name": id_.name}
+        own = {
+            "LeaderWorkerSet": "leaderworkerset.sigs.k8s.io/name",
+            "InferenceService": _KSERVE,
+            "KnativeService": _KNATIVE,
+        }
+        if id_.kind in own:
+            labels = {own[id_.kind]: id_.name}
         if not labels:
             return ()
         listed = await self._list("/api/v1/pods", fresh)

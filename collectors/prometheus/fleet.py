@@ -32,7 +32,7 @@ _OVER: Mapping[str, str] = {"mean": "avg_over_time", "maximum": "max_over_time"}
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _LIVENESS = "5m"
 
-PresetName = Literal["vllm", "sglang", "tgi", "llamacpp", "cadvisor", "dcgm"]
+PresetName = Literal["vllm", "sglang", "tgi", "llamacpp", "cadvisor", "dcgm", "knative"]
 
 
 class OwnQuery(BaseModel):

@@ -238,6 +238,24 @@ _DCGM = Preset(
     ),
 )  # fmt: skip
 
+#: Knative's queue-proxy, beside each replica; KServe's serverless predictors have it too. Milliseconds, so the time is told as a sum alone.
+_REVISION = "revision_app_request_count"
+_KNATIVE = Preset(
+    _REVISION,
+    _REVISION,
+    (
+        _count("requests", _REVISION),
+        Query("errors", "count", (
+            _part(_increase(_REVISION, ',response_code_class="5xx"'), _increase(_REVISION)),
+        )),
+        Query("throttled", "count", (_part(_increase(_REVISION, ',response_code="429"'), _increase(_REVISION)),)),
+        Query("rejected", "count", (
+            _part(_increase(_REVISION, ',response_code_class="4xx",response_code!="429"'), _increase(_REVISION)),
+        )),
+        Query("e2e_total_s", "count", (f"({_increase('revision_app_request_latencies_sum')}) / 1000",)),
+    ),
+)  # fmt: skip
+
 PRESETS: Mapping[str, Preset] = {
     "vllm": _VLLM,
     "sglang": _SGLANG,
@@ -245,4 +263,5 @@ PRESETS: Mapping[str, Preset] = {
     "llamacpp": _LLAMACPP,
     "cadvisor": _CADVISOR,
     "dcgm": _DCGM,
+    "knative": _KNATIVE,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,5 +153,55 @@ def test_an_autoscaler_moves_the_count_while_its_bounds_wait_for_approval(tmp_pa
             spec = world.cluster.get("horizontalpodautoscalers", "default", "chat")["spec"]
             assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 4)
             assert spec["metrics"][0]["pods"]["target"]["averageValue"] == "2500m"
+
+    run(scenario)
+
+
+def _inference(most: int) -> dict[str, Any]:
+    model = {"modelFormat": {"name": "vllm"}, "args": ["--max-num-seqs", "16"]}
+    predictor = {"minReplicas": 1, "maxReplicas": most, "scaleTarget": 8, "model": model}
+    return {"metadata": {"name": "chat"}, "spec": {"predictor": predictor}}
+
+
+async def _asked(world: KubernetesWorld, wanted: Autoscaling) -> None:
+    """A person asks for other bounds of the InferenceService, and approves."""
+    assert not await world.until(lambda: False, 320.0)
+    governor, watched = world.governor, world.governor.watched["chat"]
+    live = await governor.watcher.look(watched)
+    assert live is not None
+    assert (live.shape.replicas, live.shape.autoscaling) == (None, Autoscaling(1, 3, {"concurrency": 8.0}))
+    asked = await governor.reflector.request(watched, live.shape.with_(autoscaling=wanted), "ada")
+    assert world.click(asked) == "accepted"
+    assert await world.until(world.ended, CHANGE_S)
+
+
+def test_an_inference_services_bounds_are_changed_by_a_new_revision(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with KubernetesWorld(tmp_path, inference=_inference(3), loops=CHANGING) as world:
+            assert world.settings.endpoints[0].url.startswith("http://chat.default")
+            await _asked(world, Autoscaling(2, 4, {"concurrency": 4.0}))
+            (change,) = world.changes()
+            assert change["state"] == "succeeded", change["state_reason"]
+            assert world.written == ["chat"]
+            predictor = world.cluster.get("inferenceservices", "default", "chat")["spec"]["predictor"]
+            assert (predictor["minReplicas"], predictor["maxReplicas"], predictor["scaleTarget"]) == (2, 4, 4)
+            assert world.ledger(change["id"])
+
+    run(scenario)
+
+
+def test_a_revision_that_is_slower_goes_back_by_another_one(tmp_path: Path) -> None:
+    def slowdown(shape: Shape) -> float:
+        return 40.0 if shape.replicas == 2 else 1.0
+
+    async def scenario() -> None:
+        async with KubernetesWorld(tmp_path, inference=_inference(3), slowdown=slowdown, loops=CHANGING) as world:
+            await _asked(world, Autoscaling(2, 4, {"concurrency": 8.0}))
+            (change,) = world.changes()
+            assert change["state"] == "rolled_back", change["state_reason"]
+            assert world.written == ["chat", "chat"]
+            predictor = world.cluster.get("inferenceservices", "default", "chat")["spec"]["predictor"]
+            assert (predictor["minReplicas"], predictor["maxReplicas"]) == (1, 3)
+            assert world.known()["frozen_because"]
 
     run(scenario)

@@ -489,3 +489,45 @@ def test_the_role_is_yaml_and_says_just_what_is_needed() -> None:
     assert {verb for verb, _, _ in granted} == {"get", "list", "patch"}, (
         "nothing is created, deleted, or read of secrets"
     )
+
+
+def test_kserve_and_knative_are_found_under_their_own_names_and_what_they_make_is_not(fake: FakeKubernetes) -> None:
+    model = {"modelFormat": {"name": "huggingface"}, "args": ["--model_name=llama"]}
+    predictor = {"minReplicas": 1, "maxReplicas": 3, "model": model}
+    fake.cluster.create("inferenceservices", "prod", {"metadata": {"name": "llama"}, "spec": {"predictor": predictor}})
+    made = manifest("llama-predictor-00001-deployment", 1)
+    made["metadata"]["labels"] = {"serving.kserve.io/inferenceservice": "llama"}
+    fake.cluster.create("deployments", "prod", made)
+    spec = {
+        "template": {"spec": {"containers": [{"name": "c", "image": "vllm/vllm-openai", "args": ["--model", "m"]}]}}
+    }
+    fake.cluster.create("ksvc", "prod", {"metadata": {"name": "by-knative"}, "spec": spec})
+    fake.cluster.create(
+        "ksvc",
+        "prod",
+        {"metadata": {"name": "shop"}, "spec": {"template": {"spec": {"containers": [{"image": "shop"}]}}}},
+    )
+    found = {
+        f.name: f
+        for f in discovered(fake, namespace="prod")
+        if f.settings["actuator"]["options"]["kind"] not in ("Deployment", "StatefulSet")
+    }
+    assert set(found) == {"llama", "by-knative"}
+    assert not [f for f in discovered(fake, namespace="prod") if "predictor" in f.name]
+    assert found["llama"].settings["url"] == "http://llama.prod.example.com"
+    assert found["llama"].settings["actuator"]["options"]["kind"] == "InferenceService"
+    assert found["by-knative"].settings["model"] == "m"
+
+
+def test_only_who_serves_by_kserve_needs_its_permissions(fake: FakeKubernetes) -> None:
+    held = {
+        "kind": "InferenceService",
+        "name": "llama",
+        "namespace": "default",
+        "server": fake.url,
+        "token": "flyball-token",
+    }
+    entry = {"actuator": {"options": held}}
+    names = {p.name for p in _permitted(fake, entry)}
+    assert {"list inferenceservices.serving.kserve.io", "patch inferenceservices.serving.kserve.io"} <= names
+    assert not [n for n in names if "knative" in n or "deployments" in n]

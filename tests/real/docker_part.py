@@ -109,7 +109,7 @@ def _image(running: RunningDocker, busybox: str) -> None:
     """Of one file, which is called as a model server is."""
     archive = running.folder / "image.tar"
     with tarfile.open(archive, "w") as tar:
-        for name in ("busybox", "sh", "sleep"):
+        for name in ("busybox", "sh", "sleep", "chroot"):
             tar.add(os.path.realpath(busybox), f"bin/{name}")
         script = running.folder / "llama-server"
         script.write_text('#!/bin/sh\n[ "$2" = 13 ] && exit 7\nexec sleep 1000\n')

@@ -74,7 +74,7 @@ class PodTelemetry:
 
 
 class KubernetesWorld(WireWorld):
-    """See ``WireWorld``. ``autoscaler``: an HPA that sets the count."""
+    """See ``WireWorld``. ``autoscaler``: an HPA that sets the count. ``inference``: an InferenceService, in the Deployment's place."""
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class KubernetesWorld(WireWorld):
         rate: float = 3.0,
         slowdown: Callable[[Shape], float] = lambda _shape: 1.0,
         autoscaler: Mapping[str, Any] | None = None,
+        inference: Mapping[str, Any] | None = None,
         mode: str = "approve",
         snapshot: Snapshot | None = None,
         loops: tuple[str, ...] = LOOPS,
@@ -91,7 +92,10 @@ class KubernetesWorld(WireWorld):
         super().__init__(folder, snapshot=snapshot, loops=loops)
         self.mode = mode
         self.cluster = Cluster(self.clock.now, start_s=20.0)
-        self.cluster.create("deployments", "default", manifest("chat", replicas, "--max-num-seqs", "16"))
+        if inference is None:
+            self.cluster.create("deployments", "default", manifest("chat", replicas, "--max-num-seqs", "16"))
+        else:
+            self.cluster.create("inferenceservices", "default", dict(inference))
         if autoscaler is not None:
             self.cluster.create("horizontalpodautoscalers", "default", dict(autoscaler))
         service = {"metadata": {"name": "chat"}, "spec": {"selector": {"app": "chat"}, "ports": [{"port": 8000}]}}

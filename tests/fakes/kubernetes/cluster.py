@@ -16,11 +16,16 @@ GROUPS = {
     "leaderworkersets": ("leaderworkerset.x-k8s.io", "v1", "LeaderWorkerSet"),
     "horizontalpodautoscalers": ("autoscaling", "v2", "HorizontalPodAutoscaler"),
     "scaledobjects": ("keda.sh", "v1alpha1", "ScaledObject"),
+    "inferenceservices": ("serving.kserve.io", "v1beta1", "InferenceService"),
+    "ksvc": ("serving.knative.dev", "v1", "Service"),
     "pods": ("", "v1", "Pod"),
     "services": ("", "v1", "Service"),
     "nodes": ("", "v1", "Node"),
 }
-CUSTOM = ("leaderworkersets", "scaledobjects")
+CUSTOM = ("leaderworkersets", "scaledobjects", "inferenceservices", "ksvc")
+#: Those that set their own replicas, by revisions; ``ksvc`` is how kubectl calls a Knative Service, too.
+REVISED = {"inferenceservices": "serving.kserve.io/inferenceservice", "ksvc": "serving.knative.dev/service"}
+_SCALING = "autoscaling.knative.dev/"
 _WORKLOADS = ("deployments", "statefulsets", "leaderworkersets")
 Key = tuple[str, str, str]
 
@@ -159,6 +164,8 @@ class Cluster:
         if resource == "scaledobjects" and spec.get("maxReplicaCount", 100) < max(1, spec.get("minReplicaCount", 0)):
             text = f"Invalid value: {spec.get('maxReplicaCount')}: spec.maxReplicaCount in body should be greater than or equal to 1"
             raise invalid(body["kind"], "keda.sh", name, "spec.maxReplicaCount", text)
+        if resource in REVISED:
+            self._check_bounds(resource, body)
         if resource in _WORKLOADS and self.quota is not None and spec.get("replicas", 0) > self.quota:
             # a real quota refuses pods; a validating webhook on it, as many clusters have, refuses here
             raise Refused(
@@ -166,6 +173,20 @@ class Cluster:
                 "Forbidden",
                 f'{_of(resource)} "{name}" is forbidden: exceeded quota: pods, requested: {spec["replicas"]}, limited: {self.quota}',
             )
+
+    def _check_bounds(self, resource: str, body: Body) -> None:
+        """What the webhooks of KServe and Knative refuse."""
+        least, most = _bounds(resource, body["spec"])
+        if least < 0 or most < 0 or (most and most < least):
+            if resource == "ksvc":
+                text = f"max-scale={most} is less than min-scale={least}: spec.template.metadata.annotations"
+                hook = "validation.webhook.serving.knative.dev"
+                raise Refused(
+                    400, "BadRequest", f'admission webhook "{hook}" denied the request: validation failed: {text}'
+                )
+            hook = "inferenceservice.kserve-webhook-server.validator"
+            text = f'admission webhook "{hook}" denied the request: MinReplicas cannot be greater than MaxReplicas'
+            raise Refused(403, "Forbidden", text)
 
     # -- controllers ---------------------------------------------------------------------------------------------------
 
@@ -175,6 +196,8 @@ class Cluster:
             self._gitops(key)
             self._autoscale(key)
             self._roll(key)
+        for key in [k for k in self.objects if k[0] in REVISED]:
+            self._revise(key)
 
     def _gitops(self, key: Key) -> None:
         known = self._manifests.get(key)
@@ -236,6 +259,53 @@ class Cluster:
         counts |= seen if key[0] != "leaderworkersets" else {}
         told = {name: count for name, count in counts.items() if count}  # a real server leaves zeros out
         body["status"] = {**told, "conditions": self._conditions(key, new, wanted)}
+
+    def _revise(self, key: Key) -> None:
+        """Each template is a revision; the newest gets the traffic once its pods serve, and the others go then."""
+        body, namespace = self.objects[key], key[1]
+        part = body["spec"]["predictor" if key[0] == "inferenceservices" else "template"]
+        digest = hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:5]
+        known: list[str] = body.setdefault("revisions", [])
+        if digest not in known or known[-1] != digest:
+            known[:] = [*(d for d in known if d != digest), digest]
+        least, most = _bounds(key[0], body["spec"])
+        asked = self.wants(self.now()) if self.wants is not None else None
+        wanted = max(least, 1 if asked is None else asked)
+        wanted = min(most, wanted) if most else wanted
+        inner = (
+            (part.get("spec") or {}).get("containers")
+            or part.get("containers")
+            or [{"name": "kserve-container", **part.get("model", {})}]
+        )
+        template = {"metadata": {"labels": {REVISED[key[0]]: key[2]}}, "spec": {"containers": inner}}
+        new = [p for p in self._pods(key) if p["metadata"]["labels"]["pod-template-hash"] == digest]
+        new += [self._start(key, template, digest) for _ in range(wanted - len(new))]
+        for pod in new[wanted:]:
+            del self.objects["pods", namespace, pod["metadata"]["name"]]
+        for pod in self._pods(key):
+            self._wake(pod)
+        ready = all(_ready(p) for p in new[:wanted])
+        if ready:
+            body["latest"] = digest
+            for pod in self._pods(key):
+                if pod["metadata"]["labels"]["pod-template-hash"] != digest:
+                    del self.objects["pods", namespace, pod["metadata"]["name"]]
+        created, latest = (None if d is None else f"{key[2]}-{d}" for d in (digest, body.get("latest")))
+        late = self.stuck and not ready and self.now() - min(p["metadata"]["created_at"] for p in new) >= 600.0
+        state = "True" if ready else "False" if late else "Unknown"
+        failed = (
+            {"reason": "RevisionFailed", "message": f'Revision "{created}" failed with message: timed out.'}
+            if late
+            else {}
+        )
+        conditions = [{"type": name, "status": state, **failed} for name in ("ConfigurationsReady", "Ready")]
+        status: Body = {"conditions": conditions, "url": f"http://{key[2]}.{namespace}.example.com"}
+        status["observedGeneration"] = body["metadata"]["generation"]
+        if key[0] == "ksvc":
+            status |= {"latestCreatedRevisionName": created, "latestReadyRevisionName": latest}
+        else:
+            status["components"] = {"predictor": {"latestCreatedRevision": created, "latestReadyRevision": latest}}
+        body["status"] = {k: v for k, v in status.items() if v is not None}
 
     def _conditions(self, key: Key, new: list[Body], wanted: int) -> list[Body]:
         waiting = [p for p in new if not _ready(p)]
@@ -303,6 +373,14 @@ class Cluster:
         ]
         new["status"] = {**(new.get("status") or {}), "conditions": others + (pending if self.infeasible else [])}
         return new
+
+
+def _bounds(resource: str, spec: Body) -> tuple[int, int]:
+    """Least and most; 0: no bound above."""
+    if resource == "inferenceservices":
+        return int(spec["predictor"].get("minReplicas", 1)), int(spec["predictor"].get("maxReplicas", 0))
+    marks = (spec["template"].get("metadata") or {}).get("annotations") or {}
+    return int(marks.get(f"{_SCALING}min-scale", 0)), int(marks.get(f"{_SCALING}max-scale", 0))
 
 
 def invalid(kind: str, group: str, name: str, at: str, text: str) -> Refused:

@@ -182,6 +182,8 @@ def _parse(path: str, cluster: Cluster) -> tuple[str, str | None, str | None, st
     namespace = None
     if rest[:1] == ["namespaces"] and len(rest) > 2:
         namespace, rest = rest[1], rest[2:]
+    if group == "serving.knative.dev" and rest[:1] == ["services"]:
+        rest = ["ksvc", *rest[1:]]
     known = rest and rest[0] in GROUPS and GROUPS[rest[0]][0] == group
     if not known or (rest[0] in CUSTOM and rest[0] not in cluster.installed):
         raise Refused(404, "NotFound", "the server could not find the requested resource")
