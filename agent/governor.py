@@ -18,6 +18,7 @@ from agent.approvals import ApprovalOutcome, ApprovalService
 from agent.clock import WallClock
 from agent.exercise import Exercise
 from agent.loops import Loop
+from agent.mail import Mailer
 from agent.metrics import Metrics
 from agent.pushes import PushService
 from agent.reflect import Reflector
@@ -49,6 +50,8 @@ REVIEW_S = 15.0
 ATTEST_S = 300.0
 #: Between two readings of vendors' cost reports: they change once a day, and are limited in rate.
 BILLS_S = 6 * 3600.0
+#: Seconds between two looks at what is to be mailed: a loop of its own, since a server may take half a minute for each answer.
+POST_S = 60.0
 #: Between two looks whether the connection to Slack stands.
 SOCKET_S = 1.0
 #: Telemetry that waits on disk for longer than this is a trouble that people must hear of.
@@ -88,6 +91,7 @@ class Governor:
         self.approvals = ApprovalService(settings, store, clock, self._ruled)
         self.receiver = ClickReceiver(settings, store, self.approvals, clock)
         self.sender = Sender(settings, store, self.approvals, http, clock, self.metrics)
+        self.mailer = Mailer(settings, store, clock, self.metrics)
         self.spool = Spool(settings.state_dir / "spool")
         self.watcher = Watcher(self.watched, settings.collect, store, self.spool, clock, self.metrics)
         self.pushes = PushService(self.watched, self.watcher, store, settings.retention, clock, self.metrics)
@@ -113,6 +117,8 @@ class Governor:
                 settings.slack, self.receiver, self.sender.answer, http, clock, ca_file=settings.tls_ca_file
             )
             self.loops.append(make("slack", SOCKET_S, self.keep_socket))
+        if settings.email is not None:
+            self.loops.append(make("post", POST_S, self.post))
         if self.reviewer.wanted:
             self.loops.append(make("review", REVIEW_S, self.review))
         if self.exercise.wanted:
@@ -180,6 +186,9 @@ class Governor:
 
     async def notify(self) -> None:
         await self._led(self.sender.cycle)
+
+    async def post(self) -> None:
+        await self._led(self.mailer.cycle)
 
     async def keep_socket(self) -> None:
         """The leader's connection to Slack, where clicks come over one."""

@@ -106,6 +106,8 @@ def weekly(
         outbox.add_report(db, start=start, end=end, now=now, path=str(file), summary=figures)
         if settings.slack is not None:
             outbox.put(db, channel="slack", kind="report", subject=str(file), revision=int(end), now=now)
+        if settings.email is not None:
+            outbox.put(db, channel="email", kind="report", subject=str(file), revision=int(end), now=now)
     return file
 
 

@@ -29,6 +29,9 @@ from analyzers.objective import Objective, Target
 from collectors.durations import has_unit, seconds_of
 from collectors.plan import Lengths
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+#: No line break and one at-sign: what a header of a mail can hold.
+_ADDRESS = r"^[^@\s<>]+@[^@\s<>]+$"
 #: A token that can be guessed is none.
 SHORTEST_TOKEN = 16
 
@@ -516,6 +519,33 @@ class SlackSettings(_Section):
         return value
 
 
+class EmailSettings(_Section):
+    """Where the weekly report is sent to by e-mail. It asks for nothing and decides nothing."""
+
+    host: str = Field(min_length=1)
+    """The SMTP server."""
+    port: int = Field(587, ge=1, le=65_535)
+    """Its port. Default: 587, where mail is submitted."""
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    """starttls turns to TLS after the greeting, tls begins with it (port 465), none sends in the clear: on loopback alone. Default: starttls."""
+    username: str | None = None
+    """Who submits. Default: nobody is asked."""
+    password: SecretStr | None = None
+    """By reference only: `${NAME}` from the environment, or `file:PATH`."""
+    sender: str = Field(pattern=_ADDRESS)
+    """The address that it comes from."""
+    to: list[Annotated[str, Field(pattern=_ADDRESS)]] = Field(min_length=1)
+    """Who gets it."""
+
+    @model_validator(mode="after")
+    def _kept_secret(self) -> EmailSettings:
+        if (self.username is None) != (self.password is None):
+            raise Conflict(("password",), "a username needs its password, and a password its username")
+        if self.security == "none" and self.host not in LOOPBACK:
+            raise Conflict(("security",), f"mail to {self.host} would go in the clear; use starttls or tls")
+        return self
+
+
 class WebSettings(_Section):
     host: str = "127.0.0.1"
     """Address to listen on. Default: loopback; anything else needs `token`."""
@@ -536,7 +566,7 @@ class WebSettings(_Section):
     @property
     def on_loopback(self) -> bool:
         """Whether only this host can reach it."""
-        return self.host in ("127.0.0.1", "::1", "localhost")
+        return self.host in LOOPBACK
 
 
 class PersonSettings(_Section):
@@ -611,6 +641,8 @@ class Settings(BaseSettings):
     """Pages, API and receivers."""
     slack: SlackSettings | None = None
     """Notices and approvals in Slack. Default: none."""
+    email: EmailSettings | None = None
+    """The weekly report by e-mail. Default: none."""
     otlp: OtlpSettings | None = None
     """Where traces go. Default: nowhere."""
     tls_ca_file: Path | None = None
@@ -705,6 +737,7 @@ def _missing(name: str) -> EndpointSettings:
 
 #: Fields that hold secrets, as paths with * for any list index: the file may only refer to them.
 SECRET_FIELDS = (
+    ("email", "password"),
     ("endpoints", "*", "api_key"),
     ("endpoints", "*", "bill", "key"),
     ("people", "*", "token"),

@@ -26,8 +26,10 @@ def put(db: sa.Connection, *, channel: str, kind: str, subject: str, revision: i
     return upsert(db, _O, [row], key=["channel", "kind", "subject", "revision"]) == 1
 
 
-def due(db: sa.Connection, now: float, limit: int = 20) -> list[Row]:
-    query = sa.select(_O).where(_O.c.state == "waiting", _O.c.next_try_at <= now).order_by(_O.c.id).limit(limit)
+def due(db: sa.Connection, now: float, limit: int = 20, channel: str = "slack") -> list[Row]:
+    """Of one channel, the oldest first."""
+    waiting = (_O.c.channel == channel, _O.c.state == "waiting", _O.c.next_try_at <= now)
+    query = sa.select(_O).where(*waiting).order_by(_O.c.id).limit(limit)
     return every(MessageRow, db.execute(query).mappings())
 
 
