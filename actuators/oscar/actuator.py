@@ -76,7 +76,13 @@ class OscarService:
         )
 
     async def plan(self, live: LiveState, wanted: Shape) -> Plan:
-        return planning.plan(self._terms(), await self._read(), live, wanted)
+        free: float | None = None
+        if planning.kept_gb(wanted) > planning.kept_gb(live.shape):
+            try:
+                free = await self._client().free_memory()
+            except OscarError as error:
+                self._raise(error)
+        return planning.plan(self._terms(), await self._read(), live, wanted, free)
 
     async def back(self, plan: Plan, done: Sequence[Receipt], live: LiveState) -> Plan:
         """The fields as they were stated, ``512Mi`` and not what it comes to."""

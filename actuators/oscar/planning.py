@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actuators.base import ActuatorError, CannotPlan, LiveState
-from actuators.shape import Autoscaling, Operation, Plan, Shape
+from actuators.shape import Autoscaling, Need, Operation, Plan, Shape
 from collectors.oscar.services import bytes_of, cpus_of, mode_of, resources_of, section_of
 
 SYSTEM = "oscar"
@@ -54,8 +54,8 @@ def version_of(service: Body, writes: int) -> str:
     return hashlib.sha256(json.dumps(rests_on, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def plan(terms: ServiceTerms, service: Body, live: LiveState, wanted: Shape) -> Plan:
-    """Raises ``CannotPlan``."""
+def plan(terms: ServiceTerms, service: Body, live: LiveState, wanted: Shape, free_bytes: float | None = None) -> Plan:
+    """``free_bytes``: memory that the cluster has free; None: not told. Raises ``CannotPlan``."""
     _check(service, live.shape, wanted)
     fields = fields_of(service, live.shape, wanted)
     steps: list[Operation] = []
@@ -77,7 +77,20 @@ def plan(terms: ServiceTerms, service: Body, live: LiveState, wanted: Shape) -> 
         way_back="the same fields of the definition as they were stated before",
         undo={"fields": {field: value_of(service, field) for field in fields}},
         locks=(f"oscar:{terms.cluster}:{name}",),
+        needs=_needs(live.shape, wanted, free_bytes),
     )
+
+
+def kept_gb(shape: Shape) -> float:
+    """Memory of the instances that are there all the time."""
+    return (shape.autoscaling.least if shape.autoscaling is not None else 0) * (shape.memory_gb or 0.0)
+
+
+def _needs(now: Shape, wanted: Shape, free_bytes: float | None) -> tuple[Need, ...]:
+    """What more is kept, of what the cluster has now: one that adds nodes may have more."""
+    more = round(kept_gb(wanted) - kept_gb(now), 3)
+    free = None if free_bytes is None else round(free_bytes / 1e9, 3)
+    return (Need("memory of the cluster, GB", more, free, may_grow=True),) if more > 0 else ()
 
 
 def as_stated(plan: Plan, before: Body) -> Plan:

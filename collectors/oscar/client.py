@@ -127,9 +127,17 @@ class OscarClient:
                 return list(found.values())
         raise OscarError("invalid", f"{self.url}{path}: more than {_MOST_PAGES} pages, so probably a loop")
 
-    async def status(self) -> Body:
-        """Nodes, free cores and memory, jobs of the whole cluster."""
-        return await self._object("/system/status")
+    async def free_memory(self) -> float | None:
+        """Bytes of the cluster's nodes. None: not told, or not to this user."""
+        try:
+            body = await self._object("/system/status")
+        except OscarError as error:
+            if error.kind not in ("denied", "missing"):
+                raise
+            return None
+        metrics = (body.get("cluster") or {}).get("metrics") or {}
+        free = (metrics.get("memory") or {}).get("total_free_bytes")
+        return float(free) if isinstance(free, int) and free >= 0 else None
 
     async def _object(self, path: str) -> dict[str, Any]:
         found = await self._json("GET", path)

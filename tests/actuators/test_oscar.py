@@ -171,6 +171,15 @@ def test_somebody_elses_definition_voids_the_plan(place: Place, call: str) -> No
     assert place.oscar.writes == []
 
 
+def test_what_more_is_kept_warm_is_asked_of_the_clusters_memory(place: Place) -> None:
+    (need,) = place.plan(memory_gb=4.0, autoscaling=Autoscaling(2, 5)).needs
+    assert (need.wanted, need.free, need.met) == (8.0, 64.0, True)
+    place.oscar.free_bytes = 1_000_000_000
+    (short,) = place.plan(memory_gb=4.0, autoscaling=Autoscaling(2, 5)).needs
+    assert short.met is None, "nodes may be added"
+    assert place.plan(memory_gb=4.0).needs == (), "nothing is kept warm"
+
+
 def test_secrets_would_be_emptied_so_such_a_service_is_only_seen(tmp_path: Path) -> None:
     body = definition(environment={"secrets": {"HF_TOKEN": "hf_secret"}})
     with placed(tmp_path, body) as place:

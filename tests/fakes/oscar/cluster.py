@@ -64,6 +64,7 @@ class FakeOscar:
         self.knative = knative
         self.starts_s = starts_s
         self.now = now
+        self.free_bytes = 64_000_000_000
         self.services: dict[str, Service] = {}
         self.requests: list[tuple[str, str]] = []
         self.puts: list[Body] = []
@@ -170,7 +171,8 @@ class FakeOscar:
                 case "PUT":
                     return self._update(_read(content), user)
         if path == "/system/status" and method == "GET":
-            return 200, {"cluster": {"nodes_count": 1}, "oscar": {"jobs_count": 0}}
+            memory = {"total_free_bytes": self.free_bytes, "max_free_on_node_bytes": self.free_bytes}
+            return 200, {"cluster": {"nodes_count": 1, "metrics": {"memory": memory}}, "oscar": {"jobs_count": 0}}
         one = re.fullmatch(r"/system/services/([^/]+)(/deployment)?", path)
         if one is not None:
             service = self._service(one[1], user)
