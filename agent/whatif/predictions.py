@@ -33,7 +33,7 @@ from analyzers.strict import nearest
 from analyzers.whatif.calibrate import CalibratedEngine
 from analyzers.whatif.engine import Router
 from analyzers.whatif.predict import Ensemble, replicas_of
-from analyzers.whatif.traffic import RecordedLengths
+from analyzers.whatif.traffic import RecordedLengths, scaled
 from collectors.window import Window
 from collectors.workload import Workload
 
@@ -58,9 +58,13 @@ class Telemetry:
     """What may be written of its shape."""
     lengths: RecordedLengths | None
     """Of requests that the flight recorder holds. None: too few, or none."""
+    recorded: Workload | None = None
+    """The requests of the whole span, one by one, where the kind goes by seconds and the recorder holds them. None: it does not."""
 
     def traffic(self, *, seed: int, speed: float = 1.0) -> Workload:
-        """Drawn from the whole span, at ``speed`` times its rate. Raises CannotPredict."""
+        """Of the whole span, at ``speed`` times its rate; drawn, unless it was recorded. Raises CannotPredict."""
+        if self.recorded is not None:
+            return scaled(self.recorded, speed)
         drawn = self.kind.workload(self.windows, seed=seed, scale=speed)
         return drawn if self.lengths is None else self.lengths.dealt(drawn, seed=seed)
 
@@ -93,6 +97,7 @@ def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, no
         rows = _span(db, chosen, end - since_s, end, width)
         error = changes.measured_error(db, endpoint)
         together = recorder.lengths(db, endpoint, end - since_s, end)
+        recorded = recorder.whole(db, endpoint, rows) if KINDS[chosen.kind].bursts else None
     changed = known["last_change_at"] if known is not None else None
     settled = end - since_s if changed is None else changed + chosen.verify.warmup_s
     return Telemetry(
@@ -107,6 +112,7 @@ def evidence(store: Store, settings: Settings, endpoint: str, since_s: float, no
         catalogue=catalogue_of(settings, chosen),
         vocabulary=vocabulary_of(settings, chosen),
         lengths=together,
+        recorded=recorded,
     )
 
 
@@ -151,7 +157,8 @@ def calibrated(found: Telemetry) -> Calibration:
     """On what the present shape served. Raises CannotPredict."""
     accelerator = found.shape.accelerator
     hardware = find(accelerator, found.catalogue.hardware) if accelerator is not None else None
-    made: Calibration = found.kind.calibrate(found.since_change, found.shape, hardware)
+    recorded = found.recorded if found.since_change == found.windows else None
+    made: Calibration = found.kind.calibrate(found.since_change, found.shape, hardware, recorded)
     return made
 
 

@@ -13,6 +13,7 @@ from agent.store import Store, flights
 from analyzers.whatif.traffic import RecordedLengths
 from collectors.flight import FlightRecord
 from collectors.traces import read
+from collectors.window import Window
 from tests.agent.daemons import invoke, write_settings
 
 AT = 1_800_000_000.0
@@ -143,3 +144,27 @@ def test_at_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     assert invoke("recorder", "export", "other", "--out", tmp_path / "t.csv", "-c", config).exit_code == 2
     assert invoke("recorder", "export", "chat", "--out", tmp_path / "no" / "t.csv", "-c", config).exit_code == 2
+
+
+def minutes(requests: list[float], **more: float) -> list[Window]:
+    return [
+        Window("chat", "otlp", AT + 60.0 * i, 60.0, 1.0, 1, counts={"requests": n, **more})
+        for i, n in enumerate(requests)
+    ]
+
+
+def test_a_span_is_whole_where_about_all_that_were_answered_are_recorded(store: Store) -> None:
+    with store.write() as db:
+        flights.keep(db, [("chat", record(i, 10.0 * i)) for i in range(12)])
+    with store.read() as db:
+        whole = recorder.whole(db, "chat", minutes([6.0, 6.0]))
+        assert whole is not None
+        assert whole.arrival_s.tolist() == [10.0 * i for i in range(12)]
+        assert recorder.whole(db, "chat", minutes([6.0, 6.0], throttled=0.5)) is not None, (
+            "refused calls are no lost ones"
+        )
+        assert recorder.whole(db, "chat", minutes([6.0, 9.0])) is None, "three are not there"
+        assert recorder.whole(db, "chat", minutes([3.0, 3.0])) is None, "more than were counted"
+        assert recorder.whole(db, "chat", minutes([0.0, 0.0])) is None
+        assert recorder.whole(db, "chat", []) is None
+        assert recorder.whole(db, "other", minutes([6.0, 6.0])) is None

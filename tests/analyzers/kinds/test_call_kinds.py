@@ -318,3 +318,34 @@ def test_what_is_bought_is_paid_for_by_its_own_price() -> None:
     assert catalogue.billed(TPM).cost(used).usd == pytest.approx(0.010)
     assert catalogue.billed(UNITS).cost(used).usd == 50.0
     assert Catalogue().per_hour(UNITS) is None
+
+
+def test_what_is_promised_of_other_quotas_comes() -> None:
+    """Callers who come again or give up, with max_tokens as it comes out or at thrice of it: 80 % intervals, which mostly hold."""
+    target, inside, tried = Target("throttle_rate", None, 0.01), 0, 0
+    for reserve in (1.0, 3.0):
+        for tries in (1, 3):
+            for load in (110, 160):
+                known = replayer(QUOTA, limited(load, 60_000, reserve=reserve, tries=tries), TPM)
+                for amount in (90_000, 120_000, 240_000):
+                    shape = TPM.with_(purchase=Purchase(amount, "tokens_per_minute"))
+                    promised = known.predict(shape, 1.0).metrics["throttle_rate"]
+                    came = attainment(limited(load, amount, reserve=reserve, tries=tries), target).observed
+                    assert came is not None
+                    tried += 1
+                    inside += promised.low - 0.005 <= came <= promised.high + 0.005
+    assert inside >= 0.8 * tried, f"{inside} of {tried}"
+
+
+def test_what_is_promised_of_other_units_comes() -> None:
+    target = Target("throttle_rate", None, 0.01)
+    for units in (20, 50):
+        known = replayer(PTU, provisioned(60, replace(TRUTH, ptus=units)), UNITS.with_(purchase=Purchase(units, "ptu")))
+        for amount in (16, 25, 40):
+            promised = known.predict(UNITS.with_(purchase=Purchase(amount, "ptu")), 1.0).metrics
+            windows = provisioned(60, replace(TRUTH, ptus=amount))
+            came = attainment(windows, target).observed
+            assert came is not None
+            assert promised["throttle_rate"].low - 0.005 <= came <= promised["throttle_rate"].high + 0.005
+            used = float(np.mean([w.gauges["ptu_usage"].mean for w in windows]))
+            assert came > 0.005 or promised["ptu_usage_mean"].mid == pytest.approx(used, rel=0.1)
