@@ -42,7 +42,7 @@ compiled: setup
 unit: setup
 	$(BIN)/pytest -n 4 --dist worksteal -m "not real" tests
 
-# With the real parts that .ci/run installs: a vLLM server, PostgreSQL, Prometheus, HAProxy, a LiteLLM proxy, Ray Serve, Docker, OSCAR's client, Chromium.
+# With the real parts that .ci/run installs: a vLLM server, PostgreSQL, Prometheus, HAProxy, a LiteLLM proxy, Ray Serve, Docker, llama.cpp, OSCAR's client, Chromium.
 # What mostly waits runs side by side; what runs or measures a model server by itself afterwards, whatever came of the first.
 test-real: setup
 	@status=0; \

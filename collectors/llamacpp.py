@@ -47,8 +47,8 @@ SUPPORT = Support(
     title="llama.cpp's /metrics",
     sees=("tokens, cached ones apart", "requests in slots and waiting", "build, slots and context"),
     changes=(),
-    verified="recorded answers",
-    how="a recorded page of a real llama-server 0.7; `/props` and the refusal without `--metrics` by its documentation",
+    verified="real part",
+    how="a real llama-server 0.7: its counters against its own answers, its slots, its refusal without `--metrics`",
 )
 
 

@@ -25,6 +25,8 @@ _TIMEOUT_S = 30.0
 _MAX_BYTES = 32 << 20
 #: Calls of one account that are under way at once.
 _AT_ONCE = 8
+#: After a refusal for the rate: Amazon does not say how long. Only that service is left alone.
+_THROTTLED_S = 5.0
 Body = Mapping[str, Any]
 
 
@@ -64,6 +66,7 @@ class AwsClient:
         self._lock = threading.Lock()
         self._here = threading.local()
         self._made: dict[tuple[str, str], Any] = {}
+        self._not_before: dict[str, float] = {}
         try:
             self._session = botocore.session.Session(profile=account.profile)
             region = account.region or self._session.get_config_variable("region")
@@ -104,9 +107,18 @@ class AwsClient:
     async def _in_thread(self, service: str, operation: str, at: str | None, work: Callable[[Any, str], Any]) -> Any:
         loop = asyncio.get_running_loop()
         region = at or self.region
-        return await asyncio.wrap_future(
-            self._threads.submit(self._blocking, loop, service, operation, region, work), loop=loop
-        )
+        left_s = self._not_before.get(service, 0.0) - self.clock.monotonic()
+        if left_s > 0:
+            text = f"{service}:{operation} in {region}: its rate was exceeded; nobody is asked for {left_s:.0f} s"
+            raise AwsError("throttled", text)
+        try:
+            return await asyncio.wrap_future(
+                self._threads.submit(self._blocking, loop, service, operation, region, work), loop=loop
+            )
+        except AwsError as error:
+            if error.kind == "throttled":
+                self._not_before[service] = self.clock.monotonic() + _THROTTLED_S
+            raise
 
     def _blocking(
         self,

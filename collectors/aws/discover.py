@@ -202,7 +202,7 @@ class BedrockSystem(_AwsSystem):
                 "name": _name(model.rpartition("/")[2], taken),
                 "url": f"https://bedrock-runtime.{client.region}.amazonaws.com",
                 "model": model,
-                "kind": "vm",
+                "kind": "quota",
                 "sources": {"cloudwatch": {**_stated(client), "bedrock_model": model}},
                 "actuator": {"system": "none", "options": {"health": False}},
                 "mode": "observe",

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from botocore.session import Session
 
+from collectors.aws.client import AwsAccount, shared
 from collectors.aws.cloudwatch import make
 from collectors.aws.discover import BedrockSystem, Ec2System, SageMakerSystem
-from collectors.aws.errors import refusal
+from collectors.aws.errors import AwsError, refusal
 from collectors.aws.permissions import policy, principal
 from collectors.aws.sizes import price_of
 from collectors.base import ScrapeTarget, SourceContext
@@ -202,6 +203,29 @@ def test_a_permission_that_lacks_is_named(aws: FakeAws) -> None:
         read(aws, endpoint="chat")
     assert refused.value.kind == "denied"
     assert "very-secret-key" not in str(refused.value)
+
+
+def test_after_a_refusal_for_the_rate_that_service_is_left_alone_for_a_while(aws: FakeAws) -> None:
+    clock = SetClock(NOW)
+
+    async def story() -> None:
+        http, sessions = Http(), Sessions()
+        client = shared(sessions, AwsAccount(region=REGION, aws_url=aws.url), http.call, clock)
+        try:
+            aws.throttled = 1
+            for _ in range(2):
+                with pytest.raises(AwsError) as refused:
+                    await client.items("sagemaker", "ListEndpoints", "Endpoints")
+                assert refused.value.kind == "throttled"
+            await client.call("sts", "GetCallerIdentity")
+            assert [a for _, a in aws.sent] == ["ListEndpoints", "GetCallerIdentity"]
+            clock.time += 6
+            assert await client.items("sagemaker", "ListEndpoints", "Endpoints") == []
+        finally:
+            await sessions.aclose()
+            await http.aclose()
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""In CI a missing real part is a failure: with FLYBALL_REQUIRE_REAL=1 no test marked ``real`` may skip, wherever it lies."""
+"""In CI a missing real part is a failure: with FLYBALL_REQUIRE_REAL=1 no test marked ``real`` may skip, wherever it lies.
+
+But for what a machine refuses, such as a Docker Engine within another container: that is nothing that could be installed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Generator
 import pytest
 
 REQUIRE = "FLYBALL_REQUIRE_REAL"
+#: How such a skip begins.
+REFUSED = "this machine does not allow it"
 
 
 class _NoSkips:
@@ -18,6 +23,8 @@ class _NoSkips:
         report = yield
         if report.skipped and item.get_closest_marker("real"):
             why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            if REFUSED in why:
+                return report
             report.outcome = "failed"
             report.longrepr = f"{REQUIRE} is set, so a real part must not be missing: {why}"
         return report

@@ -20,17 +20,18 @@ import pytest
 from agent.clock import WallClock
 from collectors.docker.client import DockerClient, DockerSettings
 from collectors.http import Http
+from tests.real.conftest import REFUSED
 
 IMAGE = "llama-server-of-busybox:1"
 _PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 
 
 def _program(name: str) -> str:
+    if os.geteuid() != 0:
+        pytest.skip(f"{REFUSED}: a Docker Engine of its own wants root")
     found = shutil.which(name, path=_PATH)
-    if found is None or os.geteuid() != 0:
-        pytest.skip(
-            f"{name} is not here, or we are not root: .ci/run installs docker.io, containerd, runc and busybox-static"
-        )
+    if found is None:
+        pytest.skip(f"{name} is not here: .ci/run installs docker.io, containerd, runc and busybox-static")
     return found
 
 
@@ -101,7 +102,7 @@ def _await(process: subprocess.Popen[bytes], folder: Path) -> None:
     while not (folder / "docker.sock").exists() or b"API listen on" not in (folder / "log").read_bytes():
         if process.poll() is not None or time.monotonic() > end:
             tail = (folder / "log").read_text(errors="replace")[-500:]
-            pytest.skip(f"a Docker Engine may not run here: {tail}")
+            pytest.skip(f"{REFUSED}: a Docker Engine does not start: {tail}")
         time.sleep(0.1)
 
 
