@@ -66,7 +66,7 @@ def test_messages_to_slack(name: str, store: Store) -> None:
         assert good is not None
         assert bad is not None
         ledgers = {c["id"]: changes.ledger(db, change_id=c["id"]) for c in (good, bad)}
-        (finding,) = fleet.findings(db)
+        (found,) = fleet.findings(db)
         known = fleet.get(db, "chat")
     told = {
         **(bad["outcome"] or {}),
@@ -89,7 +89,9 @@ def test_messages_to_slack(name: str, store: Store) -> None:
         "succeeded": lambda: message.change(good, ledgers[good["id"]], PAGE),
         "rolled-back": lambda: message.change(bad, ledgers[bad["id"]], PAGE),
         "way-back": lambda: message.way_back({**bad, "outcome": told}, PAGE),
-        "finding": lambda: message.finding({**finding, "kind": "breach"}, known["decision"] if known else None, PAGE),
+        "finding": lambda: message.finding(
+            {**found, "body": {**found["body"], "kind": "breach"}}, known["decision"] if known else None, PAGE
+        ),
         "report": lambda: message.report(report, PAGE),
         "refused": lambda: message.refused("this was decided already"),
     }
