@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.world.openai import OpenAiWorld
+from tests.world.wire import Snapshot
 from tests.world.world import run
 
+#: While a change is under way nothing is decided anyway, and deciding is what takes time.
+CHANGING = ("lead", "collect", "act")
 WATCH_S, CHANGE_S = 5400.0, 4 * 3600.0
 AMOUNTS = [30_000, 60_000, 90_000, 120_000]
 
@@ -82,5 +85,35 @@ def test_provisioned_throughput_is_sized_from_its_own_arrivals(tmp_path: Path) -
             scores = {s["metric"]: s for s in world.ledger(change["id"])}
             assert scores["throttle_rate"]["before"] > 0.01 > scores["throttle_rate"]["observed"]
             assert promised["low"] < scores["ptu_usage_mean"]["observed"] < promised["high"]
+
+    run(scenario)
+
+
+def test_a_kill_at_any_instant_is_no_second_write(tmp_path: Path) -> None:
+    """Before and after requests and commits, while a change is under way. Every request alone is killed in the system's own tests."""
+
+    async def instants(at: int | None, folder: Path, watched: Snapshot) -> list[str]:
+        async with OpenAiWorld(folder, "GlobalStandard", 50, AMOUNTS, snapshot=watched, loops=CHANGING) as world:
+            (row,) = world.recommendations("proposed")
+            assert world.click(row["id"]) == "accepted"
+            faults = world.process.faults
+            faults.instants.clear()
+            faults.die_at = at
+            assert await world.until(world.ended, CHANGE_S)
+            (change,) = world.changes()
+            assert change["state"] == "succeeded", (at, change["state_reason"])
+            assert world.written == ["capacity"], at
+            assert world.deaths == (at is not None)
+            return faults.instants
+
+    async def scenario() -> None:
+        async with OpenAiWorld(tmp_path / "watched", "GlobalStandard", 50, AMOUNTS) as world:
+            assert await world.until(lambda: bool(world.recommendations("proposed")), WATCH_S)
+            watched = await world.snapshot()
+        passed = await instants(None, tmp_path / "whole", watched)
+        acting = [i for i, name in enumerate(passed) if name.startswith("act:")]
+        assert len(acting) > 20
+        for at in acting[1 :: max(1, len(acting) // 6)]:
+            await instants(at, tmp_path / str(at), watched)
 
     run(scenario)

@@ -15,7 +15,7 @@ from tests.agent.slack import SLACK
 from tests.fakes.azure import Cloud, FakeAzure
 from tests.fakes.azure.cloud import SUBSCRIPTION
 from tests.fakes.azure.openai import CallMix, add_deployment
-from tests.world.wire import LOOPS, Snapshot, WireWorld
+from tests.world.wire import LOOPS, START, Snapshot, WireWorld
 
 SETTINGS: dict[str, Any] = {
     "collect": {"interval_s": 60, "window_s": 60, "timeout_s": 20},
@@ -61,6 +61,7 @@ class OpenAiWorld(WireWorld):
         self.cloud.model_quota = {"OpenAI.GlobalStandard.gpt-4.1": 300, "OpenAI.GlobalProvisionedManaged": 200}
         self.deployment = add_deployment(self.cloud, "chat", sku, capacity, **(properties or {}))
         self.deployment.callers, self.deployment.really = load, really
+        self.deployment.changed = START - 86_400.0  # also in a world that goes on from a snapshot
         self.amounts, self.more = amounts, dict(more or {})
         self.azure = FakeAzure(self.cloud)
 
