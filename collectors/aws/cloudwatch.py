@@ -111,14 +111,15 @@ class CloudWatch:
     async def read_all(
         self, wanted: Sequence[FleetQuery], since: float | None
     ) -> AsyncIterator[tuple[str, Reading | Span | CollectError]]:
-        """The intervals of each that have settled since it was last read, and the newest of them in any case."""
+        """The intervals of each that have settled since it was last read; of one that was never read the newest of which anything is told,
+        as nothing is told where no request came."""
         step = self._step_s
         end = math.floor((self._client.clock.now() - self._lag_s) / step) * step
         newest = end - step
         back = end - max(_BACK_S, step)
         by_start: dict[float, list[tuple[str, Options]]] = defaultdict(list)
         for one in wanted:
-            first = min(newest, max(self._next.get(one.endpoint, newest), back))
+            first = min(newest, max(self._next.get(one.endpoint, back), back))
             by_start[first].append((one.endpoint, one.options["stated"]))
         for start, members in sorted(by_start.items()):
             series = list(dict.fromkeys(s for _, options in members for s in _series(options)))
@@ -129,13 +130,12 @@ class CloudWatch:
                     yield name, error
                 continue
             for name, options in members:
+                moments = [start + step * number for number in range(round((end - start) / step))]
+                spans = [_span(name, options, values, at, float(step)) for at in moments]
+                known = [span for span in spans if span is not None]
+                for span in known if name in self._next else known[-1:]:
+                    yield name, span
                 self._next[name] = end
-                at = start
-                while at < end:
-                    span = _span(name, options, values, at, float(step))
-                    if span is not None:
-                        yield name, span
-                    at += step
 
     async def _ask(self, series: Sequence[_Series], start: float, end: float) -> Values:
         found: dict[_Series, dict[float, float]] = {one: {} for one in series}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.world.aws import LARGE, SMALL, AwsWorld
+from tests.world.ec2 import Ec2World
 from tests.world.wire import Snapshot
 from tests.world.world import run
 
@@ -91,5 +92,47 @@ def test_a_kill_at_any_instant_is_no_second_write(watched: Snapshot, tmp_path: P
         assert len(acting) > 50
         for at in acting[3 :: len(acting) // 4]:
             await instants(at, tmp_path / str(at))
+
+    run(scenario)
+
+
+async def _larger(world: Ec2World) -> None:
+    """A person asks for a larger type of the instance, and approves."""
+    assert not await world.until(lambda: False, 320.0)
+    governor, watched = world.governor, world.governor.watched["chat"]
+    live = await governor.watcher.look(watched)
+    assert live is not None
+    assert (live.shape.size, live.ready) == ("g4dn.xlarge", True)
+    wanted = live.shape.with_(size="g4dn.2xlarge", cpus=8.0, memory_gb=34.36)
+    asked = await governor.reflector.request(watched, wanted, "ada")
+    assert world.written == []
+    assert world.click(asked) == "accepted"
+    assert await world.until(world.ended, CHANGE_S)
+
+
+def test_an_instance_is_stopped_changed_started_and_verified(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Ec2World(tmp_path, loops=CHANGING) as world:
+            await _larger(world)
+            (change,) = world.changes()
+            assert change["state"] == "succeeded", change["state_reason"]
+            assert world.machine == ("g4dn.2xlarge", "running")
+            assert world.written == ["StopInstances", "ModifyInstanceAttribute", "StartInstances"]
+            assert world.ledger(change["id"])
+
+    run(scenario)
+
+
+def test_without_capacity_the_instance_is_what_it_was_and_runs(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Ec2World(tmp_path, no_capacity={"g4dn.2xlarge"}, loops=CHANGING) as world:
+            await _larger(world)
+            (change,) = world.changes()
+            assert change["state"] == "rolled_back", change["state_reason"]
+            assert "InsufficientInstanceCapacity" in change["state_reason"]
+            assert world.machine == ("g4dn.xlarge", "running")
+            calls = ["StopInstances", "ModifyInstanceAttribute", "ModifyInstanceAttribute", "StartInstances"]
+            assert world.written == calls
+            assert world.known()["frozen_because"]
 
     run(scenario)

@@ -112,6 +112,14 @@ def test_a_minute_without_numbers_is_unknown_and_not_zero(aws: FakeAws) -> None:
         read(aws, endpoint="chat")
 
 
+def test_at_first_the_newest_minute_that_tells_anything_is_taken(aws: FakeAws) -> None:
+    of = {"EndpointName": "chat", "VariantName": "AllTraffic"}
+    for minutes_ago in (5, 20, 90):
+        aws.put("AWS/SageMaker", "Invocations", MINUTE - 60 * minutes_ago, {1.0: minutes_ago}, **of)
+    (span,) = read(aws, endpoint="chat")
+    assert (span.start, span.counts) == (MINUTE - 300, {"requests": 5.0})
+
+
 def test_minutes_that_were_missed_are_asked_for_once(aws: FakeAws) -> None:
     for minute in range(4):
         aws.put(

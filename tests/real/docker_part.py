@@ -94,7 +94,9 @@ def docker() -> Iterator[RunningDocker]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        # the engine leaves the host's own network mounted
+        subprocess.run(["umount", folder / "exec/netns/default"], stderr=subprocess.DEVNULL, check=False)
+        shutil.rmtree(folder)
 
 
 def _await(process: subprocess.Popen[bytes], folder: Path) -> None:
