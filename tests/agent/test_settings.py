@@ -187,6 +187,7 @@ def test_every_secret_field_is_guarded(write: Write) -> None:
     text = (
         "people: [{name: ada, token: g}]\nweb: {token: a}\nslack: {webhook_url: b, signing_secret: c, previous_signing_secret: d, "
         "bot_token: h, app_token: i, channel_id: C0CHAN}\n"
+        "email: {host: h, sender: a@b, to: [c@d], username: u, password: j}\n"
         + HEAD
         + "    api_key: e\n    bill: {vendor: openai, key: f}\n"
     )
