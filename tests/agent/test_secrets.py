@@ -30,6 +30,7 @@ EVERYTHING: dict[str, Any] = {
     "log_level": "info",
     "people": [{"name": "ada", "slack": "U0ADAA", "login": "x"}],
     "report": {"schedule": "mon 08:00"},
+    "email": {"host": "h", "sender": "a@b", "to": ["c@d"], "username": "u", "password": "${CANARY}"},
     "slack": {"webhook_url": "${CANARY}", "approvers": ["U0ADA"], "app_id": "A", "allow_hosts": ["h"]},
     "web": {"host": "127.0.0.1", "public_url": "http://x"},
     "otlp": {"endpoint": "http://x"},
