@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -11,6 +13,8 @@ from zoneinfo import ZoneInfo
 from analyzers.words import and_unknown, dollars, figure, lasting, observed, phrase, saved, verdict
 
 Facts = Mapping[str, Any]
+#: Teams and tenants on the first screen.
+_MOST_TAGS = 5
 #: Endpoints that cannot be read are named one by one up to so many.
 _EACH = 3
 _DAY_S, _MONTH_S = 86_400.0, 365 * 86_400.0 / 12
@@ -79,7 +83,18 @@ def brief(
             },
         ],
         "tasks": [asdict(task) for task in tasks],
+        "by_tag": _by_tag(figures),
     }
+
+
+def _by_tag(figures: Facts) -> list[dict[str, Any]]:
+    """Over all endpoints, by the teams or tenants that requests name; the dearest first. A tag of which some cost is not known has none."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in (row for e in figures["endpoints"] for row in e["by_tag"] if row["tag"] is not None):
+        known = found.setdefault(row["tag"], {"tag": row["tag"], "tokens": 0.0, "usd": 0.0})
+        known["tokens"] += row["tokens"]
+        known["usd"] = None if known["usd"] is None or row["usd"] is None else known["usd"] + row["usd"]
+    return sorted(found.values(), key=lambda row: (-(row["usd"] or 0.0), -row["tokens"], row["tag"]))[:_MOST_TAGS]
 
 
 def _met(endpoint: Facts) -> bool | None:
@@ -229,12 +244,43 @@ def markdown(figures: Facts) -> str:
         "\n".join(f"- **{n['value']}** {n['what']}" for n in first["numbers"]),
         "## What to do",
         _table(["endpoint", "what", "leaving it costs", "how"], tasks) if tasks else "Nothing.",
+        *(["## Whose it was", "\n".join(f"- {line}" for line in tag_lines(first))] if first["by_tag"] else []),
         "## Endpoints",
         _table(
             ["endpoint", "objective", "observed", "limit", "", "spent", "requests", "seen"], _endpoint_rows(figures)
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def tag_lines(first: Facts) -> list[str]:
+    """A line a team or tenant: ``search: $12.30, 4,100,000 tokens``."""
+    return [
+        f"{row['tag']}: {'cost not known' if row['usd'] is None else dollars(row['usd'])}, {row['tokens']:,.0f} tokens"
+        for row in first["by_tag"]
+    ]
+
+
+#: Of the report as CSV: one row for each target of each endpoint, numbers without units, empty where nothing is known.
+CSV_COLUMNS = (
+    "start", "end", "endpoint", "mode", "target", "limit", "observed", "met", "spent_usd", "usd_per_1k_tokens", "requests", "tokens", "coverage",
+)  # fmt: skip
+
+
+def as_csv(figures: Facts) -> str:
+    """For a spreadsheet. What is spent, asked and seen is the endpoint's, and stands in the first of its rows alone, so that sums are right."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for e in figures["endpoints"]:
+        whole = {name: e[name] for name in ("spent_usd", "usd_per_1k_tokens", "requests", "tokens", "coverage")}
+        for i, o in enumerate(e["objective"] or [{"target": None, "limit": None, "observed": None, "met": None}]):
+            own = {name: o[name] for name in ("target", "limit", "observed", "met")}
+            row = {"start": figures["start"], "end": figures["end"], "endpoint": e["name"], "mode": e["mode"], **own}
+            writer.writerow(
+                {name: value for name, value in (row | (whole if i == 0 else {})).items() if value is not None}
+            )
+    return out.getvalue()
 
 
 def _endpoint_rows(figures: Facts) -> list[list[str]]:

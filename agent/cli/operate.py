@@ -139,6 +139,7 @@ def resume(config: ConfigOption = DEFAULT_CONFIG) -> None:
 class ReportForm(StrEnum):
     html = "html"
     markdown = "markdown"
+    csv = "csv"
 
 
 def report(
@@ -152,12 +153,13 @@ def report(
         Path | None, typer.Option("--to", help="Where to write it; default: the settings' report directory.")
     ] = None,
     form: Annotated[
-        ReportForm, typer.Option("--as", help="A page in one file, or Markdown; Markdown without --to is printed.")
+        ReportForm,
+        typer.Option("--as", help="A page in one file, Markdown, or CSV; the last two are printed without --to."),
     ] = ReportForm.html,
     output: OutputOption = Output.table,
 ) -> None:
     """Write the report of the time up to now."""
-    from agent.brief import markdown
+    from agent.brief import as_csv, markdown
     from agent.clock import WallClock
     from agent.report import summary, weekly
 
@@ -169,13 +171,12 @@ def report(
             f"--since {span:g}s: a report of less than {_SHORTEST_REPORT_S:g} s says nothing; give for instance 7d", 2
         )
     with opened(config) as (store, settings):
-        if output is Output.json or form is ReportForm.markdown:
+        if output is Output.json or form is not ReportForm.html:
             figures = summary(store, settings, start=now - span, end=now, now=now)
             if output is Output.json:
                 return print_json(figures)
-            if to is None:
-                return typer.echo(markdown(figures), nl=False)
-            return write("--to", to, markdown(figures))
+            told = (markdown if form is ReportForm.markdown else as_csv)(figures)
+            return typer.echo(told, nl=False) if to is None else write("--to", to, told)
         path = weekly(store, settings, start=now - span, end=now, now=now, path=to)
     console.print(f"Wrote {text(path)}")
     return None

@@ -20,6 +20,7 @@ from slack_sdk.models.blocks import (
 )
 
 from actuators.shape import Shape, difference
+from agent.brief import tag_lines
 from analyzers.policy import RuleVerdict
 from analyzers.prediction import Interval
 from analyzers.words import between, dollars, figure, heading, phrase, promise, verdict, wording
@@ -198,7 +199,7 @@ def report(row: Row, page_url: str) -> dict[str, Any]:
         f"• *{_escape(t['endpoint'] or 'Flyball')}*: {_escape(t['what'])} ({_escape(t['waiting_costs'])})"
         for t in first["tasks"]
     ]
-    more = len(tasks) - _TASKS
+    more, whose = len(tasks) - _TASKS, tag_lines(first)
     blocks: list[Block] = [
         HeaderBlock(text=PlainTextObject(text=_cut(title, _HEADER))),
         _section(_escape(" ".join(first["sentences"]))),
@@ -206,6 +207,7 @@ def report(row: Row, page_url: str) -> dict[str, Any]:
         _section(
             "*What to do*\n" + "\n".join(tasks[:_TASKS] or ["Nothing."]) + (f"\nand {more} more" if more > 0 else "")
         ),
+        *([_section("*Whose it was*\n" + "\n".join(f"• {_escape(line)}" for line in whose))] if whose else []),
         ContextBlock(elements=[MarkdownTextObject(text=f"<{page_url}/reports|the whole report>")]),
     ]
     return {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from agent.brief import brief, markdown, title
+from agent.brief import as_csv, brief, markdown, tag_lines, title
 
 START, DAY = datetime(2026, 11, 23, tzinfo=UTC).timestamp(), 86_400.0
 END = START + 7 * DAY
@@ -23,7 +25,7 @@ def target(met: bool | None, share: float | None = 0.0, name: str = "ttft_p95_s"
 def endpoint(name: str, *objective: dict[str, Any], **changed: Any) -> dict[str, Any]:
     return {
         "name": name, "objective": list(objective), "watched_since": START, "coverage": 1.0, "requests": 1000.0,
-        "spent_usd": 10.0, "spent_lacking": [],
+        "spent_usd": 10.0, "spent_lacking": [], "by_tag": [],
     } | changed  # fmt: skip
 
 
@@ -127,6 +129,34 @@ def test_markdown_is_whole_and_a_name_cannot_break_its_tables() -> None:
     assert {line.replace("\\|", "").count("|") for line in rows[:3]} == {5}
     assert {line.replace("\\|", "").count("|") for line in rows[3:]} == {9}
     assert "a\\|b c" in text
+
+
+def test_whose_it_was_is_a_line_a_team_over_all_endpoints() -> None:
+    def used(tag: str | None, tokens: float, usd: float | None) -> dict[str, Any]:
+        return {"tag": tag, "tokens": tokens, "share": 0.5, "usd": usd}
+
+    found = figures(
+        endpoint("chat", by_tag=[used("search", 1000.0, 6.0), used(None, 500.0, 4.0)]),
+        endpoint("mail", by_tag=[used("search", 500.0, 1.5), used("crm", 9e6, None)]),
+    )
+    said = made(found)
+    assert tag_lines(said) == ["search: $7.50, 1,500 tokens", "crm: cost not known, 9,000,000 tokens"]
+    assert "## Whose it was\n\n- search: $7.50" in markdown(found | {"brief": said})
+    quiet = figures(endpoint("chat"))
+    assert "## Whose it was" not in markdown(quiet | {"brief": made(quiet)})
+
+
+def test_csv_has_a_row_a_target_and_sums_that_are_right() -> None:
+    told = {"mode": "observe", "usd_per_1k_tokens": None, "tokens": 5.0}
+    found = figures(
+        endpoint("a,b", target(True), target(False, 0.1, "e2e_p95_s"), **told),
+        endpoint("bare", **told | {"spent_usd": None}),
+    )
+    rows = list(csv.DictReader(io.StringIO(as_csv(found))))
+    assert [(row["endpoint"], row["target"], row["met"]) for row in rows] == [
+        ("a,b", "ttft_p95_s", "True"), ("a,b", "e2e_p95_s", "False"), ("bare", "", ""),
+    ]  # fmt: skip
+    assert [row["spent_usd"] for row in rows] == ["10.0", "", ""], "once an endpoint, and unknown is empty"
 
 
 @pytest.mark.parametrize(
