@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import ClassVar
@@ -14,14 +13,11 @@ from collectors.azure.calls import CallMinute, read_calls
 from collectors.azure.client import AzureClient, shared
 from collectors.azure.credentials import AzureAccount
 from collectors.azure.errors import AzureError
+from collectors.azure.settled import MINUTE, SettledMinutes
 from collectors.base import FleetMember, FleetQuery, SourceContext
 from collectors.discovery import Support
 from collectors.options import problems_of
 from collectors.window import CollectError, Reading, Span
-
-_MINUTE = 60.0
-#: So far back is asked for what could not be read before.
-_BACK_S = 3600.0
 
 
 class Options(AzureAccount):
@@ -58,22 +54,20 @@ class DeploymentMetrics:
     """All deployments of one subscription that are read alike. See ``collectors.base.FleetCollector``."""
 
     source: ClassVar[str] = "azure-openai"
-    interval_s: float | None = _MINUTE
+    interval_s: float | None = MINUTE
     deadline_s: float | None = 120.0
 
     def __init__(self, client: AzureClient, accounts: ModelAccounts, lag_s: float) -> None:
         self._client = client
         self._accounts = accounts
-        self._lag_s = lag_s
-        self.settles_s = lag_s + _MINUTE
-        self._next: dict[str, float] = {}
-        """By deployment: the first minute that was not read yet."""
+        self._minutes = SettledMinutes(client.clock, lag_s)
+        self.settles_s = self._minutes.settles_s
 
     async def read_all(
         self, wanted: Sequence[FleetQuery], since: float | None
     ) -> AsyncIterator[tuple[str, Reading | Span | CollectError]]:
         """The minutes of each that have settled since it was last read, and the newest of them in any case."""
-        end = math.floor((self._client.clock.now() - self._lag_s) / _MINUTE) * _MINUTE
+        end = self._minutes.end()
         spans: dict[tuple[float, str], dict[str, list[tuple[str, ModelDeploymentId]]]] = defaultdict(
             lambda: defaultdict(list)
         )
@@ -84,8 +78,7 @@ class DeploymentMetrics:
             except AzureError as error:
                 yield one.endpoint, error
                 continue
-            newest = end - _MINUTE
-            first = min(newest, max(self._next.get(id_.key, newest), end - _BACK_S))
+            first = self._minutes.first(id_.key, end)
             spans[first, region][id_.account_path].append((one.endpoint, id_))
         for (start, region), accounts in sorted(spans.items()):
             found = await read_calls(self._client, region, list(accounts), start, end)
@@ -95,7 +88,7 @@ class DeploymentMetrics:
                     if isinstance(answer, AzureError):
                         yield name, answer
                         continue
-                    self._next[id_.key] = end
+                    self._minutes.read(id_.key, end)
                     for minute in answer.get(id_.name.lower(), ()):
                         yield name, _span(name, minute)
 
@@ -104,7 +97,7 @@ def _span(endpoint: str, minute: CallMinute) -> Span:
     return Span(
         target=endpoint,
         start=minute.start,
-        end=minute.start + _MINUTE,
+        end=minute.start + MINUTE,
         counts=minute.counts,
         gauges=minute.gauges,
     )

@@ -5,7 +5,6 @@ What the model server does is told by its own metrics, beside this: requests and
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import ClassVar
@@ -17,14 +16,12 @@ from collectors.azure.credentials import AzureAccount
 from collectors.azure.errors import AzureError
 from collectors.azure.machines import COMPUTE, MachineId
 from collectors.azure.questions import MetricQuestion, MetricSeries, ask
+from collectors.azure.settled import MINUTE, SettledMinutes
 from collectors.base import FleetMember, FleetQuery, SourceContext
 from collectors.discovery import Support
 from collectors.options import problems_of
 from collectors.window import CollectError, Gauge, Reading, Span
 
-_MINUTE = 60.0
-#: So far back is asked for what could not be read before.
-_BACK_S = 3600.0
 _CPU, _FREE = "Percentage CPU", "Available Memory Percentage"
 _NAMESPACES = {"vm": f"{COMPUTE}/virtualMachines", "set": f"{COMPUTE}/virtualMachineScaleSets"}
 _NO_METRICS = "a node pool has no metrics of its own: read its nodes by `prometheus` (node_exporter, DCGM)"
@@ -62,22 +59,20 @@ class MachineMetrics:
     """All machines of one subscription that are read alike. See ``collectors.base.FleetCollector``."""
 
     source: ClassVar[str] = "azure-vm"
-    interval_s: float | None = _MINUTE
+    interval_s: float | None = MINUTE
     deadline_s: float | None = 120.0
 
     def __init__(self, client: AzureClient, lag_s: float) -> None:
         self._client = client
-        self._lag_s = lag_s
-        self.settles_s = lag_s + _MINUTE
+        self._minutes = SettledMinutes(client.clock, lag_s)
+        self.settles_s = self._minutes.settles_s
         self._regions: dict[str, str] = {}
-        self._next: dict[str, float] = {}
-        """By machine: the first minute that was not read yet."""
 
     async def read_all(
         self, wanted: Sequence[FleetQuery], since: float | None
     ) -> AsyncIterator[tuple[str, Reading | Span | CollectError]]:
         """The minutes of each that have settled since it was last read, and the newest of them in any case."""
-        end = math.floor((self._client.clock.now() - self._lag_s) / _MINUTE) * _MINUTE
+        end = self._minutes.end()
         groups: dict[tuple[float, str, str], list[tuple[str, MachineId]]] = defaultdict(list)
         for one in wanted:
             id_ = MachineId.parse(str(one.options["resource"]))
@@ -86,8 +81,7 @@ class MachineMetrics:
             except AzureError as error:
                 yield one.endpoint, error
                 continue
-            newest = end - _MINUTE
-            first = min(newest, max(self._next.get(id_.key, newest), end - _BACK_S))
+            first = self._minutes.first(id_.key, end)
             groups[first, region, id_.kind].append((one.endpoint, id_))
         for (start, region, kind), members in sorted(groups.items()):
             question = MetricQuestion(_NAMESPACES[kind], (_CPU, _FREE), "", "average,maximum,minimum")
@@ -99,7 +93,7 @@ class MachineMetrics:
                 if isinstance(answer, AzureError):
                     yield name, answer
                     continue
-                self._next[id_.key] = end
+                self._minutes.read(id_.key, end)
                 for span in _spans(name, answer):
                     yield name, span
 
@@ -122,7 +116,7 @@ def _spans(endpoint: str, lines: Sequence[MetricSeries]) -> list[Span]:
             elif line.metric == _FREE:
                 used, most = 1 - mean / 100, 1 - line.minimum.get(at, mean) / 100
                 gauges[at]["memory_usage"] = Gauge(used, max(most, used), used)
-    return [Span(target=endpoint, start=at, end=at + _MINUTE, gauges=found) for at, found in sorted(gauges.items())]
+    return [Span(target=endpoint, start=at, end=at + MINUTE, gauges=found) for at, found in sorted(gauges.items())]
 
 
 def make(context: SourceContext) -> FleetMember:

@@ -6,7 +6,6 @@ endpoint is asked for again, up to an hour back.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import ClassVar
@@ -19,13 +18,10 @@ from collectors.azure.errors import AzureError
 from collectors.azure.inventory import EndpointState, Inventory, inventory
 from collectors.azure.minutes import Minute, read
 from collectors.azure.names import EndpointId
+from collectors.azure.settled import MINUTE, SettledMinutes
 from collectors.base import FleetMember, FleetQuery, SourceContext
 from collectors.discovery import Support
 from collectors.window import CollectError, Reading, Span
-
-_MINUTE = 60.0
-#: So far back is asked for what could not be read before.
-_BACK_S = 3600.0
 
 
 class Options(AzureAccount):
@@ -62,22 +58,20 @@ class AzureMonitor:
     """All endpoints of one subscription that are read alike. See ``collectors.base.FleetCollector``."""
 
     source: ClassVar[str] = "azure-monitor"
-    interval_s: float | None = _MINUTE
+    interval_s: float | None = MINUTE
     deadline_s: float | None = 120.0
 
     def __init__(self, client: AzureClient, lists: Inventory, lag_s: float) -> None:
         self._client = client
         self._lists = lists
-        self._lag_s = lag_s
-        self.settles_s = lag_s + _MINUTE
-        self._next: dict[str, float] = {}
-        """By endpoint: the first minute that was not read yet."""
+        self._minutes = SettledMinutes(client.clock, lag_s)
+        self.settles_s = self._minutes.settles_s
 
     async def read_all(
         self, wanted: Sequence[FleetQuery], since: float | None
     ) -> AsyncIterator[tuple[str, Reading | Span | CollectError]]:
         """The minutes of each that have settled since it was last read, and the newest of them in any case."""
-        end = math.floor((self._client.clock.now() - self._lag_s) / _MINUTE) * _MINUTE
+        end = self._minutes.end()
         spans: dict[float, list[tuple[str, EndpointState]]] = defaultdict(list)
         for one in wanted:
             id_ = EndpointId.parse(str(one.options["resource"]))
@@ -86,8 +80,7 @@ class AzureMonitor:
             except AzureError as error:
                 yield one.endpoint, error
                 continue
-            newest = end - _MINUTE
-            first = min(newest, max(self._next.get(id_.key, newest), end - _BACK_S))
+            first = self._minutes.first(id_.key, end)
             spans[first].append((one.endpoint, state))
         for start, members in sorted(spans.items()):
             found = await read(self._client, [state for _, state in members], start, end)
@@ -96,7 +89,7 @@ class AzureMonitor:
                 if isinstance(answer, AzureError):
                     yield name, answer
                     continue
-                self._next[state.id.key] = end
+                self._minutes.read(state.id.key, end)
                 for minute in answer:
                     yield name, _span(name, minute)
 
@@ -105,7 +98,7 @@ def _span(endpoint: str, minute: Minute) -> Span:
     return Span(
         target=endpoint,
         start=minute.start,
-        end=minute.start + _MINUTE,
+        end=minute.start + MINUTE,
         counts=minute.counts,
         gauges=minute.gauges,
         quantiles={"e2e_s": minute.quantiles} if minute.quantiles else {},
