@@ -107,7 +107,7 @@ def test_no_page_is_wider_than_a_phone_in_light_or_dark(browser: Browser, daemon
     daemon.until(lambda: daemon.json("/endpoints/chat.json")["endpoint"]["series"], "windows are there")
     (advice,) = daemon.json("/recommendations.json")["recommendations"]
     paths = ("/", "/?text=chat&order=cost", "/endpoints/chat", "/recommendations", f"/recommendations/{advice['id']}", "/changes",
-             "/tunes", "/savings", "/reports", "/status")  # fmt: skip
+             "/tunes", "/savings", "/reports", "/status", "/whatif", "/whatif?endpoint=chat&replicas=2", "/settings", "/docs")  # fmt: skip
     for scheme in ("light", "dark"):
         context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
         page = context.new_page()
@@ -121,6 +121,23 @@ def test_no_page_is_wider_than_a_phone_in_light_or_dark(browser: Browser, daemon
         assert said == []
 
 
+def test_a_page_renews_itself_and_takes_nothing_from_under_a_persons_hands(browser: Browser, daemon: Daemon) -> None:
+    page = browser.new_page()
+    said, _ = _listen(page)
+    page.goto(f"http://127.0.0.1:{daemon.settings.web.port}/status")
+    resume, pause = (page.get_by_role("button", name=name) for name in ("Resume", "Pause: apply nothing"))
+    expect(resume).to_be_visible()
+    assert flyball("resume", "-c", str(daemon.config)).returncode == 0
+    expect(pause).to_be_visible(timeout=60_000)
+    page.get_by_label("Why").fill("I am still wri")
+    assert flyball("pause", "-c", str(daemon.config)).returncode == 0
+    page.wait_for_timeout(6_000)  # three looks of the daemon's
+    expect(page.get_by_label("Why")).to_have_value("I am still wri")
+    page.get_by_label("Why").evaluate("field => field.blur()")
+    expect(resume).to_be_visible(timeout=60_000)
+    assert said == []
+
+
 def _listen(page: Page) -> tuple[list[str], list[str]]:
     """What the console complains about, and every address that is asked for, as it happens."""
     said: list[str] = []
@@ -132,9 +149,14 @@ def _listen(page: Page) -> tuple[list[str], list[str]]:
 
     page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("requestfailed", lambda r: said.append(f"{r.url}: {r.failure}"))
+    page.on("requestfailed", lambda r: said.append(f"{r.url}: {r.failure}") if not _left(r) else None)
     page.on("request", request)
     return said, asked
+
+
+def _left(request: Request) -> bool:
+    """The stream of news ends where its page is left."""
+    return urlsplit(request.url).path == "/events" and request.failure == "net::ERR_ABORTED"
 
 
 def _keep(page: Page, name: str) -> None:
