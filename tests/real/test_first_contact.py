@@ -58,9 +58,12 @@ def test_first_contact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
             config.write_text(config.read_text().replace(f"max_num_seqs: {STATED}}}", f"max_num_seqs: {TRUE}}}"))
             corrected, corrected_at = time.monotonic(), time.time()
             daemon.signal(signal.SIGHUP)
-            found = _found(daemon, lambda codes: "SETTINGS_CONTRADICT" not in codes, "the contradiction is gone")
+            found = _found(
+                daemon,
+                lambda codes: "SETTINGS_CONTRADICT" not in codes and {"BATCH_FULL", BREACH} <= codes,
+                "the contradiction is gone, and the batch is seen to be full",
+            )
             say(f"the corrected setting is used after {time.monotonic() - corrected:.0f} s: {', '.join(sorted(found))}")
-            assert {"BATCH_FULL", BREACH} <= found
             endpoint = daemon.until(lambda: _judged_since(daemon, corrected_at), "it is judged by the truth")
             assert endpoint["shape"]["engine"] == {"max_num_seqs": TRUE}
             assert endpoint["decision"]["state"] == "too_small"
