@@ -25,7 +25,7 @@ from agent.store.recommendations import OPEN
 from agent.tune import page as tune_page
 from agent.web import live
 from agent.web.guard import SESSION, SESSION_S, Guard, address_of, local_path
-from agent.web.playground import LEAST_TIMES, MOST_TIMES, Playground
+from agent.web.playground import Playground, WhatIfQuestion
 from analyzers.words import wording
 from collectors.receiver import Push
 from collectors.text import clean
@@ -336,36 +336,23 @@ def _drawn(governor: Governor, template: str, data: dict[str, Any]) -> list[str]
 def _whatif(app: FastAPI, governor: Governor, guard: Guard) -> None:
     playground = Playground(governor.settings, governor.store, governor.clock)
 
-    def candidate_of(replicas: str, size: str, changes: str) -> str:
-        pairs = (f"{name}={value}" for name, value in (("replicas", replicas), ("size", size)) if value)
-        return ",".join((*pairs, *(part for part in (changes.strip(),) if part)))
+    async def data(asked: WhatIfQuestion) -> dict[str, Any]:
+        told = {
+            "schema_version": views.SCHEMA_VERSION,
+            "form": playground.form(asked.endpoint),
+            "asked": asked.model_dump(),
+        }
+        return told | {"answer": await playground.ask(asked) if asked.endpoint else None}
 
-    async def data(endpoint: str, replicas: str, size: str, changes: str, times: float) -> dict[str, Any]:
-        form = playground.form(endpoint)
-        asked = {"replicas": replicas, "size": size, "changes": changes, "times": times}
-        answer = None
-        if endpoint:
-            answer = await playground.ask(endpoint, candidate_of(replicas.strip(), size, changes), times)
-        return {"schema_version": views.SCHEMA_VERSION, "form": form, "asked": asked, "answer": answer}
+    @app.get("/whatif.json")
+    async def as_json(asked: Annotated[WhatIfQuestion, Query()]) -> Response:
+        """An endpoint's own traffic, at a multiple of it, on another shape. Without an endpoint: what may be asked."""
+        return JSONResponse(await data(asked))
 
-    for path, shown in (("/whatif.json", False), ("/whatif", True)):
-
-        async def ask(
-            request: Request,
-            endpoint: str = "",
-            replicas: Annotated[str, Query(max_length=12)] = "",
-            size: Annotated[str, Query(max_length=200)] = "",
-            changes: Annotated[str, Query(max_length=500)] = "",
-            times: Annotated[float, Query(ge=LEAST_TIMES, le=MOST_TIMES)] = 1.0,
-            shown: bool = shown,
-        ) -> Response:
-            """An endpoint's own traffic, at a multiple of it, on another shape. Without an endpoint: what may be asked."""
-            found = await data(endpoint, replicas, size, changes, times)
-            if not shown:
-                return JSONResponse(found)
-            return await asyncio.to_thread(_render, request, governor, guard, "playground.html", found)
-
-        app.add_api_route(path, ask, methods=["GET"], name=f"what if at {path}")
+    @app.get("/whatif", response_class=HTMLResponse)
+    async def html(request: Request, asked: Annotated[WhatIfQuestion, Query()]) -> Response:
+        """The page of /whatif.json."""
+        return await asyncio.to_thread(_render, request, governor, guard, "playground.html", await data(asked))
 
 
 def _routes(app: FastAPI) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, Field
+
 from agent.settings import EndpointSettings, Settings
 from agent.store import Store
 from analyzers.grammar import BadQuestion
@@ -36,6 +38,23 @@ class _KnownEngine:
     on: Question
 
 
+class WhatIfQuestion(BaseModel):
+    """As the page's form asks it."""
+
+    endpoint: str = ""
+    replicas: str = Field("", max_length=12)
+    size: str = Field("", max_length=200)
+    changes: str = Field("", max_length=500)
+    times: float = Field(1.0, ge=LEAST_TIMES, le=MOST_TIMES)
+
+    def candidate(self) -> str:
+        """As ``flyball whatif --candidate`` takes it. Empty: the present shape alone."""
+        pairs = [
+            f"{name}={value}" for name, value in (("replicas", self.replicas.strip()), ("size", self.size)) if value
+        ]
+        return ",".join([*pairs, *([self.changes.strip()] if self.changes.strip() else [])])
+
+
 class Playground:
     """Answers for the page. Keeps the newest engine of each endpoint that was asked about."""
 
@@ -44,10 +63,10 @@ class Playground:
         self._known: dict[str, _KnownEngine] = {}
         self._turn = asyncio.Lock()
 
-    async def ask(self, endpoint: str, candidate: str, times: float) -> dict[str, Any]:
+    async def ask(self, asked: WhatIfQuestion) -> dict[str, Any]:
         """The present shape and the candidate, as JSON. ``refused`` says why there is no answer."""
         async with self._turn:
-            return await asyncio.to_thread(self._answer, endpoint, candidate, times)
+            return await asyncio.to_thread(self._answer, asked.endpoint, asked.candidate(), asked.times)
 
     def form(self, endpoint: str) -> dict[str, Any]:
         """What may be chosen: endpoints, and of the one that is asked about the sizes and the present shape's name."""
