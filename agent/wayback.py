@@ -17,6 +17,7 @@ from agent.store.evidence import judged
 from agent.watch import WatchedEndpoint
 from analyzers.verify import judge_restored
 from collectors.clock import Clock
+from collectors.window import Window
 
 log = structlog.get_logger()
 
@@ -32,29 +33,23 @@ class WayBackReview:
         self._settings = settings
         self._store = store
         self._clock = clock
-        self._looked_at: dict[str, float] = {}
-        """By change: monotonic seconds. Nothing new is there before a window is over."""
+        self._look_at = float("-inf")
+        """Monotonic seconds: nothing new is there before a window is over."""
 
     def cycle(self, lead: Lead) -> None:
         """Judge each way back whose time has come. Called in a thread."""
-        now = self._clock.now()
+        now, width = self._clock.now(), self._settings.collect.window_s
+        if self._clock.monotonic() < self._look_at:
+            return
+        self._look_at = self._clock.monotonic() + width
         longest = max(
             (w.settings.verify.deadline_s + w.settings.verify.warmup_s for w in self._watched.values()), default=0.0
         )
         with self._store.read() as db:
-            rows = [
-                change
-                for change in changes.listed(db, states=["rolled_back"], purpose="change", limit=20)
-                if (change["outcome"] or {}).get("way_back") is None
-                and now - (change["finished_at"] or 0.0) <= longest + 2 * self._settings.collect.window_s
-            ]
-        self._looked_at = {c["id"]: at for c in rows if (at := self._looked_at.get(c["id"])) is not None}
+            rows = changes.listed(db, states=["rolled_back"], purpose="change", limit=20)
         for change in rows:
-            if (
-                self._clock.monotonic() - self._looked_at.get(change["id"], float("-inf"))
-                >= self._settings.collect.window_s
-            ):
-                self._looked_at[change["id"]] = self._clock.monotonic()
+            judged_already = (change["outcome"] or {}).get("way_back") is not None
+            if not judged_already and now - (change["finished_at"] or 0.0) <= longest + 2 * width:
                 self._look(change, now, lead)
 
     def _look(self, change: changes.Row, now: float, lead: Lead) -> None:
@@ -64,29 +59,21 @@ class WayBackReview:
         endpoint, width = watched.settings, self._settings.collect.window_s
         begin = -(-(change["finished_at"] + endpoint.verify.warmup_s) // width) * width
         with self._store.read() as db:
-            newer = any(
-                c["created_at"] > change["created_at"] for c in changes.listed(db, endpoint=endpoint.name, limit=1)
-            )
-            before = judged(
-                db,
-                endpoint.name,
-                endpoint.sources,
-                change["created_at"] - endpoint.policy.evidence_s,
-                change["created_at"],
-                width,
-            )
-            left = judged(
-                db, endpoint.name, endpoint.sources, change["finished_at"] - 2 * width, change["finished_at"], width
-            )
-            after = judged(db, endpoint.name, endpoint.sources, begin, now, width)
-        if newer:  # what is seen now is another change's
-            told = {"code": "NOT_SEEN", "text": "another change began before it was judged"}
-        else:
-            whole = [w for w in after if w.coverage > 0.5]
-            if len(whole) < endpoint.verify.windows and now < begin + endpoint.verify.deadline_s:
-                return
-            found = judge_restored(before, left, whole, endpoint.wanted(), endpoint.verify.load_tolerance)
-            told = {"code": found.code, "text": found.text}
+
+            def seen(since: float, until: float) -> list[Window]:
+                return judged(db, endpoint.name, endpoint.sources, since, until, width)
+
+            (newest,) = changes.listed(db, endpoint=endpoint.name, limit=1)
+            if newest["created_at"] > change["created_at"]:  # what is seen now is another change's
+                told = {"code": "NOT_SEEN", "text": "another change began before it was judged"}
+            else:
+                whole = [w for w in seen(begin, now) if w.coverage > 0.5]
+                if len(whole) < endpoint.verify.windows and now < begin + endpoint.verify.deadline_s:
+                    return
+                before = seen(change["created_at"] - endpoint.policy.evidence_s, change["created_at"])
+                left = seen(change["finished_at"] - 2 * width, change["finished_at"])
+                found = judge_restored(before, left, whole, endpoint.wanted(), endpoint.verify.load_tolerance)
+                told = {"code": found.code, "text": found.text}
         with control.leading(self._store, lead) as db:
             changes.update(db, change["id"], outcome={**(change["outcome"] or {}), "way_back": {**told, "at": now}})
             audit.append(db, at=now, actor="flyball", action="way_back_judged", subject=change["id"], body=told)
