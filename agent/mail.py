@@ -44,7 +44,7 @@ class Mailer:
         now, sent = self._clock.now(), 0
         with self._store.read() as db:
             due = outbox.due(db, now, channel="email")
-            reports = {row["path"]: row for row in outbox.reports(db)}
+            reports = {row["path"]: row for row in outbox.reports(db)} if due else {}
         for item in due:
             row = reports.get(item["subject"])
             if row is None:  # made again since, elsewhere

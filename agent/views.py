@@ -110,6 +110,12 @@ def endpoint(store: Store, settings: Settings, name: str, now: float, span: str 
     return {"schema_version": SCHEMA_VERSION, "watched": watched, "endpoint": view}
 
 
+def series(store: Store, settings: Settings, names: Sequence[str], now: float) -> dict[str, list[View]]:
+    """By endpoint: the windows that it is judged by, as small charts draw them."""
+    with store.read() as db:
+        return {n: [point(w) for w in _recent(db, settings, settings.endpoint(n), now, 0.0)] for n in names}
+
+
 def schedule_list(store: Store, settings: Settings, now: float) -> View:
     """The schedules that are kept."""
     with store.read() as db:

@@ -75,12 +75,12 @@ def _seen(store: Any, settings: Any, now: float, name: str | None) -> dict[str, 
     from agent.overview import FleetFilter, overview
     from agent.store import recommendations
 
-    view = overview(store, settings, now, FleetFilter())
     if name is not None:
-        only = settings.model_copy(update={"endpoints": [settings.endpoint(name)]})
-        view = overview(store, only, now, FleetFilter())
+        settings = settings.model_copy(update={"endpoints": [settings.endpoint(name)]})
+    view = overview(store, settings, now, FleetFilter())
+    known = views.series(store, settings, [e["name"] for e in view["endpoints"]], now)
     for e in view["endpoints"]:
-        e["series"] = views.endpoint(store, settings, e["name"], now)["endpoint"]["series"]
+        e["series"] = known[e["name"]]
     waiting = views.recommendation_list(store, endpoint_name=name, states=recommendations.OPEN)["recommendations"]
     under_way = [c for c in views.change_list(store, endpoint_name=name)["changes"] if c["outcome"] is None]
     return {**view, "now": now, "waiting": waiting, "under_way": under_way}
